@@ -1,0 +1,206 @@
+# magicpigd. `make help` lists the targets. Everything that is built goes under $(B).
+VERSION := 0.1.0
+B       ?= build
+PREFIX  ?= /usr/local
+DESTDIR ?=
+BINDIR  := $(PREFIX)/bin
+SBINDIR := $(PREFIX)/sbin
+LIBDIR  := $(PREFIX)/lib
+INCDIR  := $(PREFIX)/include
+MANDIR  := $(PREFIX)/share/man
+SYSCONFDIR ?= /etc
+
+CC      ?= cc
+CSTD    := -std=gnu11
+WARN    := -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith -Wvla
+OPT     ?= -O2 -g
+HARDEN  := -fstack-protector-strong -fno-strict-aliasing
+CFLAGS  ?=
+CPPFLAGS += -I. -Iclient-lib/include -D_GNU_SOURCE -DMPIG_VERSION_STRING='"$(VERSION)"'
+SAN     ?=
+ALL_CFLAGS = $(CSTD) $(WARN) $(OPT) $(HARDEN) -fPIC -pthread $(SAN) $(CFLAGS)
+ALL_LDFLAGS = -pthread $(SAN) $(LDFLAGS)
+
+Q := $(if $(V),,@)
+say = $(if $(V),,@printf '  %-7s %s\n' $(1) $(2))
+
+# ---- sources, by folder: the layout is the architecture ----------------------------------------------------------------
+SHM_SRC    := $(wildcard shm/*.c)
+CLIENT_SRC := $(wildcard client-lib/src/*.c)
+CONFIG_SRC := $(wildcard config/*.c)
+DAEMON_SRC := $(filter-out daemon/main.c,$(wildcard daemon/*/*.c))
+CTL_SRC    := $(wildcard tools/magicpigctl/*.c)
+BENCH_SRC  := $(wildcard tools/magicpig-bench/*.c)
+TEST_SRC   := $(shell find tests -name 'test_*.c' 2>/dev/null)
+TESTLIB_SRC:= $(wildcard tests/lib/*.c)
+EXAMPLES   := $(wildcard client-lib/examples/*.c)
+
+obj = $(patsubst %.c,$(B)/obj/%.o,$(1))
+
+DAEMON_LIBS := -luring -lnuma -linih -lxxhash -lm
+CLIENT_LIBS := -lxxhash -lm
+TEST_LIBS   := $(shell pkg-config --libs check 2>/dev/null || echo -lcheck -lsubunit -lrt -lm)
+
+PROGRAMS := $(B)/magicpigd $(B)/magicpigctl $(B)/magicpig-bench
+LIBRARIES := $(B)/libmagicpig.so.0 $(B)/libmagicpig.so $(B)/libmagicpig.a
+TESTS := $(patsubst %.c,$(B)/%,$(TEST_SRC))
+
+.PHONY: all help demo check check-long check-asan check-tsan check-python bench install uninstall clean deps python-deps format includes
+all: deps includes $(PROGRAMS) $(LIBRARIES) $(patsubst client-lib/examples/%.c,$(B)/examples/%,$(EXAMPLES))
+.DEFAULT_GOAL := all
+
+# ---- rules -------------------------------------------------------------------------------------------------------------
+# One set of flags per ISA, by file name, so that no such instruction can leak into common code. Kernels are never
+# fused or reassociated behind our back: estimates agree to the bit between ISAs.
+$(B)/obj/daemon/kernels/%.o: OPT := -O3 -g
+$(B)/obj/daemon/kernels/%.o: ISA := -ffp-contract=off
+$(B)/obj/daemon/index/%.o: OPT := -O3 -g
+$(B)/obj/daemon/attn/%.o: OPT := -O3 -g
+ISA_avx2 := -mavx2 -mfma -mf16c
+ISA_avx512 := -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c
+ISA_avx512vnni := $(ISA_avx512) -mavx512vnni
+ISA_avx512bf16 := $(ISA_avx512) -mavx512bf16
+$(B)/obj/daemon/kernels/%_avx2.o: ISA := -ffp-contract=off $(ISA_avx2)
+$(B)/obj/daemon/kernels/%_avx512.o: ISA := -ffp-contract=off $(ISA_avx512)
+$(B)/obj/daemon/kernels/%_avx512vnni.o: ISA := -ffp-contract=off $(ISA_avx512vnni)
+$(B)/obj/daemon/kernels/%_avx512bf16.o: ISA := -ffp-contract=off $(ISA_avx512bf16)
+
+$(B)/obj/%.o: %.c
+	$(call say,CC,$<)
+	$(Q)mkdir -p $(@D)
+	$(Q)$(CC) $(CPPFLAGS) $(ALL_CFLAGS) $(ISA) $(VISIBILITY) -MMD -MP -c -o $@ $<
+
+$(B)/libdaemon.a: $(call obj,$(DAEMON_SRC) $(CONFIG_SRC) $(SHM_SRC))
+	$(call say,AR,$@)
+	$(Q)rm -f $@ && ar rcs $@ $^
+$(B)/libtest.a: $(call obj,$(TESTLIB_SRC))
+	$(Q)rm -f $@ && ar rcs $@ $^
+# One object with only the public symbols left global: a program that links the static library meets none of our names.
+$(B)/obj/client-lib/src/%.o: VISIBILITY := -fvisibility=hidden
+$(B)/obj/shm/%.o: VISIBILITY := -fvisibility=hidden
+$(B)/libmagicpig.a: $(call obj,$(CLIENT_SRC) $(SHM_SRC))
+	$(call say,AR,$@)
+	$(Q)rm -f $@ && ld -r -o $(B)/obj/libmagicpig.o $^ && objcopy --localize-hidden $(B)/obj/libmagicpig.o && ar rcs $@ $(B)/obj/libmagicpig.o
+$(B)/libmagicpig.so.0: $(call obj,$(CLIENT_SRC) $(SHM_SRC)) client-lib/libmagicpig.map
+	$(call say,LD,$@)
+	$(Q)$(CC) -shared -Wl,-soname,libmagicpig.so.0 -Wl,--version-script=client-lib/libmagicpig.map -Wl,-z,defs $(ALL_LDFLAGS) -o $@ $(filter %.o,$^) $(CLIENT_LIBS)
+$(B)/libmagicpig.so: $(B)/libmagicpig.so.0
+	$(Q)ln -sf libmagicpig.so.0 $@
+
+$(B)/magicpigd: $(call obj,daemon/main.c) $(B)/libdaemon.a
+	$(call say,LD,$@)
+	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^ $(DAEMON_LIBS)
+$(B)/magicpigctl: $(call obj,$(CTL_SRC)) $(B)/libmagicpig.a
+	$(call say,LD,$@)
+	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^ $(CLIENT_LIBS)
+$(B)/magicpig-bench: $(call obj,$(BENCH_SRC)) $(B)/libtest.a $(B)/libdaemon.a $(B)/libmagicpig.a
+	$(call say,LD,$@)
+	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $(call obj,$(BENCH_SRC)) $(B)/libtest.a $(B)/libdaemon.a $(B)/libmagicpig.a $(DAEMON_LIBS)
+$(B)/examples/%: client-lib/examples/%.c $(B)/libmagicpig.a
+	$(call say,LD,$@)
+	$(Q)mkdir -p $(@D)
+	$(Q)$(CC) -Iclient-lib/include $(CSTD) $(WARN) $(OPT) -pthread $(SAN) -o $@ $^ $(CLIENT_LIBS)
+$(B)/tests/%: $(B)/obj/tests/%.o $(B)/libtest.a $(B)/libdaemon.a $(B)/libmagicpig.a
+	$(call say,LD,$@)
+	$(Q)mkdir -p $(@D)
+	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $< $(B)/libtest.a $(B)/libdaemon.a $(B)/libmagicpig.a $(TEST_LIBS) $(DAEMON_LIBS)
+.SECONDARY:
+
+# An object is older than its flags when the compiler, the sanitizer or the version changed.
+ALL_OBJECTS := $(call obj,$(SHM_SRC) $(CLIENT_SRC) $(CONFIG_SRC) $(DAEMON_SRC) daemon/main.c $(CTL_SRC) $(BENCH_SRC) $(TESTLIB_SRC) $(TEST_SRC))
+FLAGS = $(CC) $(CPPFLAGS) $(ALL_CFLAGS) $(ALL_LDFLAGS)
+$(ALL_OBJECTS): $(B)/flags | deps
+$(B)/flags: FORCE
+	@mkdir -p $(@D)
+	@printf '%s\n' '$(subst ','\'',$(FLAGS))' | cmp -s - $@ || printf '%s\n' '$(subst ','\'',$(FLAGS))' > $@
+
+# ---- what people type --------------------------------------------------------------------------------------------------
+VENV     ?= build/venv
+# Python tests of parts that are in the tree; C tests that mean something under ThreadSanitizer.
+PYTESTS  := $(wildcard tests/python client-lib/python/tests tests/cli)
+TSAN_TESTS = $(filter $(B)/tests/shm/test_ring% $(B)/tests/engine/%,$(TESTS))
+HEADERS  := $(shell find shm client-lib config daemon tools tests -name '*.h' 2>/dev/null)
+TEST_ENV  = MAGICPIGD=$(abspath $(B))/magicpigd MAGICPIGCTL=$(abspath $(B))/magicpigctl \
+            MAGICPIG_LIBRARY=$(abspath $(B))/libmagicpig.so.0 MAGICPIG_EXAMPLES=$(abspath $(B))/examples
+TEST_LIMIT ?= $(if $(MPIG_LONG),3600,300)
+CLANG_FORMAT ?= $(or $(shell command -v clang-format),clang-format-14)
+
+.PHONY: FORCE check-c
+
+all: ## build everything (the default)
+
+help: ## this list
+	@echo 'Usage: make [TARGET] [V=1] [B=build] [CC=gcc] [PREFIX=/usr/local] [DESTDIR=]'
+	@awk -F ':[^#]*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: deps python-deps all ## a language model decodes from KV that lives in the daemon, is killed and goes on
+	@$(TEST_ENV) PYTHON=$(VENV)/bin/python tools/demo/run
+
+check: deps python-deps all $(TESTS) ## all tests, C and Python
+	@$(TEST_ENV) tools/build/run-tests --limit $(TEST_LIMIT) --pytest $(VENV)/bin/python $(PYTESTS) -- $(TESTS)
+
+check-c: deps all $(TESTS) ## the C tests only
+	@$(TEST_ENV) tools/build/run-tests --limit $(TEST_LIMIT) $(TESTS)
+
+check-python: deps python-deps all ## the Python and command line tests only
+	@$(TEST_ENV) tools/build/run-tests --pytest $(VENV)/bin/python $(PYTESTS)
+
+check-long: ## all tests in their long form (minutes to hours)
+	@$(MAKE) --no-print-directory check MPIG_LONG=1
+
+check-asan: ## the C tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	@$(MAKE) --no-print-directory check-c B=build-asan OPT='-O1 -g' SAN='-fsanitize=address,undefined -fno-sanitize-recover=undefined'
+
+# setarch: ThreadSanitizer of gcc 12 and clang 14 does not know every address layout of newer kernels.
+check-tsan: ## the ring and the engine under ThreadSanitizer
+	@$(MAKE) --no-print-directory check-tsan-run B=build-tsan OPT='-O1 -g' SAN=-fsanitize=thread
+.PHONY: check-tsan-run
+check-tsan-run: deps $(TSAN_TESTS)
+	@$(TEST_ENV) setarch -R tools/build/run-tests --limit $(TEST_LIMIT) $(TSAN_TESTS)
+
+bench: deps $(B)/magicpig-bench $(B)/magicpigd ## measure; also writes build/bench/report.json
+	@mkdir -p $(B)/bench
+	@$(TEST_ENV) $(B)/magicpig-bench --json $(B)/bench/report.json
+
+deps: ## install the Debian packages that are missing
+	@CC='$(CC)' tools/build/install-deps
+
+python-deps: ## make the Python environment in build/venv
+	@VENV='$(VENV)' tools/build/install-deps --python
+
+includes: $(HEADERS:%=$(B)/obj/%.ok) ## check the directions of includes, and that every header compiles alone
+	@tools/build/check-includes
+
+$(B)/obj/%.h.ok: %.h | deps
+	$(Q)mkdir -p $(@D)
+	$(Q)echo '#include "$<"' | $(CC) $(CPPFLAGS) $(CSTD) $(WARN) -Wno-unused-function $(ISA_$(lastword $(subst _, ,$*))) \
+		-MMD -MP -MT $@ -MF $(@:.ok=.d) -fsyntax-only -x c -
+	@touch $@
+
+install: all ## install below $(DESTDIR)$(PREFIX)
+	install -d $(addprefix $(DESTDIR),$(BINDIR) $(SBINDIR) $(LIBDIR)/pkgconfig $(INCDIR))
+	install -m 755 $(B)/magicpigd $(DESTDIR)$(SBINDIR)
+	install -m 755 $(B)/magicpigctl $(B)/magicpig-bench $(DESTDIR)$(BINDIR)
+	install -m 755 $(B)/libmagicpig.so.0 $(DESTDIR)$(LIBDIR)/libmagicpig.so.$(VERSION)
+	ln -sf libmagicpig.so.$(VERSION) $(DESTDIR)$(LIBDIR)/libmagicpig.so.0
+	ln -sf libmagicpig.so.0 $(DESTDIR)$(LIBDIR)/libmagicpig.so
+	install -m 644 $(B)/libmagicpig.a $(DESTDIR)$(LIBDIR)
+	install -m 644 client-lib/include/magicpig.h $(DESTDIR)$(INCDIR)
+	sed -e 's|@PREFIX@|$(PREFIX)|; s|@VERSION@|$(VERSION)|; s|^libdir=.*|libdir=$(LIBDIR)|; s|^includedir=.*|includedir=$(INCDIR)|' \
+		client-lib/magicpig.pc.in > $(DESTDIR)$(LIBDIR)/pkgconfig/magicpig.pc
+	$(if $(wildcard config/magicpigd.conf),install -D -m 644 config/magicpigd.conf $(DESTDIR)$(SYSCONFDIR)/magicpig/magicpigd.conf.sample)
+
+uninstall: ## remove what install has put there
+	rm -f $(addprefix $(DESTDIR)$(LIBDIR)/,libmagicpig.so.$(VERSION) libmagicpig.so.0 libmagicpig.so libmagicpig.a pkgconfig/magicpig.pc)
+	rm -f $(DESTDIR)$(SBINDIR)/magicpigd $(addprefix $(DESTDIR)$(BINDIR)/,magicpigctl magicpig-bench) $(DESTDIR)$(INCDIR)/magicpig.h
+	rm -f $(DESTDIR)$(SYSCONFDIR)/magicpig/magicpigd.conf.sample
+	-rmdir $(DESTDIR)$(SYSCONFDIR)/magicpig 2>/dev/null
+
+clean: ## remove what was built (the Python environment and the demo's model stay)
+	rm -rf build-asan build-tsan $(filter-out $(B)/venv $(B)/demo,$(wildcard $(B)/*))
+
+format: ## run clang-format over all C files
+	$(CLANG_FORMAT) -i $(sort $(HEADERS) $(wildcard shm/*.c client-lib/*/*.c config/*.c daemon/*.c daemon/*/*.c tools/*/*.c) \
+		$(shell find tests -name '*.c'))
+
+-include $(shell find $(B)/obj -name '*.d' 2>/dev/null)

@@ -1,0 +1,321 @@
+/* libmagicpig: the client of magicpigd, the daemon that owns the KV cache of long contexts in host memory.
+ *
+ * A model process keeps a small exact part of each context (the first few tokens and a recent window) and leaves the rest
+ * to the daemon. For every layer of every decode step it submits queries; the daemon samples cached rows with known
+ * probabilities, attends, and returns (out, LSE); mpig_merge() joins that with the client's exact part:
+ *
+ *     mpig_client *c;   mpig_connect(NULL, &c);
+ *     mpig_queue  *q;   mpig_queue_create(c, NULL, &q);
+ *     mpig_context *x;  mpig_context_create(c, "book", &spec, &x);           // x holds the writer lease
+ *     for each layer:   mpig_append(q, x, layer, 0, n, MPIG_F32, k, v, ...);
+ *                       mpig_commit(q, x, 0, n, token_ids, MPIG_COMMIT_SEAL);
+ *     each step, layer: mpig_attend(q, x, &attend, &result);                  // then mpig_merge with the window
+ *
+ * Conventions. Every function that can fail returns 0 (or a count) or a negative MPIG_E* code, and mpig_strerror() says
+ * what it means; mpig_last_error() adds what, where and what to do. Outputs are written only on success. Option structs
+ * begin with their size: set it with MPIG_INIT, and zero means "default" in every other field. Nothing is printed and
+ * there are no globals. Arrays are row-major; sizes are in elements unless called bytes; strings are copied.
+ *
+ * Threads. An mpig_client may be used by any thread (a lock inside guards the control socket). An mpig_queue belongs to
+ * one thread at a time; open one per thread. An mpig_context is immutable to the caller and may be used by any thread on
+ * any queue of its client. After fork() the child may only call mpig_disconnect-like functions; others return MPIG_EFORK.
+ *
+ * Reconnect. When the daemon goes away, calls in flight return MPIG_ERETRY. The next call reconnects (up to
+ * reconnect_ms), hands its queues' memory to the new daemon, and opens the same contexts again under the same handles; a
+ * context the new daemon does not have answers MPIG_ELOST from then on.
+ */
+#ifndef MAGICPIG_H
+#define MAGICPIG_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define MPIG_VERSION_MAJOR 0
+#define MPIG_VERSION_MINOR 1
+#define MPIG_VERSION_PATCH 0
+
+#if defined(__GNUC__)
+#define MPIG_API __attribute__((visibility("default")))
+#else
+#define MPIG_API
+#endif
+
+/* ---- status ------------------------------------------------------------------------------------------------------- */
+#ifndef MPIG_SHM_STATUS_H /* the daemon's tree has the same codes in shm/status.h; a test holds the two lists together */
+enum mpig_status {
+	MPIG_OK = 0,
+	MPIG_EINVAL = -1,    /* invalid argument */
+	MPIG_ENOENT = -2,    /* no such context */
+	MPIG_EEXIST = -3,    /* a context of this name exists */
+	MPIG_EACCES = -4,    /* permission denied */
+	MPIG_ENOMEM = -5,    /* out of memory in this process */
+	MPIG_ENOSPC = -6,    /* the pool is full */
+	MPIG_EQUOTA = -7,    /* over quota */
+	MPIG_EBUSY = -8,     /* another client holds the writer lease, or the object is in use */
+	MPIG_EPROTO = -9,    /* malformed message or ring entry */
+	MPIG_EVERSION = -10, /* incompatible version */
+	MPIG_ERETRY = -11,   /* the daemon went away while this was in flight; try again */
+	MPIG_ENODAEMON = -12,/* no daemon answers on the socket */
+	MPIG_ETIMEDOUT = -13,/* deadline passed */
+	MPIG_EFORK = -14,    /* this handle belongs to the parent process */
+	MPIG_ENAN = -15,     /* NaN or infinity in the input */
+	MPIG_ERANGE = -16,   /* token range or position outside the context */
+	MPIG_EAGAIN = -17,   /* nothing ready, or no room in the queue */
+	MPIG_EIO = -18,      /* input/output error */
+	MPIG_ELOST = -19,    /* the context did not survive the daemon's restart */
+	MPIG_ELEASE = -20,   /* this client does not hold the writer lease */
+	MPIG_ENOTSUP = -21,  /* not supported by this daemon or layer */
+	MPIG_ESHUTDOWN = -22,/* the daemon is shutting down, or this queue was closed */
+	MPIG_ELIMIT = -23,   /* a fixed limit of the daemon is reached */
+	MPIG_ECORRUPT = -24  /* stored data failed its checks */
+};
+#endif
+
+/* Constant text for a status code. Any thread. */
+MPIG_API const char *mpig_strerror(int status);
+/* "0.1.0". Any thread. */
+MPIG_API const char *mpig_version(void);
+
+/* ---- element types, proposals -------------------------------------------------------------------------------------- */
+#ifndef MPIG_SHM_ABI_H
+enum mpig_dtype { MPIG_F32 = 0, MPIG_BF16 = 1, MPIG_F16 = 2, MPIG_I8 = 3 };
+enum mpig_proposal {
+	MPIG_PROPOSAL_DEFAULT = 0,   /* what the layer's spec says */
+	MPIG_PROPOSAL_DENSE = 1,     /* every row: exact */
+	MPIG_PROPOSAL_SIGNATURE = 2, /* balanced codes + threshold PPS sampling */
+	MPIG_PROPOSAL_PAPER = 3,     /* SimHash tables, >= 2 collisions (arXiv 2410.16179) */
+	MPIG_PROPOSAL_TOPK = 4,      /* the largest logits, exactly: a baseline */
+	MPIG_PROPOSAL_UNIFORM = 5    /* uniform rows: a baseline */
+};
+#endif
+#ifndef MPIG_SHM_CONTROL_H
+enum mpig_layer_kind { MPIG_LAYER_GLOBAL = 0, MPIG_LAYER_SLIDING = 1, MPIG_LAYER_CHUNKED = 2 };
+#endif
+
+#define MPIG_INIT(type) {.size = sizeof(type)}
+
+typedef struct mpig_client mpig_client;
+typedef struct mpig_queue mpig_queue;
+typedef struct mpig_context mpig_context;
+
+/* ---- connection ---------------------------------------------------------------------------------------------------- */
+struct mpig_connect_options {
+	size_t size;
+	const char *socket_path; /* NULL: $MAGICPIG_SOCKET, else $XDG_RUNTIME_DIR/magicpig/magicpigd.sock if it exists,
+	                            else /run/magicpig/magicpigd.sock */
+	int timeout_ms;          /* of a control call; 0 = 5000 */
+	int reconnect_ms;        /* how long a call tries to reach a restarted daemon; 0 = 3000, -1 = never */
+};
+/* Connects. *client is owned by the caller until mpig_disconnect. options may be NULL.
+ * Errors: MPIG_ENODAEMON (nobody listens), MPIG_EACCES (socket permissions), MPIG_EVERSION, MPIG_ETIMEDOUT. */
+MPIG_API int mpig_connect(const struct mpig_connect_options *options, mpig_client **client);
+/* Closes the connection, its queues and contexts (the KV stays in the daemon). NULL is allowed. In a forked child it
+ * frees the child's copies only. All queues and contexts of the client are invalid afterwards. */
+MPIG_API void mpig_disconnect(mpig_client *client);
+/* Text of the last failed call of this thread on this client: what, where, what to do. "" if none. Valid until the
+ * thread's next call on the client. NULL: of this thread's last failed mpig_connect, which has no client yet. Any thread. */
+MPIG_API const char *mpig_last_error(mpig_client *client);
+/* Round trip over the control socket. */
+MPIG_API int mpig_ping(mpig_client *client);
+
+struct mpig_daemon_status {
+	size_t size;
+	uint64_t epoch, uptime_ns;
+	uint64_t pool_bytes, pool_used, pool_metadata;
+	uint64_t contexts, clients, queues;
+	uint64_t attends, appended_rows, commits, rows_read, bytes_read, errors;
+	uint64_t quota_bytes, quota_used; /* of the caller's uid; 0 = unlimited */
+	uint32_t workers, pid;
+	char version[32], instance[64], kernels[64], io_backend[16];
+	char pool_dir[256], config_file[256], stats_file[256];
+};
+MPIG_API int mpig_daemon_status(mpig_client *client, struct mpig_daemon_status *status);
+/* The daemon's configuration in force as "section.key = value\n" lines, into `text` (at most `bytes`, always
+ * terminated). Returns the length that was needed, without the zero. */
+MPIG_API int mpig_daemon_config(mpig_client *client, char *text, size_t bytes);
+
+/* ---- contexts ------------------------------------------------------------------------------------------------------ */
+struct mpig_layer {              /* zero = default wherever a default is named */
+	int kind;                /* enum mpig_layer_kind; only GLOBAL layers store rows */
+	int row_dtype;           /* MPIG_BF16 (also for 0), MPIG_F16, MPIG_I8 (blocks of 32 values, K centred) */
+	int query_heads, kv_heads; /* any ratio that divides */
+	int d_k, d_v;            /* 64, 80, 96, 128 or 256; d_v 0 = d_k */
+	float scale;             /* logits are scale * q.k; 0 = 1/sqrt(d_k) */
+	float softcap;           /* 0 = none */
+	float alibi_slope_base;  /* 0 = none; slope of head h is base^(h+1) */
+	int default_proposal;    /* 0 = SIGNATURE if it has one, else PAPER if it has tables, else DENSE */
+	float default_budget;    /* share of rows; 0 = .01 */
+	int signature_bits;      /* 0 = none, 1, 2 or 4 */
+	int paper_k, paper_l;    /* 0, 0 = no tables; k 1..16, l 2..512 */
+	int window;              /* SLIDING, CHUNKED: informative */
+};
+struct mpig_spec {
+	size_t size;
+	int layer_count;               /* 1..512, numbered as in the model */
+	const struct mpig_layer *layers;
+	const void *fingerprint;       /* what the KV depends on besides token ids: model, adapters, tokenizer, RoPE, inputs */
+	size_t fingerprint_bytes;      /* hashed to 32 bytes by the library */
+	unsigned mode;                 /* permission bits as of a file; 0 = 0600 */
+	uint64_t seed;                 /* of rotations and hash directions; 0 = chosen by the daemon */
+	uint64_t expected_tokens;      /* 0 = unknown; refused early if it cannot fit */
+};
+struct mpig_context_info {
+	size_t size;
+	char name[128];
+	uint8_t fingerprint[64];
+	uint64_t id, committed, indexed;
+	uint64_t rows_bytes, index_bytes, metadata_bytes, shared_bytes;
+	uint64_t created_ns, used_ns; /* CLOCK_REALTIME */
+	uint64_t parent_id, fork_tokens, matched, seed;
+	uint32_t uid, gid, mode, layer_count, global_layers, segments, signature_version, readers, writer_pid;
+};
+
+/* Creates an empty context and takes its writer lease. name: 1..127 printable bytes without '/'. *context is owned by the
+ * caller until mpig_context_close or mpig_disconnect. Errors: MPIG_EEXIST, MPIG_EINVAL (the text names field and limit),
+ * MPIG_EQUOTA, MPIG_ENOSPC. */
+MPIG_API int mpig_context_create(mpig_client *client, const char *name, const struct mpig_spec *spec, mpig_context **context);
+
+enum mpig_open_mode { MPIG_READ = 0, MPIG_WRITE = 1 };
+struct mpig_open_options {
+	size_t size;
+	int mode;                /* enum mpig_open_mode; MPIG_WRITE takes the writer lease (MPIG_EBUSY if held) */
+	const void *fingerprint; /* checked if given, as in mpig_spec; required by mpig_context_open_prefix */
+	size_t fingerprint_bytes;
+	const char *fork_name;   /* open_prefix: fork the match at the common length under this name (implies MPIG_WRITE) */
+	uint64_t min_tokens;     /* open_prefix: MPIG_ENOENT for shorter matches; 0 = 1 */
+};
+MPIG_API int mpig_context_open(mpig_client *client, const char *name, const struct mpig_open_options *options,
+                               mpig_context **context);
+/* Opens the readable context of this fingerprint with the longest common prefix of `tokens`; *matched (may be NULL) is its
+ * length. Without fork_name the context itself is opened. */
+MPIG_API int mpig_context_open_prefix(mpig_client *client, const uint32_t *tokens, uint64_t count,
+                                      const struct mpig_open_options *options, mpig_context **context, uint64_t *matched);
+/* A new context `new_name` sharing the first `tokens` committed tokens; nothing is copied; the fork's lease is taken. */
+MPIG_API int mpig_context_fork(mpig_context *context, const char *new_name, uint64_t tokens, mpig_context **fork);
+/* Gives the handle and the lease back; the context stays in the daemon. NULL is allowed. */
+MPIG_API void mpig_context_close(mpig_context *context);
+/* Removes a context by name (owner, or root). Its memory is free when its last reader has left. */
+MPIG_API int mpig_context_drop(mpig_client *client, const char *name);
+/* mode: permission bits; uid/gid UINT32_MAX = unchanged (only root may change the uid). */
+MPIG_API int mpig_context_chmod(mpig_client *client, const char *name, unsigned mode, uint32_t uid, uint32_t gid);
+MPIG_API int mpig_context_info(mpig_client *client, const char *name, struct mpig_context_info *info);
+/* The layers of a context; returns their number, copies at most `max`. */
+MPIG_API int mpig_context_layers(mpig_client *client, const char *name, struct mpig_layer *layers, int max);
+/* Fills up to `max` records from *cursor (begin with 0; opaque after that) and advances it; returns how many, 0 at the end.
+ * infos[0].size must be set: it is the stride of the array, and is written into every record. Only contexts the caller may
+ * read are listed. */
+MPIG_API int mpig_context_list(mpig_client *client, uint64_t *cursor, struct mpig_context_info *infos, int max);
+/* What the handle knows without asking the daemon. */
+MPIG_API const char *mpig_context_name(const mpig_context *context);
+MPIG_API uint64_t mpig_context_committed(const mpig_context *context); /* as of the last completion seen */
+MPIG_API uint32_t mpig_context_signature_version(const mpig_context *context);
+
+/* ---- queues -------------------------------------------------------------------------------------------------------- */
+struct mpig_queue_options {
+	size_t size;
+	unsigned entries;      /* requests in flight or answered and not yet polled, a power of two, at most 4096; 0 = 64 */
+	unsigned slots;        /* payload slots; 0 = entries */
+	size_t slot_bytes;     /* 0 = 256 KiB; rounded up to 4096. Larger appends and commits are cut by the library */
+	unsigned spin_us;      /* waiting calls spin this long before they sleep; 0 = 100 */
+	int timeout_ms;        /* of blocking calls, counted from the last piece that came back; 0 = 30000, -1 = none */
+};
+/* Errors: MPIG_EINVAL, MPIG_ELIMIT, MPIG_EQUOTA, MPIG_ENOMEM. *queue is owned by the caller until mpig_queue_destroy. */
+MPIG_API int mpig_queue_create(mpig_client *client, const struct mpig_queue_options *options, mpig_queue **queue);
+MPIG_API void mpig_queue_destroy(mpig_queue *queue);
+
+/* ---- the data path, blocking --------------------------------------------------------------------------------------- */
+struct mpig_attend {
+	size_t size;
+	int layer;
+	int proposal;                /* enum mpig_proposal */
+	int dtype;                   /* of q */
+	unsigned tokens;             /* T query tokens; 0 = 1 */
+	const void *q;               /* [T][query_heads][d_k] */
+	uint64_t begin;              /* first row; a client with sinks skips them here */
+	int64_t end;                 /* exclusive; <= 0: relative to the committed length (-window) */
+	float budget;                /* expected share of rows in (0, 1]; 0 = the layer's default */
+	uint64_t seed;               /* same seed, same rows, same bits */
+	uint64_t query_position;     /* of query token 0 (random streams, ALiBi); 0 with T = 1: the committed length */
+	int causal;                  /* nonzero: query token t sees rows < causal_base + t */
+	uint64_t causal_base;
+	float error_target;          /* eps of the adaptive budget; 0 = fixed budget */
+	float budget_floor, budget_cap; /* with error_target; 0 = .005, .08 */
+	const float *window_lse;     /* [T][query_heads] LSE of the caller's exact part, or NULL */
+	const int8_t *signature;     /* [T][query_heads][d_pad] rotated queries computed by the caller, or NULL */
+	const float *signature_scale;/* [T][query_heads] */
+	uint32_t signature_version;
+};
+struct mpig_result {             /* arrays of the caller; NULL where not wanted */
+	size_t size;
+	float *out;                  /* [T][query_heads][d_v] */
+	float *lse;                  /* [T][query_heads], natural log; -inf where no row was seen */
+	float *error_v, *error_a;    /* [T][query_heads] terms of the error, for mpig_merge (0 for exact answers) */
+	uint32_t *rows;              /* [T][query_heads] rows attended */
+	uint64_t committed, rows_read, bytes_read, service_ns; /* written */
+};
+/* Attends. The context may be open for reading. Errors: MPIG_ERANGE, MPIG_ENAN, MPIG_EINVAL, MPIG_ENOTSUP (no such index),
+ * MPIG_ERETRY, MPIG_ETIMEDOUT; MPIG_ELIMIT if T query tokens and their answers do not fit one slot (the text names the
+ * slot_bytes needed); MPIG_EAGAIN if unpolled completions hold every entry of the queue. */
+MPIG_API int mpig_attend(mpig_queue *queue, mpig_context *context, const struct mpig_attend *attend,
+                         struct mpig_result *result);
+/* Rows of one layer at position..position+count: k [count][kv_heads][d_k], v [count][kv_heads][d_v]. queries (or NULL):
+ * the layer's last R queries [R][query_heads][d_k], which set the balance when the prefill is sealed; they must fit one slot
+ * beside a row (MPIG_ELIMIT). Idempotent until committed. Needs the writer lease (MPIG_ELEASE). On failure rows from some
+ * position on are not there; append them again. */
+MPIG_API int mpig_append(mpig_queue *queue, mpig_context *context, int layer, uint64_t position, uint64_t count, int dtype,
+                         const void *k, const void *v, const void *queries, unsigned query_count);
+enum mpig_commit_flags { MPIG_COMMIT_SEAL = 1 }; /* end of a prefill: seal and index */
+/* Makes position..position+count visible and durable across a crash of either side: all global layers must hold them.
+ * MPIG_ERETRY also where the daemon that took uncommitted rows is gone: keep them until this returns 0, and append again from
+ * mpig_context_committed(). */
+MPIG_API int mpig_commit(mpig_queue *queue, mpig_context *context, uint64_t position, uint64_t count, const uint32_t *tokens,
+                         int flags);
+/* Back to `position` tokens (speculation, cropping). */
+MPIG_API int mpig_truncate(mpig_queue *queue, mpig_context *context, uint64_t position);
+/* Rows back as fp32: k [count][kv_heads][d_k], v [count][kv_heads][d_v]. */
+MPIG_API int mpig_read(mpig_queue *queue, mpig_context *context, int layer, uint64_t position, uint64_t count, float *k,
+                       float *v);
+MPIG_API int mpig_nop(mpig_queue *queue);
+
+/* ---- the data path, non-blocking ----------------------------------------------------------------------------------- */
+struct mpig_completion {
+	uint64_t user_data;
+	int status;
+};
+/* Submits; the arrays of `attend` are copied before it returns, those of `result` (and the struct) must stay valid until
+ * the completion is seen. Returns a ticket > 0, or a negative status (MPIG_EAGAIN: no room; poll first). */
+MPIG_API int64_t mpig_submit_attend(mpig_queue *queue, mpig_context *context, const struct mpig_attend *attend,
+                                    struct mpig_result *result, uint64_t user_data);
+/* As mpig_append / mpig_commit, but `count` must fit one slot (MPIG_ELIMIT). */
+MPIG_API int64_t mpig_submit_append(mpig_queue *queue, mpig_context *context, int layer, uint64_t position, uint64_t count,
+                                    int dtype, const void *k, const void *v, const void *queries, unsigned query_count,
+                                    uint64_t user_data);
+MPIG_API int64_t mpig_submit_commit(mpig_queue *queue, mpig_context *context, uint64_t position, uint64_t count,
+                                    const uint32_t *tokens, int flags, uint64_t user_data);
+MPIG_API int64_t mpig_submit_nop(mpig_queue *queue, uint64_t user_data);
+/* Takes up to `max` completions without waiting; returns how many. Never sleeps; makes no system call but where nothing has
+ * come back for a millisecond: then it asks whether the daemon lives, so that its death ends requests with MPIG_ERETRY. */
+MPIG_API int mpig_poll(mpig_queue *queue, struct mpig_completion *completions, int max);
+/* Waits until the ticket is done (spinning, then asleep) and returns its status; timeout_ms: 0 = the queue's, -1 = none. Its
+ * completion is consumed; those of other tickets stay for mpig_poll. After MPIG_ETIMEDOUT the request is still in flight. */
+MPIG_API int mpig_wait(mpig_queue *queue, int64_t ticket, int timeout_ms);
+
+/* ---- joining partial results --------------------------------------------------------------------------------------- */
+/* Merges b into a, head by head: out_a, lse_a become those of the union of the two disjoint row sets (m = max(L1, L2);
+ * out = (e^(L1-m) o1 + e^(L2-m) o2) / (e^(L1-m) + e^(L2-m))). heads = T * query_heads. Both empty: LSE -inf, out 0.
+ * Pure; any thread. */
+MPIG_API void mpig_merge(size_t heads, size_t d_v, float *out_a, float *lse_a, const float *out_b, const float *lse_b);
+/* Estimated relative error of merged outputs: for each head, partials p = 0..count-1 with out[p] [heads][d_v], lse[p],
+ * error_v[p], error_a[p] (NULL = exact) and the merged out: err = sqrt(sum_p lambda_p^2 (sqrt V_p + |out_p - out| sqrt A_p)^2)
+ * / |out|, an upper bound by Cauchy-Schwarz. err [heads]. Pure; any thread. */
+MPIG_API void mpig_merge_error(size_t heads, size_t d_v, size_t count, const float *const *out, const float *const *lse,
+                               const float *const *error_v, const float *const *error_a, const float *merged_out, float *err);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

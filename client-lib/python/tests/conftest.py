@@ -1,0 +1,22 @@
+import os
+import pathlib
+import sys
+
+import pytest
+
+TREE = pathlib.Path(__file__).resolve().parents[3]
+sys.path[:0] = [str(TREE / "client-lib" / "python"), str(TREE / "tools" / "demo"), str(pathlib.Path(__file__).parent)]
+BUILD = pathlib.Path(os.environ.get("MAGICPIG_BUILD", TREE / "build")).resolve()
+os.environ.setdefault("MAGICPIG_LIBRARY", str(BUILD / "libmagicpig.so.0"))
+
+from private_daemon import PrivateDaemon  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def daemon_socket():
+    """A private daemon for the session; its socket's path."""
+    program = BUILD / "magicpigd"
+    if not program.exists():
+        pytest.skip(f"{program} is not built")
+    with PrivateDaemon(program, instance="pytest") as daemon:
+        yield str(daemon.socket)

@@ -1,0 +1,158 @@
+// Contexts by name, whether this client has them open or not: what there is, who may use it, and removing it.
+#include "internal.h"
+
+#include <string.h>
+
+#define LIST_END UINT64_MAX // cursor after the last page
+
+static void info_from_wire(const struct mpig_wire_context *w, struct mpig_context_info *info)
+{
+	*info = (struct mpig_context_info){
+		.id = w->id,
+		.committed = w->committed,
+		.indexed = w->indexed,
+		.rows_bytes = w->rows_bytes,
+		.index_bytes = w->index_bytes,
+		.metadata_bytes = w->metadata_bytes,
+		.shared_bytes = w->shared_bytes,
+		.created_ns = w->created_ns,
+		.used_ns = w->used_ns,
+		.parent_id = w->parent_id,
+		.fork_tokens = w->fork_tokens,
+		.matched = w->matched,
+		.seed = w->seed,
+		.uid = w->uid,
+		.gid = w->gid,
+		.mode = w->mode,
+		.layer_count = w->layer_count,
+		.global_layers = w->global_layers,
+		.segments = w->segments,
+		.signature_version = w->signature_version,
+		.readers = w->readers,
+		.writer_pid = w->writer_pid,
+	};
+	memcpy(info->name, w->name, sizeof(info->name));
+	info->name[sizeof(info->name) - 1] = 0;
+	memcpy(info->fingerprint, w->fingerprint, sizeof(info->fingerprint));
+}
+
+// A request that names a context. Lock held.
+static int named_call(mpig_client *c, uint16_t op, const char *name, struct mpig_ctl_open *request, size_t reply_min)
+{
+	memcpy(request->name, name, strlen(name));
+	return client_call(c, op, request, sizeof(*request), -1, reply_min, NULL);
+}
+
+int mpig_context_drop(mpig_client *c, const char *name)
+{
+	if (client_forked(c))
+		return MPIG_EFORK;
+	int rc = name_check(c, "name", name);
+	if (rc)
+		return rc;
+	struct mpig_ctl_open request = {0};
+	pthread_mutex_lock(&c->lock);
+	rc = named_call(c, MPIG_CTL_DROP, name, &request, sizeof(struct mpig_control_header));
+	pthread_mutex_unlock(&c->lock);
+	return rc;
+}
+
+int mpig_context_chmod(mpig_client *c, const char *name, unsigned mode, uint32_t uid, uint32_t gid)
+{
+	if (client_forked(c))
+		return MPIG_EFORK;
+	int rc = name_check(c, "name", name);
+	if (rc)
+		return rc;
+	if (mode & ~0666u)
+		return error_set(c, MPIG_EINVAL, "mode = 0%o: only read and write bits (0666)", mode);
+	struct mpig_ctl_open request = {.mode = mode, .uid = uid, .gid = gid};
+	pthread_mutex_lock(&c->lock);
+	rc = named_call(c, MPIG_CTL_CHMOD, name, &request, sizeof(struct mpig_control_header));
+	pthread_mutex_unlock(&c->lock);
+	return rc;
+}
+
+int mpig_context_info(mpig_client *c, const char *name, struct mpig_context_info *info)
+{
+	if (client_forked(c))
+		return MPIG_EFORK;
+	int rc = name_check(c, "name", name);
+	if (rc)
+		return rc;
+	if (!info)
+		return error_set(c, MPIG_EINVAL, "info is NULL");
+	struct mpig_ctl_open request = {0};
+	pthread_mutex_lock(&c->lock);
+	rc = named_call(c, MPIG_CTL_SHOW, name, &request, sizeof(struct mpig_ctl_context_reply));
+	if (rc == MPIG_OK) {
+		struct mpig_context_info known;
+		info_from_wire(&((const struct mpig_ctl_context_reply *)(const void *)c->reply)->context, &known);
+		rc = options_return(c, "mpig_context_info", info, &known, sizeof(known));
+	}
+	pthread_mutex_unlock(&c->lock);
+	return rc;
+}
+
+int mpig_context_layers(mpig_client *c, const char *name, struct mpig_layer *layers, int max)
+{
+	if (client_forked(c))
+		return MPIG_EFORK;
+	int rc = name_check(c, "name", name);
+	if (rc)
+		return rc;
+	if (max < 0 || (max > 0 && !layers))
+		return error_set(c, MPIG_EINVAL, "max = %d: must not be negative, and layers not NULL", max);
+	struct mpig_ctl_open request = {0};
+	pthread_mutex_lock(&c->lock);
+	rc = named_call(c, MPIG_CTL_SHOW, name, &request, sizeof(struct mpig_ctl_context_reply));
+	if (rc == MPIG_OK) {
+		const struct mpig_wire_layer *wire;
+		uint32_t count;
+		rc = reply_layers(c, &wire, &count);
+		for (uint32_t i = 0; rc == MPIG_OK && i < count && i < (uint32_t)max; i++)
+			layer_from_wire(&wire[i], &layers[i]);
+		rc = rc ? rc : (int)count;
+	}
+	pthread_mutex_unlock(&c->lock);
+	return rc;
+}
+
+// A page of the daemon may hold more than the caller takes; its cursor is the id after which to go on.
+static int take_page(mpig_client *c, uint64_t *cursor, struct mpig_context_info *infos, uint32_t max)
+{
+	const struct mpig_ctl_list *page = (const void *)c->reply;
+	const struct mpig_wire_context *w = (const void *)(page + 1);
+	if (page->count > MPIG_LIST_PAGE || c->reply_bytes < sizeof(*page) + page->count * sizeof(*w))
+		return error_set(c, MPIG_EPROTO, "a list of %u contexts in %u bytes", page->count, c->reply_bytes);
+	uint32_t n = page->count < max ? page->count : max;
+	size_t stride = infos->size; // the caller's records may be of another age than ours
+	for (uint32_t i = 0; i < n; i++) {
+		struct mpig_context_info known;
+		uint8_t *place = (uint8_t *)infos + i * stride;
+		info_from_wire(&w[i], &known);
+		memcpy(place, &stride, sizeof(stride));
+		int rc = options_return(c, "mpig_context_info", place, &known, sizeof(known));
+		if (rc)
+			return rc;
+	}
+	*cursor = n < page->count ? w[n - 1].id : page->cursor ? page->cursor : LIST_END;
+	return (int)n;
+}
+
+int mpig_context_list(mpig_client *c, uint64_t *cursor, struct mpig_context_info *infos, int max)
+{
+	if (client_forked(c))
+		return MPIG_EFORK;
+	if (!cursor || !infos || max < 1)
+		return error_set(c, MPIG_EINVAL, "max = %d: must be at least 1, with cursor and infos not NULL", max);
+	if (*cursor == LIST_END)
+		return 0;
+	struct mpig_ctl_list request = {.cursor = *cursor};
+	pthread_mutex_lock(&c->lock);
+	int rc = client_call(c, MPIG_CTL_LIST, &request, sizeof(request), -1, sizeof(request), NULL);
+	if (rc == MPIG_OK)
+		rc = take_page(c, cursor, infos, (uint32_t)max);
+	pthread_mutex_unlock(&c->lock);
+	return rc;
+}

@@ -1,0 +1,305 @@
+#include "config/options.h"
+
+#include <ini.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "config/value.h"
+
+#define AT(member) offsetof(struct options, member), sizeof(((struct options *)0)->member)
+
+// The table. Rows of a section stay together.
+static const struct option table[] = {
+	{"daemon", "instance", OPTION_NAME, AT(daemon.instance), "default", 0, 0, false,
+	 "Name of this daemon: in its log, its statistics file and its pool's default directory."},
+	{"daemon", "socket", OPTION_PATH, AT(daemon.socket), "", 0, 0, false,
+	 "Control socket. Empty: $XDG_RUNTIME_DIR/magicpig/magicpigd.sock, or /run/magicpig/magicpigd.sock for root."},
+	{"daemon", "socket_mode", OPTION_MODE, AT(daemon.socket_mode), "0660", 0, 0777, false, "Permissions of the socket: who may connect."},
+	{"daemon", "socket_group", OPTION_NAME, AT(daemon.socket_group), "", 0, 0, false,
+	 "Group of the socket and of the statistics file. Empty: the daemon's."},
+	{"daemon", "log_level", OPTION_LEVEL, AT(daemon.log_level), "info", 0, 0, true, "Least important lines that are logged."},
+	{"daemon", "stats", OPTION_PATH_OR_NONE, AT(daemon.stats), "", 0, 0, false,
+	 "Statistics file. Empty: INSTANCE.stats beside the socket; none: no file."},
+	{"pool", "dir", OPTION_PATH, AT(pool.dir), "", 0, 0, false,
+	 "Directory of the pool, on tmpfs or hugetlbfs. Empty: /dev/shm/magicpig-INSTANCE."},
+	{"pool", "size", OPTION_SIZE, AT(pool.size), "0", 0, (double)(UINT64_C(1) << 50), false,
+	 "Memory for contexts. 0: half of what is available at start."},
+	{"pool", "lock_memory", OPTION_BOOL, AT(pool.lock_memory), "no", 0, 0, false, "Keep the pool from being swapped out (needs RLIMIT_MEMLOCK)."},
+	{"pool", "huge_pages", OPTION_BOOL, AT(pool.huge_pages), "yes", 0, 0, false, "Ask for 2 MiB pages where the kernel can give them."},
+	{"workers", "count", OPTION_COUNT, AT(workers.count), "0", 0, 256, false, "Worker threads. 0: one per CPU in cpus."},
+	{"workers", "cpus", OPTION_CPUS, AT(workers.cpus), "", 0, 0, false,
+	 "CPUs the workers are pinned to. Empty: one per core, with the first core left to the clients."},
+	{"workers", "spin_us", OPTION_DURATION, AT(workers.spin_ns), "200us", 0, 1e10, false,
+	 "How long a worker looks for more work before it sleeps."},
+	{"engine", "default_budget", OPTION_SHARE, AT(engine.default_budget), "0.01", 1e-6, 1, false,
+	 "Share of rows read where neither request nor layer says."},
+	{"engine", "cpu_mask", OPTION_NAME, AT(engine.cpu_mask), "", 0, 0, false,
+	 "Instruction sets allowed, e.g. c or avx2 or all. Empty: $MAGICPIG_CPU_MASK, else all."},
+	{"limits", "bytes_per_uid", OPTION_SIZE, AT(limits.bytes_per_uid), "0", 0, (double)(UINT64_C(1) << 50), false,
+	 "Pool bytes one user may hold. 0: no limit."},
+	{"limits", "contexts_per_uid", OPTION_COUNT, AT(limits.contexts_per_uid), "0", 0, 1e9, false, "Contexts one user may own. 0: no limit."},
+	{"limits", "clients_per_uid", OPTION_COUNT, AT(limits.clients_per_uid), "64", 1, 1024, false, "Connections of one user."},
+	{"limits", "queues_per_uid", OPTION_COUNT, AT(limits.queues_per_uid), "256", 1, 1024, false, "Queues of one user."},
+	{"limits", "region_bytes_per_uid", OPTION_SIZE, AT(limits.region_bytes_per_uid), "4G", 4096, (double)(UINT64_C(1) << 40), false,
+	 "Memory of one user's queues; it counts as the daemon's."},
+	{"limits", "attend_max_tokens", OPTION_COUNT, AT(limits.attend_max_tokens), "4096", 1, 4096, false, "Query tokens of one request."},
+};
+#define OPTIONS (sizeof table / sizeof table[0])
+
+static void *value_of(struct options *o, const struct option *option)
+{
+	return (char *)o + option->offset;
+}
+
+static const void *value_in(const struct options *o, const struct option *option)
+{
+	return (const char *)o + option->offset;
+}
+
+void options_defaults(struct options *o)
+{
+	memset(o, 0, sizeof *o);
+	for (size_t i = 0; i < OPTIONS; i++) {
+		char what[OPTION_TEXT_BYTES];
+		if (!option_parse(&table[i], table[i].fallback, value_of(o, &table[i]), what))
+			abort(); // a default that is not allowed is an error in the table above
+	}
+}
+
+static const struct option *find(const char *section, const char *key, bool *section_known)
+{
+	*section_known = false;
+	for (size_t i = 0; i < OPTIONS; i++) {
+		if (strcmp(table[i].section, section) != 0)
+			continue;
+		*section_known = true;
+		if (strcmp(table[i].key, key) == 0)
+			return &table[i];
+	}
+	return NULL;
+}
+
+static void list_names(const char *section, char *text, size_t bytes)
+{
+	size_t used = 0;
+	text[0] = '\0';
+	const char *last = "";
+	for (size_t i = 0; i < OPTIONS; i++) {
+		if (section ? strcmp(table[i].section, section) != 0 : strcmp(table[i].section, last) == 0)
+			continue;
+		last = table[i].section;
+		int n = snprintf(text + used, bytes - used, "%s%s", used ? ", " : "", section ? table[i].key : table[i].section);
+		if (n < 0 || (size_t)n >= bytes - used)
+			return;
+		used += (size_t)n;
+	}
+}
+
+int options_set(struct options *o, const char *where, const char *section, const char *key, const char *value, char *why)
+{
+	bool section_known;
+	const struct option *option = find(section, key, &section_known);
+	if (!option) {
+		char names[OPTION_TEXT_BYTES];
+		list_names(section_known ? section : NULL, names, sizeof names);
+		if (section_known)
+			snprintf(why, OPTIONS_WHY_BYTES, "%s: unknown key '%.64s' in [%s]; allowed: %s", where, key, section, names);
+		else
+			snprintf(why, OPTIONS_WHY_BYTES, "%s: unknown section [%.64s] (key '%.64s'); allowed: %s", where, section, key, names);
+		return -1;
+	}
+	char what[OPTION_TEXT_BYTES];
+	if (!option_parse(option, value, value_of(o, option), what)) {
+		snprintf(why, OPTIONS_WHY_BYTES, "%s: %s.%s = %.64s: %s", where, section, key, value, what);
+		return -1;
+	}
+	return 0;
+}
+
+int options_set_text(struct options *o, const char *assignment, char *why)
+{
+	char section[OPTIONS_NAME_BYTES], key[OPTIONS_NAME_BYTES];
+	const char *dot = strchr(assignment, '.'), *equals = strchr(assignment, '=');
+	if (!dot || !equals || dot > equals || dot == assignment || equals == dot + 1 || (size_t)(dot - assignment) >= sizeof section ||
+	    (size_t)(equals - dot) > sizeof key) {
+		snprintf(why, OPTIONS_WHY_BYTES, "command line: '%.64s' is not section.key=value", assignment);
+		return -1;
+	}
+	snprintf(section, sizeof section, "%.*s", (int)(dot - assignment), assignment);
+	snprintf(key, sizeof key, "%.*s", (int)(equals - dot - 1), dot + 1);
+	return options_set(o, "command line", section, key, equals + 1, why);
+}
+
+// ---- the file --------------------------------------------------------------------------------------------------------
+struct reading {
+	struct options *options;
+	FILE *stream;
+	const char *name;
+	char *why;
+	unsigned line;
+	bool failed;
+};
+
+// One line for inih, without leading blanks (inih would take an indented line for a continuation of the value before).
+static char *read_line(char *line, int bytes, void *arg)
+{
+	struct reading *r = arg;
+	if (r->failed || bytes < 2 || !fgets(line, bytes, r->stream))
+		return NULL;
+	r->line++;
+	size_t n = strlen(line);
+	if (n + 1 == (size_t)bytes && line[n - 1] != '\n' && !feof(r->stream)) {
+		snprintf(r->why, OPTIONS_WHY_BYTES, "%s:%u: line longer than %d bytes", r->name, r->line, bytes - 2);
+		r->failed = true;
+		return NULL;
+	}
+	size_t blank = strspn(line, " \t");
+	memmove(line, line + blank, n - blank + 1);
+	return line;
+}
+
+static int set_line(void *arg, const char *section, const char *key, const char *value)
+{
+	struct reading *r = arg;
+	char where[OPTIONS_PATH_BYTES + 16];
+	snprintf(where, sizeof where, "%s:%u", r->name, r->line);
+	if (!r->failed && options_set(r->options, where, section, key, value, r->why) != 0)
+		r->failed = true;
+	return !r->failed;
+}
+
+int options_read_stream(struct options *o, FILE *stream, const char *name, char *why)
+{
+	struct reading r = {.options = o, .stream = stream, .name = name, .why = why};
+	int line = ini_parse_stream(read_line, &r, set_line, &r);
+	// inih goes on after a line it does not understand: the first fault in the file is the one to name.
+	if (line > 0 && (!r.failed || (unsigned)line < r.line)) {
+		snprintf(why, OPTIONS_WHY_BYTES, "%s:%d: neither [section] nor key = value", name, line);
+		return -1;
+	}
+	if (r.failed)
+		return -1;
+	if (ferror(stream)) {
+		snprintf(why, OPTIONS_WHY_BYTES, "%s: cannot read it: %m", name);
+		return -1;
+	}
+	return 0;
+}
+
+int options_read_file(struct options *o, const char *path, char *why)
+{
+	FILE *stream = fopen(path, "re");
+	if (!stream) {
+		snprintf(why, OPTIONS_WHY_BYTES, "%s: cannot open the configuration: %m", path);
+		return -1;
+	}
+	snprintf(o->config_file, sizeof o->config_file, "%s", path);
+	int status = options_read_stream(o, stream, path, why);
+	fclose(stream);
+	return status;
+}
+
+// ---- what depends on other options -----------------------------------------------------------------------------------
+static int resolve_socket(struct options *o, char *why)
+{
+	if (o->daemon.socket[0])
+		return 0;
+	const char *runtime = getenv("XDG_RUNTIME_DIR");
+	int n;
+	if (geteuid() == 0)
+		n = snprintf(o->daemon.socket, sizeof o->daemon.socket, "/run/magicpig/magicpigd.sock");
+	else if (runtime && runtime[0] == '/')
+		n = snprintf(o->daemon.socket, sizeof o->daemon.socket, "%s/magicpig/magicpigd.sock", runtime);
+	else {
+		snprintf(why, OPTIONS_WHY_BYTES, "no place for the control socket: XDG_RUNTIME_DIR is not set; set it, or give daemon.socket");
+		return -1;
+	}
+	if (n < 0 || (size_t)n >= sizeof o->daemon.socket) {
+		snprintf(why, OPTIONS_WHY_BYTES, "XDG_RUNTIME_DIR is too long for a socket (at most %zu bytes in all); give daemon.socket",
+		         sizeof o->daemon.socket - 1);
+		return -1;
+	}
+	return 0;
+}
+
+static int resolve_stats(struct options *o, char *why)
+{
+	if (o->daemon.stats[0])
+		return 0;
+	const char *slash = strrchr(o->daemon.socket, '/');
+	int dir = slash ? (int)(slash - o->daemon.socket) + 1 : 0;
+	int n = snprintf(o->daemon.stats, sizeof o->daemon.stats, "%.*s%s.stats", dir, o->daemon.socket, o->daemon.instance);
+	if (n < 0 || (size_t)n >= sizeof o->daemon.stats) {
+		snprintf(why, OPTIONS_WHY_BYTES, "the path of the statistics file is too long; give daemon.stats");
+		return -1;
+	}
+	return 0;
+}
+
+int options_resolve(struct options *o, char *why)
+{
+	if (!o->daemon.instance[0]) {
+		snprintf(why, OPTIONS_WHY_BYTES, "daemon.instance is empty; give the daemon a name");
+		return -1;
+	}
+	if (resolve_socket(o, why) != 0 || resolve_stats(o, why) != 0)
+		return -1;
+	if (!o->pool.dir[0])
+		snprintf(o->pool.dir, sizeof o->pool.dir, "/dev/shm/magicpig-%s", o->daemon.instance);
+	const char *mask = getenv("MAGICPIG_CPU_MASK");
+	if (!o->engine.cpu_mask[0])
+		snprintf(o->engine.cpu_mask, sizeof o->engine.cpu_mask, "%s", mask && *mask ? mask : "all");
+	return 0;
+}
+
+// ---- printing --------------------------------------------------------------------------------------------------------
+size_t options_format(const struct options *o, char *text, size_t bytes)
+{
+	size_t used = 0;
+	if (bytes)
+		text[0] = '\0';
+	for (size_t i = 0; i < OPTIONS; i++) {
+		char value[OPTION_TEXT_BYTES];
+		option_format(&table[i], value_in(o, &table[i]), value, sizeof value);
+		size_t room = used < bytes ? bytes - used : 0;
+		int n = snprintf(room ? text + used : NULL, room, "%s.%s = %s\n", table[i].section, table[i].key, value);
+		used += n < 0 ? 0 : (size_t)n;
+	}
+	return used;
+}
+
+void options_print_sample(FILE *out)
+{
+	fprintf(out, "# magicpigd.conf: every option with its default. This file is the output of `magicpigd --print-config`.\n");
+	fprintf(out, "# Sizes take K, M, G, T (powers of 1024); durations us, ms, s. The command line's --section.key=value comes after this file.\n");
+	const char *last = "";
+	for (size_t i = 0; i < OPTIONS; i++) {
+		char allowed[OPTION_TEXT_BYTES];
+		option_describe(&table[i], allowed, sizeof allowed);
+		if (strcmp(last, table[i].section) != 0)
+			fprintf(out, "\n[%s]\n", table[i].section);
+		last = table[i].section;
+		fprintf(out, "# %s\n# %s%s\n#%s = %s\n", table[i].help, allowed, table[i].live ? "; can change while running (SIGHUP)" : "",
+		        table[i].key, table[i].fallback);
+	}
+}
+
+void options_print_help(FILE *out)
+{
+	for (size_t i = 0; i < OPTIONS; i++) {
+		char name[64], allowed[OPTION_TEXT_BYTES];
+		snprintf(name, sizeof name, "--%s.%s=%s", table[i].section, table[i].key, table[i].fallback);
+		option_describe(&table[i], allowed, sizeof allowed);
+		fprintf(out, "  %-38s %s\n  %-38s (%s)\n", name, table[i].help, "", allowed);
+	}
+}
+
+void options_changed_fixed(const struct options *a, const struct options *b, char *text, size_t bytes)
+{
+	size_t used = 0;
+	text[0] = '\0';
+	for (size_t i = 0; i < OPTIONS && used < bytes; i++)
+		if (!table[i].live && memcmp(value_in(a, &table[i]), value_in(b, &table[i]), table[i].bytes) != 0)
+			used += (size_t)snprintf(text + used, bytes - used, "%s%s.%s", used ? ", " : "", table[i].section, table[i].key);
+}

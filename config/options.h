@@ -1,0 +1,77 @@
+// The daemon's configuration: one table (options.c) says for every option its section, key, type, default, limits and help. The INI
+// parser, --help, --print-config, --set, CONFIG_GET and the sample file are all made from it.
+//
+// Values as text:
+//   size      bytes, or with K, M, G or T (powers of 1024); 0 where the help says what 0 means
+//   duration  a number with us, ms or s; a bare number is microseconds
+//   share     a decimal fraction
+//   list      CPUs, "0-3,6"
+//   mode      octal permission bits
+//   bool      yes/no, true/false, on/off, 1/0
+#ifndef MPIG_CONFIG_OPTIONS_H
+#define MPIG_CONFIG_OPTIONS_H
+
+#include <sched.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#define OPTIONS_PATH_BYTES 256
+#define OPTIONS_SOCKET_BYTES 108 // sun_path
+#define OPTIONS_NAME_BYTES 64
+#define OPTIONS_WHY_BYTES 512
+
+struct options {
+	struct {
+		char instance[OPTIONS_NAME_BYTES];
+		char socket[OPTIONS_SOCKET_BYTES]; // "" until options_resolve
+		uint32_t socket_mode;
+		char socket_group[OPTIONS_NAME_BYTES]; // "" = the process's
+		int log_level;                         // enum log_level
+		char stats[OPTIONS_PATH_BYTES];        // "" until options_resolve; "none"
+	} daemon;
+	struct {
+		char dir[OPTIONS_PATH_BYTES]; // "" until options_resolve
+		uint64_t size;                // bytes; 0 = half of MemAvailable
+		bool lock_memory, huge_pages;
+	} pool;
+	struct {
+		uint32_t count; // 0 = one per CPU of `cpus`
+		cpu_set_t cpus; // empty = one per core, the first core left to the clients
+		uint64_t spin_ns;
+	} workers;
+	struct {
+		float default_budget;
+		char cpu_mask[OPTIONS_NAME_BYTES];
+	} engine;
+	struct {
+		uint64_t bytes_per_uid;
+		uint32_t contexts_per_uid, clients_per_uid, queues_per_uid;
+		uint64_t region_bytes_per_uid;
+		uint32_t attend_max_tokens;
+	} limits;
+	char config_file[OPTIONS_PATH_BYTES]; // as given; "" without one
+};
+
+// Every option at its default.
+void options_defaults(struct options *o);
+// Reads an INI file over what is in *o. 0 or -1; `why` (OPTIONS_WHY_BYTES) then says "FILE:LINE: section.key = value: what is allowed".
+int options_read_file(struct options *o, const char *path, char *why);
+int options_read_stream(struct options *o, FILE *stream, const char *name, char *why);
+// One option: "section.key=value" (as on the command line), or its parts. `where` begins the error text.
+int options_set_text(struct options *o, const char *assignment, char *why);
+int options_set(struct options *o, const char *where, const char *section, const char *key, const char *value, char *why);
+// Fills in what depends on other options and on the environment: socket, statistics file, pool directory, CPU mask. -1: see why.
+int options_resolve(struct options *o, char *why);
+
+// Values in force as "section.key = value\n" lines. Returns the length needed without the zero; writes at most `bytes`, terminated.
+size_t options_format(const struct options *o, char *text, size_t bytes);
+// The sample file: every option with its help, type, limits and default, commented out.
+void options_print_sample(FILE *out);
+// The same as a table for --help.
+void options_print_help(FILE *out);
+// Names ("section.key") of the options that differ between two sets but cannot change while the daemon runs, comma-separated; "" if none.
+void options_changed_fixed(const struct options *a, const struct options *b, char *text, size_t bytes);
+
+#endif

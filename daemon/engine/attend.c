@@ -1,0 +1,307 @@
+// Plans an ATTEND from a checked request, and turns its units' partial results into the answer.
+#include "daemon/engine/attend.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const uint64_t MAX_JOB_BYTES = UINT64_C(4) << 30;
+
+static int check_request(struct job *j, const struct layer *layer)
+{
+	const struct mpig_sqe *e = &j->request.entry;
+	const struct mpig_slot_header *h = &j->request.slot;
+	struct attend *a = &j->attend;
+	if (!e->count || e->count > MPIG_MAX_QUERY_TOKENS)
+		return job_fail(j, MPIG_EINVAL, "query tokens %u not in 1..%u", e->count, MPIG_MAX_QUERY_TOKENS);
+	if (e->dtype != MPIG_F32 && e->dtype != MPIG_BF16 && e->dtype != MPIG_F16)
+		return job_fail(j, MPIG_EINVAL, "dtype %u of q is not fp32, bf16 or fp16", e->dtype);
+	if (e->proposal >= MPIG_PROPOSAL_COUNT)
+		return job_fail(j, MPIG_EINVAL, "proposal %u not in 0..%u", e->proposal, MPIG_PROPOSAL_COUNT - 1);
+	if (!isfinite(e->budget) || e->budget < 0 || e->budget > 1)
+		return job_fail(j, MPIG_EINVAL, "budget %g is not a share of rows in (0, 1]", (double)e->budget);
+	if (!isfinite(h->error_target) || h->error_target < 0 || h->error_target > 1)
+		return job_fail(j, MPIG_EINVAL, "error_target %g not in [0, 1]", (double)h->error_target);
+	if (!(h->budget_floor >= 0 && h->budget_floor <= 1 && h->budget_cap >= 0 && h->budget_cap <= 1))
+		return job_fail(j, MPIG_EINVAL, "budget_floor %g or budget_cap %g not in [0, 1]", (double)h->budget_floor,
+		                (double)h->budget_cap);
+	if (h->present & ~(uint32_t)(MPIG_HAS_WINDOW_LSE | MPIG_HAS_SIGNATURE))
+		return job_fail(j, MPIG_EPROTO, "present 0x%x has bits that ATTEND does not know", h->present);
+	a->layout = mpig_attend_layout(&layer->shape, e->count, e->dtype, h->present);
+	if (!j->request.payload_in || a->layout.bytes > j->request.slot_bytes)
+		return job_fail(j, MPIG_EINVAL, "the payload needs %llu bytes, the slot has %llu", (unsigned long long)a->layout.bytes,
+		                (unsigned long long)j->request.slot_bytes);
+	a->proposal = e->proposal ? e->proposal : layer->wire.default_proposal;
+	if (a->proposal == MPIG_PROPOSAL_SIGNATURE && !layer->wire.signature_bits)
+		return job_fail(j, MPIG_ENOTSUP, "layer %u has no signature index (signature_bits is 0)", e->layer);
+	if (a->proposal == MPIG_PROPOSAL_PAPER && !layer->wire.paper_l)
+		return job_fail(j, MPIG_ENOTSUP, "layer %u has no SimHash tables (paper_l is 0)", e->layer);
+	float fallback = layer->wire.default_budget > 0 ? layer->wire.default_budget : j->engine->default_budget;
+	a->budget = e->budget > 0 ? e->budget : fallback;
+	a->error_target = h->error_target;
+	a->budget_floor = h->budget_floor > 0 ? h->budget_floor : .005f;
+	a->budget_cap = h->budget_cap > 0 ? h->budget_cap : .08f;
+	if (a->budget_cap < a->budget_floor)
+		return job_fail(j, MPIG_EINVAL, "budget_cap %g is below budget_floor %g", (double)a->budget_cap, (double)a->budget_floor);
+	return 0;
+}
+
+// The token range: [begin, end), where a relative end that falls before begin is an empty range, not an error: a context that is
+// shorter than the client's window.
+static int resolve_range(struct job *j, uint64_t *begin, uint64_t *end)
+{
+	const struct mpig_sqe *e = &j->request.entry;
+	uint64_t committed = context_committed(j->request.context);
+	*begin = e->begin;
+	if (e->flags & MPIG_SQE_END_RELATIVE) {
+		if (e->end > 0)
+			return job_fail(j, MPIG_ERANGE, "relative end %lld is after the committed tokens", (long long)e->end);
+		uint64_t back = (uint64_t)0 - (uint64_t)e->end;
+		*end = back > committed ? 0 : committed - back;
+		if (*begin > *end)
+			*begin = *end;
+		return 0;
+	}
+	if (e->end < 0 || (uint64_t)e->end > committed || *begin > (uint64_t)e->end)
+		return job_fail(j, MPIG_ERANGE, "range %llu..%lld is not inside the %llu committed tokens", (unsigned long long)*begin,
+		                (long long)e->end, (unsigned long long)committed);
+	*end = (uint64_t)e->end;
+	return 0;
+}
+
+static void set_limits(struct job *j)
+{
+	struct attend *a = &j->attend;
+	for (uint32_t t = 0; t < a->tokens; t++) {
+		uint64_t limit = a->view.end;
+		uint64_t seen;
+		if ((j->request.entry.flags & MPIG_SQE_CAUSAL) && !__builtin_add_overflow(j->request.slot.causal_base, t, &seen) &&
+		    seen < limit)
+			limit = seen;
+		a->limit[t] = limit;
+	}
+}
+
+// [T][query heads] of the payload to [KV head][t][j].
+static int copy_queries(struct job *j, struct engine_scratch *scratch)
+{
+	struct attend *a = &j->attend;
+	const struct mpig_layer_shape *s = &a->layer->shape;
+	const uint8_t *slot = j->request.payload_in;
+	size_t n = (size_t)a->tokens * s->query_heads, d = s->d_k;
+	float *flat = scratch_get(scratch, n * d * sizeof(float));
+	if (!flat)
+		return job_fail(j, MPIG_ENOMEM, "no memory for %zu query heads", n);
+	if (!payload_to_f32(slot + a->layout.q, j->request.entry.dtype, n * d, flat))
+		return job_fail(j, MPIG_ENAN, "q of layer %u holds NaN or infinity", j->request.entry.layer);
+	for (uint32_t g = 0; g < s->kv_heads; g++)
+		for (uint32_t r = 0; r < a->queries; r++) {
+			size_t from = (size_t)attend_token(a, r) * s->query_heads + attend_head(a, g, r), to = (size_t)g * a->queries + r;
+			memcpy(a->q + to * d, flat + from * d, d * sizeof(float));
+			if (a->window_lse) {
+				memcpy(&a->window_lse[to], slot + a->layout.window_lse + from * 4, 4);
+				if (isnan(a->window_lse[to]))
+					return job_fail(j, MPIG_ENAN, "the window LSE of layer %u holds NaN", j->request.entry.layer);
+			}
+			if (a->client_signature) {
+				size_t p = a->layer->d_pad;
+				float scale;
+				memcpy(a->signature + to * p, slot + a->layout.signature + from * p, p);
+				memcpy(&scale, slot + a->layout.signature_scale + from * 4, 4);
+				if (!isfinite(scale))
+					return job_fail(j, MPIG_ENAN, "a signature scale of layer %u is not finite", j->request.entry.layer);
+				a->sig[to].factor = scale;
+			}
+		}
+	return 0;
+}
+
+// Spans of the view that no SimHash table covers are units of their own after the tables.
+static void list_uncovered(struct attend *a)
+{
+	const struct strip_view *strip = a->view.strip;
+	for (uint32_t i = 0; i < a->view.span_count; i++)
+		if (strip->spans[i].table == UINT32_MAX)
+			a->dense_span[a->dense_spans++] = i;
+}
+
+static void carve_arrays(struct job *j, struct carve *c)
+{
+	struct attend *a = &j->attend;
+	const struct mpig_layer_shape *s = &a->layer->shape;
+	uint64_t all = (uint64_t)s->kv_heads * a->queries;
+	bool signature = a->proposal == MPIG_PROPOSAL_SIGNATURE;
+	a->q = carve(c, all * s->d_k, sizeof(float));
+	a->limit = carve(c, a->tokens, sizeof(uint64_t));
+	a->window_lse = j->request.slot.present & MPIG_HAS_WINDOW_LSE ? carve(c, all, sizeof(float)) : NULL;
+	if (signature) {
+		a->signs = carve(c, 3 * a->layer->d_pad, sizeof(float));
+		a->signature = carve(c, all, a->layer->d_pad);
+		a->sig = carve(c, all, sizeof(struct sig_query));
+	}
+	if (a->proposal == MPIG_PROPOSAL_PAPER) {
+		a->bucket = carve(c, all, a->layer->wire.paper_l * sizeof(uint16_t));
+		a->dense_span = carve(c, a->view.span_count, sizeof(uint32_t));
+	}
+	if (a->proposal == MPIG_PROPOSAL_TOPK) {
+		a->score = carve(c, all * (a->view.end - a->view.begin), sizeof(float));
+		a->threshold = carve(c, all, sizeof(float));
+	}
+	a->partial = carve(c, all * a->main_units, a->partial_bytes);
+}
+
+static int lay_out(struct job *j)
+{
+	struct attend *a = &j->attend;
+	a->partial_bytes = (attn_partial_bytes(a->layer->shape.d_v) + 63) & ~(size_t)63;
+	a->main_units = a->view.span_count;
+	if (a->proposal == MPIG_PROPOSAL_PAPER) {
+		a->main_units = a->view.table_count;
+		for (uint32_t i = 0; i < a->view.span_count; i++)
+			a->main_units += a->view.strip->spans[i].table == UINT32_MAX;
+	}
+	struct carve c = {0};
+	carve_arrays(j, &c);
+	if (c.overflow || c.used > MAX_JOB_BYTES)
+		return job_fail(j, MPIG_ELIMIT, "%u query tokens over %llu rows need more than 4 GiB of work space: send fewer at a time",
+		                a->tokens, (unsigned long long)(a->view.end - a->view.begin));
+	j->memory = aligned_alloc(64, c.used + 64);
+	if (!j->memory)
+		return job_fail(j, MPIG_ENOMEM, "no memory for %zu bytes of work space", c.used);
+	c = (struct carve){.base = j->memory};
+	carve_arrays(j, &c);
+	return 0;
+}
+
+static const struct job_ops *const ops_of[MPIG_PROPOSAL_COUNT] = {
+	[MPIG_PROPOSAL_DENSE] = &dense_ops, [MPIG_PROPOSAL_SIGNATURE] = &signature_ops, [MPIG_PROPOSAL_PAPER] = &paper_ops,
+	[MPIG_PROPOSAL_TOPK] = &topk_ops,   [MPIG_PROPOSAL_UNIFORM] = &uniform_ops,
+};
+
+static int make_round(struct job *j)
+{
+	struct attend *a = &j->attend;
+	uint32_t groups = a->layer->shape.kv_heads;
+	struct round *r = round_new(groups);
+	if (!r)
+		return job_fail(j, MPIG_ENOMEM, "no memory for %u KV heads", groups);
+	for (uint32_t g = 0; g < groups; g++) {
+		r->group[g].pre_n = a->proposal == MPIG_PROPOSAL_TOPK ? a->main_units : j->ops->pre ? 1 : 0;
+		r->group[g].main_n = a->main_units;
+		if (!r->group[g].pre_n && !a->main_units)
+			r->group[g].pre_n = 1; // an empty range still has an answer to write
+	}
+	round_publish(j, r);
+	return 0;
+}
+
+int attend_plan(struct job *j, struct engine_scratch *scratch)
+{
+	const struct mpig_sqe *e = &j->request.entry;
+	struct attend *a = &j->attend;
+	a->layer = context_layer(j->request.context, e->layer);
+	if (!a->layer)
+		return job_fail(j, MPIG_EINVAL, "layer %u stores no rows, or the context has only %u layers", e->layer,
+		                context_layer_count(j->request.context));
+	int status = check_request(j, a->layer);
+	uint64_t begin = 0, end = 0;
+	if (status || (status = resolve_range(j, &begin, &end)))
+		return status;
+	a->tokens = e->count;
+	a->group_heads = a->layer->shape.query_heads / a->layer->shape.kv_heads;
+	a->queries = a->tokens * a->group_heads;
+	a->seed = e->flags & MPIG_SQE_SEED_SEQUENCE ? e->seed + j->request.sequence : e->seed;
+	a->position = j->request.slot.query_position;
+	status = layer_view_get(j->engine->store, j->request.context, e->layer, begin, end, &a->view);
+	if (status)
+		return job_fail(j, status, "rows %llu..%llu of layer %u: %s", (unsigned long long)begin, (unsigned long long)end, e->layer,
+		                mpig_status_text(status));
+	j->ops = ops_of[a->proposal]; // from here on attend_release undoes everything
+	if (a->proposal == MPIG_PROPOSAL_SIGNATURE && !a->view.strip[0].params.mu)
+		j->ops = &dense_ops; // nothing is indexed yet: every row is attended
+	if ((status = lay_out(j)))
+		return status;
+	a->client_signature = a->sig && (j->request.slot.present & MPIG_HAS_SIGNATURE) &&
+	                      j->request.slot.signature_version == a->view.signature_version;
+	set_limits(j);
+	if ((status = copy_queries(j, scratch)))
+		return status;
+	if (a->signs)
+		sig_signs(context_seed(j->request.context), 0, 0, a->layer->d_pad, a->signs);
+	if (a->proposal == MPIG_PROPOSAL_PAPER) {
+		a->directions = directions_get(j->engine->directions, context_seed(j->request.context), a->layer->shape.d_k,
+		                               a->layer->wire.paper_k, a->layer->wire.paper_l);
+		if (!a->directions)
+			return job_fail(j, MPIG_ENOMEM, "no memory for %u x %u hash directions", a->layer->wire.paper_l, a->layer->wire.paper_k);
+		list_uncovered(a);
+	}
+	return make_round(j);
+}
+
+void attend_release(struct job *j)
+{
+	directions_put(j->engine->directions, j->attend.directions);
+	j->attend.directions = NULL;
+	layer_view_free(j->engine->store, &j->attend.view);
+}
+
+float attend_alibi_slope(const struct attend *a, uint32_t g, uint32_t r)
+{
+	float base = a->layer->wire.alibi_slope_base;
+	return base > 0 ? powf(base, (float)(attend_head(a, g, r) + 1)) : 0;
+}
+
+struct attn_head attend_logits(const struct attend *a, uint32_t g, uint32_t r, uint64_t first, const float *centre)
+{
+	struct attn_head h = {.scale = a->layer->scale, .softcap = a->layer->wire.softcap};
+	if (centre) {
+		const float *q = attend_query(a, g, r);
+		for (uint32_t d = 0; d < a->layer->shape.d_k; d++)
+			h.q_centre += q[d] * centre[d];
+	}
+	h.alibi_slope = attend_alibi_slope(a, g, r);
+	if (h.alibi_slope != 0)
+		h.alibi_base = (float)((double)first - (double)(a->position + attend_token(a, r)));
+	return h;
+}
+
+// Merges the group's units in their order and writes the answer of its heads into the slot.
+int attend_close(struct job *j, uint32_t g, struct engine_scratch *scratch)
+{
+	struct attend *a = &j->attend;
+	uint32_t d_v = a->layer->shape.d_v;
+	uint8_t *slot = j->request.payload_out;
+	uint8_t *memory = scratch_get(scratch, a->partial_bytes + d_v * sizeof(float));
+	if (!memory)
+		return job_fail(j, MPIG_ENOMEM, "no memory to merge");
+	struct attn_partial *total = (struct attn_partial *)memory;
+	float *out = (float *)(memory + a->partial_bytes);
+	for (uint32_t r = 0; r < a->queries; r++) {
+		attn_partial_clear(total, d_v);
+		for (uint32_t u = 0; u < a->main_units; u++)
+			attn_partial_merge(total, attend_partial(a, g, u, r), d_v);
+		float lse, v, aa;
+		attn_partial_finish(total, d_v, out, &lse, &v, &aa);
+		size_t at = (size_t)attend_token(a, r) * a->layer->shape.query_heads + attend_head(a, g, r);
+		memcpy(slot + a->layout.out + at * d_v * sizeof(float), out, d_v * sizeof(float));
+		memcpy(slot + a->layout.lse + at * 4, &lse, 4);
+		memcpy(slot + a->layout.error_v + at * 4, &v, 4);
+		memcpy(slot + a->layout.error_a + at * 4, &aa, 4);
+		memcpy(slot + a->layout.rows + at * 4, &total->rows, 4);
+	}
+	return 0;
+}
+
+void attend_count(struct attend *a, uint64_t rows, uint64_t bytes)
+{
+	atomic_fetch_add_explicit(&a->rows_read, rows, memory_order_relaxed);
+	atomic_fetch_add_explicit(&a->bytes_read, bytes, memory_order_relaxed);
+}
+
+int attend_finish(struct job *j, struct engine_scratch *scratch)
+{
+	(void)scratch;
+	j->result.rows_read = atomic_load(&j->attend.rows_read);
+	j->result.bytes_read = atomic_load(&j->attend.bytes_read);
+	return 0;
+}

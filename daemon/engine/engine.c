@@ -1,0 +1,264 @@
+// The scheduling of a job's units. What the units do is in attend.c, append.c, commit.c and read.c.
+#include "daemon/engine/engine.h"
+
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon/engine/job.h"
+
+int engine_create(const struct engine_options *options, struct engine **engine)
+{
+	struct engine *e = calloc(1, sizeof(*e));
+	if (!e)
+		return MPIG_ENOMEM;
+	e->kernels = options->kernels;
+	e->store = options->store;
+	e->default_budget = options->default_budget > 0 ? options->default_budget : .01f;
+	e->noise = noise_table();
+	e->directions = direction_cache_create();
+	if (!e->noise || !e->directions) {
+		engine_destroy(e);
+		return MPIG_ENOMEM;
+	}
+	*engine = e;
+	return 0;
+}
+
+void engine_destroy(struct engine *engine)
+{
+	if (!engine)
+		return;
+	direction_cache_destroy(engine->directions);
+	free(engine);
+}
+
+bool engine_op_writes(uint8_t op)
+{
+	return op == MPIG_OP_APPEND || op == MPIG_OP_COMMIT || op == MPIG_OP_TRUNCATE;
+}
+
+bool payload_to_f32(const uint8_t *src, uint32_t dtype, size_t n, float *dst)
+{
+	if (dtype == MPIG_F32) {
+		memcpy(dst, src, n * sizeof(float));
+	} else {
+		for (size_t i = 0; i < n; i++) {
+			uint16_t half;
+			memcpy(&half, src + 2 * i, 2);
+			dst[i] = dtype == MPIG_BF16 ? bf16_to_f32(half) : f16_to_f32(half);
+		}
+	}
+	// x - x is 0 for finite x and NaN otherwise; the sum is NaN if one is.
+	float probe = 0;
+	for (size_t i = 0; i < n; i++)
+		probe += dst[i] - dst[i];
+	return probe == 0;
+}
+
+int job_fail(struct job *j, int status, const char *format, ...)
+{
+	int none = 0;
+	if (atomic_compare_exchange_strong(&j->failed, &none, status)) {
+		va_list arguments;
+		va_start(arguments, format);
+		vsnprintf(j->result.why, sizeof(j->result.why), format, arguments);
+		va_end(arguments);
+	}
+	return status;
+}
+
+struct round *round_new(uint32_t groups)
+{
+	size_t bytes = sizeof(struct round) + groups * sizeof(struct group);
+	struct round *r = aligned_alloc(64, (bytes + 63) & ~(size_t)63);
+	if (!r)
+		return NULL;
+	memset(r, 0, bytes);
+	r->group_count = groups;
+	return r;
+}
+
+void round_publish(struct job *j, struct round *r)
+{
+	for (uint32_t g = 0; g < r->group_count; g++) {
+		j->result.units += r->group[g].pre_n + r->group[g].main_n;
+		if (!r->group[g].pre_n)
+			atomic_store_explicit(&r->group[g].open, 1, memory_order_relaxed);
+	}
+	r->older = atomic_load_explicit(&j->round, memory_order_relaxed);
+	atomic_store_explicit(&j->round, r, memory_order_release);
+}
+
+static int plan(struct job *j, struct engine_scratch *scratch)
+{
+	const struct mpig_sqe *e = &j->request.entry;
+	if (e->op == MPIG_OP_NOP)
+		return 0;
+	if (!j->request.context)
+		return job_fail(j, MPIG_ENOENT, "handle %u names no open context", e->handle);
+	if (context_dropped(j->request.context))
+		return job_fail(j, MPIG_ENOENT, "the context was dropped");
+	if (engine_op_writes(e->op) && !j->request.writer)
+		return job_fail(j, MPIG_ELEASE, "open the context for writing first");
+	switch (e->op) {
+	case MPIG_OP_ATTEND:
+		return attend_plan(j, scratch);
+	case MPIG_OP_APPEND:
+		return append_plan(j);
+	case MPIG_OP_COMMIT:
+		return commit_plan(j);
+	case MPIG_OP_TRUNCATE:
+		return truncate_plan(j);
+	case MPIG_OP_READ:
+		return read_plan(j);
+	default:
+		return job_fail(j, MPIG_EPROTO, "operation %u is not one of 0..%u", e->op, MPIG_OP_COUNT - 1);
+	}
+}
+
+struct job *job_create(struct engine *e, const struct engine_request *request, struct engine_scratch *scratch)
+{
+	struct job *j = calloc(1, sizeof(*j));
+	if (!j)
+		return NULL;
+	j->engine = e;
+	j->request = *request;
+	if (request->context)
+		context_ref(request->context);
+	int status = plan(j, scratch);
+	if (status && j->ops && j->ops->release) {
+		j->ops->release(j);
+	}
+	if (status)
+		j->ops = NULL;
+	j->request.payload_in = NULL; // copied; nobody looks at the client's side again
+	return j;
+}
+
+static void complete(struct job *j)
+{
+	j->result.status = atomic_load_explicit(&j->failed, memory_order_acquire);
+	if (j->request.context) {
+		j->result.committed = context_committed(j->request.context);
+		j->result.signature_version = context_signature_version(j->request.context);
+	}
+}
+
+// The last unit of a group was done: close it, and with the last group the round.
+static enum job_state close_group(struct job *j, struct round *r, uint32_t g, struct engine_scratch *scratch)
+{
+	if (!atomic_load_explicit(&j->failed, memory_order_acquire) && j->ops->close)
+		j->ops->close(j, g, scratch);
+	if (atomic_fetch_add_explicit(&r->closed, 1, memory_order_acq_rel) + 1 < r->group_count)
+		return JOB_RAN;
+	if (j->ops->finish && j->ops->finish(j, scratch) == MPIG_EAGAIN)
+		return JOB_RAN;
+	complete(j);
+	return JOB_DONE;
+}
+
+static bool claim(atomic_uint *next, uint32_t n, uint32_t *unit)
+{
+	if (atomic_load_explicit(next, memory_order_relaxed) >= n)
+		return false;
+	*unit = atomic_fetch_add_explicit(next, 1, memory_order_relaxed);
+	return *unit < n;
+}
+
+static bool alive(struct job *j)
+{
+	return !atomic_load_explicit(&j->failed, memory_order_relaxed);
+}
+
+static enum job_state run_group(struct job *j, struct round *r, uint32_t g, struct engine_scratch *scratch)
+{
+	struct group *group = &r->group[g];
+	uint32_t unit;
+	if (claim(&group->pre_next, group->pre_n, &unit)) {
+		if (alive(j) && j->ops->pre)
+			j->ops->pre(j, g, unit, scratch);
+		if (atomic_fetch_add_explicit(&group->pre_done, 1, memory_order_acq_rel) + 1 < group->pre_n)
+			return JOB_RAN;
+		if (alive(j) && j->ops->turn)
+			j->ops->turn(j, g, scratch);
+		if (!group->main_n)
+			return close_group(j, r, g, scratch);
+		atomic_store_explicit(&group->open, 1, memory_order_release);
+		return JOB_RAN;
+	}
+	if (!atomic_load_explicit(&group->open, memory_order_acquire) || !claim(&group->main_next, group->main_n, &unit))
+		return JOB_IDLE;
+	if (alive(j))
+		j->ops->main(j, g, unit, scratch);
+	if (atomic_fetch_add_explicit(&group->main_done, 1, memory_order_acq_rel) + 1 < group->main_n)
+		return JOB_RAN;
+	return close_group(j, r, g, scratch);
+}
+
+static enum job_state run_at_once(struct job *j)
+{
+	if (atomic_exchange(&j->taken, true))
+		return JOB_IDLE;
+	if (j->ops && j->ops->attempt(j) == MPIG_EAGAIN) {
+		atomic_store(&j->taken, false);
+		return JOB_IDLE;
+	}
+	complete(j);
+	return JOB_DONE;
+}
+
+enum job_state job_run(struct job *j, uint32_t worker, uint32_t workers, struct engine_scratch *scratch)
+{
+	if (!j->ops || j->ops->attempt)
+		return run_at_once(j);
+	struct round *r = atomic_load_explicit(&j->round, memory_order_acquire);
+	uint32_t start = workers ? (uint32_t)((uint64_t)(worker % workers) * r->group_count / workers) : 0;
+	for (uint32_t i = 0; i < r->group_count; i++) {
+		enum job_state state = run_group(j, r, (start + i) % r->group_count, scratch);
+		if (state != JOB_IDLE)
+			return state;
+	}
+	return JOB_IDLE;
+}
+
+uint32_t job_parallelism(const struct job *j)
+{
+	if (!j->ops || j->ops->attempt)
+		return 1;
+	struct round *r = atomic_load_explicit(&j->round, memory_order_acquire);
+	uint64_t left = 0;
+	for (uint32_t g = 0; g < r->group_count; g++) {
+		const struct group *group = &r->group[g];
+		uint32_t pre = atomic_load_explicit(&group->pre_next, memory_order_relaxed);
+		uint32_t main = atomic_load_explicit(&group->main_next, memory_order_relaxed);
+		if (pre < group->pre_n)
+			left += group->pre_n - pre;
+		else if (atomic_load_explicit(&group->open, memory_order_relaxed) && main < group->main_n)
+			left += group->main_n - main;
+	}
+	return left > UINT32_MAX ? UINT32_MAX : (uint32_t)left;
+}
+
+const struct engine_result *job_result(const struct job *j)
+{
+	return &j->result;
+}
+
+void job_destroy(struct job *j)
+{
+	if (!j)
+		return;
+	if (j->ops && j->ops->release)
+		j->ops->release(j);
+	for (struct round *r = atomic_load(&j->round), *older; r; r = older) {
+		older = r->older;
+		free(r);
+	}
+	free(j->memory);
+	if (j->request.context)
+		context_unref(j->request.context);
+	free(j);
+}

@@ -1,0 +1,71 @@
+// One request end to end, with no I/O: no socket, ring, clock or thread of its own. The server's workers (or a test's threads) lend
+// their time by calling job_run until the job is done; which thread runs which unit never changes a result.
+//
+// A job is cut into units (a span of at most 4,096 rows of one KV head; one segment of one KV head for SimHash lookups). Phases:
+//
+//   ATTEND   prepare (the claimer: query signatures) -> pilot per KV head -> tau -> scan + attend per unit -> merge in unit order
+//   APPEND   one unit per KV head
+//   COMMIT   store_commit; if it seals: fit -> encode -> tables, one unit per strip -> publish
+//
+// Everything a job reads from a client was copied and checked when it was made.
+#ifndef MPIG_ENGINE_H
+#define MPIG_ENGINE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "daemon/kernels/kernels.h"
+#include "daemon/store/store.h"
+#include "shm/abi.h"
+
+struct engine;
+struct engine_options {
+	const struct kernels *kernels; // borrowed, must outlive the engine
+	struct store *store;           // borrowed
+	float default_budget;          // share of rows where neither request nor spec says; .01
+};
+int engine_create(const struct engine_options *options, struct engine **engine); // builds the noise table
+void engine_destroy(struct engine *engine);
+
+// Scratch of one thread. Grows on demand; MPIG_ENOMEM fails the job, not the daemon.
+struct engine_scratch;
+struct engine_scratch *engine_scratch_create(void);
+void engine_scratch_destroy(struct engine_scratch *scratch);
+
+// A request: private copies. The payload pointers are read during job_create only; outputs are written by the call that completes the
+// job, straight into the payload slot, and never read back.
+struct engine_request {
+	struct mpig_sqe entry;             // the private copy
+	struct mpig_slot_header slot;      // the private copy; zeros without a slot
+	const uint8_t *payload_in;         // the slot's start (client-writable: copied once), or NULL
+	uint8_t *payload_out;              // the slot's start, or NULL
+	uint64_t slot_bytes;
+	uint64_t sequence;                 // of the entry in its queue
+	struct context *context;           // borrowed until job_destroy
+	bool writer;                       // the connection holds the context's lease
+};
+struct engine_result { // what the completion needs
+	int status;
+	uint64_t committed, rows_read, bytes_read;
+	uint32_t signature_version, units;
+	char why[MPIG_TEXT_BYTES]; // "" on success
+};
+
+struct job;
+// Copies, checks, plans. Always returns a job unless memory is out (NULL): a bad request gives a job that is already done with an error.
+// The caller's thread claims the queue; other threads may call job_run as soon as it is published.
+struct job *job_create(struct engine *e, const struct engine_request *request, struct engine_scratch *scratch);
+enum job_state {
+	JOB_IDLE,  // nothing for this caller now; others are working on the last units of a phase
+	JOB_RAN,   // ran a unit; more may follow
+	JOB_DONE   // this call completed the job: exactly one call returns it; then only job_result and job_destroy may follow
+};
+// Runs at most one unit (about 100 us at most). `worker` is the caller's number: units are claimed by affinity first, then stolen.
+enum job_state job_run(struct job *job, uint32_t worker, uint32_t workers, struct engine_scratch *scratch);
+uint32_t job_parallelism(const struct job *job); // units of the present phase not yet claimed: how many helpers are worth waking
+const struct engine_result *job_result(const struct job *job);
+void job_destroy(struct job *job); // after JOB_DONE and after every other thread has left job_run
+// Whether this entry changes its context (APPEND, COMMIT, TRUNCATE): on one queue such entries wait for all before them.
+bool engine_op_writes(uint8_t op);
+
+#endif

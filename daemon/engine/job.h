@@ -1,0 +1,153 @@
+// Inside of a job; private to daemon/engine.
+//
+// A round is a set of groups; a group is what shares a phase barrier (one KV head of an ATTEND, one strip of a seal):
+//
+//   pre units [0, pre_n)   ->   the last one to finish runs `turn`   ->   main units [0, main_n)   ->   the last one runs `close`
+//
+// Units are claimed by a fetch-add, so whoever comes takes the next. The last close of a round runs the job's `finish`, which may
+// set up another round (a commit that seals several segments). Claims are per group, so that a worker returns to the same
+// strips as long as nobody is behind.
+#ifndef MPIG_ENGINE_JOB_H
+#define MPIG_ENGINE_JOB_H
+
+#include <stdatomic.h>
+
+#include "daemon/attn/attn.h"
+#include "daemon/engine/engine.h"
+#include "daemon/index/index.h"
+
+struct directions;
+
+struct engine {
+	const struct kernels *kernels;
+	struct store *store;
+	const float *noise;
+	float default_budget;
+	struct direction_cache *directions;
+};
+
+struct group {
+	_Alignas(64) atomic_uint pre_next;
+	atomic_uint pre_done, main_next, main_done;
+	atomic_uint open; // main units may be claimed
+	uint32_t pre_n, main_n;
+};
+
+struct round {
+	struct round *older; // kept until job_destroy: late helpers may still look at it
+	uint32_t group_count;
+	atomic_uint closed;
+	struct group group[];
+};
+
+struct job_ops { // unit functions return a status; the first failure becomes the job's
+	int (*pre)(struct job *j, uint32_t group, uint32_t unit, struct engine_scratch *s);
+	int (*turn)(struct job *j, uint32_t group, struct engine_scratch *s);
+	int (*main)(struct job *j, uint32_t group, uint32_t unit, struct engine_scratch *s);
+	int (*close)(struct job *j, uint32_t group, struct engine_scratch *s);
+	int (*finish)(struct job *j, struct engine_scratch *s); // MPIG_EAGAIN: another round was published
+	int (*attempt)(struct job *j); // instead of rounds: done in one go, or MPIG_EAGAIN: not now
+	void (*release)(struct job *j);
+};
+
+struct attend {
+	struct layer_view view;
+	const struct layer *layer;
+	uint32_t tokens, group_heads, queries; // T, G, T * G queries of one KV head, ordered [t][j]
+	uint8_t proposal;
+	float budget, error_target, budget_floor, budget_cap;
+	uint64_t seed, position;
+	struct mpig_payload_layout layout;
+	float *q;             // [kv_heads][queries][d_k]
+	float *window_lse;    // [kv_heads][queries] or NULL
+	uint64_t *limit;      // [T] first token position not seen
+	float *signs;         // [3][d_pad]
+	int8_t *signature;    // [kv_heads][queries][d_pad]
+	struct sig_query *sig; // [kv_heads][queries]
+	bool client_signature;
+	uint16_t *bucket;     // paper: [kv_heads][queries][L]
+	struct directions *directions;
+	float *score;         // topk: [kv_heads][queries][rows]
+	float *threshold;     // topk: [kv_heads][queries]
+	uint8_t *partial;     // [kv_heads][main units][queries] of partial_bytes
+	size_t partial_bytes;
+	uint32_t main_units;
+	uint32_t *dense_span; // paper: spans that no table covers
+	uint32_t dense_spans;
+	atomic_ullong rows_read, bytes_read;
+};
+
+struct append {
+	const struct layer *layer;
+	uint64_t position;
+	uint32_t count;
+	float *k, *v;   // [kv_heads][count][d]
+	float *queries; // [query_count][query_heads][d_k]
+	float *signs;
+};
+
+struct commit {
+	struct seal_plan plan;
+	bool sealing;                  // the plan is to be finished or given back
+	const struct layer **layer_of; // [strips]
+	uint32_t strips;
+	float *signs[3];               // for d_pad 64, 128, 256
+};
+
+struct job {
+	struct engine *engine;
+	struct engine_request request;
+	struct engine_result result;
+	const struct job_ops *ops; // NULL: done at creation
+	_Atomic(struct round *) round;
+	atomic_int failed;         // first failure
+	atomic_bool taken;         // jobs without rounds: one caller at a time
+	void *memory;              // one allocation for the arrays of the union's member
+	union {
+		struct attend attend;
+		struct append append;
+		struct commit commit;
+	};
+};
+
+// Planning; each fills result and ops. On failure the status is set and ops stays NULL.
+int attend_plan(struct job *j, struct engine_scratch *s);
+int append_plan(struct job *j);
+int commit_plan(struct job *j);
+int read_plan(struct job *j);
+int truncate_plan(struct job *j);
+
+int job_fail(struct job *j, int status, const char *format, ...) __attribute__((format(printf, 3, 4)));
+struct round *round_new(uint32_t groups); // NULL: out of memory; every group zero and closed
+void round_publish(struct job *j, struct round *r);
+
+// Bump allocation in one malloc: first pass with base NULL counts, second pass hands out.
+struct carve {
+	uint8_t *base;
+	size_t used;
+	bool overflow;
+};
+void *carve(struct carve *c, uint64_t count, uint64_t bytes);
+
+// Scratch of a thread: `bytes` of memory, 64-aligned, valid until the next call. NULL: out of memory.
+void *scratch_get(struct engine_scratch *s, size_t bytes);
+
+// Hash directions shared by all strips of a context: keyed by (seed, d_k, K, L), kept while in use and a little longer.
+struct directions {
+	uint64_t seed;
+	uint32_t d_k, K, L;
+	uint32_t references;
+	uint64_t used;
+	struct paper_pi pi;
+	float *vector; // [L*K][d_k]
+	struct directions *next;
+};
+struct direction_cache *direction_cache_create(void);
+void direction_cache_destroy(struct direction_cache *cache);
+struct directions *directions_get(struct direction_cache *cache, uint64_t seed, uint32_t d_k, uint32_t K, uint32_t L); // NULL: ENOMEM
+void directions_put(struct direction_cache *cache, struct directions *d);
+
+// n elements of a payload dtype to fp32; false if one is NaN or infinite.
+bool payload_to_f32(const uint8_t *src, uint32_t dtype, size_t n, float *dst);
+
+#endif

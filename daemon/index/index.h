@@ -1,0 +1,84 @@
+// Indexes over keys: one file per proposal's index. Pure functions on arrays: no pool, no lock, no clock.
+#ifndef MPIG_INDEX_H
+#define MPIG_INDEX_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "daemon/kernels/kernels.h"
+
+// ---- random numbers --------------------------------------------------------------------------------------------------
+// -log U with U = (j + .5)/M, j a fixed shuffle of 0..M-1, M = 2^20. A run of rows reads NOISE_PAD + consecutive entries from an
+// offset that is uniform in [0, M); the table repeats its first NOISE_WRAP entries at the end so that no run wraps.
+// Every U is therefore uniform over the M strata, and pi = P(estimate + noise > tau) is exact to 1/M.
+#define NOISE_BITS 20u
+#define NOISE_WRAP 8192u
+const float *noise_table(void);  // built on first use (thread-safe), never freed; NULL if out of memory
+// Offset for one run: a hash of everything that must make runs independent, nothing that depends on the worker.
+uint32_t noise_offset(uint64_t seed, uint64_t position, uint32_t layer, uint32_t kv_head, uint64_t first_row);
+
+// ---- signature: balanced rotated codes (README.md) -------------------------------------------------------------------
+#define SIG_MAX_DIM 256u // d_k and d_pad; d_pad is 64, 128 or 256
+// Parameters of one strip: mu [d_k], balance a [d_k] (x_j = (k_j - mu_j) * a_j, q_j / a_j), rotation signs [3][d_pad].
+struct sig_params {
+	uint32_t d_k, d_pad, bits;
+	const float *mu, *balance;
+	const float *signs;
+};
+// Balance from key spread and query size: a_j = sqrt((rms_q_j + .3 mean rms_q) / (std_k_j + .05 mean std_k)), then one common
+// factor so that the mean of x_j^2 over the keys is 1. queries may be NULL (count 0): rms_q is taken flat.
+// mu, balance [d_k] are written. keys: n rows of d_k fp32 (skip the sinks: pass them out). n >= 1.
+void sig_fit(const float *keys, size_t n, const float *queries, size_t query_count, uint32_t d_k, float *mu, float *balance);
+void sig_signs(uint64_t seed, uint32_t layer, uint32_t kv_head, uint32_t d_pad, float *signs); // [3][d_pad] of +-1
+// Bytes of codes of `rows` rows (whole groups of 16).
+size_t sig_code_bytes(uint32_t d_pad, uint32_t bits, uint32_t rows);
+// Encodes one key into row `row` of a code array and its factor: g = |x|^2 / <level, x>. scratch: d_pad floats.
+void sig_encode(const struct kernels *k, const struct sig_params *p, const float *key, uint8_t *codes, uint16_t *factors,
+                uint32_t row, float *scratch);
+// Query side: q [d_k] fp32 -> out [d_pad] int8 and its scale (max |q'| / 127, round to nearest even), and q.mu.
+// This is the reference for the GPU kernel: same operations, same order.
+void sig_encode_query(const struct kernels *k, const struct sig_params *p, const float *q, int8_t *out, float *scale,
+                      float *q_mu, float *scratch);
+
+// ---- threshold -------------------------------------------------------------------------------------------------------
+// tau with repeat * sum_i min(1, exp(s_i - tau)) = budget rows, from n pilot estimates each standing for `repeat` rows. w is
+// scratch of n floats. budget >= all rows, n = 0, only -inf, or any NaN or +inf among the estimates: -inf (every row whose
+// estimate is finite is certain). budget <= 0 or NaN: +inf (no row).
+float tau_for_budget(const struct kernels *k, const float *estimates, uint32_t n, double repeat, double budget, float *w);
+// The largest tau whose relative variance (e^tau T - Q) / Z^2 <= eps^2 (to .001 in tau, never above), clamped so that the
+// expected rows lie in [floor, cap] (a floor above the cap is the cap). exact_lse: LSE of what the client attends exactly (-inf
+// or NaN: none). Pilot rows that are certain count once in Z. Where Z is not monotone in tau, some tau at which the variance
+// crosses eps^2. eps <= 0 or NaN: the cap. Unusable estimates as above.
+float tau_for_error(const struct kernels *k, const float *estimates, uint32_t n, double repeat, double eps, float exact_lse,
+                    double floor_rows, double cap_rows, float *w);
+
+// ---- paper: SimHash tables (MagicPIG, arXiv 2410.16179) --------------------------------------------------------------
+// One segment of one strip: L tables, each the row ids (u16, ascending inside a bucket) sorted by bucket, and 2^K + 1 starts
+// (u32).
+struct paper_params {
+	uint32_t d_k, K, L;
+	const float *mu;         // [d_k]
+	const float *directions; // [L*K][d_k] Gaussian
+};
+void paper_directions(uint64_t seed, uint32_t layer, uint32_t kv_head, uint32_t d_k, uint32_t count, float *directions);
+size_t paper_table_bytes(uint32_t K, uint32_t L, uint32_t rows); // ids, starts, norms: everything paper_build writes
+// Builds into `table` (64-byte aligned, paper_table_bytes). keys: rows x d_k fp32, rows <= 65,536. scratch: rows * L u16.
+// Also stores |k_i - mu| per row (fp32), for the cosine.
+void paper_build(const struct kernels *k, const struct paper_params *p, const float *keys, uint32_t rows, void *table,
+                 uint16_t *scratch);
+// Buckets of a query, hashed as it is: ids [L].
+void paper_hash(const struct kernels *k, const struct paper_params *p, const float *x, uint16_t *ids);
+// Rows in >= 2 of the query's L buckets, ascending, in [begin, end); returns their number. seen: 2 bitmaps of ceil(rows/64)
+// words, zero on entry and on return.
+uint32_t paper_lookup(const struct paper_params *p, const void *table, uint32_t rows, const uint16_t *ids, uint32_t begin,
+                      uint32_t end, uint64_t *seen, uint32_t *out);
+// log(u + 1e-4) with u = 1 - (1-P)^L - L P (1-P)^(L-1), P = p^K, p = 1 - acos(c)/pi; c is clamped to [-1, 1].
+float paper_log_pi(float cosine, uint32_t K, uint32_t L);
+// As above through a table over acos-uniform nodes, built per (K, L); |error| <= 1e-4 where u > 1e-4.
+struct paper_pi { uint32_t K, L; float node[4097]; };
+void paper_pi_init(struct paper_pi *t, uint32_t K, uint32_t L);
+float paper_pi_get(const struct paper_pi *t, float cosine);
+const float *paper_norms(const void *table, uint32_t K, uint32_t L, uint32_t rows);
+
+#endif

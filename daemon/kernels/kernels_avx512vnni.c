@@ -1,0 +1,88 @@
+// Signature scan by vpdpbusd: a group of sixteen rows per register, four groups at a time so that a broadcast query word serves 64 rows.
+//
+// A field is masked in place, which leaves code << (bits * f). Fields go from the highest down into one accumulator per head and
+// group, and before each next field the accumulator is shifted right by `bits`: every addend so far is a multiple of 2^bits then, so
+// the shifts are exact and the last field ends at weight one. The largest value before a shift is 255 * 128 * d_pad < 2^23.
+#include "daemon/kernels/scan_avx512.h"
+
+#define GROUPS 4u
+
+// `groups` groups against `heads` heads. With one or two heads even and odd words have accumulators of their own (`split` = 2; the
+// number of words is even), for vpdpbusd's latency of five cycles at two per cycle.
+INLINE void group_sums(const uint8_t *codes, uint32_t words, uint32_t bits, const struct sig_query *queries, uint32_t groups,
+                       uint32_t heads, uint32_t split, int32_t out[][SCAN_ROWS], uint32_t row)
+{
+	const size_t group_bytes = (size_t)words * 64;
+	const __m128i shift = _mm_cvtsi32_si128((int)bits);
+	const int8_t *query[SIG_MAX_HEADS];
+	__m512i sums[2][SIG_MAX_HEADS][GROUPS];
+	UNROLL for (uint32_t h = 0; h < heads; h++) {
+		query[h] = queries[h].q;
+		UNROLL for (uint32_t g = 0; g < groups; g++)
+			UNROLL for (uint32_t s = 0; s < split; s++)
+				sums[s][h][g] = _mm512_setzero_si512();
+	}
+	for (uint32_t f = 8 / bits; f-- > 0;) {
+		const __m512i mask = _mm512_set1_epi8((char)(((1u << bits) - 1) << bits * f));
+		UNROLL for (uint32_t h = 0; h < heads; h++)
+			UNROLL for (uint32_t g = 0; g < groups; g++)
+				UNROLL for (uint32_t s = 0; s < split; s++)
+					sums[s][h][g] = _mm512_sra_epi32(sums[s][h][g], shift);
+		for (uint32_t w = 0; w < words; w += split)
+			UNROLL for (uint32_t s = 0; s < split; s++) {
+				const size_t q_at = 4 * ((size_t)f * words + w + s);
+				__m512i field[GROUPS];
+				UNROLL for (uint32_t g = 0; g < groups; g++)
+					field[g] = _mm512_and_si512(_mm512_loadu_si512(codes + g * group_bytes + 64 * (size_t)(w + s)), mask);
+				UNROLL for (uint32_t h = 0; h < heads; h++) {
+					__m512i q = _mm512_set1_epi32((int)scan_query_word(query[h] + q_at));
+					UNROLL for (uint32_t g = 0; g < groups; g++)
+						sums[s][h][g] = _mm512_dpbusd_epi32(sums[s][h][g], field[g], q);
+				}
+			}
+	}
+	UNROLL for (uint32_t h = 0; h < heads; h++)
+		UNROLL for (uint32_t g = 0; g < groups; g++) {
+			__m512i t = split == 2 ? _mm512_add_epi32(sums[0][h][g], sums[1][h][g]) : sums[0][h][g];
+			_mm512_store_si512(&out[h][row + 16 * g], t);
+		}
+}
+
+INLINE void groups_sums(const uint8_t *codes, uint32_t words, uint32_t bits, const struct sig_query *queries, uint32_t groups,
+                        uint32_t heads, int32_t out[][SCAN_ROWS], uint32_t row)
+{
+	switch (heads) {
+	case 1:
+		group_sums(codes, words, bits, queries, groups, 1, 2, out, row);
+		break;
+	case 2:
+		group_sums(codes, words, bits, queries, groups, 2, 2, out, row);
+		break;
+	case 3:
+		group_sums(codes, words, bits, queries, groups, 3, 1, out, row);
+		break;
+	default:
+		group_sums(codes, words, bits, queries, groups, 4, 1, out, row);
+	}
+}
+
+static void block_sums(const uint8_t *codes, uint32_t rows, uint32_t d_pad, uint32_t bits, const struct sig_query *queries,
+                       uint32_t heads, struct scan_sums *sums)
+{
+	const uint32_t words = d_pad * bits / 32;
+	if (rows > SCAN_ROWS - SIG_GROUP) {
+		groups_sums(codes, words, bits, queries, GROUPS, heads, sums->at, 0);
+		return;
+	}
+	for (uint32_t row = 0; row < rows; row += SIG_GROUP, codes += (size_t)words * 64)
+		groups_sums(codes, words, bits, queries, 1, heads, sums->at, row);
+}
+
+SCAN_KERNELS(avx512vnni)
+
+void kernels_init_avx512vnni(struct kernels *k)
+{
+	k->isa = "avx512+vnni";
+	k->sig_estimate = sig_estimate_avx512vnni;
+	k->sig_select = sig_select_avx512vnni;
+}

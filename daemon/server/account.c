@@ -1,0 +1,39 @@
+#include "daemon/server/account.h"
+
+#include <stdlib.h>
+
+struct account *account_get(struct account **list, uint32_t uid)
+{
+	for (struct account *a = *list; a; a = a->next)
+		if (a->uid == uid)
+			return a;
+	struct account *a = calloc(1, sizeof *a);
+	if (!a)
+		return NULL;
+	a->uid = uid;
+	a->next = *list;
+	*list = a;
+	return a;
+}
+
+void account_tidy(struct account **list)
+{
+	while (*list) {
+		struct account *a = *list;
+		if (a->clients || a->queues || a->region_bytes) {
+			list = &a->next;
+			continue;
+		}
+		*list = a->next;
+		free(a);
+	}
+}
+
+void account_free(struct account **list)
+{
+	while (*list) {
+		struct account *a = *list;
+		*list = a->next;
+		free(a);
+	}
+}

@@ -1,0 +1,296 @@
+// Control operations on contexts. The store decides who may do what; here messages are checked, handles bound and answers built.
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <linux/magic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#include "daemon/server/peer.h"
+#include "shm/status.h"
+
+#define MAX_PREFIX_TOKENS (UINT64_C(1) << 24) // of one search: 64 MiB that a client makes the daemon read
+
+static bool terminated(const char *text, size_t bytes)
+{
+	return memchr(text, '\0', bytes) != NULL;
+}
+
+static bool zero(const void *data, size_t bytes)
+{
+	const uint8_t *byte = data;
+	uint8_t any = 0;
+	for (size_t i = 0; i < bytes; i++)
+		any |= byte[i];
+	return any == 0;
+}
+
+static int check_open(struct request *r, const struct mpig_ctl_open *in)
+{
+	if (!terminated(in->name, sizeof in->name) || !terminated(in->new_name, sizeof in->new_name))
+		return control_fail(r, MPIG_EPROTO, "name and new_name must end with a zero within %u bytes", MPIG_NAME_BYTES);
+	if (in->reserved0 || !zero(in->reserved, sizeof in->reserved))
+		return control_fail(r, MPIG_EPROTO, "reserved fields must be zero");
+	if (in->flags & ~(uint32_t)MPIG_OPEN_FLAGS)
+		return control_fail(r, MPIG_EPROTO, "flags %#x: only %#x are known", in->flags, MPIG_OPEN_FLAGS);
+	return MPIG_OK;
+}
+
+static int check_handle(struct peer *p, struct request *r, uint32_t handle)
+{
+	int status = session_free_handle(p->session, handle);
+	if (status == MPIG_ELIMIT)
+		return control_fail(r, status, "handle %u: a connection has handles 0 to %u", handle, MPIG_MAX_HANDLES - 1);
+	if (status == MPIG_EBUSY)
+		return control_fail(r, status, "handle %u is in use on this connection; close it first", handle);
+	return status;
+}
+
+static int reply_context(struct peer *p, struct request *r, struct context *c, uint32_t handle, uint64_t matched)
+{
+	struct mpig_ctl_context_reply reply = {0};
+	store_context_info(p->server->store, c, &reply.context);
+	reply.context.handle = handle;
+	reply.context.matched = matched;
+	return control_reply(p, r, &reply, sizeof reply, NULL, 0);
+}
+
+// Takes the lease if asked to, binds the handle and answers. Takes over the reference of `c` in every case.
+static int bind_and_reply(struct peer *p, struct request *r, struct context *c, uint32_t handle, bool write, uint64_t matched)
+{
+	struct server *s = p->server;
+	uint64_t holder = 0;
+	if (write) {
+		uint64_t next = s->next_holder++;
+		int status = context_lease(s->store, c, &p->who, next, r->why);
+		if (status != MPIG_OK) {
+			context_unref(c);
+			return status;
+		}
+		holder = next;
+	}
+	int status = session_bind(p->session, handle, s->store, c, holder);
+	if (status != MPIG_OK) {
+		if (holder)
+			context_release(s->store, c, holder);
+		context_unref(c);
+		return control_fail(r, status, "handle %u cannot be bound: %s", handle, mpig_status_text(status));
+	}
+	return reply_context(p, r, c, handle, matched);
+}
+
+int control_create(struct peer *p, struct request *r)
+{
+	const struct mpig_ctl_create *in = (const void *)r->header;
+	if (in->layer_count == 0 || in->layer_count > MPIG_MAX_LAYERS)
+		return control_fail(r, MPIG_EINVAL, "layer_count %u: 1 to %u", in->layer_count, MPIG_MAX_LAYERS);
+	if (r->bytes != sizeof *in + in->layer_count * sizeof(struct mpig_wire_layer))
+		return control_fail(r, MPIG_EPROTO, "CREATE has %zu bytes; %zu expected for %u layers", r->bytes,
+		                    sizeof *in + in->layer_count * sizeof(struct mpig_wire_layer), in->layer_count);
+	if (!terminated(in->name, sizeof in->name) || !zero(in->reserved, sizeof in->reserved) || in->flags)
+		return control_fail(r, MPIG_EPROTO, "CREATE: name must end with a zero within %u bytes, flags and reserved must be zero",
+		                    MPIG_NAME_BYTES);
+	int status = check_handle(p, r, in->handle);
+	if (status != MPIG_OK)
+		return status;
+	struct context *c;
+	status = store_context_create(p->server->store, &p->who, in, (const struct mpig_wire_layer *)(const void *)(in + 1), &c, r->why);
+	if (status != MPIG_OK)
+		return status;
+	status = bind_and_reply(p, r, c, in->handle, true, 0);
+	if (status != MPIG_OK && status != MPIG_EIO) {
+		char ignored[MPIG_TEXT_BYTES];
+		store_context_drop(p->server->store, &p->who, in->name, ignored);
+	}
+	server_refresh_stats(p->server);
+	return status;
+}
+
+int control_open(struct peer *p, struct request *r)
+{
+	const struct mpig_ctl_open *in = (const void *)r->header;
+	int status = check_open(r, in);
+	if (status == MPIG_OK && in->flags & MPIG_OPEN_FORK)
+		return control_fail(r, MPIG_EINVAL, "OPEN: MPIG_OPEN_FORK belongs to OPEN_PREFIX; use FORK");
+	if (status == MPIG_OK)
+		status = check_handle(p, r, in->handle);
+	struct context *c;
+	if (status == MPIG_OK)
+		status = store_context_open(p->server->store, &p->who, in->name, (const uint8_t *)in->fingerprint, &c, r->why);
+	if (status != MPIG_OK)
+		return status;
+	return bind_and_reply(p, r, c, in->handle, in->flags & MPIG_OPEN_WRITE, 0);
+}
+
+// The tokens lie in a file of the client's. Only tmpfs (a memfd is one): reading another file system may wait for a device, a server, or the
+// client itself.
+static int read_tokens(struct request *r, uint64_t count, uint32_t **tokens)
+{
+	if (r->fd_count != 1)
+		return control_fail(r, MPIG_EPROTO, "OPEN_PREFIX: one file descriptor with the token ids expected");
+	if (count == 0 || count > MAX_PREFIX_TOKENS)
+		return control_fail(r, MPIG_ELIMIT, "tokens %" PRIu64 ": a prefix search takes 1 to %" PRIu64, count, MAX_PREFIX_TOKENS);
+	struct stat st;
+	struct statfs fs;
+	int mode = fcntl(r->fds[0], F_GETFL);
+	if (mode < 0 || (mode & O_ACCMODE) == O_WRONLY || fstat(r->fds[0], &st) != 0 || fstatfs(r->fds[0], &fs) != 0 ||
+	    !S_ISREG(st.st_mode) || fs.f_type != TMPFS_MAGIC)
+		return control_fail(r, MPIG_EINVAL, "OPEN_PREFIX: the token ids must be in a readable memfd");
+	if ((uint64_t)st.st_size < count * sizeof(uint32_t))
+		return control_fail(r, MPIG_EINVAL, "OPEN_PREFIX: the file has %lld bytes, %" PRIu64 " tokens need %" PRIu64, (long long)st.st_size,
+		                    count, count * sizeof(uint32_t));
+	uint32_t *read = malloc(count * sizeof *read);
+	if (!read)
+		return control_fail(r, MPIG_ENOMEM, "the daemon has no memory for %" PRIu64 " tokens", count);
+	for (size_t done = 0, all = count * sizeof *read; done < all;) {
+		ssize_t n = pread(r->fds[0], (uint8_t *)read + done, all - done, (off_t)done);
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0) { // made shorter meanwhile
+			free(read);
+			return control_fail(r, MPIG_EINVAL, "OPEN_PREFIX: the file ends before its tokens");
+		}
+		done += (size_t)n;
+	}
+	*tokens = read;
+	return MPIG_OK;
+}
+
+// Replaces *c by its fork at `tokens`.
+static int fork_context(struct peer *p, struct request *r, struct context **c, uint64_t tokens, const char *new_name)
+{
+	struct context *child;
+	int status = store_context_fork(p->server->store, &p->who, *c, tokens, new_name, &child, r->why);
+	context_unref(*c);
+	if (status == MPIG_OK)
+		*c = child;
+	return status;
+}
+
+int control_open_prefix(struct peer *p, struct request *r)
+{
+	const struct mpig_ctl_open *in = (const void *)r->header;
+	int status = check_open(r, in);
+	if (status == MPIG_OK)
+		status = check_handle(p, r, in->handle);
+	uint32_t *tokens = NULL;
+	if (status == MPIG_OK)
+		status = read_tokens(r, in->tokens, &tokens);
+	if (status != MPIG_OK)
+		return status;
+	struct context *c;
+	uint64_t matched = 0, least = in->min_tokens ? in->min_tokens : 1;
+	status = store_context_open_prefix(p->server->store, &p->who, (const uint8_t *)in->fingerprint, tokens, in->tokens, least, &c, &matched,
+	                                   r->why);
+	free(tokens);
+	bool fork = in->flags & MPIG_OPEN_FORK;
+	if (status == MPIG_OK && fork)
+		status = fork_context(p, r, &c, matched, in->new_name);
+	if (status != MPIG_OK)
+		return status;
+	status = bind_and_reply(p, r, c, in->handle, fork || in->flags & MPIG_OPEN_WRITE, matched);
+	server_refresh_stats(p->server);
+	return status;
+}
+
+int control_fork(struct peer *p, struct request *r)
+{
+	const struct mpig_ctl_open *in = (const void *)r->header;
+	static const uint8_t any_fingerprint[64];
+	int status = check_open(r, in);
+	if (status == MPIG_OK)
+		status = check_handle(p, r, in->handle);
+	struct context *c;
+	if (status == MPIG_OK)
+		status = store_context_open(p->server->store, &p->who, in->name, any_fingerprint, &c, r->why);
+	if (status == MPIG_OK)
+		status = fork_context(p, r, &c, in->tokens, in->new_name);
+	if (status != MPIG_OK)
+		return status;
+	status = bind_and_reply(p, r, c, in->handle, true, in->tokens);
+	server_refresh_stats(p->server);
+	return status;
+}
+
+static int reply_empty(struct peer *p, struct request *r)
+{
+	struct mpig_control_header reply;
+	return control_reply(p, r, &reply, sizeof reply, NULL, 0);
+}
+
+int control_close(struct peer *p, struct request *r)
+{
+	const struct mpig_ctl_open *in = (const void *)r->header;
+	if (session_unbind(p->session, in->handle) != MPIG_OK)
+		return control_fail(r, MPIG_EINVAL, "handle %u is not open on this connection", in->handle);
+	return reply_empty(p, r);
+}
+
+int control_drop(struct peer *p, struct request *r)
+{
+	const struct mpig_ctl_open *in = (const void *)r->header;
+	int status = check_open(r, in);
+	if (status == MPIG_OK)
+		status = store_context_drop(p->server->store, &p->who, in->name, r->why);
+	if (status != MPIG_OK)
+		return status;
+	server_refresh_stats(p->server);
+	return reply_empty(p, r);
+}
+
+int control_chmod(struct peer *p, struct request *r)
+{
+	const struct mpig_ctl_open *in = (const void *)r->header;
+	int status = check_open(r, in);
+	if (status == MPIG_OK)
+		status = store_context_chmod(p->server->store, &p->who, in->name, in->mode, in->uid, in->gid, r->why);
+	return status == MPIG_OK ? reply_empty(p, r) : status;
+}
+
+int control_list(struct peer *p, struct request *r)
+{
+	const struct mpig_ctl_list *in = (const void *)r->header;
+	if (in->count || in->reserved)
+		return control_fail(r, MPIG_EPROTO, "LIST: count and reserved must be zero in a request");
+	struct {
+		struct mpig_ctl_list list;
+		struct mpig_wire_context context[MPIG_LIST_PAGE];
+	} *reply = calloc(1, sizeof *reply);
+	if (!reply)
+		return control_fail(r, MPIG_ENOMEM, "the daemon is out of memory");
+	reply->list.cursor = in->cursor;
+	reply->list.count = store_context_list(p->server->store, &p->who, &reply->list.cursor, reply->context, MPIG_LIST_PAGE);
+	size_t bytes = sizeof reply->list + reply->list.count * sizeof reply->context[0];
+	int status = control_reply(p, r, reply, bytes, NULL, 0);
+	free(reply);
+	return status;
+}
+
+int control_show(struct peer *p, struct request *r)
+{
+	const struct mpig_ctl_open *in = (const void *)r->header;
+	int status = check_open(r, in);
+	struct context *c;
+	if (status == MPIG_OK)
+		status = store_context_open(p->server->store, &p->who, in->name, (const uint8_t *)in->fingerprint, &c, r->why);
+	if (status != MPIG_OK)
+		return status;
+	uint32_t layers = context_layer_count(c);
+	size_t bytes = sizeof(struct mpig_ctl_context_reply) + layers * sizeof(struct mpig_wire_layer);
+	struct mpig_ctl_context_reply *reply = calloc(1, bytes);
+	if (!reply) {
+		context_unref(c);
+		return control_fail(r, MPIG_ENOMEM, "the daemon is out of memory");
+	}
+	store_context_info(p->server->store, c, &reply->context);
+	struct mpig_wire_layer *out = (struct mpig_wire_layer *)(void *)(reply + 1);
+	for (uint32_t i = 0; i < layers; i++)
+		out[i] = *context_spec_layer(c, i);
+	context_unref(c);
+	status = control_reply(p, r, reply, bytes, NULL, 0);
+	free(reply);
+	return status;
+}

@@ -1,0 +1,86 @@
+// Control operations on queues.
+#include <inttypes.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "daemon/server/peer.h"
+#include "shm/status.h"
+
+static int check_quota(struct peer *p, struct request *r, struct account *a, uint64_t bytes)
+{
+	const struct options *o = &p->server->options;
+	if (a->queues >= o->limits.queues_per_uid)
+		return control_fail(r, MPIG_EQUOTA, "limits.queues_per_uid: this user has %u queues already; destroy one", a->queues);
+	if (bytes > o->limits.region_bytes_per_uid || a->region_bytes > o->limits.region_bytes_per_uid - bytes)
+		return control_fail(r, MPIG_EQUOTA,
+		                    "limits.region_bytes_per_uid: this user's queues have %" PRIu64 " bytes, %" PRIu64 " more would pass the limit of %" PRIu64
+		                    "; use fewer or smaller slots",
+		                    a->region_bytes, bytes, o->limits.region_bytes_per_uid);
+	return MPIG_OK;
+}
+
+static int put_in_service(struct peer *p, struct request *r, struct queue *q)
+{
+	if (workers_add_queue(p->server->workers, q) != MPIG_OK)
+		return control_fail(r, MPIG_ELIMIT, "the daemon has %u queues, its limit", MAX_QUEUES);
+	if (peer_add_queue(p, q) == MPIG_OK)
+		return MPIG_OK;
+	return control_fail(r, MPIG_ENOMEM, "the daemon is out of memory");
+}
+
+int control_queue_create(struct peer *p, struct request *r)
+{
+	const struct mpig_ctl_queue_create *in = (const void *)r->header;
+	struct server *s = p->server;
+	static const uint8_t zeros[sizeof in->reserved];
+	if (in->adopt > 1 || r->fd_count != in->adopt || in->region_bytes || in->queue_id || memcmp(in->reserved, zeros, sizeof zeros) != 0)
+		return control_fail(r, MPIG_EPROTO, "QUEUE_CREATE: adopt must be 1 with one file descriptor or 0 with none, reserved fields zero");
+	struct queue_options o = {.entries = in->entries, .slot_count = in->slot_count, .slot_bytes = in->slot_bytes, .epoch = s->epoch,
+	                          .max_query_tokens = s->options.limits.attend_max_tokens, .adopt_fd = in->adopt ? r->fds[0] : -1};
+	uint64_t bytes = 0;
+	int status = queue_region_bytes(&o, &bytes, r->why);
+	if (status != MPIG_OK)
+		return status;
+	struct account *a = account_get(&s->accounts, p->who.uid); // there is one: it counts this connection
+	status = check_quota(p, r, a, bytes);
+	if (status != MPIG_OK)
+		return status;
+	if (s->queue_count >= MAX_QUEUES)
+		return control_fail(r, MPIG_ELIMIT, "the daemon has %u queues, its limit", MAX_QUEUES);
+	struct queue *q;
+	int region_fd;
+	status = queue_create(&o, p->session, &q, &region_fd, r->why);
+	if (status != MPIG_OK)
+		return status;
+	q->id = s->next_queue_id++;
+	q->uid = p->who.uid;
+	s->queue_count++;
+	a->queues++;
+	a->region_bytes += bytes;
+	status = put_in_service(p, r, q);
+	if (status == MPIG_OK) {
+		struct mpig_ctl_queue_create reply = *in;
+		reply.region_bytes = bytes;
+		reply.queue_id = q->id;
+		status = control_reply(p, r, &reply, sizeof reply, (int[]){region_fd, q->eventfd}, 2);
+	} else {
+		server_retire_queue(s, q);
+	}
+	close(region_fd);
+	server_refresh_stats(s);
+	return status;
+}
+
+int control_queue_destroy(struct peer *p, struct request *r)
+{
+	const struct mpig_ctl_queue_destroy *in = (const void *)r->header;
+	if (in->reserved)
+		return control_fail(r, MPIG_EPROTO, "QUEUE_DESTROY: reserved fields must be zero");
+	struct queue *q = peer_queue(p, in->queue_id);
+	if (!q)
+		return control_fail(r, MPIG_EINVAL, "queue_id %u is no queue of this connection", in->queue_id);
+	peer_forget_queue(p, q);
+	server_retire_queue(p->server, q);
+	struct mpig_control_header reply;
+	return control_reply(p, r, &reply, sizeof reply, NULL, 0);
+}

@@ -1,0 +1,195 @@
+#include "daemon/server/peer.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "daemon/base/log.h"
+#include "shm/status.h"
+
+#ifndef SO_PEERPIDFD
+#define SO_PEERPIDFD 77 // Linux 6.5
+#endif
+
+#define REFUSED_AT_ONCE 8u // connections over a user's limit that are told why; more are closed without a word
+
+static struct log_limit refused_limit = LOG_LIMIT_INIT, died_limit = LOG_LIMIT_INIT, malformed_limit = LOG_LIMIT_INIT;
+
+static bool read_credentials(struct peer *p)
+{
+	struct ucred cred;
+	socklen_t bytes = sizeof cred;
+	if (getsockopt(p->fd, SOL_SOCKET, SO_PEERCRED, &cred, &bytes) != 0)
+		return false;
+	p->who = (struct credentials){.uid = cred.uid, .gid = cred.gid, .pid = (uint32_t)cred.pid};
+	bytes = 0;
+	if (getsockopt(p->fd, SOL_SOCKET, SO_PEERGROUPS, NULL, &bytes) == 0 || errno != ERANGE)
+		return true; // none
+	p->groups = malloc(bytes);
+	if (!p->groups || getsockopt(p->fd, SOL_SOCKET, SO_PEERGROUPS, p->groups, &bytes) != 0)
+		return false;
+	p->who.groups = p->groups;
+	p->who.group_count = (uint32_t)(bytes / sizeof(gid_t));
+	return true;
+}
+
+static int open_pidfd(const struct peer *p)
+{
+	int fd;
+	socklen_t bytes = sizeof fd;
+	if (getsockopt(p->fd, SOL_SOCKET, SO_PEERPIDFD, &fd, &bytes) == 0)
+		return fd; // close-on-exec
+	return (int)syscall(SYS_pidfd_open, (pid_t)p->who.pid, 0);
+}
+
+static void on_death(void *arg, uint32_t events)
+{
+	struct peer *p = arg;
+	if (!(events & POLLIN))
+		return;
+	struct mpig_stats *stats = p->server->stats.stats;
+	stats_set(&stats->clients_died, stats->clients_died + 1);
+	peer_close(p, "its process ended");
+}
+
+static void on_message(void *arg, int error, struct loop_message *message)
+{
+	struct peer *p = arg;
+	if (error)
+		peer_close(p, strerror(-error));
+	else if (message->bytes == 0)
+		peer_close(p, "it disconnected");
+	else if (!control_handle(p, message)) {
+		log_limited(&malformed_limit, LOG_LEVEL_WARN,
+		            "client pid %u uid %u: closed: a malformed message, or it does not read its answers", p->who.pid, p->who.uid);
+		peer_close(p, "malformed");
+	} else if (p->refused)
+		peer_close(p, "over a limit");
+}
+
+static void link_peer(struct server *s, struct peer *p)
+{
+	p->next = s->peers;
+	if (p->next)
+		p->next->previous = p;
+	s->peers = p;
+	s->peer_count++;
+}
+
+static void free_peer(struct peer *p)
+{
+	if (p->session) {
+		session_unbind_all(p->session);
+		session_unref(p->session);
+	}
+	if (p->pidfd >= 0)
+		close(p->pidfd);
+	close(p->fd);
+	free(p->queues);
+	free(p->groups);
+	free(p);
+}
+
+// False: no room, not even for a word of explanation.
+static bool admit(struct server *s, struct peer *p)
+{
+	struct account *a = account_get(&s->accounts, p->who.uid);
+	if (!a || s->peer_count >= MAX_CLIENTS || a->clients >= s->options.limits.clients_per_uid + REFUSED_AT_ONCE) {
+		log_limited(&refused_limit, LOG_LEVEL_WARN, "client pid %u uid %u refused: %u connections are open, %u of this user", p->who.pid,
+		            p->who.uid, s->peer_count, a ? a->clients : 0);
+		return false;
+	}
+	p->refused = a->clients >= s->options.limits.clients_per_uid;
+	a->clients++;
+	return true;
+}
+
+void peer_accept(struct server *s, int fd)
+{
+	struct peer *p = calloc(1, sizeof *p);
+	if (!p) {
+		close(fd);
+		return;
+	}
+	p->server = s;
+	p->fd = fd;
+	p->pidfd = -1;
+	if (!read_credentials(p) || !admit(s, p)) {
+		account_tidy(&s->accounts);
+		free_peer(p);
+		return;
+	}
+	link_peer(s, p);
+	p->session = session_create();
+	p->messages = p->session ? loop_receive(s->loop, fd, MPIG_CONTROL_MAX_BYTES, on_message, p) : NULL;
+	if (!p->messages) {
+		peer_close(p, "no memory");
+		return;
+	}
+	p->pidfd = open_pidfd(p);
+	if (p->pidfd >= 0)
+		p->death = loop_poll(s->loop, p->pidfd, on_death, p);
+	log_debug("client pid %u uid %u connected", p->who.pid, p->who.uid);
+	server_refresh_stats(s);
+}
+
+void peer_close(struct peer *p, const char *reason)
+{
+	struct server *s = p->server;
+	log_limited(&died_limit, LOG_LEVEL_DEBUG, "client pid %u uid %u gone: %s", p->who.pid, p->who.uid, reason);
+	loop_cancel(p->messages);
+	loop_cancel(p->death);
+	while (p->queue_count) {
+		struct queue *q = p->queues[p->queue_count - 1];
+		peer_forget_queue(p, q);
+		server_retire_queue(s, q);
+	}
+	if (p->previous)
+		p->previous->next = p->next;
+	else
+		s->peers = p->next;
+	if (p->next)
+		p->next->previous = p->previous;
+	s->peer_count--;
+	struct account *a = account_get(&s->accounts, p->who.uid);
+	if (a)
+		a->clients--;
+	free_peer(p);
+	account_tidy(&s->accounts);
+	server_refresh_stats(s);
+}
+
+int peer_add_queue(struct peer *p, struct queue *q)
+{
+	if (p->queue_count == p->queue_capacity) {
+		uint32_t capacity = p->queue_capacity ? 2 * p->queue_capacity : 8;
+		struct queue **more = realloc(p->queues, capacity * sizeof(struct queue *));
+		if (!more)
+			return MPIG_ENOMEM;
+		p->queues = more;
+		p->queue_capacity = capacity;
+	}
+	p->queues[p->queue_count++] = q;
+	return MPIG_OK;
+}
+
+struct queue *peer_queue(struct peer *p, uint32_t id)
+{
+	for (uint32_t i = 0; i < p->queue_count; i++)
+		if (p->queues[i]->id == id)
+			return p->queues[i];
+	return NULL;
+}
+
+void peer_forget_queue(struct peer *p, struct queue *q)
+{
+	for (uint32_t i = 0; i < p->queue_count; i++)
+		if (p->queues[i] == q) {
+			p->queues[i] = p->queues[--p->queue_count];
+			return;
+		}
+}

@@ -1,0 +1,53 @@
+// A connection: who it is, what it has open, which queues are its. Control thread only.
+#ifndef MPIG_SERVER_PEER_H
+#define MPIG_SERVER_PEER_H
+
+#include "daemon/server/server.h"
+#include "shm/control.h"
+
+struct peer {
+	struct server *server;
+	struct peer *next, *previous;
+	int fd, pidfd;                // pidfd -1: the kernel gave none; then the socket's end tells
+	struct loop_source *messages, *death;
+	struct credentials who;       // of the process that connected, groups included
+	uint32_t *groups;
+	struct session *session;
+	struct queue **queues;
+	uint32_t queue_count, queue_capacity;
+	bool greeted;                 // its HELLO was accepted
+	bool refused;                 // over a limit: the first message is answered with why, then it is closed
+};
+
+// Takes over the fd.
+void peer_accept(struct server *s, int fd);
+// Frees the peer's queues, handles and leases; nothing else. The struct is freed by this call.
+void peer_close(struct peer *p, const char *reason);
+int peer_add_queue(struct peer *p, struct queue *q); // MPIG_ENOMEM
+struct queue *peer_queue(struct peer *p, uint32_t id);
+void peer_forget_queue(struct peer *p, struct queue *q);
+
+// ---- control messages (control.c) ------------------------------------------------------------------------------------
+// One request: a private copy in the peer's buffer.
+struct request {
+	const struct mpig_control_header *header;
+	size_t bytes;
+	int *fds;
+	uint32_t fd_count;
+	char why[MPIG_TEXT_BYTES];
+};
+// Answers one message. False: malformed framing, or the peer does not read; close it.
+bool control_handle(struct peer *p, struct loop_message *message);
+
+// An operation: sends its own reply and returns 0, or returns a status and fills why.
+typedef int control_fn(struct peer *p, struct request *r);
+control_fn control_queue_create, control_queue_destroy;
+control_fn control_create, control_open, control_open_prefix, control_close, control_drop, control_list, control_show, control_fork,
+	control_chmod;
+control_fn control_hello, control_ping, control_status, control_config_get;
+
+// Fills the reply's header and sends it. 0, or a status after which the peer is closed (it does not read).
+int control_reply(struct peer *p, const struct request *r, void *reply, size_t bytes, const int *fds, uint32_t fd_count);
+int control_fail(struct request *r, int status, const char *format, ...) __attribute__((format(printf, 3, 4)));
+
+#endif

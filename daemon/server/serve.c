@@ -1,0 +1,220 @@
+// A request's way through a worker: entry -> check -> job -> task -> completion.
+#include <errno.h>
+#include <string.h>
+#include <sys/eventfd.h>
+
+#include "daemon/base/clock.h"
+#include "daemon/base/log.h"
+#include "daemon/server/worker.h"
+#include "shm/status.h"
+
+#define ENTRIES_PER_VISIT 16u
+#define UNITS_PER_VISIT 4u // of one task, before the worker looks at its queues again
+
+static struct log_limit refused_limit = LOG_LIMIT_INIT, failed_limit = LOG_LIMIT_INIT;
+
+// ---- statistics: one writer per block --------------------------------------------------------------------------------
+static void add(uint64_t *counter, uint64_t n)
+{
+	__atomic_store_n(counter, *counter + n, __ATOMIC_RELAXED);
+}
+
+static void count_time(uint64_t *buckets, uint64_t ns)
+{
+	uint32_t bucket = ns ? 63u - (uint32_t)__builtin_clzll(ns) : 0;
+	add(&buckets[bucket < MPIG_STATS_BUCKETS ? bucket : MPIG_STATS_BUCKETS - 1], 1);
+}
+
+static void count(struct worker *w, const struct mpig_sqe *e, const struct mpig_cqe *c)
+{
+	struct mpig_stats_worker *s = w->stats;
+	if (e->op < sizeof s->requests / sizeof s->requests[0])
+		add(&s->requests[e->op], 1);
+	if (c->status < 0)
+		add(&s->errors, 1);
+	add(&s->rows_read, c->rows_read);
+	add(&s->bytes_read, c->bytes_read);
+	if (e->op == MPIG_OP_APPEND && c->status == MPIG_OK)
+		add(&s->appended_rows, e->count);
+	if (e->op == MPIG_OP_ATTEND)
+		count_time(s->attend_ns, c->service_ns);
+	if (e->op == MPIG_OP_APPEND)
+		count_time(s->append_ns, c->service_ns);
+}
+
+// ---- answers ---------------------------------------------------------------------------------------------------------
+static void answer_now(struct worker *w, struct queue *q, const struct submission *s, int status)
+{
+	struct mpig_cqe cqe = {.user_data = s->entry.user_data, .status = status, .slot = s->entry.slot, .sequence = s->sequence,
+	                       .service_ns = mono_ns() - s->taken_ns};
+	count(w, &s->entry, &cqe);
+	if (status != MPIG_OK)
+		log_limited(&refused_limit, LOG_LEVEL_DEBUG, "queue %u: entry %llu (operation %u, handle %u) refused: %s", q->id,
+		            (unsigned long long)s->sequence, s->entry.op, s->entry.handle, mpig_status_text(status));
+	queue_complete(q, &cqe, NULL);
+}
+
+static void destroy_task(struct worker *w, struct task *t)
+{
+	struct queue *q = t->queue;
+	job_destroy(t->job);
+	binding_put(t->binding);
+	task_free(w->all->tasks, t);
+	atomic_fetch_sub_explicit(&q->in_flight, 1, memory_order_release); // last: the queue may go now
+}
+
+// The job is done: its effects are complete before the client hears of it, and so is its claim on the lease.
+static void finish(struct worker *w, struct task *t)
+{
+	const struct engine_result *r = job_result(t->job);
+	struct mpig_cqe cqe = {
+		.user_data = t->entry.user_data,
+		.status = r->status,
+		.slot = t->entry.slot,
+		.committed = r->committed,
+		.rows_read = r->rows_read,
+		.bytes_read = r->bytes_read,
+		.service_ns = mono_ns() - t->taken_ns,
+		.signature_version = r->signature_version,
+		.units = r->units,
+		.sequence = t->sequence,
+	};
+	count(w, &t->entry, &cqe);
+	if (r->status != MPIG_OK)
+		log_limited(&failed_limit, LOG_LEVEL_DEBUG, "queue %u: entry %llu (operation %u, handle %u): %s: %s", t->queue->id,
+		            (unsigned long long)t->sequence, t->entry.op, t->entry.handle, mpig_status_text(r->status), r->why);
+	if (t->writes)
+		binding_end_write(t->binding);
+	binding_done(t->binding);
+	queue_complete(t->queue, &cqe, t);
+	task_shut(w->all->tasks, t);
+}
+
+// ---- starting --------------------------------------------------------------------------------------------------------
+static bool start_job(struct worker *w, struct queue *q, const struct submission *s, struct binding *b, struct task *t)
+{
+	uint8_t *slot = queue_slot(q, s->entry.slot);
+	struct engine_request request = {
+		.entry = s->entry,
+		.slot = s->slot,
+		.payload_in = slot,
+		.payload_out = slot,
+		.slot_bytes = slot ? q->geometry.slot_bytes : 0,
+		.sequence = s->sequence,
+		.context = b->context,
+		.writer = b->holder != 0,
+	};
+	t->job = job_create(w->all->options.engine, &request, w->scratch);
+	if (!t->job)
+		return false;
+	t->claimer = w->number;
+	t->queue = q;
+	t->binding = b;
+	t->entry = s->entry;
+	t->sequence = s->sequence;
+	t->taken_ns = s->taken_ns;
+	t->writes = engine_op_writes(s->entry.op);
+	uint32_t units = job_parallelism(t->job), others = task_open_count(w->all->tasks);
+	queue_fly(q, t);
+	task_publish(w->all->tasks, t);
+	if (units + others > 1)
+		workers_wake_helpers(w->all, units + others - 1);
+	return true;
+}
+
+// False: not now; the entry stays the queue's next one.
+static bool start(struct worker *w, struct queue *q, const struct submission *s)
+{
+	int status = atomic_load_explicit(&w->all->draining, memory_order_relaxed) ? MPIG_ESHUTDOWN : queue_check(q, s);
+	if (status != MPIG_OK || s->entry.op == MPIG_OP_NOP) {
+		answer_now(w, q, s, status);
+		return true;
+	}
+	struct binding *b = session_get(q->session, s->entry.handle);
+	if (!b) {
+		answer_now(w, q, s, MPIG_ENOENT);
+		return true;
+	}
+	bool writes = engine_op_writes(s->entry.op), writing = false, answered = false;
+	struct task *t = NULL;
+	if (!queue_conflicts(q, b->context, writes) && (!writes || (writing = binding_begin_write(b))) &&
+	    (t = task_alloc(w->all->tasks)) != NULL) {
+		if (start_job(w, q, s, b, t))
+			return true;
+		answered = true;
+	}
+	if (t)
+		task_free(w->all->tasks, t);
+	if (writing)
+		binding_end_write(b);
+	binding_done(b);
+	binding_put(b);
+	if (answered)
+		answer_now(w, q, s, MPIG_ENOMEM);
+	return answered;
+}
+
+uint32_t serve_queue(struct worker *w, struct queue *q)
+{
+	if (!queue_pending(q) || !queue_claim(q, w->number))
+		return 0;
+	worker_set_state(w, MPIG_WORKER_BUSY);
+	uint32_t moved = 0;
+	struct submission *s;
+	while (moved < ENTRIES_PER_VISIT && (s = queue_next(q)) != NULL && start(w, q, s)) {
+		queue_next_done(q);
+		moved++;
+	}
+	bool broken = atomic_load_explicit(&q->broken, memory_order_relaxed);
+	queue_release(q);
+	if (broken && atomic_load_explicit(&q->state, memory_order_relaxed) == QUEUE_OPEN)
+		eventfd_write(w->all->options.control_fd, 1);
+	return moved;
+}
+
+// ---- helping ---------------------------------------------------------------------------------------------------------
+static void leave(struct worker *w, struct task *t)
+{
+	if (task_leave(t))
+		destroy_task(w, t);
+}
+
+// Counted in. Runs a few units of one task.
+static uint32_t run_task(struct worker *w, struct task *t)
+{
+	uint32_t ran = 0;
+	enum job_state state = JOB_IDLE;
+	if (job_parallelism(t->job))
+		worker_set_state(w, MPIG_WORKER_BUSY);
+	while (ran < UNITS_PER_VISIT && (state = job_run(t->job, w->number, w->all->options.count, w->scratch)) == JOB_RAN)
+		ran++;
+	if (ran && t->claimer != w->number)
+		add(&w->stats->steals, ran);
+	if (state == JOB_RAN) {
+		uint32_t more = job_parallelism(t->job); // a later phase may have more units than the first
+		if (more > 1)
+			workers_wake_helpers(w->all, more - 1);
+	}
+	struct queue *q = state == JOB_DONE ? t->queue : NULL;
+	if (state == JOB_DONE) {
+		ran++;
+		finish(w, t);
+	}
+	add(&w->stats->units, ran);
+	if (q && queue_pending(q)) // an entry may have waited for this request; the queue stays as long as the task does
+		serve_queue(w, q);
+	leave(w, t);
+	return ran;
+}
+
+uint32_t serve_tasks(struct worker *w)
+{
+	uint32_t looked = 0;
+	struct task *t;
+	while ((t = task_enter(w->all->tasks, &w->cursor, &looked)) != NULL) {
+		uint32_t ran = run_task(w, t);
+		if (ran)
+			return ran;
+	}
+	return 0;
+}

@@ -1,0 +1,58 @@
+// The daemon put together: listener, peers, workers, pool, statistics, signals. One control thread, the caller's.
+#ifndef MPIG_SERVER_SERVER_H
+#define MPIG_SERVER_SERVER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "config/options.h"
+#include "daemon/engine/engine.h"
+#include "daemon/server/account.h"
+#include "daemon/server/listener.h"
+#include "daemon/server/loop.h"
+#include "daemon/server/stats.h"
+#include "daemon/server/worker.h"
+#include "daemon/store/pool.h"
+#include "daemon/store/store.h"
+
+#define MAX_CLIENTS 1024u
+
+// Reads the configuration again, for SIGHUP. 0, or -1 and why (OPTIONS_WHY_BYTES).
+typedef int server_reload_fn(void *arg, struct options *options, char *why);
+
+struct peer;
+struct server {
+	struct options options;
+	server_reload_fn *reload;
+	void *reload_arg;
+	uint64_t epoch, start_ns; // CLOCK_REALTIME and CLOCK_MONOTONIC at start; the epoch is never that of another start
+	char kernels_name[64];
+	struct kernels kernels;
+	struct pool *pool;
+	struct store *store;
+	struct engine *engine;
+	struct stats_file stats;
+	struct loop *loop;
+	struct listener listener;
+	struct loop_source *accepting, *reaper, *drain_timer, *accept_again;
+	struct workers *workers;
+	int control_fd, signal_fd; // control_fd: workers report broken queues
+	struct peer *peers;
+	uint32_t peer_count, queue_count;
+	struct account *accounts;
+	struct queue *retired;     // closed, waiting until nobody points to them
+	uint32_t next_queue_id;
+	uint64_t next_holder;
+	uint32_t quiet_ticks;
+	bool draining, stopping, hurry;
+};
+
+// Runs the daemon until it is told to stop. All errors are logged. The process's exit status.
+int server_run(const struct options *options, server_reload_fn *reload, void *reload_arg);
+
+// ---- for peers and control operations --------------------------------------------------------------------------------
+void server_refresh_stats(struct server *s);
+// Takes a queue out of service; its memory is freed when nobody points to it any more.
+void server_retire_queue(struct server *s, struct queue *q);
+
+#endif

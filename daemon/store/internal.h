@@ -1,0 +1,244 @@
+// What the files of this folder share. Nothing outside includes it.
+//
+// Private mirror of the pool: struct context -> snapshot (segments it references) -> struct segment -> record in the pool.
+// The store's lock guards every field unless it is atomic or said to be the writer's.
+//
+// Readers take no lock. They pin the context (below), load the snapshot and `committed`, and follow published offsets.
+//
+//   writer (lock held)                                reader
+//   P0 publish the new state                          R0 pins[e & 1] += 1   (e = epoch)
+//   P1 retire the old into the current epoch's list   R1 epoch still e? otherwise undo and start again
+//   P2 epoch += 1, once pins of the other side are 0  R2 load snapshot, committed; use them
+//   P3 pins of the epoch left behind are 0: settle    R3 pins[e & 1] -= 1; at 0 with something retired: lock, P2, P3
+//
+// All of pins, epoch and `retired` are sequentially consistent: a reader that passed R1 before P2 is counted at P3, one that did
+// not starts again and sees P0. R3 and P1 are a Dekker pair: either the writer sees the pin gone or the reader sees the list.
+#ifndef MPIG_STORE_INTERNAL_H
+#define MPIG_STORE_INTERNAL_H
+
+#include "daemon/store/format.h"
+#include "daemon/store/pool.h"
+#include "daemon/store/record.h"
+#include "daemon/store/store.h"
+
+#define NAME_BUCKETS 4096u
+#define CHAIN_TOKENS 256u // tokens per link of a hash chain
+
+// Something given up while readers may be inside.
+struct garbage {
+	struct garbage *next;
+	void (*settle)(struct store *s, struct garbage *g);  // readers have left; lock held; ends in store_bury or frees g
+	void (*destroy)(struct store *s, struct garbage *g); // after the lock: gives memory back, frees g
+};
+
+struct extent { uint64_t offset, bytes; int node; };
+struct extents { struct extent *item; size_t count, capacity, cursor; };
+
+// Who pays for an object: each uid once, however many of its contexts reference it.
+struct charge {
+	uint64_t bytes;
+	uint32_t count, capacity;
+	struct { uint32_t uid, refs; } *who;
+};
+
+struct spec { // what derives from the layers; shared by forks
+	_Atomic uint32_t refs;
+	uint32_t layer_count, global_layers, strips, max_d_k;
+	bool has_codes, has_tables, has_int8;
+	uint64_t token_bytes;  // rows and codes of one token, all strips
+	uint64_t params_bytes; // of the extent
+	struct layer *layer;   // [layer_count]
+	uint64_t *params_first; // [layer_count] byte offset of the layer's first strip in a params record
+	uint16_t *strip_layer; // [strips]
+};
+
+struct params {
+	struct garbage garbage;
+	uint64_t offset, bytes;
+	uint32_t version, refs; // contexts
+	struct charge charge;
+};
+
+struct segment {
+	struct garbage garbage;
+	uint64_t offset;
+	struct segment_record *record;
+	struct spec *spec;     // a reference
+	uint32_t refs;         // contexts
+	uint64_t rows_bytes, index_bytes, metadata_bytes;
+	struct charge charge;
+};
+
+struct ref { struct segment *segment; uint64_t first; };
+struct snapshot { // the segments of a context; the rows of one end where the next begins
+	struct garbage garbage;
+	uint64_t list_offset, list_bytes; // the list's extent; freed with the snapshot if free_list
+	bool free_list;
+	uint32_t count, keep;  // refs below `keep` live on in the snapshot that replaced this one
+	struct ref ref[];
+};
+
+struct context {
+	struct store *store;
+	_Atomic uint32_t refs;
+	_Atomic bool dropped;
+	struct spec *spec;
+	uint64_t offset;
+	struct context_record *record;
+	uint32_t table_slot;
+	struct identity identity;
+	uint64_t id, parent_id, fork_tokens, created_ns, seed;
+	char name[MPIG_NAME_BYTES];
+	uint8_t fingerprint[64];
+	uint64_t fixed_bytes;  // record and spec
+	struct context *name_next;
+
+	_Atomic(struct snapshot *) snapshot;
+	_Atomic(struct params *) params;
+	_Atomic uint32_t signature_version;
+	_Atomic uint64_t committed; // as in the record; stored after it
+	_Atomic uint64_t used_ns;
+	_Alignas(64) _Atomic uint64_t epoch;
+	_Atomic uint64_t pins[2];
+	_Atomic bool retired;
+	struct garbage *garbage[2]; // by epoch
+	uint32_t draining;     // truncations whose rows may not be overwritten yet
+
+	// the writer's side
+	_Alignas(64) _Atomic uint64_t *rows; // appended, per layer
+	uint64_t reserved;     // end of what has been handed to the writer; above `committed`: it may be writing there
+	bool sealing;
+	_Atomic bool writing;  // holds a pin of epoch write_epoch; whoever clears it gives the pin back
+	uint64_t write_epoch;
+	_Atomic uint64_t holder;
+	uint32_t writer_pid;
+	void *private_data;
+	void (*private_release)(void *data);
+
+	uint64_t *chain;       // hash of the first 256 (i + 1) tokens
+	uint64_t chain_count, chain_capacity;
+	struct garbage drop;
+};
+
+struct account { uint32_t uid, contexts; uint64_t bytes; };
+
+struct store {
+	pthread_mutex_t lock;
+	struct pool *pool;
+	struct store_options options;
+	struct context **context; // ascending ids
+	size_t count, capacity;
+	struct context *by_name[NAME_BUCKETS];
+	struct account *account;
+	size_t account_count, account_capacity;
+	uint64_t next_id, metadata_bytes;
+	uint32_t next_slot;
+	struct garbage *dead;  // destroyed when the lock is released
+};
+
+// store.c
+void store_lock(struct store *s);
+void store_unlock(struct store *s); // and destroys what was buried meanwhile
+void store_bury(struct store *s, struct garbage *g);
+void context_retire(struct store *s, struct context *c, struct garbage *g);
+void context_collect(struct store *s, struct context *c); // frees what no reader can see any more
+uint64_t context_pin(struct context *c);
+void context_unpin(struct context *c, uint64_t epoch);        // lock not held
+void context_unpin_locked(struct context *c, uint64_t epoch); // the caller collects
+void writer_enter(struct context *c);
+void writer_leave(struct store *s, struct context *c);
+__attribute__((format(printf, 3, 4))) int refuse(char *why, int status, const char *format, ...);
+uint64_t store_now(const struct store *s);
+
+// extents.c: what an operation needs, listed first and then allocated as a whole or not at all
+int extents_want(struct extents *x, uint64_t bytes, int node); // 0 or MPIG_ENOMEM
+uint64_t extents_total(const struct extents *x);
+int extents_alloc(struct store *s, struct extents *x, char *why); // 0 or MPIG_ENOSPC
+uint64_t extents_next(struct extents *x);                      // in the order they were wanted
+void extents_give(struct store *s, struct extents *x);         // frees what was allocated, then the list
+void extents_fini(struct extents *x);                          // frees the list only
+struct trash { struct garbage garbage; struct extents list; };
+struct trash *trash_new(size_t capacity);                      // room for `capacity` extents; NULL without memory
+void trash_add(struct trash *t, uint64_t offset, uint64_t bytes);
+
+// quota.c
+int account_open(struct store *s, uint32_t uid);               // makes sure there is one; 0 or MPIG_ENOMEM
+void account_add(struct store *s, uint32_t uid, uint64_t bytes);
+void account_sub(struct store *s, uint32_t uid, uint64_t bytes);
+void account_contexts(struct store *s, uint32_t uid, int by);
+int quota_admit(const struct store *s, uint32_t uid, uint64_t bytes, uint32_t contexts, char *why);
+int charge_reference(struct store *s, struct charge *charge, uint32_t uid); // the uid has an account; 0 or MPIG_ENOMEM
+void charge_release(struct store *s, struct charge *charge, uint32_t uid);
+void charge_grow(struct store *s, struct charge *charge, uint64_t bytes);
+void charge_shrink(struct store *s, struct charge *charge, uint64_t bytes);
+bool charge_has(const struct charge *charge, uint32_t uid);
+void charge_fini(struct charge *charge);
+
+// spec.c
+int spec_create(const struct mpig_wire_layer *layers, uint32_t count, float default_budget, struct spec **spec, char *why);
+void spec_unref(struct spec *spec);
+float *spec_params(const struct spec *spec, void *record, uint32_t strip); // mu, then balance
+static inline const struct layer *spec_strip(const struct spec *spec, uint32_t strip) { return &spec->layer[spec->strip_layer[strip]]; }
+static inline uint64_t layer_code_bytes(const struct layer *l) { return (uint64_t)l->d_pad * l->wire.signature_bits / 8; } // of a row, codes only
+int strip_node(const struct store *s, const struct layer *l, uint32_t kv_head);
+
+// segment.c
+enum extent_use { USE_ROWS, USE_INDEX, USE_METADATA };
+struct extent_sink { void (*put)(struct extent_sink *sink, uint64_t offset, uint64_t bytes, enum extent_use use); };
+struct segment *segment_new(struct store *s, struct spec *spec, uint32_t uid); // not yet in the pool; NULL without memory
+void segment_put(struct store *s, struct segment *seg);
+void params_put(struct store *s, struct params *p);
+void segment_extents(const struct pool *pool, const struct segment *seg, struct extent_sink *sink);
+// What is left over of the blocks if only `rows` rows of the segment count: unused granules of the block they end in (if `trim`),
+// and every later block.
+void segment_surplus(const struct pool *pool, const struct segment *seg, uint32_t rows, bool trim, struct extent_sink *sink);
+void segment_grow(struct store *s, struct segment *seg, uint64_t bytes, enum extent_use use);
+void segment_shrink(struct store *s, struct segment *seg, uint64_t bytes, enum extent_use use);
+static inline uint64_t segment_bytes(const struct segment *seg) { return seg->rows_bytes + seg->index_bytes + seg->metadata_bytes; }
+// A list with room for the surplus as it is now and `more` extents; NULL without memory.
+struct trash *segment_trash_new(const struct store *s, const struct segment *seg, uint32_t rows, bool trim, size_t more);
+// Lists the surplus and takes it off the books. Then publish what makes it unreachable, then retire the list.
+void segment_trash_fill(struct store *s, struct segment *seg, uint32_t rows, bool trim, struct trash *trash);
+struct generation_record *segment_generation(const struct pool *pool, const struct segment *seg);
+
+// snapshot.c
+struct snapshot *snapshot_new(uint32_t count);
+void snapshot_install(struct store *s, struct context *c, struct snapshot *next, uint32_t keep); // retires the old one
+uint32_t snapshot_find(const struct snapshot *snap, uint64_t token); // the ref that holds it; UINT32_MAX: none begins before it
+void fill_list(struct store *s, uint64_t offset, const struct snapshot *snap);
+void slot_fill(const struct context *c, const struct snapshot *snap, struct context_slot *slot);
+
+// context.c
+struct context_draft { // a context being made
+	const char *name;
+	const uint8_t *fingerprint;
+	struct identity identity;
+	uint64_t seed, parent_id, fork_tokens;
+	uint32_t segment_count;
+	uint64_t more_bytes; // the owner will be charged for beyond the context's own records
+};
+int name_check(const struct store *s, const char *name, const char *field, char *why);
+// Memory and charges of a context nobody sees yet: the caller sets committed, snapshot refs and params, then announces or discards it.
+// Takes a reference of the spec.
+int context_build(struct store *s, const struct context_draft *draft, struct spec *spec, struct context **out, char *why);
+void context_discard(struct store *s, struct context *c);
+void context_announce(struct store *s, struct context *c); // from here on it exists
+int context_alive(const struct context *c, char *why);
+struct context *name_find(const struct store *s, const char *name);
+
+// prefix.c
+int chain_reserve(struct context *c, uint64_t tokens);
+void chain_extend(struct context *c, uint64_t committed);
+
+// commit.c
+struct drain { struct garbage garbage; struct context *context; };
+void tokens_read(const struct context *c, uint64_t begin, uint64_t n, uint32_t *out);
+uint64_t rows_most(const struct context *c); // the most rows any layer holds
+bool context_busy_writing(const struct context *c); // rows beyond the committed ones exist or are being written
+void context_forget(struct store *s, struct context *c); // uncommitted rows
+
+// seal.c
+uint32_t unsealed_rows(const struct context *c, uint32_t *index); // committed rows of the earliest sealable ref; 0: none
+uint32_t ref_rows(const struct context *c, const struct snapshot *snap, uint32_t i); // committed rows of ref i
+
+#endif

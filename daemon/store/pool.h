@@ -1,0 +1,51 @@
+// The DRAM the daemon hands out: one file on tmpfs or hugetlbfs per NUMA node, mapped once, and an allocator of extents whose
+// free map lives in private memory. Bytes are fallocate()d before they are handed out, so a full machine is a refusal,
+// never SIGBUS; freed bytes are punched out and go back to the machine.
+#ifndef MPIG_STORE_POOL_H
+#define MPIG_STORE_POOL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct pool;
+struct pool_options {
+	const char *dir;      // created 0700 if absent; must be ours, not a symlink, not writable by others
+	const char *instance;
+	uint64_t bytes;       // 0 = half of MemAvailable
+	bool lock_memory;     // mlock2(ONFAULT) where allowed
+	bool huge_pages;      // MADV_COLLAPSE of filled 2 MiB ranges, where the kernel can
+	uint32_t nodes;       // files, one per NUMA node; 0 = as many as the machine has
+};
+// Creates a fresh pool (an old file of a dead daemon is emptied; one whose daemon lives is refused by flock: MPIG_EBUSY).
+// 0 or MPIG_EBUSY, MPIG_EACCES, MPIG_ENOSPC, MPIG_EIO, MPIG_ENOMEM, MPIG_EINVAL (options; not a tmpfs or hugetlbfs);
+// `why` (>= 256 bytes) says what, where, what to do. On failure nothing is left behind.
+int pool_create(const struct pool_options *options, struct pool **pool, char *why, size_t why_bytes);
+// Unmaps; removes the file if `remove`.
+void pool_close(struct pool *pool, bool remove);
+
+// An extent of at least `bytes`, zeroed, granule-aligned, on the node asked for or else another. Thread-safe. 0 on failure (offset 0
+// is the superblock's).
+uint64_t pool_alloc(struct pool *pool, uint64_t bytes, int node);
+// Gives [offset, offset + bytes) back (any granule-aligned part of an allocation, so that a tail can be trimmed). Thread-safe.
+void pool_free(struct pool *pool, uint64_t offset, uint64_t bytes);
+static inline uint64_t pool_round(uint64_t bytes) { return (bytes + 4095) & ~UINT64_C(4095); }
+// Address of an offset of ours (trusted).
+void *pool_at(const struct pool *pool, uint64_t offset);
+
+// The only way metadata changes: copies `bytes` to `dst` inside the pool word by word (dst and bytes multiples of 4; no aligned
+// 8-byte word is ever half written when both sides are 8-aligned); the last word is stored with release order after everything
+// before it. The crash hook of the tests runs before and after.
+void pool_publish(struct pool *pool, void *dst, const void *src, size_t bytes);
+static inline void pool_publish_word(struct pool *pool, uint64_t *dst, uint64_t value) { pool_publish(pool, dst, &value, 8); }
+static inline void pool_publish_word32(struct pool *pool, uint32_t *dst, uint32_t value) { pool_publish(pool, dst, &value, 4); }
+extern void (*pool_publish_hook)(const void *dst, size_t bytes, int after); // tests only; NULL
+
+struct superblock;
+struct superblock *pool_superblock(struct pool *pool);
+uint64_t pool_bytes(const struct pool *pool);
+uint64_t pool_used(const struct pool *pool);
+const char *pool_path(const struct pool *pool);
+int pool_nodes(const struct pool *pool);
+
+#endif

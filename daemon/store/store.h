@@ -1,0 +1,190 @@
+// Contexts in the pool: segments, blocks, index generations, leases, access, quotas. All control-plane mutations take the
+// store's one lock; a context's rows are written by the one job that holds its writer side, and read by many.
+//
+// What readers may rely on without the lock: everything below the `committed` they loaded (acquire) stays where it is while
+// they hold a pin. Memory that a drop, a truncation or a trim gives up is freed when the last pin taken before is released.
+#ifndef MPIG_STORE_STORE_H
+#define MPIG_STORE_STORE_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "daemon/kernels/kernels.h"
+#include "shm/abi.h"
+#include "shm/control.h"
+#include "shm/status.h"
+
+struct store;
+struct pool;
+struct context; // opaque but for the accessors below
+
+struct credentials { uint32_t uid, gid; const uint32_t *groups; uint32_t group_count; uint32_t pid; };
+enum access { ACCESS_READ, ACCESS_WRITE, ACCESS_OWN }; // OWN: drop, chmod
+struct identity { uint32_t uid, gid, mode; };
+// The one access decision: owner, group and other bits as for a file (r = attend, w = append); OWN = owner; uid 0 may all.
+bool access_check(const struct identity *object, const struct credentials *who, enum access want);
+
+struct store_options {
+	struct pool *pool;          // borrowed; must outlive the store
+	uint64_t quota_bytes;       // per uid; 0 = unlimited
+	uint32_t quota_contexts;    // per uid; 0 = unlimited
+	float default_budget;       // share of rows where a spec names none; 0 = .01
+	uint64_t (*now_ns)(void);   // CLOCK_REALTIME; NULL = the system's
+};
+int store_create(const struct store_options *options, struct store **store);
+void store_destroy(struct store *store);
+
+// A layer of a context, derived from its spec once.
+struct layer {
+	struct mpig_wire_layer wire; // with defaults resolved
+	struct mpig_layer_shape shape;
+	struct row_format rows;
+	float scale;
+	uint32_t first_strip; // UINT32_MAX for layers that store nothing
+	uint32_t d_pad;
+	uint64_t code_bytes_per_row; // 0 = no signature index (codes + factor)
+};
+
+// ---- control plane (store lock inside) -------------------------------------------------------------------------------
+// `why` (MPIG_TEXT_BYTES) is filled on failure. All return 0 or a negative status. *context is returned with a reference.
+int store_context_create(struct store *s, const struct credentials *who, const struct mpig_ctl_create *body,
+                         const struct mpig_wire_layer *layers, struct context **context, char *why);
+int store_context_open(struct store *s, const struct credentials *who, const char *name, const uint8_t fingerprint[64],
+                       struct context **context, char *why);
+int store_context_open_prefix(struct store *s, const struct credentials *who, const uint8_t fingerprint[64], const uint32_t *tokens,
+                              uint64_t count, uint64_t min_tokens, struct context **context, uint64_t *matched, char *why);
+int store_context_fork(struct store *s, const struct credentials *who, struct context *parent, uint64_t tokens, const char *new_name,
+                       struct context **child, char *why);
+int store_context_drop(struct store *s, const struct credentials *who, const char *name, char *why);
+int store_context_chmod(struct store *s, const struct credentials *who, const char *name, uint32_t mode, uint32_t uid, uint32_t gid,
+                        char *why);
+// Contexts with id > *cursor that `who` may read, ascending; returns how many were written, advances *cursor (0 = end).
+uint32_t store_context_list(struct store *s, const struct credentials *who, uint64_t *cursor, struct mpig_wire_context *out, uint32_t max);
+void store_context_info(struct store *s, struct context *c, struct mpig_wire_context *out);
+// A reference keeps the struct alive, not the data: operations on a dropped context answer MPIG_ENOENT.
+void context_ref(struct context *c);
+void context_unref(struct context *c);
+// Writer lease of a connection (an opaque nonzero id). MPIG_EBUSY if another holds it; MPIG_EACCES without write permission. Releasing
+// forgets uncommitted rows.
+int context_lease(struct store *s, struct context *c, const struct credentials *who, uint64_t holder, char *why);
+void context_release(struct store *s, struct context *c, uint64_t holder);
+bool context_leased_by(const struct context *c, uint64_t holder);
+bool context_may(struct store *s, const struct context *c, const struct credentials *who, enum access want);
+
+struct store_totals { uint64_t contexts, metadata_bytes; };
+void store_totals(struct store *s, struct store_totals *out);
+uint64_t store_uid_bytes(struct store *s, uint32_t uid);
+
+// ---- accessors (any thread) ------------------------------------------------------------------------------------------
+const struct layer *context_layer(const struct context *c, uint32_t layer); // NULL if out of range or not GLOBAL
+uint32_t context_layer_count(const struct context *c);
+const struct mpig_wire_layer *context_spec_layer(const struct context *c, uint32_t layer); // any kind, defaults resolved; NULL out of range
+uint64_t context_committed(const struct context *c); // acquire
+uint64_t context_seed(const struct context *c);
+uint64_t context_id(const struct context *c);
+uint32_t context_signature_version(const struct context *c);
+bool context_dropped(const struct context *c);
+
+// ---- reading (no lock) -----------------------------------------------------------------------------------------------
+// Signature parameters of one strip, as pointers into the pool.
+struct strip_params { const float *mu, *balance; };
+
+struct span { // consecutive rows in memory: the part of one block inside the asked range, of one strip
+	uint64_t first;          // token position of its first row
+	uint32_t n;
+	const uint8_t *rows;
+	const uint8_t *codes;    // of the block's first row's group; NULL: not in the signature index, attend exactly
+	const uint16_t *factors; // of the block's first row
+	uint32_t block_row;      // index in the block of the span's first row (codes and factors are indexed from the block's start)
+	uint32_t table;          // index into tables of the segment's SimHash table; UINT32_MAX: none covers this span
+	const float *centre;     // int8 rows; NULL otherwise
+};
+struct table_view { // SimHash tables of one segment of one strip
+	const void *table;
+	uint64_t first;          // token position of table row 0
+	uint32_t rows;
+	uint32_t span_begin, span_end; // the spans of this segment
+};
+struct strip_view {
+	struct span *spans;
+	struct table_view *tables;
+	struct strip_params params; // mu NULL: no signature parameters yet
+};
+struct layer_view {
+	const struct layer *layer;
+	uint64_t begin, end, committed;
+	uint32_t span_count, table_count, signature_version;
+	struct strip_view *strip; // [kv_heads]
+	void *memory;             // one allocation holding all of the above; free() by layer_view_free
+	struct context *context;  // pinned
+};
+// Pins the context and describes rows [begin, end) of a layer; `end` is clipped to committed only if end_relative was resolved by
+// the caller. MPIG_ERANGE if begin > end or end > committed; MPIG_ENOENT if dropped; MPIG_ENOMEM.
+int layer_view_get(struct store *s, struct context *c, uint32_t layer, uint64_t begin, uint64_t end, struct layer_view *view);
+void layer_view_free(struct store *s, struct layer_view *view); // unpins
+
+// ---- writing (the lease holder's jobs; one at a time per context) ----------------------------------------------------
+// Makes room for rows [position, position + count) of a layer in the open segment (opening one, adding blocks, charging the quota).
+// position must be <= rows appended to that layer so far (MPIG_ERANGE otherwise) and >= committed. Nothing is half-done on failure:
+// MPIG_ENOSPC, MPIG_EQUOTA, MPIG_ELIMIT, MPIG_ENOMEM; MPIG_EAGAIN only after a truncation that answered so. The memory stays, whatever
+// is dropped meanwhile, until context_appended or the holder's next reserve, commit, truncation or release.
+int context_reserve(struct store *s, struct context *c, uint32_t layer, uint64_t position, uint64_t count, char *why);
+struct write_span {
+	uint32_t n;              // consecutive rows from position
+	uint8_t *rows;
+	uint8_t *codes;          // NULL: rows are indexed later, at seal
+	uint16_t *factors;
+	uint32_t block_row;
+	struct strip_params params;
+	float *centre;           // int8: d_k floats; *centre_fresh: the caller sets it from its first rows
+	bool centre_fresh;
+};
+// Where the reserved rows of one strip go, from position on.
+void context_write_span(struct store *s, struct context *c, uint32_t layer, uint32_t kv_head, uint64_t position, struct write_span *out);
+// Notes that rows up to `end` of a layer are complete.
+void context_appended(struct context *c, uint32_t layer, uint64_t end);
+uint64_t context_rows(const struct context *c, uint32_t layer); // appended so far
+// Private memory of the layer above, kept with the context and released with it. NULL until set. Only the writer side's job
+// touches it.
+void *context_private(const struct context *c);
+// Replaces, and releases, what was there.
+void context_private_set(struct context *c, void *data, void (*release)(void *data));
+// Commits tokens [position, position + count): every global layer must hold them (MPIG_ERANGE names the layer in why). Re-committing
+// the same position with the same ids is success.
+int context_commit(struct store *s, struct context *c, uint64_t position, uint64_t count, const uint32_t *tokens, char *why);
+// Back to `position` tokens. MPIG_EAGAIN: done for all who look from now on, but readers from before are still inside the rows that
+// are to be overwritten; nothing can be reserved until the same call has answered 0.
+int context_truncate(struct store *s, struct context *c, uint64_t position, char *why);
+// Token ids [begin, begin + n).
+void context_tokens(struct store *s, const struct context *c, uint64_t begin, uint64_t n, uint32_t *out);
+
+// ---- sealing: the engine builds, the store publishes -----------------------------------------------------------------
+// The open segment's committed rows, to be sealed. rows == 0: nothing to do.
+struct seal_plan {
+	uint64_t first;        // token position of the segment's first row
+	uint32_t rows;         // committed rows of the open segment
+	bool needs_params;     // the context has no signature parameters: fill params below
+	bool needs_codes;      // codes must be built (rows appended before there were parameters)
+	bool needs_tables;     // some layer has SimHash tables
+	float *(*mu)(struct seal_plan *, uint32_t strip), *(*balance)(struct seal_plan *, uint32_t strip); // [d_k]: to fill if needs_params, else those in force
+	uint8_t *(*codes)(struct seal_plan *, uint32_t strip, uint32_t row, uint16_t **factors, uint32_t *block_row, uint32_t *n);
+	void *(*table)(struct seal_plan *, uint32_t strip); // paper_table_bytes(K, L, rows) bytes
+	const uint8_t *(*rows_at)(struct seal_plan *, uint32_t strip, uint32_t row, uint32_t *n); // consecutive rows from `row`
+	const float *(*centre)(struct seal_plan *, uint32_t strip);
+	struct context *context;
+	void *private_;
+};
+// Allocates everything a seal needs, for the earliest unsealed segment whose rows are all committed; the last segment waits while
+// rows beyond the committed ones are appended to it. Until context_seal_finish the memory stays, whatever is dropped. table_bytes(layer, rows) is asked for layers with tables (the index's business, not the store's).
+int context_seal_begin(struct store *s, struct context *c, uint64_t (*table_bytes)(const struct layer *, uint32_t rows),
+                       struct seal_plan *plan, char *why);
+// Publishes parameters, generation and sealed length, trims unused tails; or gives everything back.
+void context_seal_finish(struct store *s, struct seal_plan *plan, bool publish);
+// True when a commit should seal although it was not asked to (no parameters yet and >= 4,096 rows; tables wanted and >= 1,024
+// unindexed rows; the segment is full).
+bool context_wants_seal(const struct context *c);
+
+#endif

@@ -1,0 +1,17 @@
+// Sealed memory regions: memfds whose size nobody can change, so that touching them never raises SIGBUS.
+#ifndef MPIG_SHM_REGION_H
+#define MPIG_SHM_REGION_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+// Creates a memfd of `bytes`, allocated (fallocate, so that a full machine is refused here) and sealed SHRINK|GROW|SEAL,
+// close-on-exec, MFD_NOEXEC_SEAL where the kernel knows it. Returns 0 and the fd, or MPIG_ENOMEM / MPIG_EIO (errno kept).
+int mpig_region_create(const char *name, uint64_t bytes, int *fd);
+// Checks that an fd from outside is a tmpfs memfd with exactly the seals above (F_SEAL_EXEC allowed) and its size equals `bytes`
+// (0: any, up to `limit`). Returns 0 and the size, or MPIG_EINVAL.
+int mpig_region_check(int fd, uint64_t bytes, uint64_t limit, uint64_t *size);
+// Maps it shared, read-write; MADV_DONTFORK if `dontfork`. Returns 0 or MPIG_ENOMEM. Unmap with munmap(base, bytes).
+int mpig_region_map(int fd, uint64_t bytes, int dontfork, void **base);
+
+#endif

@@ -1,0 +1,338 @@
+"""magicpigctl against a private daemon: every command, its JSON, its exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import shutil
+import socket
+import subprocess
+
+import pytest
+from conftest import MAGICPIGCTL, ctl
+
+OK, FAILED, USAGE, NO_DAEMON, NOT_FOUND, PERMISSION = range(6)
+COMMANDS = ["status", "ls", "show", "drop", "ping", "config"]
+
+
+def good(result) -> str:
+    assert result.returncode == OK, result.stderr
+    assert result.stderr == ""
+    return result.stdout
+
+
+# ---- without a daemon ---------------------------------------------------------------------------------------------------
+
+
+def test_help_names_every_command_and_exit_code():
+    text = good(ctl("--help"))
+    for command in COMMANDS:
+        assert re.search(rf"^  {command}\b", text, re.M)
+    assert "Exit status: 0 success" in text and "5 permission denied" in text
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command):
+    text = good(ctl(command, "--help"))
+    assert text.startswith(f"Usage: magicpigctl {command} [OPTIONS]")
+    assert "--json" in text and "--socket" in text
+    assert good(ctl(command, "-h")) == text
+
+
+def test_version():
+    assert re.fullmatch(r"magicpigctl \d+\.\d+\.\d+\n", good(ctl("--version")))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["fly"],
+        ["--fly"],
+        ["status", "--fly"],
+        ["status", "extra"],
+        ["status", "--interval", "-1"],
+        ["ping", "-c", "0"],
+        ["ping", "-c", "4x"],
+        ["ping", "-c"],
+        ["ping", "extra"],
+        ["show"],
+        ["drop"],
+        ["config", "set"],
+        ["config", "list", "extra"],
+        ["config", "get", "daemon.socket", "extra"],
+        ["--socket"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage(arguments, tmp_path):
+    result = ctl(*arguments, env={"MAGICPIG_SOCKET": str(tmp_path / "none")})
+    assert result.returncode == USAGE
+    assert result.stdout == ""
+    assert result.stderr.startswith("magicpigctl") and "--help'" in result.stderr
+
+
+@pytest.mark.parametrize("arguments", [["status"], ["ls"], ["show", "x"], ["drop", "x"], ["ping"], ["config"]], ids=" ".join)
+def test_no_daemon(arguments, tmp_path):
+    path = str(tmp_path / "magicpigd.sock")
+    result = ctl("--socket", path, *arguments)
+    assert result.returncode == NO_DAEMON
+    assert result.stdout == ""
+    assert path in result.stderr and result.stderr.startswith(f"magicpigctl {arguments[0]}: ")
+
+
+def test_socket_file_nobody_listens_on(tmp_path):
+    path = str(tmp_path / "magicpigd.sock")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stale:
+        stale.bind(path)
+    assert ctl("--socket", path, "ping").returncode == NO_DAEMON
+
+
+def test_output_that_cannot_be_written(daemon):
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(
+            [MAGICPIGCTL, "--socket", str(daemon.socket), "config"], stdout=full, stderr=subprocess.PIPE, text=True, timeout=60
+        )
+    assert result.returncode == FAILED
+    assert "standard output" in result.stderr
+
+
+# ---- with one -----------------------------------------------------------------------------------------------------------
+
+
+def test_options_before_and_after_the_command(daemon):
+    path = str(daemon.socket)
+    for arguments in (["--json", "--socket", path, "ls"], ["ls", "--json", "--socket", path]):
+        assert json.loads(good(ctl(*arguments))) == []
+    assert good(ctl("ls", env={"MAGICPIG_SOCKET": path})) == "no contexts\n"
+
+
+def test_status(daemon):
+    text = good(daemon.ctl("status", "-i", "20"))
+    assert text.startswith("magicpigd ")
+    assert f"pid {daemon.process.pid}" in text
+    assert str(daemon.pool) in text
+    assert "of 64.0 MiB" in text
+    assert "\x1b" not in text
+    rows = re.findall(r"^ +(\d+) +\S+ +(spin|busy|parked)\b", text, re.M)
+    assert [number for number, _ in rows] == ["0", "1"]
+
+
+def test_status_json(daemon, book):
+    seen = json.loads(good(daemon.ctl("status", "--json", "--interval", "0")))
+    assert seen["answered"] is True
+    assert seen["pid"] == daemon.process.pid
+    assert seen["instance"] == daemon.instance
+    assert seen["pool_bytes"] == 64 << 20
+    assert 0 < seen["pool_used"] <= seen["pool_bytes"]
+    assert seen["contexts"] == 1
+    assert seen["commits"] >= 1 and seen["appended_rows"] >= 900
+    assert len(seen["statistics"]["workers"]) == seen["workers"] == 2
+    assert seen["statistics"]["append_p50_us"] > 0
+
+
+def test_status_from_the_file_alone(daemon):
+    path = json.loads(good(daemon.ctl("status", "--json")))["stats_file"]
+    elsewhere = ["--socket", "/nonexistent/magicpigd.sock", "status", "--stats", path, "-i", "1"]
+    seen = json.loads(good(ctl("--json", *elsewhere)))
+    assert seen["answered"] is False
+    assert seen["pid"] == daemon.process.pid
+    assert seen["pool_bytes"] == 64 << 20
+    assert f"pid {daemon.process.pid}" in good(ctl(*elsewhere))
+
+
+def test_status_of_a_file_that_is_no_statistics_file(daemon):
+    result = ctl("status", "--stats", str(daemon.config))
+    assert result.returncode == FAILED
+    assert "not a statistics file" in result.stderr
+
+
+def test_ls(daemon, book):
+    lines = good(daemon.ctl("ls")).splitlines()
+    assert lines[0].split()[:4] == ["NAME", "OWNER", "MODE", "TOKENS"]
+    assert len(lines) == 2
+    assert lines[1].split()[0] == "book" and lines[1].split()[2:4] == ["0600", "300"]
+    assert good(daemon.ctl("ls", "-1")) == "book\n"
+
+
+def test_ls_patterns_and_order(daemon, client, book):
+    import magicpig
+
+    others = ["another", "book two"]
+    for name in others:
+        client.create(name, magicpig.Spec([magicpig.Layer(query_heads=1, kv_heads=1, d_k=64)])).close()
+    try:
+        assert good(daemon.ctl("ls", "-1")) == "another\nbook\nbook two\n"
+        assert good(daemon.ctl("ls", "-1", "book*")) == "book\nbook two\n"
+        assert good(daemon.ctl("ls", "-1", "[x-z]*", "another")) == "another\n"
+        assert good(daemon.ctl("ls", "none")) == "no contexts\n"
+        assert [c["name"] for c in json.loads(good(daemon.ctl("ls", "--json", "a*")))] == ["another"]
+    finally:
+        for name in others:
+            client.drop(name)
+
+
+def test_ls_json(daemon, book):
+    (context,) = json.loads(good(daemon.ctl("ls", "--json")))
+    assert context["name"] == "book"
+    assert context["committed"] == context["indexed"] == 300
+    assert context["mode"] == "0600"
+    assert context["uid"] == os.getuid()
+    assert context["layer_count"] == 4 and context["global_layers"] == 3
+    assert context["rows_bytes"] >= 300 * 3 * 2 * 2 * 64 * 2
+    assert context["index_bytes"] > 0
+    assert context["writer_pid"] == os.getpid()
+    assert re.fullmatch(r"[0-9a-f]{128}", context["fingerprint"])
+
+
+def test_show(daemon, book):
+    text = good(daemon.ctl("show", "book"))
+    assert text.startswith("book\n")
+    assert "300 committed, 300 indexed, in 1 segment\n" in text
+    assert f"writer lease held by pid {os.getpid()}" in text
+    assert re.search(r"^    0, 2-3: global, 6/2 heads, d 64, bf16, signature b=2, paper \(8,75\)", text, re.M)
+    assert re.search(r"^    1: sliding, 6/2 heads, d 64, window 128, no rows here$", text, re.M)
+
+
+def test_show_json(daemon, book):
+    (context,) = json.loads(good(daemon.ctl("show", "--json", "book")))
+    assert context["committed"] == 300 and context["seed"] == 7
+    assert [(group["numbers"], group["kind"]) for group in context["layers"]] == [([0, 2, 3], "global"), ([1], "sliding")]
+    assert context["layers"][0]["scale"] == pytest.approx(0.125)
+    assert (context["layers"][0]["paper_k"], context["layers"][0]["paper_l"]) == (8, 75)
+
+
+def test_several_names_of_which_one_is_missing(daemon, book):
+    result = daemon.ctl("show", "--json", "missing", "book")
+    assert result.returncode == NOT_FOUND
+    assert "'missing'" in result.stderr
+    assert [context["name"] for context in json.loads(result.stdout)] == ["book"]
+
+
+def test_show_of_nothing(daemon):
+    result = daemon.ctl("show", "missing")
+    assert result.returncode == NOT_FOUND
+    assert result.stdout == "" and "'missing'" in result.stderr
+
+
+def test_a_name_with_an_escape_sequence_is_not_sent_to_the_terminal(daemon):
+    result = daemon.ctl("show", "\x1b[31mred")
+    assert result.returncode != OK
+    assert "\x1b" not in result.stderr
+
+
+def test_drop(daemon, client, book):
+    book.close()
+    result = daemon.ctl("drop", "missing", "book")
+    assert result.returncode == NOT_FOUND
+    assert result.stdout == "book: dropped\n"
+    assert good(daemon.ctl("ls", "-1")) == ""
+
+
+def test_drop_json(daemon, book):
+    book.close()
+    assert json.loads(good(daemon.ctl("--json", "drop", "--yes", "book"))) == [{"name": "book", "result": "dropped"}]
+
+
+@pytest.mark.parametrize("answer, gone", [("n\n", False), ("\n", False), ("y\n", True)], ids=["no", "nothing", "yes"])
+def test_drop_asks_on_a_terminal(daemon, book, answer, gone):
+    book.close()
+    ours, theirs = pty.openpty()
+    try:
+        os.write(ours, answer.encode())
+        result = daemon.ctl("drop", "book", stdin=theirs)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert result.returncode == OK
+    assert "Drop context 'book' (300 tokens, " in result.stderr
+    assert result.stdout == ("book: dropped\n" if gone else "book: kept\n")
+    assert good(daemon.ctl("ls", "-1")) == ("" if gone else "book\n")
+
+
+def as_nobody(daemon, mode: int, *arguments: str):
+    """magicpigctl as another user, copied to where that user may run it."""
+    if os.getuid() != 0:
+        pytest.skip("needs root to become another user")
+    program = daemon.directory / "magicpigctl"
+    shutil.copy(MAGICPIGCTL, program)
+    daemon.directory.chmod(0o755)
+    daemon.socket.chmod(mode)
+    command = [program, "--socket", daemon.socket, *arguments]
+    return subprocess.run(
+        command, user=65534, group=65534, extra_groups=[], cwd="/", stdin=subprocess.DEVNULL, capture_output=True, timeout=60
+    )
+
+
+def test_another_users_context_cannot_be_seen_or_dropped(daemon, book):
+    assert as_nobody(daemon, 0o666, "ls").stdout == b"no contexts\n"
+    assert as_nobody(daemon, 0o666, "drop", "--yes", "book").returncode in (NOT_FOUND, PERMISSION)
+    assert good(daemon.ctl("ls", "-1")) == "book\n"
+
+
+def test_a_socket_without_permission(daemon):
+    result = as_nobody(daemon, 0o600, "ping")
+    assert result.returncode == PERMISSION
+    assert str(daemon.socket).encode() in result.stderr
+
+
+@pytest.mark.parametrize("path", [[], ["--queue"]], ids=["control", "queue"])
+def test_ping(daemon, path):
+    text = good(daemon.ctl("ping", "-c", "3", *path))
+    assert re.findall(r"^reply (\d): ", text, re.M) == ["1", "2", "3"]
+    assert re.search(r"^3 round trips over the .*: min .*, median .*, max ", text, re.M)
+    assert len(good(daemon.ctl("ping", "-q", *path)).splitlines()) == 1
+    seen = json.loads(good(daemon.ctl("ping", "-c", "101", "--json", *path)))
+    assert seen["count"] == 101
+    assert 0 < seen["min_us"] <= seen["median_us"] <= seen["max_us"]
+
+
+def test_config(daemon):
+    text = good(daemon.ctl("config"))
+    assert text == good(daemon.ctl("config", "list")) == good(daemon.ctl("config", "get"))
+    assert f"daemon.socket = {daemon.socket}\n" in text
+    settings = json.loads(good(daemon.ctl("config", "--json")))
+    assert settings["daemon.instance"] == daemon.instance
+    assert settings["workers.count"] == "2"
+    assert len(settings) == len(text.splitlines())
+
+
+def test_config_get(daemon):
+    assert good(daemon.ctl("config", "get", "workers.count")) == "2\n"
+    assert json.loads(good(daemon.ctl("config", "get", "pool.dir", "--json"))) == {"pool.dir": str(daemon.pool)}
+    result = daemon.ctl("config", "get", "pool.colour")
+    assert result.returncode == NOT_FOUND
+    assert "pool.colour" in result.stderr
+
+
+def on_a_terminal(daemon, **environment: str) -> str:
+    ours, theirs = pty.openpty()
+    try:
+        process = subprocess.Popen(
+            [MAGICPIGCTL, "--socket", str(daemon.socket), "status", "-i", "1"],
+            stdin=subprocess.DEVNULL,
+            stdout=theirs,
+            env={"TERM": "xterm", **environment},
+        )
+        os.close(theirs)
+        text = b""
+        while True:
+            try:
+                part = os.read(ours, 65536)
+            except OSError:  # EIO: the other side is closed
+                break
+            if not part:
+                break
+            text += part
+        assert process.wait(60) == OK
+    finally:
+        os.close(ours)
+    return text.decode()
+
+
+def test_colours_only_on_a_terminal_that_wants_them(daemon):
+    assert "\x1b[" in on_a_terminal(daemon)
+    assert "\x1b" not in on_a_terminal(daemon, NO_COLOR="1")
+    assert "\x1b" not in on_a_terminal(daemon, TERM="dumb")

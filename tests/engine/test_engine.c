@@ -1,0 +1,518 @@
+// The engine end to end on arrays: every proposal against a double-precision reference, and the estimators' promises.
+#include <check.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "tests/lib/engine_fixture.h"
+
+enum { D = 64, QUERY_HEADS = 6, KV_HEADS = 2, GROUP = QUERY_HEADS / KV_HEADS };
+static const uint64_t POOL = UINT64_C(256) << 20;
+
+static struct fixture f;
+
+static void setup(void)
+{
+	fixture_start(&f, POOL, UINT32_MAX);
+}
+
+static void teardown(void)
+{
+	fixture_stop(&f);
+}
+
+struct rows {
+	uint32_t n;
+	float *k, *v; // [n][KV_HEADS][D], already rounded to bf16
+};
+
+static struct rows make_rows(uint32_t n, uint64_t seed)
+{
+	size_t count = (size_t)n * KV_HEADS * D;
+	struct rows r = {.n = n, .k = malloc(count * 4), .v = malloc(count * 4)};
+	fill_normal(r.k, count, seed, 1.f);
+	fill_normal(r.v, count, seed + 1, 1.f);
+	for (size_t i = 0; i < count; i++) {
+		r.k[i] = bf16_to_f32(f32_to_bf16(r.k[i] + .5f)); // a mean, so that centring matters
+		r.v[i] = bf16_to_f32(f32_to_bf16(r.v[i]));
+	}
+	return r;
+}
+
+static void free_rows(struct rows *r)
+{
+	free(r->k);
+	free(r->v);
+}
+
+static struct context *make_context(const char *name, const struct rows *r, const struct mpig_wire_layer *layer, const float *queries,
+                                    uint32_t query_count)
+{
+	struct context *c = fixture_context(&f, name, layer, 1, 7);
+	ck_assert_int_eq(fixture_append(&f, c, 0, 0, r->n, r->k, r->v, queries, query_count).status, 0);
+	ck_assert_int_eq(fixture_commit(&f, c, 0, r->n, true).status, 0);
+	return c;
+}
+
+static void release(struct context *c)
+{
+	struct credentials root = {0};
+	struct mpig_wire_context info;
+	char why[MPIG_TEXT_BYTES];
+	store_context_info(f.store, c, &info);
+	ck_assert_int_eq(store_context_drop(f.store, &root, info.name, why), 0);
+	context_unref(c);
+}
+
+// Exact attention of query head h over rows [begin, end).
+static double reference(const struct rows *r, const float *q, uint32_t h, uint64_t begin, uint64_t end, float scale, double *out)
+{
+	uint32_t g = h / GROUP;
+	double sum = 0, m = -INFINITY;
+	memset(out, 0, D * sizeof(double));
+	for (int pass = 0; pass < 2; pass++)
+		for (uint64_t i = begin; i < end; i++) {
+			const float *k = r->k + (i * KV_HEADS + g) * D, *v = r->v + (i * KV_HEADS + g) * D;
+			double s = 0;
+			for (int d = 0; d < D; d++)
+				s += (double)q[h * D + d] * k[d];
+			s *= scale;
+			if (!pass) {
+				m = fmax(m, s);
+				continue;
+			}
+			double w = exp(s - m);
+			sum += w;
+			for (int d = 0; d < D; d++)
+				out[d] += w * v[d];
+		}
+	for (int d = 0; d < D; d++)
+		out[d] /= sum > 0 ? sum : 1;
+	return sum > 0 ? m + log(sum) : -INFINITY;
+}
+
+static double relative_error(const float *got, const double *want)
+{
+	double e = 0, n = 0;
+	for (int d = 0; d < D; d++) {
+		e += (got[d] - want[d]) * (got[d] - want[d]);
+		n += want[d] * want[d];
+	}
+	return sqrt(e / n);
+}
+
+static struct mpig_wire_layer indexed_layer(uint32_t dtype)
+{
+	struct mpig_wire_layer layer = fixture_layer(QUERY_HEADS, KV_HEADS, D, dtype);
+	layer.signature_bits = 2;
+	layer.paper_k = 6;
+	layer.paper_l = 40;
+	return layer;
+}
+
+START_TEST(dense_equals_the_reference)
+{
+	static const struct { uint32_t dtype; double tolerance; } type[] = {{MPIG_BF16, 2e-6}, {MPIG_F16, 2e-6}, {MPIG_I8, 5e-2}};
+	struct rows r = make_rows(6000, 1);
+	struct mpig_wire_layer layer = indexed_layer(type[_i].dtype);
+	struct context *c = make_context("dense", &r, &layer, NULL, 0);
+	float q[QUERY_HEADS * D];
+	fill_normal(q, QUERY_HEADS * D, 3, 2.f);
+	static const uint64_t range[][2] = {{0, 6000}, {4, 5936}, {255, 257}, {1000, 1001}, {4096, 6000}};
+	for (size_t n = 0; n < sizeof(range) / sizeof(range[0]); n++) {
+		struct mpig_sqe e = {.count = 1, .begin = range[n][0], .end = (int64_t)range[n][1], .proposal = MPIG_PROPOSAL_DENSE};
+		struct answer a = fixture_attend(&f, c, &e, NULL, q);
+		ck_assert_msg(a.result.status == 0, "%s", a.result.why);
+		for (uint32_t h = 0; h < QUERY_HEADS; h++) {
+			double want[D], lse = reference(&r, q, h, range[n][0], range[n][1], .125f, want);
+			ck_assert_double_le(relative_error(a.out + h * D, want), type[_i].tolerance);
+			ck_assert_double_le(fabs(a.lse[h] - lse), type[_i].tolerance * 2);
+			ck_assert_uint_eq(a.rows[h], range[n][1] - range[n][0]);
+			ck_assert_float_eq(a.v[h], 0);
+		}
+		answer_free(&a);
+	}
+	release(c);
+	free_rows(&r);
+}
+END_TEST
+
+START_TEST(an_empty_range_is_an_empty_answer)
+{
+	struct rows r = make_rows(300, 1);
+	struct mpig_wire_layer layer = indexed_layer(MPIG_BF16);
+	struct context *c = make_context("empty", &r, &layer, NULL, 0);
+	float q[QUERY_HEADS * D];
+	fill_normal(q, QUERY_HEADS * D, 3, 2.f);
+	for (uint8_t p = 0; p < MPIG_PROPOSAL_COUNT; p++) {
+		struct mpig_sqe e = {.count = 1, .begin = 4, .end = -1000, .flags = MPIG_SQE_END_RELATIVE, .proposal = p, .budget = .1f};
+		struct answer a = fixture_attend(&f, c, &e, NULL, q);
+		ck_assert_msg(a.result.status == 0, "proposal %u: %s", p, a.result.why);
+		for (uint32_t h = 0; h < QUERY_HEADS; h++) {
+			ck_assert(isinf(a.lse[h]) && a.lse[h] < 0);
+			for (int d = 0; d < D; d++)
+				ck_assert_float_eq(a.out[h * D + d], 0);
+		}
+		answer_free(&a);
+	}
+	release(c);
+	free_rows(&r);
+}
+END_TEST
+
+// Query token t sees rows < base + t.
+START_TEST(causal_limits_hold_for_every_proposal_that_can_be_exact)
+{
+	struct rows r = make_rows(700, 5);
+	struct mpig_wire_layer layer = indexed_layer(MPIG_BF16);
+	struct context *c = make_context("causal", &r, &layer, NULL, 0);
+	enum { T = 5 };
+	float q[T * QUERY_HEADS * D];
+	fill_normal(q, sizeof(q) / 4, 3, 2.f);
+	static const uint8_t proposal[] = {MPIG_PROPOSAL_DENSE, MPIG_PROPOSAL_SIGNATURE, MPIG_PROPOSAL_TOPK, MPIG_PROPOSAL_UNIFORM};
+	struct mpig_slot_header header = {.causal_base = 509, .query_position = 600};
+	struct mpig_sqe e = {.count = T, .begin = 2, .end = 700, .flags = MPIG_SQE_CAUSAL, .budget = 1, .proposal = proposal[_i]};
+	struct answer a = fixture_attend(&f, c, &e, &header, q);
+	ck_assert_msg(a.result.status == 0, "%s", a.result.why);
+	for (uint32_t t = 0; t < T; t++)
+		for (uint32_t h = 0; h < QUERY_HEADS; h++) {
+			double want[D], lse = reference(&r, q + t * QUERY_HEADS * D, h, 2, 509 + t, .125f, want);
+			size_t at = t * QUERY_HEADS + h;
+			ck_assert_uint_eq(a.rows[at], 507 + t);
+			ck_assert_double_le(relative_error(a.out + at * D, want), 3e-6);
+			ck_assert_double_le(fabs(a.lse[at] - lse), 3e-6);
+		}
+	answer_free(&a);
+	release(c);
+	free_rows(&r);
+}
+END_TEST
+
+START_TEST(the_same_seed_gives_the_same_bits_with_any_number_of_workers)
+{
+	struct rows r = make_rows(9000, 11);
+	struct mpig_wire_layer layer = indexed_layer(MPIG_BF16);
+	struct context *c = make_context("workers", &r, &layer, NULL, 0);
+	float q[QUERY_HEADS * D];
+	fill_normal(q, QUERY_HEADS * D, 3, 2.f);
+	for (uint8_t p = 1; p < MPIG_PROPOSAL_COUNT; p++) {
+		struct mpig_sqe e = {.count = 1, .begin = 4, .end = 8900, .proposal = p, .budget = .02f, .seed = 99};
+		f.threads = 1;
+		struct answer one = fixture_attend(&f, c, &e, NULL, q);
+		f.threads = 4;
+		for (int again = 0; again < 8; again++) {
+			struct answer four = fixture_attend(&f, c, &e, NULL, q);
+			ck_assert_int_eq(four.result.status, 0);
+			ck_assert_mem_eq(one.out, four.out, QUERY_HEADS * D * 4);
+			ck_assert_mem_eq(one.lse, four.lse, QUERY_HEADS * 4);
+			ck_assert_mem_eq(one.rows, four.rows, QUERY_HEADS * 4);
+			answer_free(&four);
+		}
+		f.threads = 1;
+		e.seed = 100;
+		struct answer other = fixture_attend(&f, c, &e, NULL, q);
+		if (p == MPIG_PROPOSAL_SIGNATURE || p == MPIG_PROPOSAL_UNIFORM)
+			ck_assert(memcmp(one.out, other.out, QUERY_HEADS * D * 4) != 0);
+		answer_free(&one);
+		answer_free(&other);
+	}
+	release(c);
+	free_rows(&r);
+}
+END_TEST
+
+// Mean of exp(LSE) over seeds against the truth: |z| < 5 per head, 12 heads over both proposals: false alarms below 1e-5 for a normal
+// mean; the sums are of hundreds of rows over 1,200 seeds.
+START_TEST(the_mass_is_unbiased)
+{
+	enum { SEEDS = 1200 };
+	static const uint8_t proposal[] = {MPIG_PROPOSAL_SIGNATURE, MPIG_PROPOSAL_UNIFORM};
+	struct rows r = make_rows(4500, 21);
+	struct mpig_wire_layer layer = indexed_layer(MPIG_BF16);
+	struct context *c = make_context("unbiased", &r, &layer, NULL, 0);
+	float q[QUERY_HEADS * D];
+	fill_normal(q, QUERY_HEADS * D, 3, 1.f);
+	double sum[QUERY_HEADS] = {0}, square[QUERY_HEADS] = {0}, rows = 0, predicted = 0, error = 0;
+	double want[QUERY_HEADS][D], lse[QUERY_HEADS];
+	for (uint32_t h = 0; h < QUERY_HEADS; h++)
+		lse[h] = reference(&r, q, h, 0, 4500, .125f, want[h]);
+	for (int seed = 0; seed < SEEDS; seed++) {
+		struct mpig_sqe e = {.count = 1, .end = 4500, .proposal = proposal[_i], .budget = .04f, .seed = (uint64_t)seed};
+		struct answer a = fixture_attend(&f, c, &e, NULL, q);
+		for (uint32_t h = 0; h < QUERY_HEADS; h++) {
+			double x = exp(a.lse[h] - lse[h]);
+			sum[h] += x;
+			square[h] += x * x;
+			rows += a.rows[h];
+			predicted += a.v[h];
+			for (int d = 0; d < D; d++)
+				error += (a.out[h * D + d] - want[h][d]) * (a.out[h * D + d] - want[h][d]);
+		}
+		answer_free(&a);
+	}
+	for (uint32_t h = 0; h < QUERY_HEADS; h++) {
+		double mean = sum[h] / SEEDS, sd = sqrt((square[h] / SEEDS - mean * mean) / SEEDS);
+		ck_assert_msg(fabs(mean - 1) < 5 * sd, "head %u: mean %.5f, standard error %.5f", h, mean, sd);
+	}
+	ck_assert_double_ge(rows / SEEDS / QUERY_HEADS, .04 * 4500 * .8);
+	ck_assert_double_le(rows / SEEDS / QUERY_HEADS, .04 * 4500 * 1.25);
+	ck_assert_double_ge(sqrt(error / predicted), .8);
+	ck_assert_double_le(sqrt(error / predicted), 1.25);
+	release(c);
+	free_rows(&r);
+}
+END_TEST
+
+static double mean_error(struct context *c, const struct rows *r, const float *q, uint8_t proposal, float budget, uint32_t n)
+{
+	double total = 0;
+	for (uint64_t seed = 0; seed < 10; seed++) {
+		struct mpig_sqe e = {.count = 1, .end = n, .proposal = proposal, .budget = budget, .seed = seed};
+		struct answer a = fixture_attend(&f, c, &e, NULL, q);
+		ck_assert_msg(a.result.status == 0, "%s", a.result.why);
+		for (uint32_t h = 0; h < QUERY_HEADS; h++) {
+			double want[D];
+			reference(r, q, h, 0, n, .125f, want);
+			total += relative_error(a.out + h * D, want) / (10 * QUERY_HEADS);
+		}
+		answer_free(&a);
+	}
+	return total;
+}
+
+START_TEST(signatures_beat_uniform_rows_and_more_rows_beat_fewer)
+{
+	struct rows r = make_rows(6000, 31);
+	float q[QUERY_HEADS * D];
+	fill_normal(q, QUERY_HEADS * D, 3, 3.f);
+	double at[3];
+	for (uint8_t i = 0; i < 3; i++) {
+		struct mpig_wire_layer layer = indexed_layer(MPIG_BF16);
+		layer.signature_bits = (uint8_t)(1u << i);
+		struct context *c = make_context("better", &r, &layer, q, 1);
+		at[i] = mean_error(c, &r, q, MPIG_PROPOSAL_SIGNATURE, .02f, 6000);
+		ck_assert_double_lt(at[i], .5 * mean_error(c, &r, q, MPIG_PROPOSAL_UNIFORM, .02f, 6000));
+		ck_assert_double_lt(mean_error(c, &r, q, MPIG_PROPOSAL_SIGNATURE, .2f, 6000), .5 * at[i]);
+		release(c);
+	}
+	ck_assert_double_lt(at[1], at[0]);
+	ck_assert_double_lt(at[2], at[1]);
+	free_rows(&r);
+}
+END_TEST
+
+START_TEST(tables_find_rows_and_cover_the_tail_exactly)
+{
+	struct rows r = make_rows(3000, 41);
+	struct mpig_wire_layer layer = indexed_layer(MPIG_BF16);
+	struct context *c = fixture_context(&f, "tables", &layer, 1, 7);
+	ck_assert_int_eq(fixture_append(&f, c, 0, 0, 2500, r.k, r.v, NULL, 0).status, 0);
+	ck_assert_int_eq(fixture_commit(&f, c, 0, 2500, true).status, 0);
+	size_t tail = 2500ul * KV_HEADS * D;
+	ck_assert_int_eq(fixture_append(&f, c, 0, 2500, 500, r.k + tail, r.v + tail, NULL, 0).status, 0);
+	ck_assert_int_eq(fixture_commit(&f, c, 2500, 500, false).status, 0);
+	float q[QUERY_HEADS * D];
+	fill_normal(q, QUERY_HEADS * D, 3, 1.f);
+	struct mpig_sqe e = {.count = 1, .end = 3000, .proposal = MPIG_PROPOSAL_PAPER};
+	struct answer a = fixture_attend(&f, c, &e, NULL, q);
+	ck_assert_int_eq(a.result.status, 0);
+	for (uint32_t h = 0; h < QUERY_HEADS; h++) {
+		ck_assert_uint_gt(a.rows[h], 500); // the tail, and some
+		ck_assert_uint_lt(a.rows[h], 2900);
+		double want[D], lse = reference(&r, q, h, 0, 3000, .125f, want);
+		ck_assert_double_le(fabs(a.lse[h] - lse), .5);
+	}
+	answer_free(&a);
+	e.begin = 2500; // the tail alone is exact
+	a = fixture_attend(&f, c, &e, NULL, q);
+	for (uint32_t h = 0; h < QUERY_HEADS; h++) {
+		double want[D];
+		reference(&r, q, h, 2500, 3000, .125f, want);
+		ck_assert_uint_eq(a.rows[h], 500);
+		ck_assert_double_le(relative_error(a.out + h * D, want), 3e-6);
+	}
+	answer_free(&a);
+	release(c);
+	free_rows(&r);
+}
+END_TEST
+
+START_TEST(top_k_takes_the_largest_logits)
+{
+	struct rows r = make_rows(2000, 51);
+	struct mpig_wire_layer layer = indexed_layer(MPIG_BF16);
+	struct context *c = make_context("topk", &r, &layer, NULL, 0);
+	float q[QUERY_HEADS * D];
+	fill_normal(q, QUERY_HEADS * D, 3, 3.f);
+	struct mpig_sqe e = {.count = 1, .end = 2000, .proposal = MPIG_PROPOSAL_TOPK, .budget = .05f};
+	struct answer a = fixture_attend(&f, c, &e, NULL, q);
+	for (uint32_t h = 0; h < QUERY_HEADS; h++) {
+		double logit[2000], sum = 0;
+		for (uint32_t i = 0; i < 2000; i++) {
+			logit[i] = 0;
+			for (int d = 0; d < D; d++)
+				logit[i] += .125 * q[h * D + d] * r.k[((size_t)i * KV_HEADS + h / GROUP) * D + d];
+		}
+		for (uint32_t i = 0; i < 2000; i++) {
+			uint32_t larger = 0;
+			for (uint32_t o = 0; o < 2000; o++)
+				larger += logit[o] > logit[i];
+			sum += larger < 100 ? exp(logit[i]) : 0;
+		}
+		ck_assert_uint_eq(a.rows[h], 100);
+		ck_assert_double_le(fabs(a.lse[h] - log(sum)), 1e-5);
+	}
+	answer_free(&a);
+	release(c);
+	free_rows(&r);
+}
+END_TEST
+
+// 300 single tokens after a sealed prefill: they are in the index at once, and everything stays exact where it should be.
+START_TEST(decode_appends_join_the_index)
+{
+	struct rows r = make_rows(6300, 61);
+	struct mpig_wire_layer layer = indexed_layer(MPIG_BF16);
+	layer.paper_k = layer.paper_l = 0;
+	struct context *c = fixture_context(&f, "decode", &layer, 1, 7);
+	size_t row = (size_t)KV_HEADS * D;
+	ck_assert_int_eq(fixture_append(&f, c, 0, 0, 6000, r.k, r.v, NULL, 0).status, 0);
+	ck_assert_int_eq(fixture_commit(&f, c, 0, 6000, true).status, 0);
+	for (uint32_t i = 6000; i < 6300; i++) {
+		ck_assert_int_eq(fixture_append(&f, c, 0, i, 1, r.k + i * row, r.v + i * row, NULL, 0).status, 0);
+		ck_assert_int_eq(fixture_commit(&f, c, i, 1, false).status, 0);
+	}
+	float q[QUERY_HEADS * D];
+	memcpy(q, r.k + 6200 * row, D * 4); // the first KV head's newest key, so that a decoded row is heavy
+	fill_normal(q + D, (QUERY_HEADS - 1) * D, 3, 3.f);
+	for (int d = 0; d < D; d++)
+		q[d] *= 4;
+	struct mpig_sqe e = {.count = 1, .end = 6300, .proposal = MPIG_PROPOSAL_SIGNATURE, .budget = .02f};
+	struct answer a = fixture_attend(&f, c, &e, NULL, q);
+	double want[D];
+	reference(&r, q, 0, 0, 6300, .125f, want);
+	ck_assert_double_le(relative_error(a.out, want), .05);
+	for (uint32_t h = 0; h < QUERY_HEADS; h++)
+		ck_assert_uint_lt(a.rows[h], 400); // nothing of the 300 is attended exactly for want of an index
+	answer_free(&a);
+	release(c);
+	free_rows(&r);
+}
+END_TEST
+
+START_TEST(truncate_goes_back_and_on)
+{
+	struct rows r = make_rows(1200, 71), other = make_rows(1200, 72);
+	struct mpig_wire_layer layer = indexed_layer(MPIG_BF16);
+	struct context *c = make_context("truncate", &r, &layer, NULL, 0);
+	size_t row = (size_t)KV_HEADS * D;
+	static const uint32_t back[] = {900, 700};
+	for (int i = 0; i < 2; i++) { // into the sealed segment, then into what was appended after
+		struct mpig_sqe t = {.op = MPIG_OP_TRUNCATE, .begin = back[i]};
+		struct engine_result result = fixture_run(&f, c, &t, NULL);
+		ck_assert_msg(result.status == 0, "%s", result.why);
+		ck_assert_uint_eq(result.committed, back[i]);
+		uint32_t n = 1100 - back[i];
+		memcpy(r.k + back[i] * row, other.k + back[i] * row, n * row * 4);
+		memcpy(r.v + back[i] * row, other.v + back[i] * row, n * row * 4);
+		ck_assert_int_eq(fixture_append(&f, c, 0, back[i], n, r.k + back[i] * row, r.v + back[i] * row, NULL, 0).status, 0);
+		ck_assert_int_eq(fixture_commit(&f, c, back[i], n, false).status, 0);
+		float q[QUERY_HEADS * D];
+		fill_normal(q, QUERY_HEADS * D, 3, 2.f);
+		struct mpig_sqe e = {.count = 1, .end = 1100, .proposal = MPIG_PROPOSAL_DENSE};
+		struct answer a = fixture_attend(&f, c, &e, NULL, q);
+		for (uint32_t h = 0; h < QUERY_HEADS; h++) {
+			double want[D];
+			reference(&r, q, h, 0, 1100, .125f, want);
+			ck_assert_double_le(relative_error(a.out + h * D, want), 3e-6);
+		}
+		answer_free(&a);
+	}
+	release(c);
+	free_rows(&r);
+	free_rows(&other);
+}
+END_TEST
+
+START_TEST(rows_read_back_as_they_were_written)
+{
+	struct rows r = make_rows(900, 81);
+	struct mpig_wire_layer layer = indexed_layer(MPIG_BF16);
+	struct context *c = make_context("read", &r, &layer, NULL, 0);
+	struct mpig_sqe e = {.op = MPIG_OP_READ, .begin = 200, .count = 600};
+	ck_assert_int_eq(fixture_run(&f, c, &e, NULL).status, 0);
+	struct mpig_payload_layout l = mpig_read_layout(&context_layer(c, 0)->shape, 600);
+	ck_assert_mem_eq(f.slot + l.k, r.k + 200 * KV_HEADS * D, 600 * KV_HEADS * D * 4);
+	ck_assert_mem_eq(f.slot + l.v, r.v + 200 * KV_HEADS * D, 600 * KV_HEADS * D * 4);
+	release(c);
+	free_rows(&r);
+}
+END_TEST
+
+START_TEST(bad_input_is_refused_and_named)
+{
+	struct rows r = make_rows(400, 91);
+	struct mpig_wire_layer layer = indexed_layer(MPIG_BF16);
+	struct context *c = make_context("bad", &r, &layer, NULL, 0);
+	float q[QUERY_HEADS * D], bad[QUERY_HEADS * D];
+	fill_normal(q, QUERY_HEADS * D, 3, 2.f);
+	memcpy(bad, q, sizeof(q));
+	bad[77] = NAN;
+	static const struct { struct mpig_sqe e; int status; const char *word; } wrong[] = {
+		{{.count = 1, .end = 401}, MPIG_ERANGE, "400"},
+		{{.count = 1, .begin = 300, .end = 200}, MPIG_ERANGE, "300"},
+		{{.count = 1, .end = 1, .flags = MPIG_SQE_END_RELATIVE}, MPIG_ERANGE, "end"},
+		{{.count = 0, .end = 400}, MPIG_EINVAL, "query tokens"},
+		{{.count = 1, .end = 400, .budget = 1.5f}, MPIG_EINVAL, "budget"},
+		{{.count = 1, .end = 400, .budget = -1}, MPIG_EINVAL, "budget"},
+		{{.count = 1, .end = 400, .proposal = MPIG_PROPOSAL_COUNT}, MPIG_EINVAL, "proposal"},
+		{{.count = 1, .end = 400, .dtype = MPIG_I8}, MPIG_EINVAL, "dtype"},
+	};
+	for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++) {
+		struct answer a = fixture_attend(&f, c, &wrong[i].e, NULL, q);
+		ck_assert_int_eq(a.result.status, wrong[i].status);
+		ck_assert_msg(strstr(a.result.why, wrong[i].word) != NULL, "case %zu: '%s' does not say %s", i, a.result.why, wrong[i].word);
+		answer_free(&a);
+	}
+	struct mpig_sqe e = {.count = 1, .end = 400};
+	struct answer a = fixture_attend(&f, c, &e, NULL, bad);
+	ck_assert_int_eq(a.result.status, MPIG_ENAN);
+	answer_free(&a);
+	e.layer = 1;
+	e.op = MPIG_OP_ATTEND;
+	ck_assert_int_eq(fixture_run(&f, c, &e, NULL).status, MPIG_EINVAL);
+	r.k[5] = INFINITY;
+	ck_assert_int_eq(fixture_append(&f, c, 0, 400, 10, r.k, r.v, NULL, 0).status, MPIG_ENAN);
+	ck_assert_uint_eq(context_rows(c, 0), 400);
+	ck_assert_int_eq(fixture_append(&f, c, 0, 500, 10, r.k + 1000, r.v, NULL, 0).status, MPIG_ERANGE);
+	ck_assert_int_eq(fixture_commit(&f, c, 400, 10, false).status, MPIG_ERANGE);
+	release(c);
+	free_rows(&r);
+}
+END_TEST
+
+int main(void)
+{
+	Suite *suite = suite_create("engine");
+	TCase *t = tcase_create("engine");
+	tcase_set_timeout(t, 120);
+	tcase_add_checked_fixture(t, setup, teardown);
+	tcase_add_loop_test(t, dense_equals_the_reference, 0, 3);
+	tcase_add_test(t, an_empty_range_is_an_empty_answer);
+	tcase_add_loop_test(t, causal_limits_hold_for_every_proposal_that_can_be_exact, 0, 4);
+	tcase_add_test(t, the_same_seed_gives_the_same_bits_with_any_number_of_workers);
+	tcase_add_loop_test(t, the_mass_is_unbiased, 0, 2);
+	tcase_add_test(t, signatures_beat_uniform_rows_and_more_rows_beat_fewer);
+	tcase_add_test(t, tables_find_rows_and_cover_the_tail_exactly);
+	tcase_add_test(t, top_k_takes_the_largest_logits);
+	tcase_add_test(t, decode_appends_join_the_index);
+	tcase_add_test(t, truncate_goes_back_and_on);
+	tcase_add_test(t, rows_read_back_as_they_were_written);
+	tcase_add_test(t, bad_input_is_refused_and_named);
+	suite_add_tcase(suite, t);
+	SRunner *runner = srunner_create(suite);
+	srunner_run_all(runner, CK_NORMAL);
+	int failed = srunner_ntests_failed(runner);
+	srunner_free(runner);
+	return failed ? 1 : 0;
+}

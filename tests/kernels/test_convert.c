@@ -1,0 +1,286 @@
+// Number formats against their definitions, over every pattern; rows of every type; the CPU mask's names.
+#include <check.h>
+#include <float.h>
+#include <stdbool.h>
+
+#include "tests/kernels/kernel_harness.h"
+
+static double f16_value(uint16_t h)
+{
+	int exponent = h >> 10 & 31, mantissa = h & 0x3ff;
+	double x = exponent ? ldexp(1024 + mantissa, exponent - 25) : ldexp(mantissa, -24);
+	return h & 0x8000 ? -x : x;
+}
+
+START_TEST(f16_round_trip)
+{
+	for (uint32_t h = 0; h < 0x10000; h++) {
+		float f = f16_to_f32((uint16_t)h);
+		ck_assert_msg(f32_to_f16(f) == h, "fp16 %04x came back as %04x", h, f32_to_f16(f));
+		if ((h & 0x7fff) > 0x7c00)
+			ck_assert_msg(isnan(f), "fp16 %04x is %g", h, (double)f);
+		else if ((h & 0x7fff) == 0x7c00)
+			ck_assert_msg(f == (h & 0x8000 ? -INFINITY : INFINITY), "fp16 %04x is %g", h, (double)f);
+		else
+			ck_assert_msg((double)f == f16_value((uint16_t)h) && !signbit(f) == !(h & 0x8000), "fp16 %04x is %g", h, (double)f);
+	}
+}
+END_TEST
+
+// Between any two neighbours: the middle goes to the even one, its neighbours in fp32 to the nearer one.
+START_TEST(f16_rounding)
+{
+	for (uint32_t h = 0; h < 0x7bff; h++) {
+		float middle = (float)((f16_value((uint16_t)h) + f16_value((uint16_t)(h + 1))) / 2);
+		uint16_t even = (uint16_t)(h + (h & 1));
+		ck_assert_msg(f32_to_f16(middle) == even, "tie above %04x: %04x", h, f32_to_f16(middle));
+		ck_assert_msg(f32_to_f16(-middle) == (even | 0x8000), "tie below -%04x: %04x", h, f32_to_f16(-middle));
+		ck_assert_msg(f32_to_f16(nextafterf(middle, 0)) == h, "just below the tie above %04x", h);
+		ck_assert_msg(f32_to_f16(nextafterf(middle, INFINITY)) == h + 1, "just above the tie above %04x", h);
+	}
+	ck_assert_uint_eq(f32_to_f16(65519.996f), 0x7bff);
+	ck_assert_uint_eq(f32_to_f16(65520.f), 0x7c00);
+	ck_assert_uint_eq(f32_to_f16(-65536.f), 0xfc00);
+	ck_assert_uint_eq(f32_to_f16(FLT_MAX), 0x7c00);
+	ck_assert_uint_eq(f32_to_f16(-INFINITY), 0xfc00);
+	ck_assert_uint_eq(f32_to_f16(0x1p-149f), 0);
+	ck_assert_uint_eq(f32_to_f16(-0.f), 0x8000);
+}
+END_TEST
+
+START_TEST(bf16_round_trip)
+{
+	for (uint32_t b = 0; b < 0x10000; b++) {
+		float f = bf16_to_f32((uint16_t)b);
+		ck_assert_msg(f32_to_bf16(f) == b, "bf16 %04x came back as %04x", b, f32_to_bf16(f));
+		int exponent = (int)(b >> 7 & 255), mantissa = (int)(b & 127);
+		if (exponent == 255) {
+			ck_assert_msg(mantissa ? isnan(f) : isinf(f), "bf16 %04x is %g", b, (double)f);
+			continue;
+		}
+		double want = exponent ? ldexp(128 + mantissa, exponent - 134) : ldexp(mantissa, -133);
+		ck_assert_msg((double)f == (b & 0x8000 ? -want : want), "bf16 %04x is %g", b, (double)f);
+	}
+}
+END_TEST
+
+START_TEST(bf16_rounding)
+{
+	for (uint32_t b = 0; b < 0x7f7f; b++) {
+		float middle = (float)(((double)bf16_to_f32((uint16_t)b) + (double)bf16_to_f32((uint16_t)(b + 1))) / 2);
+		uint16_t even = (uint16_t)(b + (b & 1));
+		ck_assert_msg(f32_to_bf16(middle) == even, "tie above %04x: %04x", b, f32_to_bf16(middle));
+		ck_assert_msg(f32_to_bf16(-middle) == (even | 0x8000), "tie below -%04x", b);
+		ck_assert_msg(f32_to_bf16(nextafterf(middle, 0)) == b, "just below the tie above %04x", b);
+		ck_assert_msg(f32_to_bf16(nextafterf(middle, INFINITY)) == b + 1, "just above the tie above %04x", b);
+	}
+	ck_assert_uint_eq(f32_to_bf16(FLT_MAX), 0x7f80);
+	ck_assert_uint_eq(f32_to_bf16(-FLT_MAX), 0xff80);
+}
+END_TEST
+
+// NaNs whose payload lies in the bits that are cut off must not become infinities.
+START_TEST(nan_stays_nan)
+{
+	for (uint32_t bit = 0; bit < 23; bit++)
+		for (uint32_t sign = 0; sign < 2; sign++) {
+			uint32_t u = sign << 31 | 0x7f800000u | 1u << bit;
+			float f;
+			memcpy(&f, &u, sizeof f);
+			uint16_t h = f32_to_f16(f), b = f32_to_bf16(f);
+			ck_assert_msg((h & 0x7fff) > 0x7c00 && h >> 15 == sign, "NaN %08x became fp16 %04x", u, h);
+			ck_assert_msg((b & 0x7fff) > 0x7f80 && b >> 15 == sign, "NaN %08x became bf16 %04x", u, b);
+		}
+}
+END_TEST
+
+// ---- rows ------------------------------------------------------------------------------------------------------------
+
+static const uint32_t dims[] = {16, 48, 64, 80, 96, 128, 256};
+
+START_TEST(row_layout)
+{
+	struct row_format f;
+	for (uint32_t i = 0; i < 7; i++)
+		for (uint32_t j = 0; j < 7; j++) {
+			uint32_t k = dims[i], v = dims[j];
+			for (uint32_t type = ROW_BF16; type <= ROW_F16; type++) {
+				ck_assert_int_eq(row_format_init(&f, (enum row_type)type, k, v), 0);
+				ck_assert_uint_eq(f.v_offset, 2 * k);
+				ck_assert_uint_eq(f.stride % 64, 0);
+				ck_assert_uint_ge(f.stride, 2 * (k + v));
+				ck_assert_uint_lt(f.stride, 2 * (k + v) + 64);
+			}
+			uint32_t used = k + v + 2 * ((k + 31) / 32 + (v + 31) / 32);
+			ck_assert_int_eq(row_format_init(&f, ROW_I8, k, v), 0);
+			ck_assert_uint_eq(f.v_offset, k + 2 * ((k + 31) / 32));
+			ck_assert_uint_eq(f.stride, (used + 31) / 32 * 32);
+		}
+	ck_assert_int_eq(row_format_init(&f, ROW_I8, 128, 128), 0);
+	ck_assert_uint_eq(f.stride, 288);
+	ck_assert_int_eq(row_format_init(&f, ROW_BF16, 0, 64), -1);
+	ck_assert_int_eq(row_format_init(&f, ROW_BF16, 72, 64), -1);
+	ck_assert_int_eq(row_format_init(&f, ROW_BF16, 64, 272), -1);
+	ck_assert_int_eq(row_format_init(&f, ROW_TYPES, 64, 64), -1);
+}
+END_TEST
+
+// Half the distance to the next number of the format, at the size of x.
+static double half_step(enum row_type type, double x)
+{
+	int digits = type == ROW_F16 ? 11 : 8, lowest = type == ROW_F16 ? -24 : -133, exponent;
+	frexp(x, &exponent);
+	exponent -= digits;
+	return ldexp(.5, exponent < lowest ? lowest : exponent);
+}
+
+// Half the scale that a block's largest number calls for, rounded up to fp16.
+static double i8_half_step(const double *x, uint32_t d, uint32_t j)
+{
+	double largest = 0;
+	for (uint32_t i = j / 32 * 32; i < d && i < j / 32 * 32 + 32; i++)
+		largest = fabs(x[i]) > largest ? fabs(x[i]) : largest;
+	return .5 * (largest / 127 * (1 + 0x1p-10 + 0x1p-20) + 0x1p-24);
+}
+
+static void check_half(enum row_type type, const char *name, const float *x, const float *centre, const float *got, uint32_t d)
+{
+	double centred[256];
+	for (uint32_t j = 0; j < d; j++)
+		centred[j] = (double)(centre ? x[j] - centre[j] : x[j]);
+	for (uint32_t j = 0; j < d; j++) {
+		double bound = type == ROW_I8 ? i8_half_step(centred, d, j) + 2 * (double)FLT_EPSILON * fabs((double)x[j]) + 1e-30
+		                              : half_step(type, (double)x[j]);
+		double error = fabs((double)got[j] - (double)x[j]);
+		ck_assert_msg(error <= bound, "type %d d %u %s[%u]: %g became %g, error %g > %g", type, d, name, j, (double)x[j],
+		              (double)got[j], error, bound);
+	}
+}
+
+START_TEST(row_round_trip)
+{
+	uint64_t r = 7;
+	for (uint32_t round = 0; round < 900; round++) {
+		enum row_type type = (enum row_type)(round % ROW_TYPES);
+		struct row_format f;
+		struct guarded map;
+		float k[256], v[256], centre[256], k2[256], v2[256];
+		bool centred = type == ROW_I8 && rng_below(&r, 2);
+		ck_assert_int_eq(row_format_init(&f, type, dims[rng_below(&r, 7)], dims[rng_below(&r, 7)]), 0);
+		float size = rng_below(&r, 4) ? 1 : rng_below(&r, 2) ? 1e-5f : 100;
+		for (uint32_t j = 0; j < 256; j++) {
+			k[j] = size * rng_biased(&r) / 100;
+			v[j] = size * rng_biased(&r) / 100;
+			centre[j] = rng_normal(&r);
+		}
+		uint8_t *row = guard_alloc(&map, f.stride);
+		row_encode(&f, k, v, centred ? centre : NULL, row);
+		row_decode(&f, row, centred ? centre : NULL, k2, v2);
+		check_half(type, "k", k, centred ? centre : NULL, k2, f.d_k);
+		check_half(type, "v", v, NULL, v2, f.d_v);
+		uint32_t used = f.v_offset + (type == ROW_I8 ? f.d_v + 2 * ((f.d_v + 31) / 32) : 2 * f.d_v);
+		for (uint32_t at = used; at < f.stride; at++)
+			ck_assert_msg(row[at] == 0, "padding byte %u is %u", at, row[at]);
+		guard_free(&map);
+	}
+}
+END_TEST
+
+START_TEST(row_i8_extremes)
+{
+	struct row_format f;
+	float k[64] = {0}, v[64], k2[64], v2[64];
+	uint8_t row[192];
+	ck_assert_int_eq(row_format_init(&f, ROW_I8, 64, 64), 0);
+	ck_assert_uint_le(f.stride, sizeof row);
+	for (uint32_t j = 0; j < 64; j++)
+		v[j] = j == 5 ? 1e9f : j < 32 ? 1e5f * (float)j : -1e-20f * (float)j;
+	row_encode(&f, k, v, NULL, row);
+	row_decode(&f, row, NULL, k2, v2);
+	for (uint32_t j = 0; j < 64; j++) {
+		ck_assert_msg(k2[j] == 0, "zero became %g", (double)k2[j]);
+		ck_assert_msg(isfinite(v2[j]), "%g became %g", (double)v[j], (double)v2[j]);
+	}
+	ck_assert_msg(v2[5] == 127 * 65504.f, "1e9 became %g", (double)v2[5]); // the largest that fp16 scales can say
+}
+END_TEST
+
+// ---- CPU mask --------------------------------------------------------------------------------------------------------
+
+START_TEST(mask_names)
+{
+	static const struct {
+		const char *text;
+		int status;
+		uint32_t mask;
+	} cases[] = {
+		{"c", 0, 0},
+		{"avx2", 0, CPU_AVX2},
+		{"avx512", 0, CPU_AVX2 | CPU_AVX512},
+		{"avx512vnni", 0, CPU_AVX2 | CPU_AVX512 | CPU_AVX512_VNNI},
+		{"avx512vnni+avx512bf16", 0, CPU_AVX2 | CPU_AVX512 | CPU_AVX512_VNNI | CPU_AVX512_BF16},
+		{"c+avx2", 0, CPU_AVX2},
+		{"all", 0, UINT32_MAX},
+		{"0", 0, 0},
+		{"0x3", 0, 3},
+		{"4294967295", 0, UINT32_MAX},
+		{"4294967296", -1, 0},
+		{"", -1, 0},
+		{"+", -1, 0},
+		{"avx2+", -1, 0},
+		{"avx", -1, 0},
+		{"avx2 ", -1, 0},
+		{"3x", -1, 0},
+		{"-1", -1, 0},
+	};
+	for (uint32_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+		uint32_t mask = 12345;
+		int status = cpu_mask_parse(cases[i].text, &mask);
+		ck_assert_msg(status == cases[i].status, "\"%s\": status %d", cases[i].text, status);
+		ck_assert_msg(mask == (status ? 12345 : cases[i].mask), "\"%s\": mask %#x", cases[i].text, mask);
+	}
+}
+END_TEST
+
+// Every rung fills every slot, and says its name.
+START_TEST(tables_are_full)
+{
+	struct isa isas[MAX_ISAS];
+	uint32_t n = isas_of_cpu(isas);
+	ck_assert_str_eq(isas[0].name, "c");
+	for (uint32_t i = 0; i < n; i++) {
+		const struct kernels *k = &isas[i].k;
+		ck_assert_str_eq(k->isa, isas[i].name);
+		ck_assert(k->sig_estimate && k->sig_select && k->exp_sum && k->max && k->split_sums && k->rotate);
+		for (uint32_t type = 0; type < ROW_TYPES; type++)
+			ck_assert(k->scores[type] && k->values[type]);
+		ck_assert_msg(i == 0 || strcmp(isas[i].name, isas[i - 1].name), "rung %u changed nothing", i);
+	}
+	struct kernels k;
+	kernels_init(&k, CPU_AVX512_VNNI, NULL, 0); // VNNI without its base: not used
+	ck_assert_str_eq(k.isa, "c");
+}
+END_TEST
+
+int main(void)
+{
+	Suite *suite = suite_create("convert");
+	TCase *tc = tcase_create("convert");
+	tcase_set_timeout(tc, 60);
+	tcase_add_test(tc, f16_round_trip);
+	tcase_add_test(tc, f16_rounding);
+	tcase_add_test(tc, bf16_round_trip);
+	tcase_add_test(tc, bf16_rounding);
+	tcase_add_test(tc, nan_stays_nan);
+	tcase_add_test(tc, row_layout);
+	tcase_add_test(tc, row_round_trip);
+	tcase_add_test(tc, row_i8_extremes);
+	tcase_add_test(tc, mask_names);
+	tcase_add_test(tc, tables_are_full);
+	suite_add_tcase(suite, tc);
+	SRunner *runner = srunner_create(suite);
+	srunner_run_all(runner, CK_NORMAL);
+	int failed = srunner_ntests_failed(runner);
+	srunner_free(runner);
+	return failed != 0;
+}

@@ -1,0 +1,142 @@
+#include "tests/server/fake_engine.h"
+
+#include <sched.h>
+#include <stdlib.h>
+
+#include "daemon/engine/engine.h"
+
+atomic_uint fake_jobs, fake_contexts;
+
+struct job {
+	struct context *context;
+	uint64_t seed;
+	bool writes;
+	uint32_t units;
+	atomic_uint next, done;
+	struct engine_result result;
+};
+
+struct engine_scratch {
+	int unused;
+};
+
+struct context *fake_context(void)
+{
+	struct context *c = calloc(1, sizeof *c);
+	if (!c)
+		abort();
+	atomic_init(&c->references, 1);
+	atomic_fetch_add(&fake_contexts, 1);
+	return c;
+}
+
+void context_unref(struct context *c)
+{
+	if (atomic_fetch_sub(&c->references, 1) != 1)
+		return;
+	atomic_fetch_sub(&fake_contexts, 1);
+	free(c);
+}
+
+void context_release(struct store *s, struct context *c, uint64_t holder)
+{
+	(void)s;
+	atomic_store(&c->writers_at_release, atomic_load(&c->writers));
+	atomic_store(&c->released_holder, holder);
+}
+
+struct engine_scratch *engine_scratch_create(void)
+{
+	return calloc(1, sizeof(struct engine_scratch));
+}
+
+void engine_scratch_destroy(struct engine_scratch *scratch)
+{
+	free(scratch);
+}
+
+bool engine_op_writes(uint8_t op)
+{
+	return op == MPIG_OP_APPEND || op == MPIG_OP_COMMIT || op == MPIG_OP_TRUNCATE;
+}
+
+struct job *job_create(struct engine *e, const struct engine_request *r, struct engine_scratch *scratch)
+{
+	(void)e, (void)scratch;
+	struct job *j = calloc(1, sizeof *j);
+	if (!j)
+		return NULL;
+	atomic_fetch_add(&fake_jobs, 1);
+	j->context = r->context;
+	j->seed = r->entry.user_data;
+	j->writes = engine_op_writes(r->entry.op);
+	j->units = r->entry.count ? r->entry.count : 1;
+	j->result.units = j->units;
+	j->result.committed = r->sequence;
+	j->result.rows_read = j->units;
+	if (j->writes && !r->writer) {
+		j->result.status = MPIG_ELEASE;
+		j->units = 1;
+		return j;
+	}
+	if (j->writes) {
+		if (atomic_fetch_add(&j->context->writers, 1) || atomic_load(&j->context->readers))
+			atomic_fetch_add(&j->context->overlaps, 1);
+	} else {
+		uint32_t readers = atomic_fetch_add(&j->context->readers, 1) + 1;
+		if (readers > atomic_load(&j->context->most_readers))
+			atomic_store(&j->context->most_readers, readers);
+		if (atomic_load(&j->context->writers))
+			atomic_fetch_add(&j->context->overlaps, 1);
+	}
+	return j;
+}
+
+static void complete(struct job *j)
+{
+	if (j->result.status)
+		return;
+	if (j->writes) {
+		uint32_t at = atomic_load(&j->context->logged);
+		j->context->log[at % FAKE_LOG] = j->seed;
+		atomic_store(&j->context->logged, at + 1);
+		atomic_fetch_sub(&j->context->writers, 1);
+	} else {
+		atomic_fetch_sub(&j->context->readers, 1);
+	}
+}
+
+enum job_state job_run(struct job *j, uint32_t worker, uint32_t workers, struct engine_scratch *scratch)
+{
+	(void)worker, (void)workers, (void)scratch;
+	if (atomic_load(&j->context->hold)) {
+		sched_yield();
+		return JOB_IDLE;
+	}
+	uint32_t unit = atomic_fetch_add(&j->next, 1);
+	if (unit >= j->units)
+		return JOB_IDLE;
+	if (unit % 3 == 1)
+		sched_yield();
+	if (atomic_fetch_add(&j->done, 1) + 1 < j->units)
+		return JOB_RAN;
+	complete(j);
+	return JOB_DONE;
+}
+
+uint32_t job_parallelism(const struct job *j)
+{
+	uint32_t next = atomic_load(&j->next);
+	return next < j->units ? j->units - next : 0;
+}
+
+const struct engine_result *job_result(const struct job *j)
+{
+	return &j->result;
+}
+
+void job_destroy(struct job *j)
+{
+	atomic_fetch_sub(&fake_jobs, 1);
+	free(j);
+}

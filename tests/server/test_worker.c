@@ -1,0 +1,416 @@
+// The workers around an engine that can be watched: order, exclusion, backpressure, parking, draining, and queues that vanish under them.
+#include <check.h>
+#include <poll.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "daemon/base/clock.h"
+#include "daemon/base/rng.h"
+#include "daemon/server/stats.h"
+#include "daemon/server/worker.h"
+#include "shm/region.h"
+#include "shm/status.h"
+#include "tests/server/fake_engine.c"
+
+#define PATIENCE_NS UINT64_C(20000000000) // bounds a wait for what must come
+
+static struct workers *workers;
+static struct mpig_stats_worker *stats;
+static int control_fd;
+static struct session *session;
+static struct context *contexts[2]; // handle 1 and 2 hold the lease; handle 3 reads contexts[0]
+
+struct client {
+	struct queue *q;
+	void *base;
+	struct mpig_queue_header header;
+	struct mpig_producer sq;
+	struct mpig_consumer cq;
+	uint64_t submitted, completed;
+	int32_t last_status;
+	uint64_t last_user_data;
+};
+
+static void start(uint32_t count, uint64_t spin_ns, bool uring)
+{
+	stats = calloc(count, sizeof *stats);
+	control_fd = eventfd(0, EFD_NONBLOCK);
+	struct workers_options o = {.count = count, .spin_ns = spin_ns, .uring = uring, .stats = stats, .control_fd = control_fd};
+	ck_assert_int_eq(workers_create(&o, &workers), MPIG_OK);
+	session = session_create();
+	for (uint32_t i = 0; i < 2; i++) {
+		contexts[i] = fake_context();
+		ck_assert_int_eq(session_bind(session, i + 1, NULL, contexts[i], 100 + i), MPIG_OK);
+	}
+	atomic_fetch_add(&contexts[0]->references, 1);
+	ck_assert_int_eq(session_bind(session, 3, NULL, contexts[0], 0), MPIG_OK);
+}
+
+static void open_client(struct client *c, uint32_t id, uint32_t entries)
+{
+	*c = (struct client){0};
+	struct queue_options o = {.entries = entries, .slot_count = 1, .slot_bytes = 4096, .epoch = 1, .max_query_tokens = 4096, .adopt_fd = -1};
+	char why[MPIG_TEXT_BYTES];
+	int fd;
+	ck_assert_msg(queue_create(&o, session, &c->q, &fd, why) == MPIG_OK, "%s", why);
+	c->q->id = id;
+	uint64_t bytes = c->q->geometry.region_bytes;
+	ck_assert_int_eq(mpig_region_map(fd, bytes, 0, &c->base), MPIG_OK);
+	close(fd);
+	ck_assert_int_eq(mpig_queue_header_check(c->base, bytes, &c->header), MPIG_OK);
+	mpig_client_rings(c->base, &c->header, &c->sq, &c->cq);
+	ck_assert_int_eq(workers_add_queue(workers, c->q), MPIG_OK);
+}
+
+static void close_client(struct client *c)
+{
+	uint64_t epoch = workers_remove_queue(workers, c->q), deadline = mono_ns() + PATIENCE_NS;
+	while (!workers_left(workers, epoch) || atomic_load(&c->q->in_flight)) {
+		ck_assert_msg(mono_ns() < deadline, "the workers do not let go of the queue");
+		sched_yield();
+	}
+	queue_destroy(c->q);
+	munmap(c->base, c->header.region_bytes);
+}
+
+static void stop(void)
+{
+	ck_assert(workers_stop(workers));
+	workers_destroy(workers);
+	session_unref(session);
+	ck_assert_uint_eq(atomic_load(&fake_jobs), 0);
+	ck_assert_uint_eq(atomic_load(&fake_contexts), 0);
+	free(stats);
+	close(control_fd);
+}
+
+static bool submit(struct client *c, uint8_t op, uint32_t handle, uint32_t units, uint64_t user_data)
+{
+	if (mpig_producer_room(&c->sq) <= 0)
+		return false;
+	bool slot = op == MPIG_OP_ATTEND || op == MPIG_OP_APPEND;
+	struct mpig_sqe e = {.op = op, .handle = handle, .count = units, .user_data = user_data, .slot = slot ? 0 : MPIG_NO_SLOT};
+	mpig_producer_put(&c->sq, &e);
+	mpig_producer_publish(&c->sq);
+	struct mpig_queue_header *h = c->base;
+	if (mpig_flag_peer(&h->sq_flags, MPIG_SQ_NEED_WAKEUP))
+		eventfd_write(c->q->eventfd, 1);
+	c->submitted++;
+	return true;
+}
+
+static uint32_t reap(struct client *c)
+{
+	int ready = mpig_consumer_ready(&c->cq);
+	ck_assert_int_ge(ready, 0);
+	for (int i = 0; i < ready; i++) {
+		struct mpig_cqe e;
+		mpig_consumer_take(&c->cq, &e);
+		c->last_status = e.status;
+		c->last_user_data = e.user_data;
+	}
+	mpig_consumer_release(&c->cq);
+	c->completed += (uint32_t)ready;
+	return (uint32_t)ready;
+}
+
+static void reap_until(struct client *c, uint64_t completed)
+{
+	uint64_t deadline = mono_ns() + PATIENCE_NS;
+	while (c->completed < completed) {
+		if (!reap(c))
+			sched_yield();
+		ck_assert_msg(mono_ns() < deadline, "%llu of %llu completions came", (unsigned long long)c->completed, (unsigned long long)completed);
+	}
+}
+
+// ---- tests -----------------------------------------------------------------------------------------------------------
+static const uint32_t counts[] = {1, 2, 4};
+
+START_TEST(reads_overlap_and_writes_take_effect_in_order)
+{
+	enum { REQUESTS = 600 };
+	start(counts[_i], 200000, true);
+	struct client c;
+	open_client(&c, 1, 32);
+	struct rng rng = {.state = 11};
+	uint64_t writes[2] = {0}, expected[2][REQUESTS];
+	for (uint64_t n = 0; n < REQUESTS;) {
+		uint32_t which = rng_below(&rng, 2), units = 1 + rng_below(&rng, 6);
+		bool write = rng_below(&rng, 3) == 0;
+		while (!submit(&c, write ? MPIG_OP_APPEND : MPIG_OP_ATTEND, which + 1, units, n))
+			reap(&c);
+		if (write)
+			expected[which][writes[which]++] = n;
+		n++;
+		reap(&c);
+	}
+	reap_until(&c, REQUESTS);
+	for (int i = 0; i < 2; i++) {
+		ck_assert_uint_eq(atomic_load(&contexts[i]->overlaps), 0);
+		ck_assert_uint_eq(atomic_load(&contexts[i]->logged), writes[i]);
+		ck_assert_mem_eq(contexts[i]->log, expected[i], writes[i] * sizeof expected[i][0]);
+	}
+	close_client(&c);
+	stop();
+}
+END_TEST
+
+// While one request is held up, later reads of its context and requests of the other context start; a write of its context does not.
+START_TEST(a_held_read_lets_reads_pass)
+{
+	start(2, 200000, true);
+	struct client c;
+	open_client(&c, 1, 32);
+	atomic_store(&contexts[0]->hold, 1);
+	ck_assert(submit(&c, MPIG_OP_ATTEND, 1, 1, 1));
+	ck_assert(submit(&c, MPIG_OP_ATTEND, 3, 1, 2)); // the same context by another handle
+	ck_assert(submit(&c, MPIG_OP_APPEND, 2, 1, 3)); // the other context
+	reap_until(&c, 1);
+	ck_assert_uint_eq(c.last_user_data, 3);
+	uint64_t deadline = mono_ns() + PATIENCE_NS;
+	while (atomic_load(&contexts[0]->most_readers) < 2 && mono_ns() < deadline)
+		sched_yield();
+	ck_assert_uint_eq(atomic_load(&contexts[0]->most_readers), 2);
+	ck_assert(submit(&c, MPIG_OP_APPEND, 1, 1, 4));
+	ck_assert(submit(&c, MPIG_OP_NOP, 0, 0, 5));
+	for (int i = 0; i < 1000; i++) {
+		sched_yield();
+		ck_assert_uint_eq(atomic_load(&contexts[0]->writers), 0);
+	}
+	ck_assert_uint_eq(reap(&c), 0);
+	atomic_store(&contexts[0]->hold, 0);
+	reap_until(&c, 5);
+	ck_assert_uint_eq(atomic_load(&contexts[0]->overlaps), 0);
+	close_client(&c);
+	stop();
+}
+END_TEST
+
+START_TEST(two_queues_never_write_at_once)
+{
+	enum { REQUESTS = 300 };
+	start(3, 200000, true);
+	struct client c[2];
+	open_client(&c[0], 1, 16);
+	open_client(&c[1], 2, 16);
+	for (uint64_t n = 0; n < REQUESTS; n++)
+		for (int i = 0; i < 2; i++) {
+			while (!submit(&c[i], MPIG_OP_APPEND, 1, 1 + n % 4, n))
+				reap(&c[i]);
+			reap(&c[i]);
+		}
+	reap_until(&c[0], REQUESTS);
+	reap_until(&c[1], REQUESTS);
+	ck_assert_uint_eq(atomic_load(&contexts[0]->overlaps), 0);
+	ck_assert_uint_eq(atomic_load(&contexts[0]->logged), 2 * REQUESTS);
+	close_client(&c[0]);
+	close_client(&c[1]);
+	stop();
+}
+END_TEST
+
+START_TEST(errors_are_completions)
+{
+	start(1, 200000, true);
+	struct client c;
+	open_client(&c, 1, 8);
+	struct {
+		uint8_t op;
+		uint32_t handle;
+		int status;
+	} cases[] = {{MPIG_OP_NOP, 0, MPIG_OK}, {MPIG_OP_ATTEND, 9, MPIG_ENOENT}, {MPIG_OP_ATTEND, UINT32_MAX, MPIG_ENOENT},
+	             {77, 1, MPIG_EPROTO}, {MPIG_OP_APPEND, 3, MPIG_ELEASE}, {MPIG_OP_ATTEND, 3, MPIG_OK}};
+	for (uint64_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+		ck_assert(submit(&c, cases[i].op, cases[i].handle, 1, 1000 + i));
+		reap_until(&c, i + 1);
+		ck_assert_int_eq(c.last_status, cases[i].status);
+		ck_assert_uint_eq(c.last_user_data, 1000 + i);
+	}
+	ck_assert_uint_eq(stats_get(&stats[0].errors), 4);
+	ck_assert_uint_eq(stats_get(&stats[0].requests[MPIG_OP_NOP]), 1);
+	close_client(&c);
+	stop();
+}
+END_TEST
+
+START_TEST(a_client_that_does_not_reap_stops_only_itself)
+{
+	start(2, 1000000, true);
+	struct client lazy, busy;
+	open_client(&lazy, 1, 4);
+	open_client(&busy, 2, 4);
+	for (uint64_t i = 0; i < 8; i++) // four completions, four entries left in the ring
+		for (uint64_t deadline = mono_ns() + PATIENCE_NS; !submit(&lazy, MPIG_OP_ATTEND, 1, 2, i);) {
+			sched_yield();
+			ck_assert(mono_ns() < deadline);
+		}
+	for (uint64_t i = 0; i < 200; i++) {
+		ck_assert(submit(&busy, MPIG_OP_ATTEND, 2, 2, i));
+		reap_until(&busy, i + 1);
+	}
+	ck_assert(!submit(&lazy, MPIG_OP_NOP, 0, 0, 8));
+	reap_until(&lazy, 8);
+	ck_assert_uint_eq(lazy.last_user_data, 7);
+	close_client(&lazy);
+	close_client(&busy);
+	stop();
+}
+END_TEST
+
+static const bool urings[] = {true, false};
+
+START_TEST(parked_workers_are_woken_and_lose_nothing)
+{
+	start(2, 0, urings[_i]); // no spinning: asleep after every request
+	struct client c[2];
+	open_client(&c[0], 1, 8);
+	open_client(&c[1], 2, 8);
+	for (uint64_t i = 0; i < 1000; i++) {
+		struct client *one = &c[i % 2];
+		ck_assert(submit(one, i % 3 ? MPIG_OP_NOP : MPIG_OP_ATTEND, 1 + i % 2, i % 3 ? 0 : 3, i));
+		reap_until(one, one->completed + 1);
+		ck_assert_int_eq(one->last_status, MPIG_OK);
+	}
+	struct mpig_queue_header *h = c[0].base;
+	uint64_t deadline = mono_ns() + PATIENCE_NS;
+	while (!(__atomic_load_n(&h->sq_flags, __ATOMIC_RELAXED) & MPIG_SQ_NEED_WAKEUP))
+		ck_assert(mono_ns() < deadline);
+	ck_assert_uint_gt(stats_get(&stats[0].wakeups) + stats_get(&stats[1].wakeups), 0);
+	struct client late; // a queue that comes while its home sleeps
+	open_client(&late, 3, 8);
+	ck_assert(submit(&late, MPIG_OP_NOP, 0, 0, 1));
+	reap_until(&late, 1);
+	close_client(&late);
+	close_client(&c[0]);
+	close_client(&c[1]);
+	stop();
+}
+END_TEST
+
+START_TEST(a_broken_ring_closes_only_its_queue)
+{
+	start(2, 200000, true);
+	struct client bad, good;
+	open_client(&bad, 1, 8);
+	open_client(&good, 2, 8);
+	struct mpig_queue_header *h = bad.base;
+	__atomic_store_n(&h->sq_tail, 1000, __ATOMIC_RELEASE);
+	eventfd_write(bad.q->eventfd, 1);
+	struct pollfd wait = {.fd = control_fd, .events = POLLIN};
+	ck_assert_int_eq(poll(&wait, 1, 20000), 1);
+	ck_assert_ptr_eq(workers_broken_queue(workers), bad.q);
+	close_client(&bad);
+	ck_assert_ptr_null(workers_broken_queue(workers));
+	ck_assert(submit(&good, MPIG_OP_NOP, 0, 0, 1));
+	reap_until(&good, 1);
+	close_client(&good);
+	stop();
+}
+END_TEST
+
+START_TEST(draining_refuses_new_entries)
+{
+	start(2, 200000, true);
+	struct client c;
+	open_client(&c, 1, 8);
+	atomic_store(&contexts[0]->hold, 1);
+	ck_assert(submit(&c, MPIG_OP_ATTEND, 1, 1, 1));
+	uint64_t deadline = mono_ns() + PATIENCE_NS;
+	while (workers_idle(workers))
+		ck_assert(mono_ns() < deadline);
+	workers_drain(workers);
+	ck_assert(submit(&c, MPIG_OP_ATTEND, 2, 1, 2));
+	reap_until(&c, 1);
+	ck_assert_uint_eq(c.last_user_data, 2);
+	ck_assert_int_eq(c.last_status, MPIG_ESHUTDOWN);
+	ck_assert(!workers_idle(workers));
+	atomic_store(&contexts[0]->hold, 0);
+	reap_until(&c, 2);
+	ck_assert_int_eq(c.last_status, MPIG_OK);
+	close_client(&c);
+	ck_assert(workers_idle(workers));
+	stop();
+}
+END_TEST
+
+// The lease of a handle that is closed while its write runs is given back after the write, not under it.
+START_TEST(a_lease_outlives_its_handle_until_the_write_is_done)
+{
+	start(2, 200000, true);
+	struct client c;
+	open_client(&c, 1, 8);
+	atomic_store(&contexts[0]->hold, 1);
+	ck_assert(submit(&c, MPIG_OP_APPEND, 1, 2, 1));
+	uint64_t deadline = mono_ns() + PATIENCE_NS;
+	while (!atomic_load(&contexts[0]->writers))
+		ck_assert(mono_ns() < deadline);
+	ck_assert_int_eq(session_unbind(session, 1), MPIG_OK);
+	ck_assert_uint_eq(atomic_load(&contexts[0]->released_holder), 0);
+	ck_assert(submit(&c, MPIG_OP_NOP, 0, 0, 2));
+	ck_assert(submit(&c, MPIG_OP_APPEND, 1, 1, 3)); // the handle is gone
+	reap_until(&c, 2);
+	ck_assert_int_eq(c.last_status, MPIG_ENOENT);
+	ck_assert_uint_eq(atomic_load(&contexts[0]->released_holder), 0);
+	atomic_store(&contexts[0]->hold, 0);
+	reap_until(&c, 3);
+	ck_assert_uint_eq(atomic_load(&contexts[0]->released_holder), 100);
+	ck_assert_uint_eq(atomic_load(&contexts[0]->writers_at_release), 0);
+	close_client(&c);
+	stop();
+}
+END_TEST
+
+// Queues come and go, with requests in flight, under workers that spin, park and help.
+START_TEST(queues_vanish_under_the_workers)
+{
+	start(3, _i ? 0 : 100000, true);
+	struct rng rng = {.state = 5};
+	struct client c[4];
+	uint32_t id = 1;
+	for (int i = 0; i < 4; i++)
+		open_client(&c[i], id++, 16);
+	for (int round = 0; round < 300; round++) {
+		struct client *one = &c[rng_below(&rng, 4)];
+		uint32_t n = rng_below(&rng, 16);
+		for (uint32_t i = 0; i < n; i++)
+			submit(one, rng_below(&rng, 4) ? MPIG_OP_ATTEND : MPIG_OP_APPEND, 1 + rng_below(&rng, 3), 1 + rng_below(&rng, 8), i);
+		if (rng_below(&rng, 2))
+			reap(one);
+		close_client(one);
+		open_client(one, id++, 16);
+	}
+	for (int i = 0; i < 2; i++)
+		ck_assert_uint_eq(atomic_load(&contexts[i]->overlaps), 0);
+	for (int i = 0; i < 4; i++)
+		close_client(&c[i]);
+	stop();
+}
+END_TEST
+
+int main(void)
+{
+	Suite *s = suite_create("worker");
+	TCase *t = tcase_create("worker");
+	tcase_set_timeout(t, 120);
+	tcase_add_loop_test(t, reads_overlap_and_writes_take_effect_in_order, 0, sizeof counts / sizeof counts[0]);
+	tcase_add_test(t, a_held_read_lets_reads_pass);
+	tcase_add_test(t, two_queues_never_write_at_once);
+	tcase_add_test(t, errors_are_completions);
+	tcase_add_test(t, a_client_that_does_not_reap_stops_only_itself);
+	tcase_add_loop_test(t, parked_workers_are_woken_and_lose_nothing, 0, 2);
+	tcase_add_test(t, a_broken_ring_closes_only_its_queue);
+	tcase_add_test(t, draining_refuses_new_entries);
+	tcase_add_test(t, a_lease_outlives_its_handle_until_the_write_is_done);
+	tcase_add_loop_test(t, queues_vanish_under_the_workers, 0, 2);
+	suite_add_tcase(s, t);
+	SRunner *r = srunner_create(s);
+	srunner_run_all(r, CK_ENV);
+	int failed = srunner_ntests_failed(r);
+	srunner_free(r);
+	return failed ? 1 : 0;
+}

@@ -1,0 +1,164 @@
+// The longest common prefix against a plain comparison of every context.
+#include "tests/store/fixture.h"
+
+#define CONTEXTS 12
+#define MOST 2000u
+
+static struct fixture f;
+static void setup(void) { fixture_open(&f, 128 << 20, 0, 0); }
+static void teardown(void) { fixture_close(&f); }
+
+static struct { struct context *c; uint32_t token[MOST]; uint64_t n; uint32_t uid, mode; uint8_t fingerprint; } held[CONTEXTS];
+
+static void append(int i, uint64_t count)
+{
+	uint64_t *tags = calloc(count, sizeof *tags);
+	must(append_rows(&f, held[i].c, 0, held[i].n, count, tags) == 0);
+	must(context_commit(f.store, held[i].c, held[i].n, count, held[i].token + held[i].n, f.why) == 0);
+	held[i].n += count;
+	free(tags);
+}
+
+// Sequences branch off a few trunks, so that long prefixes are shared.
+static void make(int i, uint64_t *random)
+{
+	char name[16];
+	snprintf(name, sizeof name, "c%d", i);
+	struct mpig_wire_layer layer = layer_of(1, 1, 64, 0, 0, 0, 0);
+	struct mpig_ctl_create body = create_of(name, 1);
+	held[i].uid = next_below(random, 3);
+	held[i].mode = next_below(random, 2) ? 0600 : 0644;
+	held[i].fingerprint = (uint8_t)(1 + next_below(random, 2));
+	body.mode = held[i].mode;
+	body.fingerprint[0] = (char)held[i].fingerprint;
+	struct credentials who = user(held[i].uid);
+	must(store_context_create(f.store, &who, &body, &layer, &held[i].c, f.why) == 0);
+	must(context_lease(f.store, held[i].c, &who, 1, f.why) == 0);
+	uint32_t branch = next_below(random, MOST);
+	for (uint32_t t = 0; t < MOST; t++)
+		held[i].token[t] = t < branch ? t % 7 : (uint32_t)mix((uint64_t)i * MOST + t) % 50;
+	held[i].n = 0;
+}
+
+START_TEST(agrees_with_comparing_everything)
+{
+	uint64_t random = (uint64_t)_i, found = 0;
+	for (int i = 0; i < CONTEXTS; i++) {
+		make(i, &random);
+		for (int k = 0; k < 3; k++)
+			append(i, 1 + next_below(&random, 600));
+		if (next_below(&random, 2)) { // and on, otherwise
+			uint64_t to = next_below(&random, (uint32_t)held[i].n + 1);
+			must(context_truncate(f.store, held[i].c, to, f.why) == 0);
+			for (uint64_t t = to; t < MOST; t++)
+				held[i].token[t] = (uint32_t)t % 7;
+			held[i].n = to;
+			append(i, 1 + next_below(&random, (uint32_t)(MOST - to)));
+		}
+	}
+	for (int query = 0; query < 200; query++) {
+		uint32_t token[MOST], base = next_below(&random, CONTEXTS), branch = next_below(&random, MOST), n = next_below(&random, MOST) + 1;
+		for (uint32_t t = 0; t < MOST; t++)
+			token[t] = t < branch ? held[base].token[t] : next_below(&random, 50);
+		struct credentials who = user(next_below(&random, 3));
+		uint8_t fingerprint[64] = {(uint8_t)(1 + next_below(&random, 2))};
+		uint64_t best = 0, matched = 0;
+		for (int i = 0; i < CONTEXTS; i++) {
+			if (held[i].fingerprint != fingerprint[0] || (who.uid && who.uid != held[i].uid && held[i].mode == 0600))
+				continue;
+			uint64_t same = 0;
+			while (same < n && same < held[i].n && held[i].token[same] == token[same])
+				same++;
+			best = same > best ? same : best;
+		}
+		struct context *c = NULL;
+		int status = store_context_open_prefix(f.store, &who, fingerprint, token, n, 0, &c, &matched, f.why);
+		must(status == (best ? 0 : MPIG_ENOENT));
+		if (!best)
+			continue;
+		must(matched == best);
+		int i = 0;
+		while (held[i].c != c)
+			i++;
+		must(held[i].n >= best && !memcmp(held[i].token, token, best * sizeof *token));
+		context_unref(c);
+		must(store_context_open_prefix(f.store, &who, fingerprint, token, n, best + 1, &c, &matched, f.why) == MPIG_ENOENT);
+		found++;
+	}
+	ck_assert_uint_gt(found, 50);
+	for (int i = 0; i < CONTEXTS; i++)
+		context_unref(held[i].c);
+}
+END_TEST
+
+START_TEST(of_equal_matches_the_one_with_least_beyond)
+{
+	struct credentials root = user(0);
+	static const uint64_t length[] = {900, 600, 800};
+	for (int i = 0; i < 3; i++) {
+		struct mpig_wire_layer layer = layer_of(1, 1, 64, 0, 0, 0, 0);
+		struct mpig_ctl_create body = create_of((char[]){'d', (char)('0' + i), 0}, 1);
+		ck_assert_int_eq(store_context_create(f.store, &root, &body, &layer, &held[i].c, f.why), 0);
+		ck_assert_int_eq(context_lease(f.store, held[i].c, &root, 1, f.why), 0);
+		held[i].n = 0;
+		for (uint32_t t = 0; t < MOST; t++)
+			held[i].token[t] = t;
+		append(i, length[i]);
+	}
+	uint8_t fingerprint[64] = {1};
+	struct context *c;
+	uint64_t matched;
+	ck_assert_int_eq(store_context_open_prefix(f.store, &root, fingerprint, held[0].token, 700, 1, &c, &matched, f.why), 0);
+	ck_assert_ptr_eq(c, held[2].c);
+	ck_assert_uint_eq(matched, 700);
+	context_unref(c);
+	ck_assert_int_eq(store_context_open_prefix(f.store, &root, fingerprint, held[0].token, 850, 1, &c, &matched, f.why), 0);
+	ck_assert_ptr_eq(c, held[0].c);
+	context_unref(c);
+	struct credentials someone = user(77); // to whom none of them is there
+	ck_assert_int_eq(store_context_open_prefix(f.store, &someone, fingerprint, held[0].token, 700, 1, &c, &matched, f.why), MPIG_ENOENT);
+	ck_assert_int_eq(store_context_open_prefix(f.store, &root, fingerprint, held[0].token, MPIG_MAX_TOKENS + 1, 1, &c, &matched, f.why), MPIG_EINVAL);
+	fingerprint[0] = 9;
+	ck_assert_int_eq(store_context_open_prefix(f.store, &root, fingerprint, held[0].token, 700, 1, &c, &matched, f.why), MPIG_ENOENT);
+	for (int i = 0; i < 3; i++)
+		context_unref(held[i].c);
+}
+END_TEST
+
+START_TEST(a_fork_is_found_as_its_parent_is)
+{
+	uint64_t random = 2, matched;
+	struct credentials root = user(0);
+	make(0, &random);
+	append(0, 1000);
+	struct context *child, *c;
+	uint8_t fingerprint[64] = {held[0].fingerprint};
+	ck_assert_int_eq(store_context_fork(f.store, &root, held[0].c, 777, "child", &child, f.why), 0);
+	ck_assert_int_eq(store_context_open_prefix(f.store, &root, fingerprint, held[0].token, 777, 1, &c, &matched, f.why), 0);
+	ck_assert_ptr_eq(c, child);
+	ck_assert_uint_eq(matched, 777);
+	context_unref(c);
+	ck_assert_int_eq(store_context_open_prefix(f.store, &root, fingerprint, held[0].token, 778, 1, &c, &matched, f.why), 0);
+	ck_assert_ptr_eq(c, held[0].c);
+	context_unref(c);
+	context_unref(child);
+	context_unref(held[0].c);
+}
+END_TEST
+
+int main(void)
+{
+	Suite *suite = suite_create("prefix");
+	TCase *t = tcase_create("prefix");
+	tcase_set_timeout(t, 60);
+	tcase_add_checked_fixture(t, setup, teardown);
+	tcase_add_loop_test(t, agrees_with_comparing_everything, 0, 10);
+	tcase_add_test(t, of_equal_matches_the_one_with_least_beyond);
+	tcase_add_test(t, a_fork_is_found_as_its_parent_is);
+	suite_add_tcase(suite, t);
+	SRunner *runner = srunner_create(suite);
+	srunner_run_all(runner, CK_NORMAL);
+	int failed = srunner_ntests_failed(runner);
+	srunner_free(runner);
+	return failed != 0;
+}

@@ -1,0 +1,72 @@
+"""The demo's numbers: what is asked of them, as JSON and as a table."""
+
+from __future__ import annotations
+
+from text import FACTS
+
+
+def make(arguments, parts: dict) -> dict:
+    prefilled, reopened, evaluated = parts["prefilled"], parts["reopened"], parts["evaluated"]
+    proposals, index = evaluated["proposals"], evaluated["index"]
+    report = {
+        "model": "SmolLM2-135M-Instruct",
+        "rows": arguments.rows,
+        "context_tokens": arguments.tokens,
+        "prefill_s": prefilled["prefill_s"],
+        "prefill_model_s": prefilled["model_s"],
+        "prefill_seal_s": prefilled["seal_s"],
+        "reopen_s": reopened["reopen_s"],
+        "matched_tokens": reopened["matched"],
+        "index_bytes_per_row": index["both"],
+        "index_bytes_per_row_by_kind": {"signature": index["signature"], "paper": index["paper"]},
+        "rows_bytes_per_row": index["rows_bytes_per_row"],
+        "rows_fraction": proposals["signature"]["kept"],
+        "proposals": proposals,
+        "answers": {key: {k: v for k, v in parts[key].items() if k in ("city", "text")} for key in ("answer", "reopened")},
+    }
+    if "quality" in parts:
+        report["facts"] = parts["quality"]
+    report["checks"] = checks(report)
+    return report
+
+
+def checks(report: dict) -> dict[str, bool]:
+    p = report["proposals"]
+    found = {
+        "dense: KL mean <= 1e-4": p["dense"]["kl_mean"] <= 1e-4,
+        "dense: top token equal on all but one": p["dense"]["top1_equal"] >= p["dense"]["tokens"] - 1,
+        "signature at 1 %: KL mean <= .01": p["signature"]["kl_mean"] <= 0.01,
+        "reopening <= 2 % of the prefill's time": report["reopen_s"] <= 0.02 * report["prefill_s"],
+        "the whole context was found again": report["matched_tokens"] >= report["context_tokens"],
+    }
+    if "facts" in report:
+        kl = report["facts"]["kl_mean"]
+        found["facts: signature's KL <= 1/3 of paper's"] = kl["signature"] <= kl["paper"] / 3
+    return found
+
+
+def show(report: dict) -> None:
+    print(
+        f"\n{report['model']}, {report['context_tokens']} tokens in the daemon ({report['rows']} rows)\n"
+        f"  prefill {report['prefill_s']:.1f} s (of which commit and index {report['prefill_seal_s']:.1f} s), reopened in "
+        f"{report['reopen_s'] * 1e3:.0f} ms at token {report['matched_tokens']}\n"
+        f"  bytes per row and KV head: rows {report['rows_bytes_per_row']:.0f}, index: signature "
+        f"{report['index_bytes_per_row_by_kind']['signature']:.1f}, paper {report['index_bytes_per_row_by_kind']['paper']:.0f}, "
+        f"both as here {report['index_bytes_per_row']:.0f}\n"
+    )
+    for part in report["answers"].values():
+        print(f"  {part['city']} ({FACTS[part['city']]} is right):{part['text'].splitlines()[0] if part['text'] else ''}")
+    print(f"\n  {'proposal':<11}{'kept':>8}{'exact rows':>12}{'MB read':>9}{'KL mean':>10}{'KL p95':>10}{'top-1':>8}{'ms/token':>10}")
+    for name, p in report["proposals"].items():
+        print(
+            f"  {name:<11}{p['kept']:>8.2%}{p['exact_rows']:>12.0f}{p['bytes_read'] / 1e6:>9.1f}{p['kl_mean']:>10.2g}"
+            f"{p['kl_p95']:>10.2g}{p['top1_equal']:>5}/{p['tokens']}{p['ms_per_token']:>9.0f}"
+        )
+    if "facts" in report:
+        facts = report["facts"]
+        line = ", ".join(f"{name} {value:.2g} ({facts['kept'][name]:.2%} kept)" for name, value in facts["kl_mean"].items())
+        print(f"\n  {facts['facts']} planted facts, {facts['seeds']} seeds, KL of the answers' tokens: {line}")
+    print()
+    for what, passed in report["checks"].items():
+        print(f"  {'yes' if passed else 'NO ':<4}{what}")
+    print(f"\n  {report['total_s']:.0f} s in all")

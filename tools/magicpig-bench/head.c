@@ -1,0 +1,89 @@
+// One KV head of one layer, one thread, without rings: the engine's own time. Several strips are visited in turn so that none stays in
+// the caches, as a model's layers would not.
+#include <stdlib.h>
+#include <string.h>
+
+#include "tests/lib/engine_fixture.h"
+#include "tools/magicpig-bench/bench.h"
+
+enum { D = 128, GROUP = 4, STRIPS = 6, REPETITIONS = 31, CHUNK = 4096, DECODED = 64 };
+
+static void append_all(struct fixture *f, struct context *c, uint32_t rows, float *k, float *v, const float *q)
+{
+	for (uint32_t at = 0; at < rows; at += CHUNK) {
+		uint32_t n = rows - at < CHUNK ? rows - at : CHUNK;
+		for (uint32_t layer = 0; layer < STRIPS; layer++) {
+			fill_normal(k, (size_t)n * D, at + layer * 7919u, 1);
+			fill_normal(v, (size_t)n * D, at + layer * 7919u + 1, 1);
+			fixture_append(f, c, layer, at, n, k, v, at + n == rows ? q : NULL, 1);
+		}
+	}
+}
+
+static double attend_ms(struct fixture *f, struct context *c, uint32_t layer, uint32_t rows, uint8_t proposal, uint64_t seed, const float *q,
+                        double *kept)
+{
+	struct mpig_sqe e = {
+		.op = MPIG_OP_ATTEND, .layer = (uint16_t)layer, .count = 1, .end = rows, .proposal = proposal, .budget = .01f, .seed = seed};
+	struct mpig_layer_shape s = context_layer(c, layer)->shape;
+	struct mpig_payload_layout l = mpig_attend_layout(&s, 1, MPIG_F32, 0);
+	memcpy(f->slot + l.q, q, GROUP * D * sizeof(float));
+	double start = seconds();
+	fixture_run(f, c, &e, NULL);
+	double taken = seconds() - start;
+	uint32_t n;
+	for (uint32_t h = 0; h < GROUP; h++) {
+		memcpy(&n, f->slot + l.rows + 4 * h, 4);
+		*kept += n / (double)GROUP;
+	}
+	return taken * 1e3;
+}
+
+struct head_result bench_head(uint32_t rows, uint32_t mask, int with_paper)
+{
+	struct fixture f;
+	struct head_result r = {.rows = rows, .d = D, .group = GROUP, .bits = 2, .budget = .01};
+	uint64_t per_row = 2 * D * 2 + 64 + (with_paper ? 320 : 0) + 16;
+	fixture_start(&f, (per_row * rows * STRIPS * 5 / 4 + (UINT64_C(64) << 20)) & ~UINT64_C(0x1fffff), mask);
+	struct mpig_wire_layer layer = fixture_layer(GROUP, 1, D, MPIG_BF16);
+	layer.signature_bits = 2;
+	layer.paper_k = with_paper ? 10 : 0;
+	layer.paper_l = with_paper ? 150 : 0;
+	struct context *c = fixture_context(&f, "bench", &layer, STRIPS, 1);
+	float *k = malloc((size_t)CHUNK * D * 4), *v = malloc((size_t)CHUNK * D * 4), q[GROUP * D];
+	fill_normal(q, GROUP * D, 3, 1);
+	append_all(&f, c, rows, k, v, q);
+	double start = seconds();
+	fixture_commit(&f, c, 0, rows, true);
+	r.index_us_per_row = (seconds() - start) * 1e6 / ((double)rows * STRIPS);
+	double dense[REPETITIONS], signature[REPETITIONS], paper[REPETITIONS], ignored = 0;
+	for (int i = 0; i < REPETITIONS; i++) {
+		fill_normal(q, GROUP * D, 100u + (uint64_t)i, 1);
+		uint32_t l = (uint32_t)i % STRIPS;
+		dense[i] = attend_ms(&f, c, l, rows, MPIG_PROPOSAL_DENSE, 1, q, &ignored);
+		signature[i] = attend_ms(&f, c, (l + 2) % STRIPS, rows, MPIG_PROPOSAL_SIGNATURE, (uint64_t)i, q, &r.signature_rows);
+		paper[i] = with_paper ? attend_ms(&f, c, (l + 4) % STRIPS, rows, MPIG_PROPOSAL_PAPER, 1, q, &r.paper_rows) : 0;
+	}
+	r.dense_ms = median(dense, REPETITIONS);
+	r.signature_ms = median(signature, REPETITIONS);
+	r.paper_ms = median(paper, REPETITIONS);
+	r.signature_rows /= REPETITIONS;
+	r.paper_rows /= REPETITIONS;
+	double append[DECODED];
+	for (uint32_t i = 0; i < DECODED; i++) {
+		double total = 0;
+		for (uint32_t l = 0; l < STRIPS; l++) {
+			start = seconds();
+			fixture_append(&f, c, l, rows + i, 1, k, v, NULL, 0);
+			total += seconds() - start;
+		}
+		append[i] = total * 1e6 / STRIPS;
+		fixture_commit(&f, c, rows + i, 1, false);
+	}
+	r.append_us = median(append, DECODED);
+	free(k);
+	free(v);
+	context_unref(c);
+	fixture_stop(&f);
+	return r;
+}

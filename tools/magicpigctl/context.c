@@ -1,0 +1,32 @@
+#include "context.h"
+
+#include <stdio.h>
+
+void context_json(struct json *json, const struct mpig_context_info *info)
+{
+	json_string(json, "name", info->name);
+	json_uint(json, "id", info->id);
+	json_uint(json, "uid", info->uid);
+	json_uint(json, "gid", info->gid);
+	char mode[16];
+	snprintf(mode, sizeof(mode), "%04o", info->mode);
+	json_string(json, "mode", mode);
+	json_hex(json, "fingerprint", info->fingerprint, sizeof(info->fingerprint));
+	json_uint(json, "committed", info->committed);
+	json_uint(json, "indexed", info->indexed);
+	json_uint(json, "rows_bytes", info->rows_bytes);
+	json_uint(json, "index_bytes", info->index_bytes);
+	json_uint(json, "metadata_bytes", info->metadata_bytes);
+	json_uint(json, "shared_bytes", info->shared_bytes);
+	json_uint(json, "created_ns", info->created_ns);
+	json_uint(json, "used_ns", info->used_ns);
+	json_uint(json, "parent_id", info->parent_id);
+	json_uint(json, "fork_tokens", info->fork_tokens);
+	json_uint(json, "seed", info->seed);
+	json_uint(json, "layer_count", info->layer_count);
+	json_uint(json, "global_layers", info->global_layers);
+	json_uint(json, "segments", info->segments);
+	json_uint(json, "signature_version", info->signature_version);
+	json_uint(json, "readers", info->readers);
+	json_uint(json, "writer_pid", info->writer_pid);
+}

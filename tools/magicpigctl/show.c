@@ -1,0 +1,246 @@
+// magicpigctl show: one context in full, its layers grouped where they are equal.
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "context.h"
+#include "ctl.h"
+#include "text.h"
+
+#define MAX_LAYERS 512
+
+static const char *kind_name(int kind)
+{
+	static const char *const names[] = {"global", "sliding", "chunked"};
+	return kind >= 0 && kind <= MPIG_LAYER_CHUNKED ? names[kind] : "unknown";
+}
+
+static const char *dtype_name(int dtype)
+{
+	static const char *const names[] = {"f32", "bf16", "f16", "int8"};
+	return dtype >= 0 && dtype <= MPIG_I8 ? names[dtype] : "unknown";
+}
+
+static const char *proposal_name(int proposal)
+{
+	static const char *const names[] = {"default", "dense", "signature", "paper", "topk", "uniform"};
+	return proposal >= 0 && proposal <= MPIG_PROPOSAL_UNIFORM ? names[proposal] : "unknown";
+}
+
+static bool layers_equal(const struct mpig_layer *a, const struct mpig_layer *b)
+{
+	return a->kind == b->kind && a->row_dtype == b->row_dtype && a->query_heads == b->query_heads &&
+	       a->kv_heads == b->kv_heads && a->d_k == b->d_k && a->d_v == b->d_v && a->scale == b->scale &&
+	       a->softcap == b->softcap && a->alibi_slope_base == b->alibi_slope_base &&
+	       a->default_proposal == b->default_proposal && a->default_budget == b->default_budget &&
+	       a->signature_bits == b->signature_bits && a->paper_k == b->paper_k && a->paper_l == b->paper_l &&
+	       a->window == b->window;
+}
+
+// Whether an earlier layer is equal, so that this one is in that one's group.
+static bool grouped_before(const struct mpig_layer *layers, int layer)
+{
+	for (int i = 0; i < layer; i++)
+		if (layers_equal(&layers[i], &layers[layer]))
+			return true;
+	return false;
+}
+
+// "0-2, 4-8:" for the group that begins with layer `first`.
+static void print_numbers(const struct mpig_layer *layers, int first, int count)
+{
+	const char *separator = "    ";
+	for (int i = first, end; i < count; i = end) {
+		for (end = i + 1; end < count && layers_equal(&layers[i], &layers[end]);)
+			end++;
+		if (!layers_equal(&layers[first], &layers[i]))
+			continue;
+		printf("%s%d", separator, i);
+		if (end - i > 1)
+			printf("-%d", end - 1);
+		separator = ", ";
+	}
+	fputs(": ", stdout);
+}
+
+static void print_layer(const struct mpig_layer *l)
+{
+	printf("%s, %d/%d heads, d %d", kind_name(l->kind), l->query_heads, l->kv_heads, l->d_k);
+	if (l->d_v && l->d_v != l->d_k)
+		printf("/%d", l->d_v);
+	if (l->kind != MPIG_LAYER_GLOBAL) {
+		if (l->window)
+			printf(", window %d", l->window);
+		puts(", no rows here");
+		return;
+	}
+	printf(", %s", dtype_name(l->row_dtype));
+	if (l->signature_bits)
+		printf(", signature b=%d", l->signature_bits);
+	if (l->paper_l)
+		printf(", paper (%d,%d)", l->paper_k, l->paper_l);
+	if (l->default_proposal)
+		printf(", default %s", proposal_name(l->default_proposal));
+	if (l->default_budget > 0)
+		printf(" at %.3g %%", (double)l->default_budget * 100);
+	if (l->softcap > 0)
+		printf(", soft cap %g", (double)l->softcap);
+	if (l->alibi_slope_base > 0)
+		printf(", ALiBi %g", (double)l->alibi_slope_base);
+	putchar('\n');
+}
+
+static void group_json(struct json *json, const struct mpig_layer *layers, int first, int count)
+{
+	const struct mpig_layer *l = &layers[first];
+	json_object(json, NULL);
+	json_array(json, "numbers");
+	for (int i = first; i < count; i++)
+		if (layers_equal(l, &layers[i]))
+			json_int(json, NULL, i);
+	json_array_end(json);
+	json_string(json, "kind", kind_name(l->kind));
+	json_string(json, "row_dtype", dtype_name(l->row_dtype));
+	json_int(json, "query_heads", l->query_heads);
+	json_int(json, "kv_heads", l->kv_heads);
+	json_int(json, "d_k", l->d_k);
+	json_int(json, "d_v", l->d_v);
+	json_float(json, "scale", l->scale);
+	json_float(json, "softcap", l->softcap);
+	json_float(json, "alibi_slope_base", l->alibi_slope_base);
+	json_string(json, "default_proposal", proposal_name(l->default_proposal));
+	json_float(json, "default_budget", l->default_budget);
+	json_int(json, "signature_bits", l->signature_bits);
+	json_int(json, "paper_k", l->paper_k);
+	json_int(json, "paper_l", l->paper_l);
+	json_int(json, "window", l->window);
+	json_object_end(json);
+}
+
+static void print_fingerprint(const uint8_t *fingerprint, size_t bytes)
+{
+	while (bytes && fingerprint[bytes - 1] == 0)
+		bytes--;
+	printf("  fingerprint   %s", bytes ? "" : "none");
+	for (size_t i = 0; i < bytes; i++)
+		printf("%02x", fingerprint[i]);
+	putchar('\n');
+}
+
+static void print_times(const struct mpig_context_info *info)
+{
+	struct timespec now;
+	char date[TEXT_SHORT], created[TEXT_SHORT], used[TEXT_SHORT];
+	clock_gettime(CLOCK_REALTIME, &now);
+	uint64_t now_ns = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+	printf("  created       %s (%s), used %s\n", text_utc(date, info->created_ns),
+	       text_ago(created, info->created_ns, now_ns), text_ago(used, info->used_ns, now_ns));
+}
+
+static void print_sizes(const struct mpig_context_info *info)
+{
+	char rows[TEXT_SHORT], index[TEXT_SHORT], metadata[TEXT_SHORT], shared[TEXT_SHORT];
+	printf("  memory        rows %s, index %s, metadata %s", text_bytes(rows, info->rows_bytes),
+	       text_bytes(index, info->index_bytes), text_bytes(metadata, info->metadata_bytes));
+	if (info->shared_bytes)
+		printf(", of these shared %s", text_bytes(shared, info->shared_bytes));
+	putchar('\n');
+}
+
+static void print_context(const struct mpig_context_info *info, const struct mpig_layer *layers, int count)
+{
+	char name[sizeof(info->name)], owner[TEXT_SHORT], group[TEXT_SHORT], tokens[TEXT_SHORT], indexed[TEXT_SHORT];
+	printf("%s%s%s\n", text_on(TEXT_BOLD), text_printable(name, sizeof(name), info->name), text_off());
+	printf("  tokens        %s committed, %s indexed, in %u segment%s\n", text_count(tokens, info->committed),
+	       text_count(indexed, info->indexed), info->segments, info->segments == 1 ? "" : "s");
+	print_sizes(info);
+	printf("  owner         %s:%s, mode %04o\n", text_uid(owner, info->uid), text_gid(group, info->gid), info->mode);
+	print_times(info);
+	printf("  open          by %u", info->readers);
+	if (info->writer_pid)
+		printf(", writer lease held by pid %u", info->writer_pid);
+	printf("\n  id            %" PRIu64, info->id);
+	if (info->parent_id)
+		printf(", forked from id %" PRIu64 " at token %s", info->parent_id, text_count(tokens, info->fork_tokens));
+	putchar('\n');
+	print_fingerprint(info->fingerprint, sizeof(info->fingerprint));
+	printf("  layers        %u, of them %u global\n", info->layer_count, info->global_layers);
+	for (int i = 0; i < count; i++) {
+		if (grouped_before(layers, i))
+			continue;
+		print_numbers(layers, i, count);
+		print_layer(&layers[i]);
+	}
+}
+
+static void print_json(struct json *json, const struct mpig_context_info *info, const struct mpig_layer *layers, int count)
+{
+	json_object(json, NULL);
+	context_json(json, info);
+	json_array(json, "layers");
+	for (int i = 0; i < count; i++)
+		if (!grouped_before(layers, i))
+			group_json(json, layers, i, count);
+	json_array_end(json);
+	json_object_end(json);
+}
+
+static int show(mpig_client *client, const char *name, struct json *json, bool again)
+{
+	static struct mpig_layer layers[MAX_LAYERS];
+	struct mpig_context_info info = MPIG_INIT(info);
+	int status = mpig_context_info(client, name, &info);
+	if (status)
+		return status;
+	int count = mpig_context_layers(client, name, layers, MAX_LAYERS);
+	if (count < 0)
+		return count;
+	count = count > MAX_LAYERS ? MAX_LAYERS : count;
+	if (ctl_globals.json) {
+		print_json(json, &info, layers, count);
+		return MPIG_OK;
+	}
+	if (again)
+		putchar('\n');
+	print_context(&info, layers, count);
+	return MPIG_OK;
+}
+
+static int run(const struct ctl_command *self, int argc, char **argv)
+{
+	static const struct option options[] = {CTL_GLOBAL_OPTIONS, {NULL, 0, NULL, 0}};
+	while (ctl_option(self, argc, argv, "h", options) != -1)
+		continue;
+	if (optind == argc)
+		return ctl_usage(self, "which context? Give one name or more (`magicpigctl ls` shows them)");
+
+	mpig_client *client;
+	struct json json;
+	int first_failure = ctl_connect(self, &client);
+	if (first_failure)
+		return first_failure;
+	json_begin(&json, stdout);
+	if (ctl_globals.json)
+		json_array(&json, NULL);
+	for (int i = optind; i < argc; i++) {
+		int status = show(client, argv[i], &json, i > optind);
+		int code = status ? ctl_failed(self, client, argv[i], status) : CTL_OK;
+		first_failure = first_failure ? first_failure : code;
+	}
+	if (ctl_globals.json) {
+		json_array_end(&json);
+		json_finish(&json);
+	}
+	mpig_disconnect(client);
+	return first_failure;
+}
+
+const struct ctl_command ctl_show = {
+	.name = "show",
+	.arguments = "NAME...",
+	.summary = "Tells all about contexts: sizes, owner, index, layers",
+	.options = NULL,
+	.run = run,
+};
