@@ -12,38 +12,43 @@
 // The table. Rows of a section stay together.
 static const struct option table[] = {
 	{"daemon", "instance", OPTION_NAME, AT(daemon.instance), "default", 0, 0, false,
-	 "Name of this daemon: in its log, its statistics file and its pool's default directory."},
+         "Name of this daemon: in its log, its statistics file and its pool's default directory."},
 	{"daemon", "socket", OPTION_PATH, AT(daemon.socket), "", 0, 0, false,
-	 "Control socket. Empty: $XDG_RUNTIME_DIR/magicpig/magicpigd.sock, or /run/magicpig/magicpigd.sock for root."},
-	{"daemon", "socket_mode", OPTION_MODE, AT(daemon.socket_mode), "0660", 0, 0777, false, "Permissions of the socket: who may connect."},
+         "Control socket. Empty: $XDG_RUNTIME_DIR/magicpig/magicpigd.sock, or /run/magicpig/magicpigd.sock for root."},
+	{"daemon", "socket_mode", OPTION_MODE, AT(daemon.socket_mode), "0660", 0, 0777, false,
+         "Permissions of the socket: who may connect."},
 	{"daemon", "socket_group", OPTION_NAME, AT(daemon.socket_group), "", 0, 0, false,
-	 "Group of the socket and of the statistics file. Empty: the daemon's."},
+         "Group of the socket and of the statistics file. Empty: the daemon's."},
 	{"daemon", "log_level", OPTION_LEVEL, AT(daemon.log_level), "info", 0, 0, true, "Least important lines that are logged."},
 	{"daemon", "stats", OPTION_PATH_OR_NONE, AT(daemon.stats), "", 0, 0, false,
-	 "Statistics file. Empty: INSTANCE.stats beside the socket; none: no file."},
+         "Statistics file. Empty: INSTANCE.stats beside the socket; none: no file."},
 	{"pool", "dir", OPTION_PATH, AT(pool.dir), "", 0, 0, false,
-	 "Directory of the pool, on tmpfs or hugetlbfs. Empty: /dev/shm/magicpig-INSTANCE."},
+         "Directory of the pool, on tmpfs or hugetlbfs. Empty: /dev/shm/magicpig-INSTANCE."},
 	{"pool", "size", OPTION_SIZE, AT(pool.size), "0", 0, (double)(UINT64_C(1) << 50), false,
-	 "Memory for contexts. 0: half of what is available at start."},
-	{"pool", "lock_memory", OPTION_BOOL, AT(pool.lock_memory), "no", 0, 0, false, "Keep the pool from being swapped out (needs RLIMIT_MEMLOCK)."},
-	{"pool", "huge_pages", OPTION_BOOL, AT(pool.huge_pages), "yes", 0, 0, false, "Ask for 2 MiB pages where the kernel can give them."},
+         "Memory for contexts. 0: half of what is available at start."},
+	{"pool", "lock_memory", OPTION_BOOL, AT(pool.lock_memory), "no", 0, 0, false,
+         "Keep the pool from being swapped out (needs RLIMIT_MEMLOCK)."},
+	{"pool", "huge_pages", OPTION_BOOL, AT(pool.huge_pages), "yes", 0, 0, false,
+         "Ask for 2 MiB pages where the kernel can give them."},
 	{"workers", "count", OPTION_COUNT, AT(workers.count), "0", 0, 256, false, "Worker threads. 0: one per CPU in cpus."},
 	{"workers", "cpus", OPTION_CPUS, AT(workers.cpus), "", 0, 0, false,
-	 "CPUs the workers are pinned to. Empty: one per core, with the first core left to the clients."},
+         "CPUs the workers are pinned to. Empty: one per core, with the first core left to the clients."},
 	{"workers", "spin_us", OPTION_DURATION, AT(workers.spin_ns), "200us", 0, 1e10, false,
-	 "How long a worker looks for more work before it sleeps."},
+         "How long a worker looks for more work before it sleeps."},
 	{"engine", "default_budget", OPTION_SHARE, AT(engine.default_budget), "0.01", 1e-6, 1, false,
-	 "Share of rows read where neither request nor layer says."},
+         "Share of rows read where neither request nor layer says."},
 	{"engine", "cpu_mask", OPTION_NAME, AT(engine.cpu_mask), "", 0, 0, false,
-	 "Instruction sets allowed, e.g. c or avx2 or all. Empty: $MAGICPIG_CPU_MASK, else all."},
+         "Instruction sets allowed, e.g. c or avx2 or all. Empty: $MAGICPIG_CPU_MASK, else all."},
 	{"limits", "bytes_per_uid", OPTION_SIZE, AT(limits.bytes_per_uid), "0", 0, (double)(UINT64_C(1) << 50), false,
-	 "Pool bytes one user may hold. 0: no limit."},
-	{"limits", "contexts_per_uid", OPTION_COUNT, AT(limits.contexts_per_uid), "0", 0, 1e9, false, "Contexts one user may own. 0: no limit."},
+         "Pool bytes one user may hold. 0: no limit."},
+	{"limits", "contexts_per_uid", OPTION_COUNT, AT(limits.contexts_per_uid), "0", 0, 1e9, false,
+         "Contexts one user may own. 0: no limit."},
 	{"limits", "clients_per_uid", OPTION_COUNT, AT(limits.clients_per_uid), "64", 1, 1024, false, "Connections of one user."},
 	{"limits", "queues_per_uid", OPTION_COUNT, AT(limits.queues_per_uid), "256", 1, 1024, false, "Queues of one user."},
-	{"limits", "region_bytes_per_uid", OPTION_SIZE, AT(limits.region_bytes_per_uid), "4G", 4096, (double)(UINT64_C(1) << 40), false,
-	 "Memory of one user's queues; it counts as the daemon's."},
-	{"limits", "attend_max_tokens", OPTION_COUNT, AT(limits.attend_max_tokens), "4096", 1, 4096, false, "Query tokens of one request."},
+	{"limits", "region_bytes_per_uid", OPTION_SIZE, AT(limits.region_bytes_per_uid), "4G", 4096, (double)(UINT64_C(1) << 40),
+         false, "Memory of one user's queues; it counts as the daemon's."},
+	{"limits", "attend_max_tokens", OPTION_COUNT, AT(limits.attend_max_tokens), "4096", 1, 4096, false,
+         "Query tokens of one request."},
 };
 #define OPTIONS (sizeof table / sizeof table[0])
 
@@ -104,9 +109,11 @@ int options_set(struct options *o, const char *where, const char *section, const
 		char names[OPTION_TEXT_BYTES];
 		list_names(section_known ? section : NULL, names, sizeof names);
 		if (section_known)
-			snprintf(why, OPTIONS_WHY_BYTES, "%s: unknown key '%.64s' in [%s]; allowed: %s", where, key, section, names);
+			snprintf(why, OPTIONS_WHY_BYTES, "%s: unknown key '%.64s' in [%s]; allowed: %s", where, key, section,
+			         names);
 		else
-			snprintf(why, OPTIONS_WHY_BYTES, "%s: unknown section [%.64s] (key '%.64s'); allowed: %s", where, section, key, names);
+			snprintf(why, OPTIONS_WHY_BYTES, "%s: unknown section [%.64s] (key '%.64s'); allowed: %s", where, section,
+			         key, names);
 		return -1;
 	}
 	char what[OPTION_TEXT_BYTES];
@@ -121,8 +128,8 @@ int options_set_text(struct options *o, const char *assignment, char *why)
 {
 	char section[OPTIONS_NAME_BYTES], key[OPTIONS_NAME_BYTES];
 	const char *dot = strchr(assignment, '.'), *equals = strchr(assignment, '=');
-	if (!dot || !equals || dot > equals || dot == assignment || equals == dot + 1 || (size_t)(dot - assignment) >= sizeof section ||
-	    (size_t)(equals - dot) > sizeof key) {
+	if (!dot || !equals || dot > equals || dot == assignment || equals == dot + 1 ||
+	    (size_t)(dot - assignment) >= sizeof section || (size_t)(equals - dot) > sizeof key) {
 		snprintf(why, OPTIONS_WHY_BYTES, "command line: '%.64s' is not section.key=value", assignment);
 		return -1;
 	}
@@ -212,11 +219,13 @@ static int resolve_socket(struct options *o, char *why)
 	else if (runtime && runtime[0] == '/')
 		n = snprintf(o->daemon.socket, sizeof o->daemon.socket, "%s/magicpig/magicpigd.sock", runtime);
 	else {
-		snprintf(why, OPTIONS_WHY_BYTES, "no place for the control socket: XDG_RUNTIME_DIR is not set; set it, or give daemon.socket");
+		snprintf(why, OPTIONS_WHY_BYTES,
+		         "no place for the control socket: XDG_RUNTIME_DIR is not set; set it, or give daemon.socket");
 		return -1;
 	}
 	if (n < 0 || (size_t)n >= sizeof o->daemon.socket) {
-		snprintf(why, OPTIONS_WHY_BYTES, "XDG_RUNTIME_DIR is too long for a socket (at most %zu bytes in all); give daemon.socket",
+		snprintf(why, OPTIONS_WHY_BYTES,
+		         "XDG_RUNTIME_DIR is too long for a socket (at most %zu bytes in all); give daemon.socket",
 		         sizeof o->daemon.socket - 1);
 		return -1;
 	}
@@ -272,7 +281,8 @@ size_t options_format(const struct options *o, char *text, size_t bytes)
 void options_print_sample(FILE *out)
 {
 	fprintf(out, "# magicpigd.conf: every option with its default. This file is the output of `magicpigd --print-config`.\n");
-	fprintf(out, "# Sizes take K, M, G, T (powers of 1024); durations us, ms, s. The command line's --section.key=value comes after this file.\n");
+	fprintf(out, "# Sizes take K, M, G, T (powers of 1024); durations us, ms, s. The command line's --section.key=value "
+	             "comes after this file.\n");
 	const char *last = "";
 	for (size_t i = 0; i < OPTIONS; i++) {
 		char allowed[OPTION_TEXT_BYTES];
@@ -280,8 +290,8 @@ void options_print_sample(FILE *out)
 		if (strcmp(last, table[i].section) != 0)
 			fprintf(out, "\n[%s]\n", table[i].section);
 		last = table[i].section;
-		fprintf(out, "# %s\n# %s%s\n#%s = %s\n", table[i].help, allowed, table[i].live ? "; can change while running (SIGHUP)" : "",
-		        table[i].key, table[i].fallback);
+		fprintf(out, "# %s\n# %s%s\n#%s = %s\n", table[i].help, allowed,
+		        table[i].live ? "; can change while running (SIGHUP)" : "", table[i].key, table[i].fallback);
 	}
 }
 
@@ -301,5 +311,6 @@ void options_changed_fixed(const struct options *a, const struct options *b, cha
 	text[0] = '\0';
 	for (size_t i = 0; i < OPTIONS && used < bytes; i++)
 		if (!table[i].live && memcmp(value_in(a, &table[i]), value_in(b, &table[i]), table[i].bytes) != 0)
-			used += (size_t)snprintf(text + used, bytes - used, "%s%s.%s", used ? ", " : "", table[i].section, table[i].key);
+			used += (size_t)snprintf(text + used, bytes - used, "%s%s.%s", used ? ", " : "", table[i].section,
+			                         table[i].key);
 }

@@ -1,5 +1,5 @@
-// The daemon's configuration: one table (options.c) says for every option its section, key, type, default, limits and help. The INI
-// parser, --help, --print-config, --set, CONFIG_GET and the sample file are all made from it.
+// The daemon's configuration: one table (options.c) says for every option its section, key, type, default, limits and help. The
+// INI parser, --help, --print-config, --set, CONFIG_GET and the sample file are all made from it.
 //
 // Values as text:
 //   size      bytes, or with K, M, G or T (powers of 1024); 0 where the help says what 0 means
@@ -56,7 +56,8 @@ struct options {
 
 // Every option at its default.
 void options_defaults(struct options *o);
-// Reads an INI file over what is in *o. 0 or -1; `why` (OPTIONS_WHY_BYTES) then says "FILE:LINE: section.key = value: what is allowed".
+// Reads an INI file over what is in *o. 0 or -1; `why` (OPTIONS_WHY_BYTES) then says "FILE:LINE: section.key = value: what is
+// allowed".
 int options_read_file(struct options *o, const char *path, char *why);
 int options_read_stream(struct options *o, FILE *stream, const char *name, char *why);
 // One option: "section.key=value" (as on the command line), or its parts. `where` begins the error text.
@@ -65,13 +66,15 @@ int options_set(struct options *o, const char *where, const char *section, const
 // Fills in what depends on other options and on the environment: socket, statistics file, pool directory, CPU mask. -1: see why.
 int options_resolve(struct options *o, char *why);
 
-// Values in force as "section.key = value\n" lines. Returns the length needed without the zero; writes at most `bytes`, terminated.
+// Values in force as "section.key = value\n" lines. Returns the length needed without the zero; writes at most `bytes`,
+// terminated.
 size_t options_format(const struct options *o, char *text, size_t bytes);
 // The sample file: every option with its help, type, limits and default, commented out.
 void options_print_sample(FILE *out);
 // The same as a table for --help.
 void options_print_help(FILE *out);
-// Names ("section.key") of the options that differ between two sets but cannot change while the daemon runs, comma-separated; "" if none.
+// Names ("section.key") of the options that differ between two sets but cannot change while the daemon runs, comma-separated; ""
+// if none.
 void options_changed_fixed(const struct options *a, const struct options *b, char *text, size_t bytes);
 
 #endif

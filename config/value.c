@@ -17,8 +17,12 @@ struct unit {
 	const char *name;
 	uint64_t factor;
 };
-static const struct unit size_units[] = {{"T", UINT64_C(1) << 40}, {"G", UINT64_C(1) << 30}, {"M", UINT64_C(1) << 20},
-                                         {"K", UINT64_C(1) << 10}, {"", 1}, {NULL, 0}};
+static const struct unit size_units[] = {{"T", UINT64_C(1) << 40},
+                                         {"G", UINT64_C(1) << 30},
+                                         {"M", UINT64_C(1) << 20},
+                                         {"K", UINT64_C(1) << 10},
+                                         {"", 1},
+                                         {NULL, 0}};
 static const struct unit duration_units[] = {{"s", UINT64_C(1000000000)}, {"ms", 1000000}, {"us", 1000}, {"", 1000}, {NULL, 0}};
 static const struct unit count_units[] = {{"", 1}, {NULL, 0}};
 
@@ -133,7 +137,8 @@ static bool parse_value(const struct option *option, const char *text, void *val
 		return parse_string(option, text, value);
 	case OPTION_SIZE:
 	case OPTION_DURATION:
-		if (!parse_units(text, option->type == OPTION_SIZE ? size_units : duration_units, &number) || !within(option, (double)number))
+		if (!parse_units(text, option->type == OPTION_SIZE ? size_units : duration_units, &number) ||
+		    !within(option, (double)number))
 			return false;
 		memcpy(value, &number, sizeof number);
 		return true;

@@ -8,26 +8,26 @@
 #define OPTION_TEXT_BYTES 256
 
 enum option_type {
-	OPTION_NAME,     // char[]: letters, digits and ._+-
-	OPTION_PATH,     // char[]: absolute path or empty
+	OPTION_NAME,         // char[]: letters, digits and ._+-
+	OPTION_PATH,         // char[]: absolute path or empty
 	OPTION_PATH_OR_NONE, // the same, or "none"
-	OPTION_SIZE,     // uint64_t bytes
-	OPTION_COUNT,    // uint32_t
-	OPTION_DURATION, // uint64_t nanoseconds
-	OPTION_SHARE,    // float
-	OPTION_CPUS,     // cpu_set_t
-	OPTION_LEVEL,    // int, enum log_level
-	OPTION_BOOL,     // bool
-	OPTION_MODE      // uint32_t
+	OPTION_SIZE,         // uint64_t bytes
+	OPTION_COUNT,        // uint32_t
+	OPTION_DURATION,     // uint64_t nanoseconds
+	OPTION_SHARE,        // float
+	OPTION_CPUS,         // cpu_set_t
+	OPTION_LEVEL,        // int, enum log_level
+	OPTION_BOOL,         // bool
+	OPTION_MODE          // uint32_t
 };
 
 struct option {
 	const char *section, *key;
 	enum option_type type;
-	size_t offset, bytes;  // in struct options
-	const char *fallback;  // default, as text
+	size_t offset, bytes;   // in struct options
+	const char *fallback;   // default, as text
 	double least, greatest; // of numbers, in the stored unit
-	bool live;             // may change while the daemon runs
+	bool live;              // may change while the daemon runs
 	const char *help;
 };
 

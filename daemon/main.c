@@ -18,15 +18,17 @@ struct command_line {
 
 static void print_help(FILE *out)
 {
-	fprintf(out, "magicpigd %s: owns the KV caches of long contexts in host memory, and attends to them by sampling.\n\n"
-	             "Usage: magicpigd [--config FILE] [--section.key=VALUE ...]\n\n"
-	             "  --config FILE             read options from an INI file first\n"
-	             "  --set section.key=VALUE   the same as --section.key=VALUE\n"
-	             "  --print-config            print a configuration file with every option at its default\n"
-	             "  --help, --version\n\n"
-	             "It runs in the foreground and logs to stderr. SIGTERM or SIGINT: stop when requests in progress are done; again: at once.\n"
-	             "SIGHUP: read the configuration again (what can change while it runs).\n\n"
-	             "Options, with their defaults:\n",
+	fprintf(out,
+	        "magicpigd %s: owns the KV caches of long contexts in host memory, and attends to them by sampling.\n\n"
+	        "Usage: magicpigd [--config FILE] [--section.key=VALUE ...]\n\n"
+	        "  --config FILE             read options from an INI file first\n"
+	        "  --set section.key=VALUE   the same as --section.key=VALUE\n"
+	        "  --print-config            print a configuration file with every option at its default\n"
+	        "  --help, --version\n\n"
+	        "It runs in the foreground and logs to stderr. SIGTERM or SIGINT: stop when requests in progress are done; "
+	        "again: at once.\n"
+	        "SIGHUP: read the configuration again (what can change while it runs).\n\n"
+	        "Options, with their defaults:\n",
 	        MPIG_VERSION_STRING);
 	options_print_help(out);
 }

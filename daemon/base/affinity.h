@@ -14,7 +14,8 @@ void cpu_list_format(const cpu_set_t *set, char *text, size_t bytes);
 
 // The CPUs this process may run on.
 void cpu_allowed(cpu_set_t *set);
-// One CPU of each core in `allowed` (the lowest sibling), without the first core when there is more than one: that one is the clients'.
+// One CPU of each core in `allowed` (the lowest sibling), without the first core when there is more than one: that one is the
+// clients'.
 void cpu_choose_workers(const cpu_set_t *allowed, cpu_set_t *chosen);
 // The index-th CPU of a set, counting from 0 and going round; -1 if the set is empty.
 int cpu_nth(const cpu_set_t *set, uint32_t index);

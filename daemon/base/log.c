@@ -45,7 +45,8 @@ static size_t put_prefix(enum log_level level, char *line, size_t bytes)
 	return n + (size_t)snprintf(line + n, bytes - n, ".%03u %-5s ", (unsigned)(now / 1000000 % 1000), log_level_names[level]);
 }
 
-static void __attribute__((format(printf, 3, 0))) log_va(enum log_level level, uint32_t left_out, const char *format, va_list args)
+static void __attribute__((format(printf, 3, 0)))
+log_va(enum log_level level, uint32_t left_out, const char *format, va_list args)
 {
 	char line[LINE_BYTES];
 	size_t prefix = put_prefix(level, line, sizeof line), room = sizeof line - prefix - 1;
@@ -79,7 +80,8 @@ bool log_limit_pass(struct log_limit *limit, uint64_t now_ns, uint32_t *left_out
 {
 	uint64_t start = atomic_load_explicit(&limit->window_start, memory_order_relaxed);
 	if (now_ns - start >= limit->window_ns &&
-	    atomic_compare_exchange_strong_explicit(&limit->window_start, &start, now_ns, memory_order_relaxed, memory_order_relaxed))
+	    atomic_compare_exchange_strong_explicit(&limit->window_start, &start, now_ns, memory_order_relaxed,
+	                                            memory_order_relaxed))
 		atomic_store_explicit(&limit->used, 0, memory_order_relaxed);
 	if (atomic_fetch_add_explicit(&limit->used, 1, memory_order_relaxed) >= limit->burst) {
 		atomic_fetch_add_explicit(&limit->left_out, 1, memory_order_relaxed);
@@ -92,7 +94,8 @@ bool log_limit_pass(struct log_limit *limit, uint64_t now_ns, uint32_t *left_out
 void log_limited(struct log_limit *limit, enum log_level level, const char *format, ...)
 {
 	uint32_t left_out = 0;
-	if ((int)level > atomic_load_explicit(&current_level, memory_order_relaxed) || !log_limit_pass(limit, mono_ns(), &left_out))
+	if ((int)level > atomic_load_explicit(&current_level, memory_order_relaxed) ||
+	    !log_limit_pass(limit, mono_ns(), &left_out))
 		return;
 	va_list args;
 	va_start(args, format);

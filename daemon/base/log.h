@@ -1,6 +1,6 @@
-// The daemon's log: one line per event on stderr. Under a service manager (whose journal is stderr: $JOURNAL_STREAM) lines begin with
-// sd-daemon(3) priorities "<3>".."<7>"; otherwise with a local timestamp and the level's name. Only the program logs; what libraries below
-// it know is returned. Any thread.
+// The daemon's log: one line per event on stderr. Under a service manager (whose journal is stderr: $JOURNAL_STREAM) lines begin
+// with sd-daemon(3) priorities "<3>".."<7>"; otherwise with a local timestamp and the level's name. Only the program logs; what
+// libraries below it know is returned. Any thread.
 #ifndef MPIG_BASE_LOG_H
 #define MPIG_BASE_LOG_H
 
@@ -16,8 +16,8 @@ void log_init(enum log_level level);
 void log_set_level(enum log_level level);
 enum log_level log_get_level(void);
 
-// One line; a newline at the end is added. Control characters in the text are written as '?', so that a name chosen by a client cannot
-// forge a line.
+// One line; a newline at the end is added. Control characters in the text are written as '?', so that a name chosen by a client
+// cannot forge a line.
 void log_line(enum log_level level, const char *format, ...) __attribute__((format(printf, 2, 3)));
 
 #define log_error(...) log_line(LOG_LEVEL_ERROR, __VA_ARGS__)
@@ -25,15 +25,18 @@ void log_line(enum log_level level, const char *format, ...) __attribute__((form
 #define log_info(...) log_line(LOG_LEVEL_INFO, __VA_ARGS__)
 #define log_debug(...) log_line(LOG_LEVEL_DEBUG, __VA_ARGS__)
 
-// For lines that a client can cause: `burst` lines in each window of `window_ns`; what was left out is counted and told with the next
-// line that passes.
+// For lines that a client can cause: `burst` lines in each window of `window_ns`; what was left out is counted and told with the
+// next line that passes.
 struct log_limit {
 	uint64_t window_ns;
 	uint32_t burst;
 	_Atomic uint64_t window_start;
 	atomic_uint used, left_out;
 };
-#define LOG_LIMIT_INIT {.window_ns = UINT64_C(10000000000), .burst = 10}
+#define LOG_LIMIT_INIT                                                                                                           \
+	{                                                                                                                        \
+		.window_ns = UINT64_C(10000000000), .burst = 10                                                                  \
+	}
 // True if a line may be written now; *left_out is how many were not since the last one that was.
 bool log_limit_pass(struct log_limit *limit, uint64_t now_ns, uint32_t *left_out);
 void log_limited(struct log_limit *limit, enum log_level level, const char *format, ...) __attribute__((format(printf, 3, 4)));

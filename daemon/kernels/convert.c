@@ -110,8 +110,8 @@ static void encode_f16(const float *x, uint32_t d, uint8_t *dst)
 	memcpy(dst, out, 2 * (size_t)d);
 }
 
-// Up to 32 values against scale = max |x| / 127, rounded up to fp16 (so that nothing is clamped) and at most fp16's largest number.
-// |error| <= scale / 2 where max |x| < 8.3e6; all zeros if every x is 0.
+// Up to 32 values against scale = max |x| / 127, rounded up to fp16 (so that nothing is clamped) and at most fp16's largest
+// number. |error| <= scale / 2 where max |x| < 8.3e6; all zeros if every x is 0.
 static uint16_t encode_i8_block(const float *x, uint32_t n, int8_t *out)
 {
 	int32_t largest = 0;

@@ -7,8 +7,8 @@
 
 #define LEAF1_ECX (1u << 12 /* FMA */ | 1u << 27 /* OSXSAVE */ | 1u << 28 /* AVX */ | 1u << 29 /* F16C */)
 #define LEAF7_EBX_AVX512 (1u << 16 /* F */ | 1u << 17 /* DQ */ | 1u << 30 /* BW */ | 1u << 31 /* VL */)
-#define XCR0_YMM 0x06u    // SSE and AVX state are saved by the OS
-#define XCR0_ZMM 0xe6u    // and opmask, upper halves, registers 16 to 31
+#define XCR0_YMM 0x06u // SSE and AVX state are saved by the OS
+#define XCR0_ZMM 0xe6u // and opmask, upper halves, registers 16 to 31
 
 static uint32_t xcr0(void)
 {

@@ -27,12 +27,12 @@ struct row_format {
 
 // One query head against one set of signature parameters.
 struct sig_query {
-	const int8_t *q;  // [d_pad] rotated, quantised
-	float factor;     // logit per unit of g * (sum code*q - zero), = layer scale * query scale
-	float zero;       // level offset * sum q  (offset .5, 1.5, 7.5 for b = 1, 2, 4)
-	float bias;       // layer scale * q.mu, plus ALiBi at row 0 of the run
-	float slope;      // ALiBi slope per row; 0 otherwise
-	float tau;        // sig_select: the threshold
+	const int8_t *q; // [d_pad] rotated, quantised
+	float factor;    // logit per unit of g * (sum code*q - zero), = layer scale * query scale
+	float zero;      // level offset * sum q  (offset .5, 1.5, 7.5 for b = 1, 2, 4)
+	float bias;      // layer scale * q.mu, plus ALiBi at row 0 of the run
+	float slope;     // ALiBi slope per row; 0 otherwise
+	float tau;       // sig_select: the threshold
 };
 
 // One selected row: its position in the run and its estimated logit (before clamping pi to 1).
@@ -45,42 +45,46 @@ struct sig_hits {
 struct kernels {
 	const char *isa;
 
-	// Estimates of the rows i in [0, n) of the run, which begins at a group boundary; heads <= SIG_MAX_HEADS, ld >= n. Factors g are
-	// fp16, n of them. With S = sum_j code_ij q_hj, an exact integer (|S| <= 15 * 128 * 256 < 2^24), each step rounded to fp32:
+	// Estimates of the rows i in [0, n) of the run, which begins at a group boundary; heads <= SIG_MAX_HEADS, ld >= n.
+	// Factors g are fp16, n of them. With S = sum_j code_ij q_hj, an exact integer (|S| <= 15 * 128 * 256 < 2^24), each step
+	// rounded to fp32:
 	//     t = (float)S - zero_h;  t = g_i * t;  t = t * factor_h;  t = t + bias_h;  if (slope_h != 0) t = t + slope_h * (float)i
 	// and out[h][i] (stride ld) = t. Nothing is fused or reordered on any ISA: estimates agree to the bit.
 	void (*sig_estimate)(const uint8_t *codes, const uint16_t *factors, uint32_t n, uint32_t d_pad, uint32_t bits,
 	                     const struct sig_query *queries, uint32_t heads, float *out, size_t ld);
 	// The same estimates; appends the rows i in [begin, end) with estimate + noise[i] > tau_h (noise = -log U, end floats) to
-	// hits[h], ascending, and asks the memory system for the hit rows (rows may be NULL; row i at rows + i * stride, row_bytes).
+	// hits[h], ascending, and asks the memory system for the hit rows (rows may be NULL; row i at rows + i * stride,
+	// row_bytes).
 	void (*sig_select)(const uint8_t *codes, const uint16_t *factors, uint32_t begin, uint32_t end, uint32_t d_pad,
 	                   uint32_t bits, const struct sig_query *queries, uint32_t heads, const float *noise,
 	                   struct sig_hits *hits, const uint8_t *rows, uint32_t stride, uint32_t row_bytes);
 	// s[h][i] (stride ld) = q_h . K[row_i]; row_i = index ? index[i] : i. q is [heads][d_k] fp32, heads any; d_k and d_v are
-	// multiples of 16. fp32 accumulation in an order of the ISA's choosing; |error| <= 2 d eps sum |q_j k_j|. A caller that wants
-	// every line of contiguous rows fetched once runs scores and values over the same few hundred rows at a time.
+	// multiples of 16. fp32 accumulation in an order of the ISA's choosing; |error| <= 2 d eps sum |q_j k_j|. A caller that
+	// wants every line of contiguous rows fetched once runs scores and values over the same few hundred rows at a time.
 	void (*scores[ROW_TYPES])(const struct row_format *f, const uint8_t *rows, const uint32_t *index, uint32_t n,
 	                          const float *q, uint32_t heads, float *s, size_t ld);
 	// out[h][:] += sum_i w[h][i] V[row_i]; out [heads][d_v] fp32.
 	void (*values[ROW_TYPES])(const struct row_format *f, const uint8_t *rows, const uint32_t *index, uint32_t n,
 	                          const float *w, size_t ld, uint32_t heads, float *out);
-	// w[i] = exp(x), x = s[i] - shift rounded to fp32, in place; returns sum w. s[i] = -inf gives 0 whatever the shift, and so does
-	// x < -87.33 (exp(x) would be subnormal). Relative error of each w <= 4e-7 for x in [-87.33, 88]; above, +inf. NaN stays NaN.
+	// w[i] = exp(x), x = s[i] - shift rounded to fp32, in place; returns sum w. s[i] = -inf gives 0 whatever the shift, and
+	// so does x < -87.33 (exp(x) would be subnormal). Relative error of each w <= 4e-7 for x in [-87.33, 88]; above, +inf.
+	// NaN stays NaN.
 	double (*exp_sum)(float *s, uint32_t n, float shift);
 	float (*max)(const float *s, uint32_t n); // -inf for n = 0; NaN if any is NaN
-	// One step of the threshold search: over w[0..n): *below = sum of w_i < theta, *below2 = sum of their squares, *above = count
-	// of w_i >= theta. Sums in double, order of the ISA's choosing. A NaN counts as below, so that it shows in the sums.
+	// One step of the threshold search: over w[0..n): *below = sum of w_i < theta, *below2 = sum of their squares, *above =
+	// count of w_i >= theta. Sums in double, order of the ISA's choosing. A NaN counts as below, so that it shows in the
+	// sums.
 	void (*split_sums)(const float *w, uint32_t n, float theta, double *below, double *below2, uint64_t *above);
-	// x [d_pad] -> H D3 H D2 H D1 x / d_pad^(3/2) in place; signs [3][d_pad] of +-1.f; d_pad 64, 128 or 256. Each round multiplies
-	// by its signs and runs the butterflies (a + b, a - b) at distances 1, 2, 4, .. d_pad/2; one factor at the end. Equal to the
-	// bit on every ISA.
+	// x [d_pad] -> H D3 H D2 H D1 x / d_pad^(3/2) in place; signs [3][d_pad] of +-1.f; d_pad 64, 128 or 256. Each round
+	// multiplies by its signs and runs the butterflies (a + b, a - b) at distances 1, 2, 4, .. d_pad/2; one factor at the
+	// end. Equal to the bit on every ISA.
 	void (*rotate)(float *x, uint32_t d_pad, const float *signs);
 };
 
 // CPU features, and the mask (MAGICPIG_CPU_MASK: a number, or names joined by '+': c, avx2, avx512, avx512vnni, ...).
 // A name allows its ISA and all that it builds on; "all" allows everything.
 enum cpu_feature { CPU_AVX2 = 1u << 0, CPU_AVX512 = 1u << 1, CPU_AVX512_VNNI = 1u << 2, CPU_AVX512_BF16 = 1u << 3 };
-uint32_t cpu_features(void);                    // of this CPU and OS state (xgetbv)
+uint32_t cpu_features(void);                          // of this CPU and OS state (xgetbv)
 int cpu_mask_parse(const char *text, uint32_t *mask); // 0, or -1 for an unknown name (*mask unchanged)
 // Fills the table for features & mask. `name` (>= 64 bytes, may be NULL) gets what was chosen, e.g. "avx512+vnni".
 void kernels_init(struct kernels *k, uint32_t features, char *name, size_t name_bytes);

@@ -137,24 +137,26 @@ INLINE void rotate_vectors(float *x, uint32_t vectors, const float *signs)
 	const double d = 8. * vectors;
 	const __m256 scale = _mm256_set1_ps((float)(1 / (d * sqrt(d))));
 	__m256 y[32];
-	UNROLL for (uint32_t v = 0; v < vectors; v++)
+	EACH (v, vectors)
 		y[v] = _mm256_loadu_ps(x + 8 * v);
 	for (uint32_t round = 0; round < 3; round++, signs += 8 * vectors) {
-		UNROLL for (uint32_t v = 0; v < vectors; v++) {
+		EACH (v, vectors) {
 			__m256 t = _mm256_mul_ps(y[v], _mm256_loadu_ps(signs + 8 * v));
 			t = butterfly(t, _mm256_permute_ps(t, 0xb1), minus1);
 			t = butterfly(t, _mm256_permute_ps(t, 0x4e), minus2);
 			y[v] = butterfly(t, _mm256_permute2f128_ps(t, t, 1), minus4);
 		}
-		UNROLL for (uint32_t h = 1; h < vectors; h *= 2)
-			UNROLL for (uint32_t v = 0; v < vectors; v++)
-				if (!(v & h)) {
+		EACH (stage, 5)
+			EACH (v, vectors) {
+				const uint32_t h = 1u << stage;
+				if (!(v & h) && v + h < vectors) {
 					__m256 a = y[v], b = y[v + h];
 					y[v] = _mm256_add_ps(a, b);
 					y[v + h] = _mm256_sub_ps(a, b);
 				}
+			}
 	}
-	UNROLL for (uint32_t v = 0; v < vectors; v++)
+	EACH (v, vectors)
 		_mm256_storeu_ps(x + 8 * v, _mm256_mul_ps(y[v], scale));
 }
 

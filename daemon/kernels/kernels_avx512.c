@@ -10,7 +10,8 @@
 INLINE __m512 exp16(__m512 x)
 {
 	__m512 c = _mm512_max_ps(_mm512_set1_ps(-88.f), _mm512_min_ps(_mm512_set1_ps(89.f), x));
-	__m512 n = _mm512_roundscale_ps(_mm512_mul_ps(c, _mm512_set1_ps(EXP_LOG2E)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+	__m512 n =
+		_mm512_roundscale_ps(_mm512_mul_ps(c, _mm512_set1_ps(EXP_LOG2E)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 	__m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(EXP_LN2_HIGH), c);
 	r = _mm512_fnmadd_ps(n, _mm512_set1_ps(EXP_LN2_LOW), r);
 	__m512 p = _mm512_set1_ps(EXP_P0);
@@ -115,25 +116,27 @@ INLINE void rotate_vectors(float *x, uint32_t vectors, const float *signs)
 	const double d = 16. * vectors;
 	const __m512 scale = _mm512_set1_ps((float)(1 / (d * sqrt(d))));
 	__m512 y[16];
-	UNROLL for (uint32_t v = 0; v < vectors; v++)
+	EACH (v, vectors)
 		y[v] = _mm512_loadu_ps(x + 16 * v);
 	for (uint32_t round = 0; round < 3; round++, signs += 16 * vectors) {
-		UNROLL for (uint32_t v = 0; v < vectors; v++) {
+		EACH (v, vectors) {
 			__m512 t = _mm512_mul_ps(y[v], _mm512_loadu_ps(signs + 16 * v));
 			t = butterfly(t, _mm512_permute_ps(t, 0xb1), 0xaaaa);
 			t = butterfly(t, _mm512_permute_ps(t, 0x4e), 0xcccc);
 			t = butterfly(t, _mm512_shuffle_f32x4(t, t, 0xb1), 0xf0f0);
 			y[v] = butterfly(t, _mm512_shuffle_f32x4(t, t, 0x4e), 0xff00);
 		}
-		UNROLL for (uint32_t h = 1; h < vectors; h *= 2)
-			UNROLL for (uint32_t v = 0; v < vectors; v++)
-				if (!(v & h)) {
+		EACH (stage, 5)
+			EACH (v, vectors) {
+				const uint32_t h = 1u << stage;
+				if (!(v & h) && v + h < vectors) {
 					__m512 a = y[v], b = y[v + h];
 					y[v] = _mm512_add_ps(a, b);
 					y[v + h] = _mm512_sub_ps(a, b);
 				}
+			}
 	}
-	UNROLL for (uint32_t v = 0; v < vectors; v++)
+	EACH (v, vectors)
 		_mm512_storeu_ps(x + 16 * v, _mm512_mul_ps(y[v], scale));
 }
 

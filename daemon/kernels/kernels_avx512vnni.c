@@ -1,14 +1,15 @@
-// Signature scan by vpdpbusd: a group of sixteen rows per register, four groups at a time so that a broadcast query word serves 64 rows.
+// Signature scan by vpdpbusd: a group of sixteen rows per register, four groups at a time so that a broadcast query word serves
+// 64 rows.
 //
 // A field is masked in place, which leaves code << (bits * f). Fields go from the highest down into one accumulator per head and
-// group, and before each next field the accumulator is shifted right by `bits`: every addend so far is a multiple of 2^bits then, so
-// the shifts are exact and the last field ends at weight one. The largest value before a shift is 255 * 128 * d_pad < 2^23.
+// group, and before each next field the accumulator is shifted right by `bits`: every addend so far is a multiple of 2^bits then,
+// so the shifts are exact and the last field ends at weight one. The largest value before a shift is 255 * 128 * d_pad < 2^23.
 #include "daemon/kernels/scan_avx512.h"
 
 #define GROUPS 4u
 
-// `groups` groups against `heads` heads. With one or two heads even and odd words have accumulators of their own (`split` = 2; the
-// number of words is even), for vpdpbusd's latency of five cycles at two per cycle.
+// `groups` groups against `heads` heads. With one or two heads even and odd words have accumulators of their own (`split` = 2;
+// the number of words is even), for vpdpbusd's latency of five cycles at two per cycle.
 INLINE void group_sums(const uint8_t *codes, uint32_t words, uint32_t bits, const struct sig_query *queries, uint32_t groups,
                        uint32_t heads, uint32_t split, int32_t out[][SCAN_ROWS], uint32_t row)
 {
@@ -16,33 +17,34 @@ INLINE void group_sums(const uint8_t *codes, uint32_t words, uint32_t bits, cons
 	const __m128i shift = _mm_cvtsi32_si128((int)bits);
 	const int8_t *query[SIG_MAX_HEADS];
 	__m512i sums[2][SIG_MAX_HEADS][GROUPS];
-	UNROLL for (uint32_t h = 0; h < heads; h++) {
+	EACH (h, heads) {
 		query[h] = queries[h].q;
-		UNROLL for (uint32_t g = 0; g < groups; g++)
-			UNROLL for (uint32_t s = 0; s < split; s++)
+		EACH (g, groups)
+			EACH (s, split)
 				sums[s][h][g] = _mm512_setzero_si512();
 	}
 	for (uint32_t f = 8 / bits; f-- > 0;) {
 		const __m512i mask = _mm512_set1_epi8((char)(((1u << bits) - 1) << bits * f));
-		UNROLL for (uint32_t h = 0; h < heads; h++)
-			UNROLL for (uint32_t g = 0; g < groups; g++)
-				UNROLL for (uint32_t s = 0; s < split; s++)
+		EACH (h, heads)
+			EACH (g, groups)
+				EACH (s, split)
 					sums[s][h][g] = _mm512_sra_epi32(sums[s][h][g], shift);
 		for (uint32_t w = 0; w < words; w += split)
-			UNROLL for (uint32_t s = 0; s < split; s++) {
+			EACH (s, split) {
 				const size_t q_at = 4 * ((size_t)f * words + w + s);
 				__m512i field[GROUPS];
-				UNROLL for (uint32_t g = 0; g < groups; g++)
-					field[g] = _mm512_and_si512(_mm512_loadu_si512(codes + g * group_bytes + 64 * (size_t)(w + s)), mask);
-				UNROLL for (uint32_t h = 0; h < heads; h++) {
+				EACH (g, groups)
+					field[g] = _mm512_and_si512(
+						_mm512_loadu_si512(codes + g * group_bytes + 64 * (size_t)(w + s)), mask);
+				EACH (h, heads) {
 					__m512i q = _mm512_set1_epi32((int)scan_query_word(query[h] + q_at));
-					UNROLL for (uint32_t g = 0; g < groups; g++)
+					EACH (g, groups)
 						sums[s][h][g] = _mm512_dpbusd_epi32(sums[s][h][g], field[g], q);
 				}
 			}
 	}
-	UNROLL for (uint32_t h = 0; h < heads; h++)
-		UNROLL for (uint32_t g = 0; g < groups; g++) {
+	EACH (h, heads)
+		EACH (g, groups) {
 			__m512i t = split == 2 ? _mm512_add_epi32(sums[0][h][g], sums[1][h][g]) : sums[0][h][g];
 			_mm512_store_si512(&out[h][row + 16 * g], t);
 		}

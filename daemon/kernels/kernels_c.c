@@ -1,5 +1,5 @@
-// Every kernel in C: the reference, and the path of a CPU with nothing better. Where a loop must not depend on the vectoriser's mood
-// it is written on 16-byte vectors (a GNU C extension, any architecture).
+// Every kernel in C: the reference, and the path of a CPU with nothing better. Where a loop must not depend on the vectoriser's
+// mood it is written on 16-byte vectors (a GNU C extension, any architecture).
 #include <math.h>
 #include <string.h>
 
@@ -99,8 +99,8 @@ static inline float estimate(int32_t sum, float g, const struct sig_query *q, ui
 	return t;
 }
 
-static void block_estimates(const struct scan_sums *sums, const float *g, uint32_t first, uint32_t rows, const struct sig_query *q,
-                            uint32_t h, float *out)
+static void block_estimates(const struct scan_sums *sums, const float *g, uint32_t first, uint32_t rows,
+                            const struct sig_query *q, uint32_t h, float *out)
 {
 	const struct sig_query query = *q;
 	for (uint32_t r = 0; r < rows; r++)
@@ -130,9 +130,9 @@ static void sig_estimate_c(const uint8_t *codes, const uint16_t *factors, uint32
 	}
 }
 
-static void sig_select_c(const uint8_t *codes, const uint16_t *factors, uint32_t begin, uint32_t end, uint32_t d_pad, uint32_t bits,
-                         const struct sig_query *queries, uint32_t heads, const float *noise, struct sig_hits *hits,
-                         const uint8_t *rows, uint32_t stride, uint32_t row_bytes)
+static void sig_select_c(const uint8_t *codes, const uint16_t *factors, uint32_t begin, uint32_t end, uint32_t d_pad,
+                         uint32_t bits, const struct sig_query *queries, uint32_t heads, const float *noise,
+                         struct sig_hits *hits, const uint8_t *rows, uint32_t stride, uint32_t row_bytes)
 {
 	const size_t code_bytes = d_pad * bits / 8;
 	struct packed_query packed[SIG_MAX_HEADS];
@@ -170,8 +170,8 @@ INLINE void half_decode(enum row_type type, const uint8_t *src, uint32_t d, floa
 	} else if (type == ROW_F16) {
 		for (uint32_t j = 0; j < d; j += 8) {
 			vh x = LOAD(vh, src + 2 * (size_t)j), zero = {0};
-			vu half[2] = {(vu) __builtin_shufflevector(x, zero, 0, 8, 1, 9, 2, 10, 3, 11),
-			              (vu) __builtin_shufflevector(x, zero, 4, 12, 5, 13, 6, 14, 7, 15)};
+			vu half[2] = {(vu)__builtin_shufflevector(x, zero, 0, 8, 1, 9, 2, 10, 3, 11),
+			              (vu)__builtin_shufflevector(x, zero, 4, 12, 5, 13, 6, 14, 7, 15)};
 			for (uint32_t i = 0; i < 2; i++) { // as f16_to_f32, four at a time
 				const vu one = {113u << 23, 113u << 23, 113u << 23, 113u << 23};
 				vu a = (half[i] & 0x7fff) << 13, sign = (half[i] & 0x8000) << 16;
@@ -203,7 +203,7 @@ static inline float dot(const float *a, const float *b, uint32_t d)
 }
 
 INLINE void scores_c(enum row_type type, const struct row_format *f, const uint8_t *rows, const uint32_t *index, uint32_t n,
-                            const float *q, uint32_t heads, float *s, size_t ld)
+                     const float *q, uint32_t heads, float *s, size_t ld)
 {
 	const uint32_t ahead = 8;
 	float k[256];
@@ -218,7 +218,7 @@ INLINE void scores_c(enum row_type type, const struct row_format *f, const uint8
 
 // Four rows at a time, so that `out` passes through the cache once for four.
 INLINE void values_c(enum row_type type, const struct row_format *f, const uint8_t *rows, const uint32_t *index, uint32_t n,
-                            const float *w, size_t ld, uint32_t heads, float *out)
+                     const float *w, size_t ld, uint32_t heads, float *out)
 {
 	const uint32_t d = f->d_v;
 	float v[4][256];
@@ -231,8 +231,9 @@ INLINE void values_c(enum row_type type, const struct row_format *f, const uint8
 			float *o = out + (size_t)h * d;
 			if (count == 4)
 				for (uint32_t j = 0; j < d; j += 4)
-					STORE(vf, o + j, LOAD(vf, o + j) + weight[0] * LOAD(vf, v[0] + j) + weight[1] * LOAD(vf, v[1] + j)
-					                         + weight[2] * LOAD(vf, v[2] + j) + weight[3] * LOAD(vf, v[3] + j));
+					STORE(vf, o + j,
+					      LOAD(vf, o + j) + weight[0] * LOAD(vf, v[0] + j) + weight[1] * LOAD(vf, v[1] + j) +
+					              weight[2] * LOAD(vf, v[2] + j) + weight[3] * LOAD(vf, v[3] + j));
 			else
 				for (uint32_t r = 0; r < count; r++)
 					for (uint32_t j = 0; j < d; j += 4)

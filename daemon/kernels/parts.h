@@ -10,15 +10,16 @@ void rows_init_avx2(struct kernels *k);
 void scan_init_avx512(struct kernels *k);
 void rows_init_avx512(struct kernels *k);
 
-// Complete unrolling of a short loop with constant bounds, so that its array of vectors lives in registers. Not under a sanitizer,
-// whose checks would be multiplied with it (a minute for one file).
+// A short loop with a constant bound, completely unrolled, so that its array of vectors lives in registers. Not under a
+// sanitizer, whose checks would be multiplied with it (a minute for one file).
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define UNROLL
+#define MPIG_UNROLL
 #elif defined(__clang__)
-#define UNROLL _Pragma("unroll")
+#define MPIG_UNROLL _Pragma("unroll")
 #else
-#define UNROLL _Pragma("GCC unroll 32")
+#define MPIG_UNROLL _Pragma("GCC unroll 32")
 #endif
+#define EACH(i, n) MPIG_UNROLL for (uint32_t i = 0; i < (n); i++)
 #define INLINE static inline __attribute__((always_inline))
 
 // exp: Cephes' expf (S. Moshier). Below EXP_LOWEST the result would be subnormal and is 0.
@@ -33,7 +34,8 @@ void rows_init_avx512(struct kernels *k);
 #define EXP_P4 1.6666665459e-1f
 #define EXP_P5 5.0000001201e-1f
 
-// Rows are taken in blocks: within one, every head passes over rows that are in L1, and the rows one block ahead are on their way.
+// Rows are taken in blocks: within one, every head passes over rows that are in L1, and the rows one block ahead are on their
+// way.
 #define ROW_BLOCK 16u
 struct row_source {
 	const uint8_t *base; // row 0's K or V
@@ -83,27 +85,29 @@ INLINE uint32_t half_row_bytes(enum row_type type, uint32_t d)
 	return type == ROW_I8 ? d + 2 * ((d + 31) / 32) : 2 * d;
 }
 
-INLINE struct row_source k_source(const struct row_format *f, enum row_type type, const uint8_t *rows, const uint32_t *index, uint32_t n)
+INLINE struct row_source k_source(const struct row_format *f, enum row_type type, const uint8_t *rows, const uint32_t *index,
+                                  uint32_t n)
 {
 	return (struct row_source){rows, index, f->stride, half_row_bytes(type, f->d_k), n};
 }
 
-INLINE struct row_source v_source(const struct row_format *f, enum row_type type, const uint8_t *rows, const uint32_t *index, uint32_t n)
+INLINE struct row_source v_source(const struct row_format *f, enum row_type type, const uint8_t *rows, const uint32_t *index,
+                                  uint32_t n)
 {
 	return (struct row_source){rows + f->v_offset, index, f->stride, half_row_bytes(type, f->d_v), n};
 }
 
 // One pair of table entries for a row type, from an ISA's generic `scores` and `values`.
-#define ROW_KERNELS(isa, name, type)                                                                                              \
-	static void scores_##name##_##isa(const struct row_format *f, const uint8_t *rows, const uint32_t *index, uint32_t n,         \
-	                                  const float *q, uint32_t heads, float *s, size_t ld)                                        \
-	{                                                                                                                             \
-		scores_##isa(type, f, rows, index, n, q, heads, s, ld);                                                                   \
-	}                                                                                                                             \
-	static void values_##name##_##isa(const struct row_format *f, const uint8_t *rows, const uint32_t *index, uint32_t n,         \
-	                                  const float *w, size_t ld, uint32_t heads, float *out)                                      \
-	{                                                                                                                             \
-		values_##isa(type, f, rows, index, n, w, ld, heads, out);                                                                 \
+#define ROW_KERNELS(isa, name, type)                                                                                             \
+	static void scores_##name##_##isa(const struct row_format *f, const uint8_t *rows, const uint32_t *index, uint32_t n,    \
+	                                  const float *q, uint32_t heads, float *s, size_t ld)                                   \
+	{                                                                                                                        \
+		scores_##isa(type, f, rows, index, n, q, heads, s, ld);                                                          \
+	}                                                                                                                        \
+	static void values_##name##_##isa(const struct row_format *f, const uint8_t *rows, const uint32_t *index, uint32_t n,    \
+	                                  const float *w, size_t ld, uint32_t heads, float *out)                                 \
+	{                                                                                                                        \
+		values_##isa(type, f, rows, index, n, w, ld, heads, out);                                                        \
 	}
 
 #endif

@@ -1,5 +1,5 @@
-// Exact scores and weighted values, AVX2. Vectors come in pairs of 16 elements: natural order, except bf16, where a pair is the even
-// and the odd elements (a shift and a mask of the same load); queries and outputs are taken into that order.
+// Exact scores and weighted values, AVX2. Vectors come in pairs of 16 elements: natural order, except bf16, where a pair is the
+// even and the odd elements (a shift and a mask of the same load); queries and outputs are taken into that order.
 #include <immintrin.h>
 #include <stdbool.h>
 
@@ -37,7 +37,8 @@ INLINE struct pair to_lanes(enum row_type type, const float *x)
 	if (type != ROW_BF16)
 		return (struct pair){x0, x1};
 	__m256d even = _mm256_castps_pd(_mm256_shuffle_ps(x0, x1, 0x88)), odd = _mm256_castps_pd(_mm256_shuffle_ps(x0, x1, 0xdd));
-	return (struct pair){_mm256_castpd_ps(_mm256_permute4x64_pd(even, 0xd8)), _mm256_castpd_ps(_mm256_permute4x64_pd(odd, 0xd8))};
+	return (struct pair){_mm256_castpd_ps(_mm256_permute4x64_pd(even, 0xd8)),
+	                     _mm256_castpd_ps(_mm256_permute4x64_pd(odd, 0xd8))};
 }
 
 INLINE void from_lanes(enum row_type type, struct pair p, float *x)
@@ -62,18 +63,18 @@ INLINE void scores_four(enum row_type type, const uint8_t *const *row, uint32_t 
                         float *s, size_t ld)
 {
 	__m256 acc[2][4];
-	UNROLL for (uint32_t h = 0; h < heads; h++)
-		UNROLL for (uint32_t r = 0; r < 4; r++)
+	EACH (h, heads)
+		EACH (r, 4)
 			acc[h][r] = _mm256_setzero_ps();
 	for (uint32_t j = 0; j < d; j += 16)
-		UNROLL for (uint32_t r = 0; r < 4; r++) {
+		EACH (r, 4) {
 			struct pair k = load_pair(type, row[r], d, j);
-			UNROLL for (uint32_t h = 0; h < heads; h++) {
+			EACH (h, heads) {
 				acc[h][r] = _mm256_fmadd_ps(k.a, _mm256_load_ps(q + 256 * h + j), acc[h][r]);
 				acc[h][r] = _mm256_fmadd_ps(k.b, _mm256_load_ps(q + 256 * h + j + 8), acc[h][r]);
 			}
 		}
-	UNROLL for (uint32_t h = 0; h < heads; h++) {
+	EACH (h, heads) {
 		_Alignas(16) float four[4];
 		_mm_store_ps(four, sum4(acc[h]));
 		if (count == 4)
@@ -125,23 +126,23 @@ INLINE void values_block(enum row_type type, const struct row_source *src, const
                          uint32_t pairs, uint32_t heads, bool first_pass, const float *w, size_t ld, float *out)
 {
 	struct pair acc[2][4];
-	UNROLL for (uint32_t h = 0; h < heads; h++)
-		UNROLL for (uint32_t p = 0; p < pairs; p++)
+	EACH (h, heads)
+		EACH (p, pairs)
 			acc[h][p] = to_lanes(type, out + (size_t)h * d + j + 16 * p);
 	for (uint32_t r = 0; r < b->n; r++) {
 		if (first_pass)
 			row_prefetch(src, b->first + r + ROW_BLOCK);
-		UNROLL for (uint32_t p = 0; p < pairs; p++) {
+		EACH (p, pairs) {
 			struct pair v = load_pair(type, b->at[r], d, j + 16 * p);
-			UNROLL for (uint32_t h = 0; h < heads; h++) {
+			EACH (h, heads) {
 				__m256 weight = _mm256_set1_ps(w[h * ld + b->first + r]);
 				acc[h][p].a = _mm256_fmadd_ps(weight, v.a, acc[h][p].a);
 				acc[h][p].b = _mm256_fmadd_ps(weight, v.b, acc[h][p].b);
 			}
 		}
 	}
-	UNROLL for (uint32_t h = 0; h < heads; h++)
-		UNROLL for (uint32_t p = 0; p < pairs; p++)
+	EACH (h, heads)
+		EACH (p, pairs)
 			from_lanes(type, acc[h][p], out + (size_t)h * d + j + 16 * p);
 }
 

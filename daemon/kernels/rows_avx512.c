@@ -1,6 +1,6 @@
-// Exact scores and weighted values, AVX-512. Vectors come in pairs of 32 elements: natural order, except bf16, where a pair is the even
-// and the odd elements (a shift and a mask of one load); queries and outputs are taken into that order. A last 16 elements
-// (d = 80) are a single vector in natural order.
+// Exact scores and weighted values, AVX-512. Vectors come in pairs of 32 elements: natural order, except bf16, where a pair is
+// the even and the odd elements (a shift and a mask of one load); queries and outputs are taken into that order. A last 16
+// elements (d = 80) are a single vector in natural order.
 #include <immintrin.h>
 #include <stdbool.h>
 
@@ -92,30 +92,30 @@ INLINE void scores_four(enum row_type type, const uint8_t *const *row, const flo
                         const float *q, uint32_t heads, float *s, size_t ld)
 {
 	__m512 acc[HEADS][4];
-	UNROLL for (uint32_t h = 0; h < heads; h++)
-		UNROLL for (uint32_t r = 0; r < 4; r++)
+	EACH (h, heads)
+		EACH (r, 4)
 			acc[h][r] = _mm512_setzero_ps();
 	uint32_t j = 0;
 	for (; j + 32 <= d; j += 32) {
 		struct pair k[4];
-		UNROLL for (uint32_t r = 0; r < 4; r++)
+		EACH (r, 4)
 			k[r] = load_pair(type, row[r], step[r], j);
-		UNROLL for (uint32_t h = 0; h < heads; h++) {
+		EACH (h, heads) {
 			__m512 q0 = _mm512_load_ps(q + 256 * h + j), q1 = _mm512_load_ps(q + 256 * h + j + 16);
-			UNROLL for (uint32_t r = 0; r < 4; r++) {
+			EACH (r, 4) {
 				acc[h][r] = _mm512_fmadd_ps(k[r].a, q0, acc[h][r]);
 				acc[h][r] = _mm512_fmadd_ps(k[r].b, q1, acc[h][r]);
 			}
 		}
 	}
 	if (j < d)
-		UNROLL for (uint32_t r = 0; r < 4; r++) {
+		EACH (r, 4) {
 			__m512 k = load_single(type, row[r], step[r], j);
-			UNROLL for (uint32_t h = 0; h < heads; h++)
+			EACH (h, heads)
 				acc[h][r] = _mm512_fmadd_ps(k, _mm512_load_ps(q + 256 * h + j), acc[h][r]);
 		}
 	const __mmask8 lanes = (__mmask8)((1u << count) - 1);
-	UNROLL for (uint32_t h = 0; h < heads; h++)
+	EACH (h, heads)
 		_mm_mask_storeu_ps(s + h * ld, lanes, sum4(acc[h]));
 }
 
@@ -181,23 +181,23 @@ INLINE void values_block(enum row_type type, const struct row_source *src, const
                          float *out)
 {
 	struct pair acc[HEADS][4];
-	UNROLL for (uint32_t h = 0; h < heads; h++)
-		UNROLL for (uint32_t p = 0; p < pairs; p++)
+	EACH (h, heads)
+		EACH (p, pairs)
 			acc[h][p] = to_lanes(type, out + (size_t)h * d + j + 32 * p);
 	for (uint32_t r = 0; r < b->n; r++) {
 		if (first_pass)
 			row_prefetch(src, b->first + r + ROW_BLOCK);
-		UNROLL for (uint32_t p = 0; p < pairs; p++) {
+		EACH (p, pairs) {
 			struct pair v = load_pair(type, b->at[r], steps->at[r], j + 32 * p);
-			UNROLL for (uint32_t h = 0; h < heads; h++) {
+			EACH (h, heads) {
 				__m512 weight = _mm512_set1_ps(w[h * ld + b->first + r]);
 				acc[h][p].a = _mm512_fmadd_ps(weight, v.a, acc[h][p].a);
 				acc[h][p].b = _mm512_fmadd_ps(weight, v.b, acc[h][p].b);
 			}
 		}
 	}
-	UNROLL for (uint32_t h = 0; h < heads; h++)
-		UNROLL for (uint32_t p = 0; p < pairs; p++)
+	EACH (h, heads)
+		EACH (p, pairs)
 			from_lanes(type, acc[h][p], out + (size_t)h * d + j + 32 * p);
 }
 
@@ -205,14 +205,14 @@ INLINE void values_single(enum row_type type, const struct row_block *b, const s
                           uint32_t heads, const float *w, size_t ld, float *out)
 {
 	__m512 acc[HEADS];
-	UNROLL for (uint32_t h = 0; h < heads; h++)
+	EACH (h, heads)
 		acc[h] = _mm512_loadu_ps(out + (size_t)h * d + j);
 	for (uint32_t r = 0; r < b->n; r++) {
 		__m512 v = load_single(type, b->at[r], steps->at[r], j);
-		UNROLL for (uint32_t h = 0; h < heads; h++)
+		EACH (h, heads)
 			acc[h] = _mm512_fmadd_ps(_mm512_set1_ps(w[h * ld + b->first + r]), v, acc[h]);
 	}
-	UNROLL for (uint32_t h = 0; h < heads; h++)
+	EACH (h, heads)
 		_mm512_storeu_ps(out + (size_t)h * d + j, acc[h]);
 }
 

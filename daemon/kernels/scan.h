@@ -45,8 +45,8 @@ static inline uint32_t scan_query_word(const int8_t *q)
 }
 
 // Appends the block's hits, and prefetches each hit row once: into L2, because the rows of a whole call can exceed L1.
-static inline void scan_take(const struct scan_block *b, uint32_t first, uint32_t heads, struct sig_hits *hits, const uint8_t *rows,
-                             uint32_t stride, uint32_t row_bytes)
+static inline void scan_take(const struct scan_block *b, uint32_t first, uint32_t heads, struct sig_hits *hits,
+                             const uint8_t *rows, uint32_t stride, uint32_t row_bytes)
 {
 	uint64_t any = 0;
 	for (uint32_t h = 0; h < heads; h++) {

@@ -1,5 +1,5 @@
-// Signature scan, AVX2: eight rows per register, products by vpmaddubsw. Fields are shifted down before they are multiplied: in place
-// (code << shift up to 192) a pair of products would saturate. Exact sums, so any order.
+// Signature scan, AVX2: eight rows per register, products by vpmaddubsw. Fields are shifted down before they are multiplied: in
+// place (code << shift up to 192) a pair of products would saturate. Exact sums, so any order.
 #include <immintrin.h>
 
 #include "daemon/kernels/parts.h"
@@ -9,10 +9,11 @@
 INLINE void widen(__m256i sums[][2], uint32_t heads, int32_t out[][SCAN_ROWS], uint32_t row)
 {
 	const __m256i ones = _mm256_set1_epi16(1);
-	UNROLL for (uint32_t h = 0; h < heads; h++)
-		UNROLL for (uint32_t v = 0; v < 2; v++) {
+	EACH (h, heads)
+		EACH (v, 2) {
 			__m256i *total = (__m256i *)(void *)&out[h][row + 8 * v];
-			_mm256_store_si256(total, _mm256_add_epi32(_mm256_load_si256(total), _mm256_madd_epi16(sums[h][v], ones)));
+			_mm256_store_si256(total,
+			                   _mm256_add_epi32(_mm256_load_si256(total), _mm256_madd_epi16(sums[h][v], ones)));
 			sums[h][v] = _mm256_setzero_si256();
 		}
 }
@@ -24,9 +25,9 @@ INLINE void group_sums(const uint8_t *codes, uint32_t words, uint32_t bits, cons
 	const uint32_t limit = scan_words16(bits);
 	__m256i sums[SIG_MAX_HEADS][2];
 	uint32_t added = 0;
-	UNROLL for (uint32_t h = 0; h < heads; h++) {
+	EACH (h, heads) {
 		memset(&out[h][row], 0, SIG_GROUP * sizeof **out);
-		UNROLL for (uint32_t v = 0; v < 2; v++)
+		EACH (v, 2)
 			sums[h][v] = _mm256_setzero_si256();
 	}
 	for (uint32_t f = 0; f < 8 / bits; f++) {
@@ -35,8 +36,9 @@ INLINE void group_sums(const uint8_t *codes, uint32_t words, uint32_t bits, cons
 			const uint8_t *word = codes + 64 * (size_t)w;
 			const size_t q_at = 4 * ((size_t)f * words + w);
 			__m256i a = _mm256_and_si256(_mm256_srl_epi16(_mm256_loadu_si256((const void *)word), shift), mask);
-			__m256i b = _mm256_and_si256(_mm256_srl_epi16(_mm256_loadu_si256((const void *)(word + 32)), shift), mask);
-			UNROLL for (uint32_t h = 0; h < heads; h++) {
+			__m256i b =
+				_mm256_and_si256(_mm256_srl_epi16(_mm256_loadu_si256((const void *)(word + 32)), shift), mask);
+			EACH (h, heads) {
 				__m256i q = _mm256_set1_epi32((int)scan_query_word(queries[h].q + q_at));
 				sums[h][0] = _mm256_add_epi16(sums[h][0], _mm256_maddubs_epi16(a, q));
 				sums[h][1] = _mm256_add_epi16(sums[h][1], _mm256_maddubs_epi16(b, q));

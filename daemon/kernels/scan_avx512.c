@@ -1,11 +1,11 @@
-// Signature scan for AVX-512 without VNNI: a group of sixteen rows per register, products by vpmaddubsw on fields shifted down (in place
-// a pair of products would saturate). Exact sums, so any order.
+// Signature scan for AVX-512 without VNNI: a group of sixteen rows per register, products by vpmaddubsw on fields shifted down
+// (in place a pair of products would saturate). Exact sums, so any order.
 #include "daemon/kernels/scan_avx512.h"
 
 INLINE void widen(__m512i *sums, __m512i *totals, uint32_t heads)
 {
 	const __m512i ones = _mm512_set1_epi16(1);
-	UNROLL for (uint32_t h = 0; h < heads; h++) {
+	EACH (h, heads) {
 		totals[h] = _mm512_add_epi32(totals[h], _mm512_madd_epi16(sums[h], ones));
 		sums[h] = _mm512_setzero_si512();
 	}
@@ -18,7 +18,7 @@ INLINE void group_sums(const uint8_t *codes, uint32_t words, uint32_t bits, cons
 	const uint32_t limit = scan_words16(bits);
 	__m512i sums[SIG_MAX_HEADS], totals[SIG_MAX_HEADS];
 	uint32_t added = 0;
-	UNROLL for (uint32_t h = 0; h < heads; h++)
+	EACH (h, heads)
 		sums[h] = totals[h] = _mm512_setzero_si512();
 	for (uint32_t f = 0; f < 8 / bits; f++) {
 		const __m128i shift = _mm_cvtsi32_si128((int)(bits * f));
@@ -26,7 +26,7 @@ INLINE void group_sums(const uint8_t *codes, uint32_t words, uint32_t bits, cons
 			const size_t q_at = 4 * ((size_t)f * words + w);
 			__m512i word = _mm512_loadu_si512(codes + 64 * (size_t)w);
 			__m512i field = _mm512_and_si512(_mm512_srl_epi16(word, shift), mask);
-			UNROLL for (uint32_t h = 0; h < heads; h++) {
+			EACH (h, heads) {
 				__m512i q = _mm512_set1_epi32((int)scan_query_word(queries[h].q + q_at));
 				sums[h] = _mm512_add_epi16(sums[h], _mm512_maddubs_epi16(field, q));
 			}
@@ -37,7 +37,7 @@ INLINE void group_sums(const uint8_t *codes, uint32_t words, uint32_t bits, cons
 		}
 	}
 	widen(sums, totals, heads);
-	UNROLL for (uint32_t h = 0; h < heads; h++)
+	EACH (h, heads)
 		_mm512_store_si512(&out[h][row], totals[h]);
 }
 

@@ -81,14 +81,15 @@ INLINE void estimate_avx512(block_sums_fn *block_sums, const uint8_t *codes, con
 	}
 }
 
-INLINE uint64_t block_hits(const struct scan_sums *sums, const __m512 *g, uint32_t h, const struct sig_query *query, uint32_t first,
-                           uint64_t valid, const float *noise, struct scan_block *block)
+INLINE uint64_t block_hits(const struct scan_sums *sums, const __m512 *g, uint32_t h, const struct sig_query *query,
+                           uint32_t first, uint64_t valid, const float *noise, struct scan_block *block)
 {
 	const struct head_lanes head = head_load(query);
 	uint64_t hit = 0;
-	UNROLL for (uint32_t r = 0; r < SCAN_ROWS; r += 16) {
+	EACH (i, SCAN_ROWS / 16) {
+		const uint32_t r = 16 * i;
 		__mmask16 lanes = (__mmask16)(valid >> r);
-		__m512 t = estimate16(&sums->at[h][r], g[r / 16], &head, first + r);
+		__m512 t = estimate16(&sums->at[h][r], g[i], &head, first + r);
 		__m512 noisy = _mm512_add_ps(t, _mm512_maskz_loadu_ps(lanes, noise + first + r));
 		_mm512_store_ps(&block->estimate[h][r], t);
 		hit |= (uint64_t)_mm512_mask_cmp_ps_mask(lanes, noisy, head.tau, _CMP_GT_OQ) << r;
@@ -108,7 +109,7 @@ INLINE void select_avx512(block_sums_fn *block_sums, const uint8_t *codes, const
 		__m512 g[SCAN_ROWS / 16];
 		codes_ahead(codes + first * code_bytes, code_bytes, end - first);
 		block_sums(codes + first * code_bytes, scan_min(SCAN_ROWS, end - first), d_pad, bits, queries, heads, &sums);
-		UNROLL for (uint32_t i = 0; i < SCAN_ROWS / 16; i++)
+		EACH (i, SCAN_ROWS / 16)
 			g[i] = factors16(factors + first + 16 * i, (__mmask16)(valid >> 16 * i));
 		for (uint32_t h = 0; h < heads; h++)
 			block.hit[h] = block_hits(&sums, g, h, &queries[h], first, valid, noise, &block);
@@ -116,17 +117,19 @@ INLINE void select_avx512(block_sums_fn *block_sums, const uint8_t *codes, const
 	}
 }
 
-#define SCAN_KERNELS(isa)                                                                                                         \
-	static void sig_estimate_##isa(const uint8_t *codes, const uint16_t *factors, uint32_t n, uint32_t d_pad, uint32_t bits,      \
-	                               const struct sig_query *queries, uint32_t heads, float *out, size_t ld)                        \
-	{                                                                                                                             \
-		estimate_avx512(block_sums, codes, factors, n, d_pad, bits, queries, heads, out, ld);                                     \
-	}                                                                                                                             \
-	static void sig_select_##isa(const uint8_t *codes, const uint16_t *factors, uint32_t begin, uint32_t end, uint32_t d_pad,     \
-	                             uint32_t bits, const struct sig_query *queries, uint32_t heads, const float *noise,              \
-	                             struct sig_hits *hits, const uint8_t *rows, uint32_t stride, uint32_t row_bytes)                 \
-	{                                                                                                                             \
-		select_avx512(block_sums, codes, factors, begin, end, d_pad, bits, queries, heads, noise, hits, rows, stride, row_bytes); \
+#define SCAN_KERNELS(isa)                                                                                                        \
+	static void sig_estimate_##isa(const uint8_t *codes, const uint16_t *factors, uint32_t n, uint32_t d_pad, uint32_t bits, \
+	                               const struct sig_query *queries, uint32_t heads, float *out, size_t ld)                   \
+	{                                                                                                                        \
+		estimate_avx512(block_sums, codes, factors, n, d_pad, bits, queries, heads, out, ld);                            \
+	}                                                                                                                        \
+	static void sig_select_##isa(const uint8_t *codes, const uint16_t *factors, uint32_t begin, uint32_t end,                \
+	                             uint32_t d_pad, uint32_t bits, const struct sig_query *queries, uint32_t heads,             \
+	                             const float *noise, struct sig_hits *hits, const uint8_t *rows, uint32_t stride,            \
+	                             uint32_t row_bytes)                                                                         \
+	{                                                                                                                        \
+		select_avx512(block_sums, codes, factors, begin, end, d_pad, bits, queries, heads, noise, hits, rows, stride,    \
+		              row_bytes);                                                                                        \
 	}
 
 #endif

@@ -15,15 +15,16 @@
 static const struct {
 	const char *name;
 	control_fn *fn;
-	size_t bytes;     // of the fixed record
-	bool longer;      // followed by more
+	size_t bytes; // of the fixed record
+	bool longer;  // followed by more
 	uint32_t max_fds;
-	bool any_time;    // while shutting down, too
+	bool any_time; // while shutting down, too
 } operations[MPIG_CTL_COUNT] = {
 	[MPIG_CTL_HELLO] = {"HELLO", control_hello, sizeof(struct mpig_ctl_hello), false, 0, true},
 	[MPIG_CTL_PING] = {"PING", control_ping, sizeof(struct mpig_control_header), false, 0, true},
 	[MPIG_CTL_QUEUE_CREATE] = {"QUEUE_CREATE", control_queue_create, sizeof(struct mpig_ctl_queue_create), false, 1, false},
-	[MPIG_CTL_QUEUE_DESTROY] = {"QUEUE_DESTROY", control_queue_destroy, sizeof(struct mpig_ctl_queue_destroy), false, 0, true},
+	[MPIG_CTL_QUEUE_DESTROY] = {"QUEUE_DESTROY", control_queue_destroy, sizeof(struct mpig_ctl_queue_destroy), false, 0,
+                                    true},
 	[MPIG_CTL_CREATE] = {"CREATE", control_create, sizeof(struct mpig_ctl_create), true, 0, false},
 	[MPIG_CTL_OPEN] = {"OPEN", control_open, sizeof(struct mpig_ctl_open), false, 0, false},
 	[MPIG_CTL_OPEN_PREFIX] = {"OPEN_PREFIX", control_open_prefix, sizeof(struct mpig_ctl_open), false, 1, false},
@@ -48,8 +49,12 @@ int control_fail(struct request *r, int status, const char *format, ...)
 
 static struct mpig_control_header reply_header(const struct request *r, size_t bytes, int status)
 {
-	return (struct mpig_control_header){.magic = MPIG_CONTROL_MAGIC, .version = MPIG_CONTROL_VERSION, .op = r->header->op,
-	                                    .size = (uint32_t)bytes, .tag = r->header->tag, .status = status};
+	return (struct mpig_control_header){.magic = MPIG_CONTROL_MAGIC,
+	                                    .version = MPIG_CONTROL_VERSION,
+	                                    .op = r->header->op,
+	                                    .size = (uint32_t)bytes,
+	                                    .tag = r->header->tag,
+	                                    .status = status};
 }
 
 int control_reply(struct peer *p, const struct request *r, void *reply, size_t bytes, const int *fds, uint32_t fd_count)
@@ -75,8 +80,8 @@ static int check(struct peer *p, struct request *r)
 		return control_fail(r, MPIG_EQUOTA, "limits.clients_per_uid: this user has %u connections already; close one",
 		                    p->server->options.limits.clients_per_uid);
 	if (h->version != MPIG_CONTROL_VERSION)
-		return control_fail(r, MPIG_EVERSION, "the message has control version %u, this daemon (%s) speaks %u", h->version,
-		                    MPIG_VERSION_STRING, MPIG_CONTROL_VERSION);
+		return control_fail(r, MPIG_EVERSION, "the message has control version %u, this daemon (%s) speaks %u",
+		                    h->version, MPIG_VERSION_STRING, MPIG_CONTROL_VERSION);
 	if (h->op >= MPIG_CTL_COUNT || !operations[h->op].fn)
 		return control_fail(r, MPIG_ENOTSUP, "operation %u is not known to this daemon (%s)", h->op, MPIG_VERSION_STRING);
 	const char *name = operations[h->op].name;
@@ -111,8 +116,9 @@ bool control_handle(struct peer *p, struct loop_message *message)
 		return true;
 	if (status == MPIG_EIO && !r.why[0])
 		return false; // the answer could not be sent
-	log_debug("client pid %u uid %u: %s: %s", p->who.pid, p->who.uid, h->op < MPIG_CTL_COUNT && operations[h->op].name ?
-	          operations[h->op].name : "message", r.why[0] ? r.why : mpig_status_text(status));
+	log_debug("client pid %u uid %u: %s: %s", p->who.pid, p->who.uid,
+	          h->op < MPIG_CTL_COUNT && operations[h->op].name ? operations[h->op].name : "message",
+	          r.why[0] ? r.why : mpig_status_text(status));
 	return answer_error(p, &r, status);
 }
 
@@ -121,8 +127,10 @@ int control_hello(struct peer *p, struct request *r)
 {
 	const struct mpig_ctl_hello *in = (const void *)r->header;
 	if (in->abi_version != MPIG_ABI_VERSION)
-		return control_fail(r, MPIG_EVERSION, "the client has ABI version %u, this daemon (%s) has %u: use a library of the daemon's version",
-		                    in->abi_version, MPIG_VERSION_STRING, MPIG_ABI_VERSION);
+		return control_fail(
+			r, MPIG_EVERSION,
+			"the client has ABI version %u, this daemon (%s) has %u: use a library of the daemon's version",
+			in->abi_version, MPIG_VERSION_STRING, MPIG_ABI_VERSION);
 	static const uint8_t zeros[sizeof in->reserved];
 	if (in->pid_reserved || memcmp(in->reserved, zeros, sizeof zeros) != 0)
 		return control_fail(r, MPIG_EPROTO, "HELLO: reserved fields must be zero");

@@ -91,13 +91,15 @@ int control_create(struct peer *p, struct request *r)
 		return control_fail(r, MPIG_EPROTO, "CREATE has %zu bytes; %zu expected for %u layers", r->bytes,
 		                    sizeof *in + in->layer_count * sizeof(struct mpig_wire_layer), in->layer_count);
 	if (!terminated(in->name, sizeof in->name) || !zero(in->reserved, sizeof in->reserved) || in->flags)
-		return control_fail(r, MPIG_EPROTO, "CREATE: name must end with a zero within %u bytes, flags and reserved must be zero",
+		return control_fail(r, MPIG_EPROTO,
+		                    "CREATE: name must end with a zero within %u bytes, flags and reserved must be zero",
 		                    MPIG_NAME_BYTES);
 	int status = check_handle(p, r, in->handle);
 	if (status != MPIG_OK)
 		return status;
 	struct context *c;
-	status = store_context_create(p->server->store, &p->who, in, (const struct mpig_wire_layer *)(const void *)(in + 1), &c, r->why);
+	status = store_context_create(p->server->store, &p->who, in, (const struct mpig_wire_layer *)(const void *)(in + 1), &c,
+	                              r->why);
 	if (status != MPIG_OK)
 		return status;
 	status = bind_and_reply(p, r, c, in->handle, true, 0);
@@ -125,14 +127,15 @@ int control_open(struct peer *p, struct request *r)
 	return bind_and_reply(p, r, c, in->handle, in->flags & MPIG_OPEN_WRITE, 0);
 }
 
-// The tokens lie in a file of the client's. Only tmpfs (a memfd is one): reading another file system may wait for a device, a server, or the
-// client itself.
+// The tokens lie in a file of the client's. Only tmpfs (a memfd is one): reading another file system may wait for a device, a
+// server, or the client itself.
 static int read_tokens(struct request *r, uint64_t count, uint32_t **tokens)
 {
 	if (r->fd_count != 1)
 		return control_fail(r, MPIG_EPROTO, "OPEN_PREFIX: one file descriptor with the token ids expected");
 	if (count == 0 || count > MAX_PREFIX_TOKENS)
-		return control_fail(r, MPIG_ELIMIT, "tokens %" PRIu64 ": a prefix search takes 1 to %" PRIu64, count, MAX_PREFIX_TOKENS);
+		return control_fail(r, MPIG_ELIMIT, "tokens %" PRIu64 ": a prefix search takes 1 to %" PRIu64, count,
+		                    MAX_PREFIX_TOKENS);
 	struct stat st;
 	struct statfs fs;
 	int mode = fcntl(r->fds[0], F_GETFL);
@@ -140,8 +143,8 @@ static int read_tokens(struct request *r, uint64_t count, uint32_t **tokens)
 	    !S_ISREG(st.st_mode) || fs.f_type != TMPFS_MAGIC)
 		return control_fail(r, MPIG_EINVAL, "OPEN_PREFIX: the token ids must be in a readable memfd");
 	if ((uint64_t)st.st_size < count * sizeof(uint32_t))
-		return control_fail(r, MPIG_EINVAL, "OPEN_PREFIX: the file has %lld bytes, %" PRIu64 " tokens need %" PRIu64, (long long)st.st_size,
-		                    count, count * sizeof(uint32_t));
+		return control_fail(r, MPIG_EINVAL, "OPEN_PREFIX: the file has %lld bytes, %" PRIu64 " tokens need %" PRIu64,
+		                    (long long)st.st_size, count, count * sizeof(uint32_t));
 	uint32_t *read = malloc(count * sizeof *read);
 	if (!read)
 		return control_fail(r, MPIG_ENOMEM, "the daemon has no memory for %" PRIu64 " tokens", count);
@@ -183,8 +186,8 @@ int control_open_prefix(struct peer *p, struct request *r)
 		return status;
 	struct context *c;
 	uint64_t matched = 0, least = in->min_tokens ? in->min_tokens : 1;
-	status = store_context_open_prefix(p->server->store, &p->who, (const uint8_t *)in->fingerprint, tokens, in->tokens, least, &c, &matched,
-	                                   r->why);
+	status = store_context_open_prefix(p->server->store, &p->who, (const uint8_t *)in->fingerprint, tokens, in->tokens, least,
+	                                   &c, &matched, r->why);
 	free(tokens);
 	bool fork = in->flags & MPIG_OPEN_FORK;
 	if (status == MPIG_OK && fork)

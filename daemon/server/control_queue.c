@@ -10,11 +10,12 @@ static int check_quota(struct peer *p, struct request *r, struct account *a, uin
 {
 	const struct options *o = &p->server->options;
 	if (a->queues >= o->limits.queues_per_uid)
-		return control_fail(r, MPIG_EQUOTA, "limits.queues_per_uid: this user has %u queues already; destroy one", a->queues);
+		return control_fail(r, MPIG_EQUOTA, "limits.queues_per_uid: this user has %u queues already; destroy one",
+		                    a->queues);
 	if (bytes > o->limits.region_bytes_per_uid || a->region_bytes > o->limits.region_bytes_per_uid - bytes)
 		return control_fail(r, MPIG_EQUOTA,
-		                    "limits.region_bytes_per_uid: this user's queues have %" PRIu64 " bytes, %" PRIu64 " more would pass the limit of %" PRIu64
-		                    "; use fewer or smaller slots",
+		                    "limits.region_bytes_per_uid: this user's queues have %" PRIu64 " bytes, %" PRIu64
+		                    " more would pass the limit of %" PRIu64 "; use fewer or smaller slots",
 		                    a->region_bytes, bytes, o->limits.region_bytes_per_uid);
 	return MPIG_OK;
 }
@@ -33,10 +34,17 @@ int control_queue_create(struct peer *p, struct request *r)
 	const struct mpig_ctl_queue_create *in = (const void *)r->header;
 	struct server *s = p->server;
 	static const uint8_t zeros[sizeof in->reserved];
-	if (in->adopt > 1 || r->fd_count != in->adopt || in->region_bytes || in->queue_id || memcmp(in->reserved, zeros, sizeof zeros) != 0)
-		return control_fail(r, MPIG_EPROTO, "QUEUE_CREATE: adopt must be 1 with one file descriptor or 0 with none, reserved fields zero");
-	struct queue_options o = {.entries = in->entries, .slot_count = in->slot_count, .slot_bytes = in->slot_bytes, .epoch = s->epoch,
-	                          .max_query_tokens = s->options.limits.attend_max_tokens, .adopt_fd = in->adopt ? r->fds[0] : -1};
+	if (in->adopt > 1 || r->fd_count != in->adopt || in->region_bytes || in->queue_id ||
+	    memcmp(in->reserved, zeros, sizeof zeros) != 0)
+		return control_fail(
+			r, MPIG_EPROTO,
+			"QUEUE_CREATE: adopt must be 1 with one file descriptor or 0 with none, reserved fields zero");
+	struct queue_options o = {.entries = in->entries,
+	                          .slot_count = in->slot_count,
+	                          .slot_bytes = in->slot_bytes,
+	                          .epoch = s->epoch,
+	                          .max_query_tokens = s->options.limits.attend_max_tokens,
+	                          .adopt_fd = in->adopt ? r->fds[0] : -1};
 	uint64_t bytes = 0;
 	int status = queue_region_bytes(&o, &bytes, r->why);
 	if (status != MPIG_OK)

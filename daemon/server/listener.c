@@ -52,9 +52,10 @@ static int lock_busy(struct listener *l, int fd, char *why)
 	long pid = read_pid(fd);
 	close(fd);
 	if (pid > 0)
-		return fail(why, "a magicpigd (pid %ld) already serves %s: stop it (kill %ld), or choose another daemon.socket", pid, l->path,
-		            pid);
-	return fail(why, "a magicpigd already serves %s (it holds %s): stop it, or choose another daemon.socket", l->path, l->lock_path);
+		return fail(why, "a magicpigd (pid %ld) already serves %s: stop it (kill %ld), or choose another daemon.socket",
+		            pid, l->path, pid);
+	return fail(why, "a magicpigd already serves %s (it holds %s): stop it, or choose another daemon.socket", l->path,
+	            l->lock_path);
 }
 
 // The file may be removed by its last holder between open and flock: then what was locked is not what the next daemon would find.
@@ -63,12 +64,15 @@ static int take_lock(struct listener *l, char *why)
 	for (;;) {
 		int fd = open(l->lock_path, O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
 		if (fd < 0)
-			return fail(why, "cannot open the lock file %s: %m; check the directory's owner, or choose another daemon.socket",
-			            l->lock_path);
+			return fail(
+				why,
+				"cannot open the lock file %s: %m; check the directory's owner, or choose another daemon.socket",
+				l->lock_path);
 		if (flock(fd, LOCK_EX | LOCK_NB) != 0)
 			return lock_busy(l, fd, why);
 		struct stat ours, there;
-		if (fstat(fd, &ours) == 0 && stat(l->lock_path, &there) == 0 && ours.st_ino == there.st_ino && ours.st_dev == there.st_dev) {
+		if (fstat(fd, &ours) == 0 && stat(l->lock_path, &there) == 0 && ours.st_ino == there.st_ino &&
+		    ours.st_dev == there.st_dev) {
 			l->lock_fd = fd;
 			return 0;
 		}
@@ -110,8 +114,8 @@ static int try_connect(const char *path, pid_t *pid)
 	return error;
 }
 
-// What a file at the socket's place is: removed if it is a socket that nobody serves. The kernel takes an io_uring down some time after its
-// process has died, and keeps the listening socket until then: what still answers gets a moment to fall silent.
+// What a file at the socket's place is: removed if it is a socket that nobody serves. The kernel takes an io_uring down some time
+// after its process has died, and keeps the listening socket until then: what still answers gets a moment to fall silent.
 static int clear_stale(struct listener *l, char *why)
 {
 	struct stat st;
@@ -124,7 +128,9 @@ static int clear_stale(struct listener *l, char *why)
 	for (int tries = 0; tries < STALE_TRIES; tries++) {
 		error = try_connect(l->path, &pid);
 		if (error == ECONNREFUSED)
-			return unlink(l->path) == 0 ? 0 : fail(why, "cannot remove the stale socket %s: %m; remove it yourself", l->path);
+			return unlink(l->path) == 0
+			               ? 0
+			               : fail(why, "cannot remove the stale socket %s: %m; remove it yourself", l->path);
 		if (error != 0 && error != EAGAIN) // EAGAIN: its backlog is full
 			break;
 		nanosleep(&(struct timespec){.tv_nsec = STALE_PAUSE_NS}, NULL);
@@ -140,10 +146,11 @@ static int clear_stale(struct listener *l, char *why)
 int listener_lock(struct listener *l, const char *path, char *why)
 {
 	*l = (struct listener){.fd = -1, .lock_fd = -1};
-	if (strlen(path) >= sizeof l->path)
+	size_t bytes = strlen(path);
+	if (bytes >= sizeof l->path)
 		return fail(why, "%s: a socket's path has at most %zu bytes", path, sizeof l->path - 1);
-	snprintf(l->path, sizeof l->path, "%s", path);
-	snprintf(l->lock_path, sizeof l->lock_path, "%s.lock", path);
+	memcpy(l->path, path, bytes + 1);
+	snprintf(l->lock_path, sizeof l->lock_path, "%s.lock", l->path);
 	if (make_directory(path, why) != 0 || take_lock(l, why) != 0)
 		return -1;
 	if (clear_stale(l, why) != 0) {

@@ -1,7 +1,7 @@
 // The control socket: exactly one daemon per path, and never a stale file in the way.
 //
-// A lock file beside the socket (PATH.lock, flock) says whether a daemon lives; it holds its pid. Whoever has the lock and finds a socket on
-// which nobody answers removes it.
+// A lock file beside the socket (PATH.lock, flock) says whether a daemon lives; it holds its pid. Whoever has the lock and finds
+// a socket on which nobody answers removes it.
 #ifndef MPIG_SERVER_LISTENER_H
 #define MPIG_SERVER_LISTENER_H
 
@@ -17,7 +17,8 @@ struct listener {
 	int fd, lock_fd; // -1: none
 };
 
-// Takes the lock and makes the way free; creates the directory (one level). 0 or -1 and `why` (LISTENER_WHY_BYTES): what, where, what to do.
+// Takes the lock and makes the way free; creates the directory (one level). 0 or -1 and `why` (LISTENER_WHY_BYTES): what, where,
+// what to do.
 int listener_lock(struct listener *l, const char *path, char *why);
 // Binds and listens, nonblocking. gid (gid_t)-1: the process's.
 int listener_open(struct listener *l, uint32_t mode, gid_t gid, char *why);

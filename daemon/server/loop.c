@@ -171,8 +171,8 @@ void loop_destroy(struct loop *loop)
 void source_prepare_receive(struct loop_source *s)
 {
 	s->in_iov = (struct iovec){.iov_base = s->buffer, .iov_len = s->buffer_bytes};
-	s->in = (struct msghdr){.msg_iov = &s->in_iov, .msg_iovlen = 1, .msg_control = s->in_control,
-	                        .msg_controllen = sizeof s->in_control};
+	s->in = (struct msghdr){
+		.msg_iov = &s->in_iov, .msg_iovlen = 1, .msg_control = s->in_control, .msg_controllen = sizeof s->in_control};
 }
 
 static void take_fds(struct msghdr *in, struct loop_message *message)

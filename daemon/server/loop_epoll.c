@@ -1,4 +1,5 @@
-// epoll emulation of the same operations. Everything is registered edge-triggered and drained, as io_uring's multishot requests would.
+// epoll emulation of the same operations. Everything is registered edge-triggered and drained, as io_uring's multishot requests
+// would.
 #include <errno.h>
 #include <poll.h>
 #include <sys/epoll.h>

@@ -32,12 +32,12 @@ struct loop_source {
 	} fn;
 	void *arg;
 	bool cancelled;
-	uint32_t pending;         // operations the kernel holds
+	uint32_t pending; // operations the kernel holds
 	// SOURCE_TIMER
 	uint64_t interval_ns, due_ns;
 	// SOURCE_RECEIVE
-	bool ended;               // after an error or the end: no more receiving
-	bool sending;             // the head of the backlog is with the kernel (io_uring), or waits for room (epoll)
+	bool ended;   // after an error or the end: no more receiving
+	bool sending; // the head of the backlog is with the kernel (io_uring), or waits for room (epoll)
 	uint8_t *buffer;
 	size_t buffer_bytes;
 	struct msghdr in, out;
@@ -52,9 +52,9 @@ struct backend {
 	const char *name;
 	int (*open)(struct loop *loop);
 	void (*close)(struct loop *loop);
-	int (*start)(struct loop_source *source);  // accept, poll, receive
-	int (*send)(struct loop_source *source);   // hands out the head of the backlog
-	void (*stop)(struct loop_source *source);  // after cancelled was set
+	int (*start)(struct loop_source *source); // accept, poll, receive
+	int (*send)(struct loop_source *source);  // hands out the head of the backlog
+	void (*stop)(struct loop_source *source); // after cancelled was set
 	int (*wait)(struct loop *loop, uint64_t timeout_ns);
 };
 extern const struct backend backend_uring, backend_epoll;
@@ -70,7 +70,8 @@ struct loop {
 void source_received(struct loop_source *source, int result); // bytes or a negative errno, of the msghdr `in`
 void source_prepare_receive(struct loop_source *source);
 void source_prepare_send(struct loop_source *source);
-// Pops the head of the backlog, sent or not (a socket that refuses an answer reports its end to the receiver), and sends the next.
+// Pops the head of the backlog, sent or not (a socket that refuses an answer reports its end to the receiver), and sends the
+// next.
 void source_sent(struct loop_source *source);
 
 #endif

@@ -7,18 +7,20 @@
 #include "daemon/server/loop_private.h"
 
 #define RING_ENTRIES 256
-#define TAG_MAIN 0u  // accept, poll, receive
+#define TAG_MAIN 0u // accept, poll, receive
 #define TAG_SEND 1u
-#define TAG_NONE 2u  // cancellations: their result does not matter
+#define TAG_NONE 2u // cancellations: their result does not matter
 
 static int uring_open(struct loop *loop)
 {
 	static const uint32_t flags[] = {IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN, IORING_SETUP_COOP_TASKRUN, 0};
 	int status = -ENOSYS;
 	for (size_t i = 0; i < sizeof flags / sizeof flags[0]; i++) {
-		struct io_uring_params params = {.flags = flags[i] | IORING_SETUP_CQSIZE | IORING_SETUP_CLAMP, .cq_entries = 4 * RING_ENTRIES};
+		struct io_uring_params params = {.flags = flags[i] | IORING_SETUP_CQSIZE | IORING_SETUP_CLAMP,
+		                                 .cq_entries = 4 * RING_ENTRIES};
 		status = io_uring_queue_init_params(RING_ENTRIES, &loop->ring, &params);
-		if (status == 0 && !(params.features & IORING_FEAT_EXT_ARG)) { // before 5.11: waits with a deadline would take entries
+		if (status == 0 &&
+		    !(params.features & IORING_FEAT_EXT_ARG)) { // before 5.11: waits with a deadline would take entries
 			io_uring_queue_exit(&loop->ring);
 			return -ENOSYS;
 		}

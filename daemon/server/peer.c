@@ -65,7 +65,8 @@ static void on_message(void *arg, int error, struct loop_message *message)
 		peer_close(p, "it disconnected");
 	else if (!control_handle(p, message)) {
 		log_limited(&malformed_limit, LOG_LEVEL_WARN,
-		            "client pid %u uid %u: closed: a malformed message, or it does not read its answers", p->who.pid, p->who.uid);
+		            "client pid %u uid %u: closed: a malformed message, or it does not read its answers", p->who.pid,
+		            p->who.uid);
 		peer_close(p, "malformed");
 	} else if (p->refused)
 		peer_close(p, "over a limit");
@@ -99,8 +100,9 @@ static bool admit(struct server *s, struct peer *p)
 {
 	struct account *a = account_get(&s->accounts, p->who.uid);
 	if (!a || s->peer_count >= MAX_CLIENTS || a->clients >= s->options.limits.clients_per_uid + REFUSED_AT_ONCE) {
-		log_limited(&refused_limit, LOG_LEVEL_WARN, "client pid %u uid %u refused: %u connections are open, %u of this user", p->who.pid,
-		            p->who.uid, s->peer_count, a ? a->clients : 0);
+		log_limited(&refused_limit, LOG_LEVEL_WARN,
+		            "client pid %u uid %u refused: %u connections are open, %u of this user", p->who.pid, p->who.uid,
+		            s->peer_count, a ? a->clients : 0);
 		return false;
 	}
 	p->refused = a->clients >= s->options.limits.clients_per_uid;

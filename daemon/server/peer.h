@@ -8,15 +8,15 @@
 struct peer {
 	struct server *server;
 	struct peer *next, *previous;
-	int fd, pidfd;                // pidfd -1: the kernel gave none; then the socket's end tells
+	int fd, pidfd; // pidfd -1: the kernel gave none; then the socket's end tells
 	struct loop_source *messages, *death;
-	struct credentials who;       // of the process that connected, groups included
+	struct credentials who; // of the process that connected, groups included
 	uint32_t *groups;
 	struct session *session;
 	struct queue **queues;
 	uint32_t queue_count, queue_capacity;
-	bool greeted;                 // its HELLO was accepted
-	bool refused;                 // over a limit: the first message is answered with why, then it is closed
+	bool greeted; // its HELLO was accepted
+	bool refused; // over a limit: the first message is answered with why, then it is closed
 };
 
 // Takes over the fd.
@@ -42,8 +42,8 @@ bool control_handle(struct peer *p, struct loop_message *message);
 // An operation: sends its own reply and returns 0, or returns a status and fills why.
 typedef int control_fn(struct peer *p, struct request *r);
 control_fn control_queue_create, control_queue_destroy;
-control_fn control_create, control_open, control_open_prefix, control_close, control_drop, control_list, control_show, control_fork,
-	control_chmod;
+control_fn control_create, control_open, control_open_prefix, control_close, control_drop, control_list, control_show,
+	control_fork, control_chmod;
 control_fn control_hello, control_ping, control_status, control_config_get;
 
 // Fills the reply's header and sends it. 0, or a status after which the peer is closed (it does not read).

@@ -29,9 +29,10 @@ static int geometry(const struct queue_options *o, struct mpig_queue_header *hea
 	int status = mpig_queue_geometry(o->entries, o->slot_count, o->slot_bytes, header);
 	if (status != MPIG_OK)
 		snprintf(why, MPIG_TEXT_BYTES,
-		         "entries %u (a power of two, 1 to %u), slot_count %u (>= 1), slot_bytes %" PRIu64 " (a multiple of 4096, to %" PRIu64
-		         "): the region may have %" PRIu64 " bytes",
-		         o->entries, MPIG_MAX_QUEUE_ENTRIES, o->slot_count, o->slot_bytes, MPIG_MAX_SLOT_BYTES, MPIG_MAX_REGION_BYTES);
+		         "entries %u (a power of two, 1 to %u), slot_count %u (>= 1), slot_bytes %" PRIu64
+		         " (a multiple of 4096, to %" PRIu64 "): the region may have %" PRIu64 " bytes",
+		         o->entries, MPIG_MAX_QUEUE_ENTRIES, o->slot_count, o->slot_bytes, MPIG_MAX_SLOT_BYTES,
+		         MPIG_MAX_REGION_BYTES);
 	return status;
 }
 
@@ -50,7 +51,9 @@ static int adopt(int fd, uint64_t bytes, int *region_fd, char *why)
 	uint64_t size;
 	if (mpig_region_check(fd, bytes, bytes, &size) != MPIG_OK) {
 		snprintf(why, MPIG_TEXT_BYTES,
-		         "the region to adopt is not a memfd of exactly %" PRIu64 " bytes with exactly the seals SHRINK, GROW and SEAL", bytes);
+		         "the region to adopt is not a memfd of exactly %" PRIu64
+		         " bytes with exactly the seals SHRINK, GROW and SEAL",
+		         bytes);
 		return MPIG_EINVAL;
 	}
 	if (fallocate(fd, 0, 0, (off_t)bytes) != 0) {
@@ -160,7 +163,8 @@ bool queue_claim(struct queue *q, uint32_t worker)
 {
 	uint32_t nobody = 0;
 	return atomic_load_explicit(&q->claim, memory_order_relaxed) == 0 &&
-	       atomic_compare_exchange_strong_explicit(&q->claim, &nobody, worker + 1, memory_order_acquire, memory_order_relaxed);
+	       atomic_compare_exchange_strong_explicit(&q->claim, &nobody, worker + 1, memory_order_acquire,
+	                                               memory_order_relaxed);
 }
 
 void queue_release(struct queue *q)
@@ -171,7 +175,8 @@ void queue_release(struct queue *q)
 bool queue_pending(const struct queue *q)
 {
 	uint32_t peer_tail = __atomic_load_n(q->sq.peer_tail, __ATOMIC_RELAXED); // only a hint: A1 follows under the claim
-	return atomic_load_explicit(&q->held, memory_order_relaxed) || peer_tail != atomic_load_explicit(&q->taken, memory_order_relaxed);
+	return atomic_load_explicit(&q->held, memory_order_relaxed) ||
+	       peer_tail != atomic_load_explicit(&q->taken, memory_order_relaxed);
 }
 
 // ---- taking ----------------------------------------------------------------------------------------------------------
@@ -209,7 +214,8 @@ static void copy_slot_header(const uint8_t *slot, struct mpig_slot_header *out)
 
 struct submission *queue_next(struct queue *q)
 {
-	if (atomic_load_explicit(&q->state, memory_order_relaxed) != QUEUE_OPEN || atomic_load_explicit(&q->broken, memory_order_relaxed))
+	if (atomic_load_explicit(&q->state, memory_order_relaxed) != QUEUE_OPEN ||
+	    atomic_load_explicit(&q->broken, memory_order_relaxed))
 		return NULL;
 	if (atomic_load_explicit(&q->held, memory_order_relaxed))
 		return &q->next;
@@ -252,8 +258,8 @@ static const struct {
 	bool dtype;
 } rules[MPIG_OP_COUNT] = {
 	[MPIG_OP_NOP] = {0},
-	[MPIG_OP_ATTEND] = {MPIG_SQE_END_RELATIVE | MPIG_SQE_SEED_SEQUENCE | MPIG_SQE_CAUSAL, MPIG_HAS_WINDOW_LSE | MPIG_HAS_SIGNATURE, true,
-                            true, true},
+	[MPIG_OP_ATTEND] = {MPIG_SQE_END_RELATIVE | MPIG_SQE_SEED_SEQUENCE | MPIG_SQE_CAUSAL,
+                            MPIG_HAS_WINDOW_LSE | MPIG_HAS_SIGNATURE, true, true, true},
 	[MPIG_OP_APPEND] = {0, MPIG_HAS_QUERIES, true, true, true},
 	[MPIG_OP_COMMIT] = {MPIG_SQE_SEAL, 0, false, false, false},
 	[MPIG_OP_TRUNCATE] = {0},

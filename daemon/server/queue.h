@@ -3,8 +3,8 @@
 //             queue_create            queue_close               grace period over, in_flight == 0
 //   (none) ---------------> OPEN ------------------> CLOSING ------------------------------------> queue_destroy
 //
-// One worker at a time claims a queue (a CAS) and takes entries out; any worker posts completions, one at a time (the lock). Nothing that
-// lies in the region is read twice: entries and slot headers are copied, checked, and used from the copy.
+// One worker at a time claims a queue (a CAS) and takes entries out; any worker posts completions, one at a time (the lock).
+// Nothing that lies in the region is read twice: entries and slot headers are copied, checked, and used from the copy.
 #ifndef MPIG_SERVER_QUEUE_H
 #define MPIG_SERVER_QUEUE_H
 
@@ -31,25 +31,25 @@ struct submission {
 };
 
 struct queue {
-	uint32_t id;                  // unique while the daemon runs; id % workers is its home
-	uint32_t uid;                 // charged for it
-	struct session *session;      // a reference
+	uint32_t id;             // unique while the daemon runs; id % workers is its home
+	uint32_t uid;            // charged for it
+	struct session *session; // a reference
 	void *base;
 	struct mpig_queue_header geometry; // the private, checked copy
-	int eventfd;                  // written by the client, polled by the home worker, read by nobody
-	uint32_t max_query_tokens;    // of one ATTEND
-	atomic_int state;             // enum queue_state; control thread
-	atomic_bool broken;           // the client wrote an impossible index: to be closed
-	atomic_uint in_flight;        // tasks that point here
-	struct queue *next_retired;   // control thread, after its removal
+	int eventfd;                       // written by the client, polled by the home worker, read by nobody
+	uint32_t max_query_tokens;         // of one ATTEND
+	atomic_int state;                  // enum queue_state; control thread
+	atomic_bool broken;                // the client wrote an impossible index: to be closed
+	atomic_uint in_flight;             // tasks that point here
+	struct queue *next_retired;        // control thread, after its removal
 	uint64_t retired_epoch;
 	// the worker that claims
 	_Alignas(64) atomic_uint claim; // 0, or the worker's number + 1
 	struct mpig_consumer sq;
 	uint64_t sequence;
-	struct submission next;       // taken out, not yet started
-	atomic_bool held;             // `next` is one
-	_Atomic uint32_t taken;       // sq.next for those who only look
+	struct submission next; // taken out, not yet started
+	atomic_bool held;       // `next` is one
+	_Atomic uint32_t taken; // sq.next for those who only look
 	// whoever posts
 	_Alignas(64) pthread_mutex_t lock;
 	struct mpig_producer cq;
@@ -62,7 +62,7 @@ struct queue_options {
 	uint64_t slot_bytes;
 	uint64_t epoch;
 	uint32_t max_query_tokens;
-	int adopt_fd;                 // an old region from the client, or -1
+	int adopt_fd; // an old region from the client, or -1
 };
 
 // Makes or adopts the region and maps it. *region_fd is the caller's to close. MPIG_EINVAL, MPIG_ELIMIT, MPIG_ENOMEM; `why`
@@ -80,11 +80,12 @@ void queue_release(struct queue *queue);
 bool queue_pending(const struct queue *queue);
 
 // ---- under the claim -------------------------------------------------------------------------------------------------
-// The next entry, or NULL: none, no room for its completion, too many in flight, closed, or broken. The same again until queue_next_done.
+// The next entry, or NULL: none, no room for its completion, too many in flight, closed, or broken. The same again until
+// queue_next_done.
 struct submission *queue_next(struct queue *queue);
 void queue_next_done(struct queue *queue);
-// Checks a submission's fields against the ABI and the queue's geometry: MPIG_EPROTO (unknown operation or flag, reserved bytes, slot out
-// of range), MPIG_EINVAL, MPIG_ELIMIT.
+// Checks a submission's fields against the ABI and the queue's geometry: MPIG_EPROTO (unknown operation or flag, reserved bytes,
+// slot out of range), MPIG_EINVAL, MPIG_ELIMIT.
 int queue_check(const struct queue *queue, const struct submission *submission);
 uint8_t *queue_slot(const struct queue *queue, uint32_t slot); // NULL for MPIG_NO_SLOT; slot already checked
 // Whether a request on this context must wait for one in flight on this queue.

@@ -45,7 +45,10 @@ static void count(struct worker *w, const struct mpig_sqe *e, const struct mpig_
 // ---- answers ---------------------------------------------------------------------------------------------------------
 static void answer_now(struct worker *w, struct queue *q, const struct submission *s, int status)
 {
-	struct mpig_cqe cqe = {.user_data = s->entry.user_data, .status = status, .slot = s->entry.slot, .sequence = s->sequence,
+	struct mpig_cqe cqe = {.user_data = s->entry.user_data,
+	                       .status = status,
+	                       .slot = s->entry.slot,
+	                       .sequence = s->sequence,
 	                       .service_ns = mono_ns() - s->taken_ns};
 	count(w, &s->entry, &cqe);
 	if (status != MPIG_OK)
@@ -81,8 +84,9 @@ static void finish(struct worker *w, struct task *t)
 	};
 	count(w, &t->entry, &cqe);
 	if (r->status != MPIG_OK)
-		log_limited(&failed_limit, LOG_LEVEL_DEBUG, "queue %u: entry %llu (operation %u, handle %u): %s: %s", t->queue->id,
-		            (unsigned long long)t->sequence, t->entry.op, t->entry.handle, mpig_status_text(r->status), r->why);
+		log_limited(&failed_limit, LOG_LEVEL_DEBUG, "queue %u: entry %llu (operation %u, handle %u): %s: %s",
+		            t->queue->id, (unsigned long long)t->sequence, t->entry.op, t->entry.handle,
+		            mpig_status_text(r->status), r->why);
 	if (t->writes)
 		binding_end_write(t->binding);
 	binding_done(t->binding);

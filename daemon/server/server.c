@@ -62,7 +62,8 @@ static void reap(void *arg)
 	for (struct queue **at = &s->retired; *at;) {
 		struct queue *q = *at;
 		// The order matters: once nobody can start a request, the count can only fall.
-		if (!workers_left(s->workers, q->retired_epoch) || atomic_load_explicit(&q->in_flight, memory_order_acquire) != 0) {
+		if (!workers_left(s->workers, q->retired_epoch) ||
+		    atomic_load_explicit(&q->in_flight, memory_order_acquire) != 0) {
 			at = &q->next_retired;
 			continue;
 		}
@@ -98,7 +99,8 @@ static void on_control_event(void *arg, uint32_t events)
 	while ((q = workers_broken_queue(s->workers)) != NULL) {
 		for (struct peer *p = s->peers; p; p = p->next)
 			if (peer_queue(p, q->id) == q) {
-				log_warn("client pid %u uid %u: queue %u closed: its ring holds an impossible index", p->who.pid, p->who.uid, q->id);
+				log_warn("client pid %u uid %u: queue %u closed: its ring holds an impossible index", p->who.pid,
+				         p->who.uid, q->id);
 				peer_forget_queue(p, q);
 				break;
 			}
@@ -253,19 +255,24 @@ static int start_memory(struct server *s)
 	const struct options *o = &s->options;
 	uint32_t mask;
 	if (cpu_mask_parse(o->engine.cpu_mask, &mask) != 0) {
-		log_error("engine.cpu_mask = %s: unknown instruction set; a number, or names joined by + such as c, avx2, avx512, avx512vnni, all",
+		log_error("engine.cpu_mask = %s: unknown instruction set; a number, or names joined by + such as c, avx2, "
+		          "avx512, avx512vnni, all",
 		          o->engine.cpu_mask);
 		return -1;
 	}
 	kernels_init(&s->kernels, cpu_features() & mask, s->kernels_name, sizeof s->kernels_name);
-	struct pool_options pool = {.dir = o->pool.dir, .instance = o->daemon.instance, .bytes = o->pool.size,
-	                            .lock_memory = o->pool.lock_memory, .huge_pages = o->pool.huge_pages};
+	struct pool_options pool = {.dir = o->pool.dir,
+	                            .instance = o->daemon.instance,
+	                            .bytes = o->pool.size,
+	                            .lock_memory = o->pool.lock_memory,
+	                            .huge_pages = o->pool.huge_pages};
 	char why[OPTIONS_WHY_BYTES] = "";
 	if (pool_create(&pool, &s->pool, why, sizeof why) != MPIG_OK) {
 		log_error("pool: %s", why);
 		return -1;
 	}
-	struct store_options store = {.pool = s->pool, .quota_bytes = o->limits.bytes_per_uid, .quota_contexts = o->limits.contexts_per_uid};
+	struct store_options store = {
+		.pool = s->pool, .quota_bytes = o->limits.bytes_per_uid, .quota_contexts = o->limits.contexts_per_uid};
 	struct engine_options engine = {.kernels = &s->kernels, .default_budget = o->engine.default_budget};
 	int status = store_create(&store, &s->store);
 	engine.store = s->store;
@@ -361,9 +368,10 @@ static int start(struct server *s)
 	server_refresh_stats(s);
 	char list[128];
 	cpu_list_format(&cpus, list, sizeof list);
-	log_info("magicpigd %s ready: instance %s on %s, pool of %llu MiB in %s, %u workers on CPUs %s, kernels %s, %s", MPIG_VERSION_STRING,
-	         s->options.daemon.instance, s->options.daemon.socket, (unsigned long long)(pool_bytes(s->pool) >> 20), s->options.pool.dir,
-	         workers, list, s->kernels_name, loop_backend_name(s->loop));
+	log_info("magicpigd %s ready: instance %s on %s, pool of %llu MiB in %s, %u workers on CPUs %s, kernels %s, %s",
+	         MPIG_VERSION_STRING, s->options.daemon.instance, s->options.daemon.socket,
+	         (unsigned long long)(pool_bytes(s->pool) >> 20), s->options.pool.dir, workers, list, s->kernels_name,
+	         loop_backend_name(s->loop));
 	return 0;
 }
 

@@ -40,7 +40,7 @@ struct server {
 	struct peer *peers;
 	uint32_t peer_count, queue_count;
 	struct account *accounts;
-	struct queue *retired;     // closed, waiting until nobody points to them
+	struct queue *retired; // closed, waiting until nobody points to them
 	uint32_t next_queue_id;
 	uint64_t next_holder;
 	uint32_t quiet_ticks;

@@ -1,5 +1,6 @@
-// A connection's context handles, as its queues see them. The control thread binds and unbinds; workers look handles up. A binding outlives
-// its handle until the requests that use it are complete; only then is its writer lease given back, so that two writers never meet.
+// A connection's context handles, as its queues see them. The control thread binds and unbinds; workers look handles up. A
+// binding outlives its handle until the requests that use it are complete; only then is its writer lease given back, so that two
+// writers never meet.
 #ifndef MPIG_SERVER_SESSION_H
 #define MPIG_SERVER_SESSION_H
 
@@ -23,7 +24,8 @@ struct session *session_create(void); // one reference; NULL: out of memory
 struct session *session_ref(struct session *session);
 void session_unref(struct session *session);
 
-// Takes over the caller's reference of `context`, on success only. MPIG_ELIMIT (handle >= MPIG_MAX_HANDLES), MPIG_EBUSY (in use), MPIG_ENOMEM.
+// Takes over the caller's reference of `context`, on success only. MPIG_ELIMIT (handle >= MPIG_MAX_HANDLES), MPIG_EBUSY (in use),
+// MPIG_ENOMEM.
 int session_bind(struct session *session, uint32_t handle, struct store *store, struct context *context, uint64_t holder);
 int session_unbind(struct session *session, uint32_t handle); // MPIG_ENOENT
 void session_unbind_all(struct session *session);

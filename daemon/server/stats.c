@@ -19,7 +19,8 @@ static void *map_file(struct stats_file *file, const char *path, gid_t gid, char
 	}
 	void *map = MAP_FAILED;
 	// Allocated before it is mapped: a full disk is an error here, not a SIGBUS later.
-	if (posix_fallocate(fd, 0, (off_t)file->bytes) == 0 && (gid == (gid_t)-1 || fchown(fd, (uid_t)-1, gid) == 0) && fchmod(fd, 0640) == 0)
+	if (posix_fallocate(fd, 0, (off_t)file->bytes) == 0 && (gid == (gid_t)-1 || fchown(fd, (uid_t)-1, gid) == 0) &&
+	    fchmod(fd, 0640) == 0)
 		map = mmap(NULL, file->bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 	if (map == MAP_FAILED || rename(fresh, path) != 0) {
 		snprintf(why, why_bytes, "cannot make %s: %m", path);

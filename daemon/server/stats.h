@@ -1,4 +1,5 @@
-// The statistics file (shm/stats.h): made at start, written by its mapping, readable by owner and group while the daemon lives or is stuck.
+// The statistics file (shm/stats.h): made at start, written by its mapping, readable by owner and group while the daemon lives or
+// is stuck.
 #ifndef MPIG_SERVER_STATS_H
 #define MPIG_SERVER_STATS_H
 
@@ -11,7 +12,7 @@
 struct stats_file {
 	struct mpig_stats *stats; // always valid after stats_open, file or not
 	uint64_t bytes;
-	char path[256];           // "" without a file
+	char path[256]; // "" without a file
 };
 
 // Makes the block for `workers` workers; at `path` unless it is "none". Mode 0640. A file that cannot be made is

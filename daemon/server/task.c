@@ -13,8 +13,8 @@ struct task *task_alloc(struct task_table *table)
 		uint64_t used = atomic_load_explicit(&table->used[word], memory_order_relaxed);
 		while (~used) {
 			uint32_t bit = (uint32_t)__builtin_ctzll(~used);
-			if (atomic_compare_exchange_weak_explicit(&table->used[word], &used, used | UINT64_C(1) << bit, memory_order_acquire,
-			                                          memory_order_relaxed))
+			if (atomic_compare_exchange_weak_explicit(&table->used[word], &used, used | UINT64_C(1) << bit,
+			                                          memory_order_acquire, memory_order_relaxed))
 				return &table->task[word * 64 + bit];
 		}
 	}
@@ -24,7 +24,8 @@ struct task *task_alloc(struct task_table *table)
 void task_free(struct task_table *table, struct task *task)
 {
 	uint32_t n = number_of(table, task);
-	atomic_fetch_and_explicit(&table->used[n / 64], ~(UINT64_C(1) << n % 64), memory_order_release); // partner: task_alloc's CAS
+	atomic_fetch_and_explicit(&table->used[n / 64], ~(UINT64_C(1) << n % 64),
+	                          memory_order_release); // partner: task_alloc's CAS
 }
 
 void task_publish(struct task_table *table, struct task *task)
@@ -39,7 +40,8 @@ static bool enter(struct task *task)
 {
 	uint32_t users = atomic_load_explicit(&task->users, memory_order_relaxed);
 	while (users & TASK_OPEN)
-		if (atomic_compare_exchange_weak_explicit(&task->users, &users, users + 1, memory_order_acquire, memory_order_relaxed))
+		if (atomic_compare_exchange_weak_explicit(&task->users, &users, users + 1, memory_order_acquire,
+		                                          memory_order_relaxed))
 			return true;
 	return false;
 }

@@ -1,5 +1,5 @@
-// Jobs in progress: a fixed table where every worker finds work. A task is open while its job has work to give; helpers count themselves in
-// and out by one atomic word, and the last one out destroys the job.
+// Jobs in progress: a fixed table where every worker finds work. A task is open while its job has work to give; helpers count
+// themselves in and out by one atomic word, and the last one out destroys the job.
 //
 //   users:  OPEN | helpers   helpers may enter        (published)
 //                  helpers   nobody enters any more   (the job is done)
@@ -35,7 +35,7 @@ struct task_table {
 	struct task task[TASKS];
 };
 
-struct task *task_alloc(struct task_table *table); // NULL: all in use. Private to the caller until task_publish
+struct task *task_alloc(struct task_table *table);           // NULL: all in use. Private to the caller until task_publish
 void task_free(struct task_table *table, struct task *task); // never published
 void task_publish(struct task_table *table, struct task *task);
 // The first open task at or after *cursor, going round once; advances *cursor past it. NULL: none. The caller is counted in.

@@ -12,8 +12,8 @@
 #include "daemon/server/park.h"
 #include "shm/status.h"
 
-#define CLOCK_EVERY 16u                 // idle turns between looks at the clock
-#define NAP_FIRST_NS UINT64_C(1000000)  // of a worker whose queues wait for something that wakes nobody (room for completions)
+#define CLOCK_EVERY 16u                // idle turns between looks at the clock
+#define NAP_FIRST_NS UINT64_C(1000000) // of a worker whose queues wait for something that wakes nobody (room for completions)
 #define NAP_LAST_NS UINT64_C(32000000)
 
 static void store_stat(uint64_t *counter, uint64_t value)
@@ -66,8 +66,9 @@ static void refresh(struct worker *w)
 			park_unwatch(w->park, w->home[i].id);
 	for (uint32_t i = 0; i < count; i++)
 		if (!is_home(w, now[i].id) && !park_watch(w->park, now[i].id, now[i].queue->eventfd))
-			log_error("worker %u: no descriptor or memory to watch queue %u; it is looked at only while the worker is awake", w->number,
-			          now[i].id);
+			log_error("worker %u: no descriptor or memory to watch queue %u; it is looked at only while the worker "
+			          "is awake",
+			          w->number, now[i].id);
 	memcpy(w->home, now, count * sizeof now[0]);
 	w->home_count = count;
 }
@@ -317,8 +318,8 @@ uint64_t workers_remove_queue(struct workers *all, struct queue *q)
 		if (atomic_load_explicit(&all->queue[place], memory_order_relaxed) == q)
 			atomic_store(&all->queue[place], NULL);
 	atomic_fetch_add(&all->version, 1);
-	uint64_t epoch = atomic_fetch_add(&all->epoch, 1) + 1; // after the table's change, for quiesce
-	atomic_thread_fence(memory_order_seq_cst);             // partner: go_online
+	uint64_t epoch = atomic_fetch_add(&all->epoch, 1) + 1;      // after the table's change, for quiesce
+	atomic_thread_fence(memory_order_seq_cst);                  // partner: go_online
 	park_wake(all->worker[q->id % all->options.count].wake_fd); // stops watching the eventfd
 	return epoch;
 }

@@ -1,8 +1,8 @@
 // The worker threads and what they share. The control thread adds and removes queues; everything else happens in the workers.
 //
-// Reclamation. A worker holds pointers to queues only inside one turn of its loop. `epoch` is raised after a queue has been taken out of
-// the table; each worker copies it into `seen` at the top of a turn, and shows WORKER_OFFLINE while it sleeps. A queue removed at epoch e
-// is out of everybody's hands once every worker's `seen` is >= e (README.md, "Life of a queue").
+// Reclamation. A worker holds pointers to queues only inside one turn of its loop. `epoch` is raised after a queue has been taken
+// out of the table; each worker copies it into `seen` at the top of a turn, and shows WORKER_OFFLINE while it sleeps. A queue
+// removed at epoch e is out of everybody's hands once every worker's `seen` is >= e (README.md, "Life of a queue").
 #ifndef MPIG_SERVER_WORKER_H
 #define MPIG_SERVER_WORKER_H
 
@@ -23,13 +23,13 @@
 #define WORKER_OFFLINE UINT64_MAX
 
 struct workers_options {
-	uint32_t count;               // 1 to MAX_WORKERS
-	cpu_set_t cpus;               // worker i is pinned to the i-th, going round
+	uint32_t count; // 1 to MAX_WORKERS
+	cpu_set_t cpus; // worker i is pinned to the i-th, going round
 	uint64_t spin_ns;
-	bool uring;                   // try io_uring for sleeping
-	struct engine *engine;        // borrowed
+	bool uring;                      // try io_uring for sleeping
+	struct engine *engine;           // borrowed
 	struct mpig_stats_worker *stats; // [count], borrowed; each written by its worker only
-	int control_fd;               // eventfd written when the control thread has a broken queue to close
+	int control_fd;                  // eventfd written when the control thread has a broken queue to close
 };
 
 struct workers;
@@ -51,10 +51,10 @@ struct worker {
 	uint32_t home_count;
 	struct queue **other; // [MAX_QUEUES]: queues of other homes
 	uint32_t other_count;
-	uint64_t version;     // of the table that the two lists show
-	uint32_t cursor;      // where to look for tasks
+	uint64_t version; // of the table that the two lists show
+	uint32_t cursor;  // where to look for tasks
 	_Alignas(64) _Atomic uint64_t seen;
-	atomic_int state;     // enum mpig_worker_state
+	atomic_int state; // enum mpig_worker_state
 };
 
 struct workers {
@@ -69,7 +69,7 @@ struct workers {
 	_Atomic uint64_t parked[WORKER_WORDS];
 	atomic_bool draining; // entries are answered MPIG_ESHUTDOWN
 	atomic_bool stop;
-	sem_t ready;          // posted by each thread once it can serve, or cannot
+	sem_t ready; // posted by each thread once it can serve, or cannot
 	atomic_bool unable;
 };
 
@@ -82,8 +82,8 @@ int workers_add_queue(struct workers *workers, struct queue *queue);
 uint64_t workers_remove_queue(struct workers *workers, struct queue *queue);
 bool workers_left(struct workers *workers, uint64_t epoch);
 struct queue *workers_broken_queue(struct workers *workers); // one that is to be removed, or NULL
-void workers_drain(struct workers *workers); // new entries are refused from now on
-bool workers_idle(struct workers *workers);  // no request in progress
+void workers_drain(struct workers *workers);                 // new entries are refused from now on
+bool workers_idle(struct workers *workers);                  // no request in progress
 // Stops and joins the threads. False: requests were in progress; their jobs are left as they are.
 bool workers_stop(struct workers *workers);
 void workers_destroy(struct workers *workers); // after workers_stop

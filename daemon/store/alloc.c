@@ -68,7 +68,8 @@ int extent_map_init(struct extent_map *map, uint32_t granules)
 	}
 	for (uint64_t w = 0; w < leaves; w++)
 		used[w] = w * 64 >= granules ? ~UINT64_C(0) : ~word_mask((uint32_t)w, 0, granules);
-	*map = (struct extent_map){.used = used, .tree = tree, .granules = granules, .leaves = (uint32_t)leaves, .free = granules};
+	*map = (struct extent_map){
+		.used = used, .tree = tree, .granules = granules, .leaves = (uint32_t)leaves, .free = granules};
 	update(map, 0, (uint32_t)leaves - 1);
 	return 0;
 }

@@ -11,9 +11,11 @@
 
 #define EXTENT_NONE UINT32_MAX
 
-struct extent_run { uint32_t prefix, suffix, best; }; // free granules at the start, at the end, the longest run
+struct extent_run {
+	uint32_t prefix, suffix, best;
+}; // free granules at the start, at the end, the longest run
 struct extent_map {
-	uint64_t *used;        // a bit per granule; those past the end count as used
+	uint64_t *used;          // a bit per granule; those past the end count as used
 	struct extent_run *tree; // 1 is the root, leaves from `leaves` on
 	uint32_t granules, leaves, free;
 };

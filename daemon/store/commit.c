@@ -8,7 +8,10 @@
 
 // ---- token ids -------------------------------------------------------------------------------------------------------
 
-struct token_run { uint32_t *ids; uint64_t n; };
+struct token_run {
+	uint32_t *ids;
+	uint64_t n;
+};
 
 // Where the ids from `position` on are kept, to the end of their block or segment.
 static struct token_run token_run(const struct context *c, uint64_t position)
@@ -18,7 +21,8 @@ static struct token_run token_run(const struct context *c, uint64_t position)
 	uint32_t i = snapshot_find(snap, position);
 	assert(i != UINT32_MAX);
 	const struct segment_record *r = snap->ref[i].segment->record;
-	uint64_t row = position - snap->ref[i].first, limit = i + 1 < snap->count ? snap->ref[i + 1].first - snap->ref[i].first : SEGMENT_MAX_ROWS;
+	uint64_t row = position - snap->ref[i].first,
+		 limit = i + 1 < snap->count ? snap->ref[i + 1].first - snap->ref[i].first : SEGMENT_MAX_ROWS;
 	uint32_t b = 0;
 	while (row >= (uint64_t)r->block[b].first_row + r->block[b].rows)
 		b++;
@@ -69,7 +73,8 @@ static int same_tokens(const struct context *c, uint64_t begin, uint64_t end, co
 		uint64_t n = run.n < end - at ? run.n : end - at;
 		for (uint64_t i = 0; i < n; i++)
 			if (run.ids[i] != ids[at + i - begin])
-				return refuse(why, MPIG_EINVAL, "token %" PRIu64 " is committed as %u and cannot become %u: truncate first", at + i,
+				return refuse(why, MPIG_EINVAL,
+				              "token %" PRIu64 " is committed as %u and cannot become %u: truncate first", at + i,
 				              run.ids[i], ids[at + i - begin]);
 		at += n;
 	}
@@ -109,17 +114,20 @@ static int commit_locked(struct store *s, struct context *c, uint64_t position, 
 		return status;
 	writer_leave(s, c);
 	if (position > committed)
-		return refuse(why, MPIG_ERANGE, "commit at token %" PRIu64 ": only %" PRIu64 " are committed, the tokens between are missing",
+		return refuse(why, MPIG_ERANGE,
+		              "commit at token %" PRIu64 ": only %" PRIu64 " are committed, the tokens between are missing",
 		              position, committed);
 	if (__builtin_add_overflow(position, count, &end) || end > MPIG_MAX_TOKENS)
-		return refuse(why, MPIG_ELIMIT, "commit of %" PRIu64 " tokens at %" PRIu64 ": a context holds at most %" PRIu64, count, position,
-		              MPIG_MAX_TOKENS);
+		return refuse(why, MPIG_ELIMIT, "commit of %" PRIu64 " tokens at %" PRIu64 ": a context holds at most %" PRIu64,
+		              count, position, MPIG_MAX_TOKENS);
 	status = same_tokens(c, position, end < committed ? end : committed, tokens, why);
 	if (status || end <= committed)
 		return status;
 	for (uint32_t i = 0; i < c->spec->layer_count; i++)
 		if (context_layer(c, i) && atomic_load(&c->rows[i]) < end)
-			return refuse(why, MPIG_ERANGE, "commit of tokens up to %" PRIu64 ": layer %u holds rows of %" PRIu64 " only; append them first",
+			return refuse(why, MPIG_ERANGE,
+			              "commit of tokens up to %" PRIu64 ": layer %u holds rows of %" PRIu64
+			              " only; append them first",
 			              end, i, (uint64_t)atomic_load(&c->rows[i]));
 	if (chain_reserve(c, end))
 		return refuse(why, MPIG_ENOMEM, "the daemon has no memory to index %" PRIu64 " tokens", end);
@@ -235,7 +243,8 @@ static int truncate_locked(struct store *s, struct context *c, uint64_t position
 		context_retire(s, c, &drain->garbage);
 	}
 	context_collect(s, c);
-	return c->draining ? refuse(why, MPIG_EAGAIN, "readers are inside the rows after token %" PRIu64 ": try again", position) : 0;
+	return c->draining ? refuse(why, MPIG_EAGAIN, "readers are inside the rows after token %" PRIu64 ": try again", position)
+	                   : 0;
 }
 
 int context_truncate(struct store *s, struct context *c, uint64_t position, char *why)

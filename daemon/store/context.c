@@ -1,4 +1,4 @@
-// Contexts as things with a name and an owner: made, found, listed, changed, dropped.
+// Contexts as things with a name: made, found, listed. What changes them is in owner.c.
 #include <assert.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -10,7 +10,7 @@
 
 // ---- names -----------------------------------------------------------------------------------------------------------
 
-static uint32_t bucket(const char *name)
+uint32_t name_bucket(const char *name)
 {
 	return (uint32_t)(XXH3_64bits(name, strlen(name)) % NAME_BUCKETS);
 }
@@ -19,7 +19,7 @@ struct context *name_find(const struct store *s, const char *name)
 {
 	if (strnlen(name, MPIG_NAME_BYTES) == MPIG_NAME_BYTES)
 		return NULL;
-	struct context *c = s->by_name[bucket(name)];
+	struct context *c = s->by_name[name_bucket(name)];
 	while (c && strcmp(c->name, name))
 		c = c->name_next;
 	return c;
@@ -41,15 +41,18 @@ int name_check(const struct store *s, const char *name, const char *field, char 
 	return 0;
 }
 
-// A context `who` may use in the way wanted, by name.
-static int find(const struct store *s, const struct credentials *who, const char *name, enum access want, struct context **out, char *why)
+int context_find(const struct store *s, const struct credentials *who, const char *name, enum access want, struct context **out,
+                 char *why)
 {
 	struct context *c = name_find(s, name);
 	if (!c)
 		return refuse(why, MPIG_ENOENT, "no context is named '%.*s'", (int)MPIG_NAME_BYTES - 1, name);
 	if (!access_check(&c->identity, who, want))
-		return refuse(why, MPIG_EACCES, "context '%s' belongs to uid %u, mode %04o: uid %u may not %s it", c->name, c->identity.uid,
-		              c->identity.mode, who->uid, want == ACCESS_OWN ? "change or drop" : want == ACCESS_WRITE ? "write" : "read");
+		return refuse(why, MPIG_EACCES, "context '%s' belongs to uid %u, mode %04o: uid %u may not %s it", c->name,
+		              c->identity.uid, c->identity.mode, who->uid,
+		              want == ACCESS_OWN     ? "change or drop"
+		              : want == ACCESS_WRITE ? "write"
+		                                     : "read");
 	*out = c;
 	return 0;
 }
@@ -61,7 +64,7 @@ static uint64_t spec_bytes(const struct spec *spec)
 	return pool_round(sizeof(struct record_header) + (uint64_t)spec->layer_count * sizeof(struct mpig_wire_layer));
 }
 
-static uint64_t own_bytes(const struct context *c)
+uint64_t context_own_bytes(const struct context *c)
 {
 	return c->fixed_bytes + atomic_load(&c->snapshot)->list_bytes;
 }
@@ -154,15 +157,15 @@ int context_build(struct store *s, const struct context_draft *draft, struct spe
 	snap->list_offset = list ? extents_next(&x) : 0;
 	snap->list_bytes = list;
 	c->fixed_bytes = record + specs;
-	account_add(s, uid, own_bytes(c));
+	account_add(s, uid, context_own_bytes(c));
 	account_contexts(s, uid, 1);
-	s->metadata_bytes += own_bytes(c);
+	s->metadata_bytes += context_own_bytes(c);
 	extents_fini(&x);
 	*out = c;
 	return 0;
 }
 
-static void free_records(struct store *s, const struct context *c, const struct snapshot *snap)
+void context_free_records(struct store *s, const struct context *c, const struct snapshot *snap)
 {
 	pool_free(s->pool, c->record->spec_offset, spec_bytes(c->spec));
 	pool_free(s->pool, c->offset, pool_round(sizeof(struct context_record)));
@@ -173,10 +176,10 @@ static void free_records(struct store *s, const struct context *c, const struct 
 void context_discard(struct store *s, struct context *c)
 {
 	struct snapshot *snap = atomic_load(&c->snapshot);
-	account_sub(s, c->identity.uid, own_bytes(c));
+	account_sub(s, c->identity.uid, context_own_bytes(c));
 	account_contexts(s, c->identity.uid, -1);
-	s->metadata_bytes -= own_bytes(c);
-	free_records(s, c, snap);
+	s->metadata_bytes -= context_own_bytes(c);
+	context_free_records(s, c, snap);
 	free(snap);
 	context_unref(c);
 }
@@ -214,7 +217,7 @@ void context_announce(struct store *s, struct context *c)
 
 	s->next_slot = c->table_slot + 1;
 	s->context[s->count++] = c;
-	struct context **chain = &s->by_name[bucket(c->name)];
+	struct context **chain = &s->by_name[name_bucket(c->name)];
 	c->name_next = *chain;
 	*chain = c;
 }
@@ -223,10 +226,13 @@ static int check_expected(const struct store *s, uint32_t uid, const struct spec
 {
 	uint64_t bytes, room = pool_bytes(s->pool) - pool_used(s->pool);
 	if (tokens > MPIG_MAX_TOKENS || __builtin_mul_overflow(tokens, spec->token_bytes, &bytes))
-		return refuse(why, MPIG_EINVAL, "expected_tokens is %" PRIu64 ", must be at most %" PRIu64, tokens, MPIG_MAX_TOKENS);
+		return refuse(why, MPIG_EINVAL, "expected_tokens is %" PRIu64 ", must be at most %" PRIu64, tokens,
+		              MPIG_MAX_TOKENS);
 	if (bytes > room)
-		return refuse(why, MPIG_ENOSPC, "expected_tokens is %" PRIu64 ", which takes %" PRIu64 " MiB; the pool has %" PRIu64
-		              " MiB free: drop contexts, or give the daemon a larger pool", tokens, bytes >> 20, room >> 20);
+		return refuse(why, MPIG_ENOSPC,
+		              "expected_tokens is %" PRIu64 ", which takes %" PRIu64 " MiB; the pool has %" PRIu64
+		              " MiB free: drop contexts, or give the daemon a larger pool",
+		              tokens, bytes >> 20, room >> 20);
 	return quota_admit(s, uid, bytes, 1, why);
 }
 
@@ -278,10 +284,12 @@ int store_context_open(struct store *s, const struct credentials *who, const cha
 	static const uint8_t any[64];
 	struct context *c;
 	store_lock(s);
-	int status = find(s, who, name, ACCESS_READ, &c, why);
+	int status = context_find(s, who, name, ACCESS_READ, &c, why);
 	if (!status && fingerprint && memcmp(fingerprint, any, sizeof any) && memcmp(fingerprint, c->fingerprint, sizeof any))
-		status = refuse(why, MPIG_EINVAL, "context '%s' has another fingerprint: it was built by another model, adapter, tokenizer or "
-		                "RoPE setting", c->name);
+		status = refuse(why, MPIG_EINVAL,
+		                "context '%s' has another fingerprint: it was built by another model, adapter, tokenizer or "
+		                "RoPE setting",
+		                c->name);
 	if (!status) {
 		context_ref(c);
 		*context = c;
@@ -294,11 +302,21 @@ static void fill_info(const struct context *c, struct mpig_wire_context *out)
 {
 	const struct snapshot *snap = atomic_load(&c->snapshot);
 	*out = (struct mpig_wire_context){
-		.id = c->id, .committed = context_committed(c), .created_ns = c->created_ns, .used_ns = atomic_load(&c->used_ns),
-		.parent_id = c->parent_id, .fork_tokens = c->fork_tokens, .seed = c->seed,
-		.uid = c->identity.uid, .gid = c->identity.gid, .mode = c->identity.mode,
-		.layer_count = c->spec->layer_count, .global_layers = c->spec->global_layers, .segments = snap->count,
-		.signature_version = context_signature_version(c), .metadata_bytes = own_bytes(c),
+		.id = c->id,
+		.committed = context_committed(c),
+		.created_ns = c->created_ns,
+		.used_ns = atomic_load(&c->used_ns),
+		.parent_id = c->parent_id,
+		.fork_tokens = c->fork_tokens,
+		.seed = c->seed,
+		.uid = c->identity.uid,
+		.gid = c->identity.gid,
+		.mode = c->identity.mode,
+		.layer_count = c->spec->layer_count,
+		.global_layers = c->spec->global_layers,
+		.segments = snap->count,
+		.signature_version = context_signature_version(c),
+		.metadata_bytes = context_own_bytes(c),
 		.writer_pid = atomic_load(&c->holder) ? c->writer_pid : 0,
 	};
 	memcpy(out->name, c->name, sizeof out->name);
@@ -332,7 +350,8 @@ void store_context_info(struct store *s, struct context *c, struct mpig_wire_con
 	store_unlock(s);
 }
 
-uint32_t store_context_list(struct store *s, const struct credentials *who, uint64_t *cursor, struct mpig_wire_context *out, uint32_t max)
+uint32_t store_context_list(struct store *s, const struct credentials *who, uint64_t *cursor, struct mpig_wire_context *out,
+                            uint32_t max)
 {
 	uint32_t n = 0;
 	uint64_t last = 0;
@@ -364,142 +383,4 @@ bool context_may(struct store *s, const struct context *c, const struct credenti
 	bool may = access_check(&c->identity, who, want);
 	store_unlock(s);
 	return may;
-}
-
-// ---- changing the owner ----------------------------------------------------------------------------------------------
-
-static bool member(const struct credentials *who, uint32_t gid)
-{
-	bool in = who->gid == gid;
-	for (uint32_t i = 0; i < who->group_count; i++)
-		in |= who->groups[i] == gid;
-	return in;
-}
-
-// All that a context's owner pays for, moved to another uid; or nothing is.
-static int charge_to(struct store *s, struct context *c, uint32_t uid, char *why)
-{
-	struct snapshot *snap = atomic_load(&c->snapshot);
-	struct params *p = atomic_load(&c->params);
-	uint64_t bytes = own_bytes(c) + (p && !charge_has(&p->charge, uid) ? p->bytes : 0);
-	for (uint32_t i = 0; i < snap->count; i++)
-		if (!charge_has(&snap->ref[i].segment->charge, uid))
-			bytes += segment_bytes(snap->ref[i].segment);
-	int status = quota_admit(s, uid, bytes, 1, why);
-	if (status)
-		return status;
-	bool short_of_memory = account_open(s, uid) || (p && charge_reference(s, &p->charge, uid));
-	uint32_t done = 0;
-	while (!short_of_memory && done < snap->count && !charge_reference(s, &snap->ref[done].segment->charge, uid))
-		done++;
-	if (short_of_memory || done < snap->count) {
-		while (done)
-			charge_release(s, &snap->ref[--done].segment->charge, uid);
-		if (p && !short_of_memory)
-			charge_release(s, &p->charge, uid);
-		return refuse(why, MPIG_ENOMEM, "the daemon has no memory to charge uid %u", uid);
-	}
-	uint32_t old = c->identity.uid;
-	for (uint32_t i = 0; i < snap->count; i++)
-		charge_release(s, &snap->ref[i].segment->charge, old);
-	if (p)
-		charge_release(s, &p->charge, old);
-	account_sub(s, old, own_bytes(c));
-	account_contexts(s, old, -1);
-	account_add(s, uid, own_bytes(c));
-	account_contexts(s, uid, 1);
-	return 0;
-}
-
-int store_context_chmod(struct store *s, const struct credentials *who, const char *name, uint32_t mode, uint32_t uid, uint32_t gid,
-                        char *why)
-{
-	struct context *c;
-	if (mode > 0777)
-		return refuse(why, MPIG_EINVAL, "mode is %#o, must be at most 0777", mode);
-	store_lock(s);
-	int status = find(s, who, name, ACCESS_OWN, &c, why);
-	if (!status && uid != UINT32_MAX && uid != c->identity.uid && who->uid != 0)
-		status = refuse(why, MPIG_EACCES, "context '%s': only root may give a context to another uid", name);
-	if (!status && gid != UINT32_MAX && gid != c->identity.gid && who->uid != 0 && !member(who, gid))
-		status = refuse(why, MPIG_EACCES, "context '%s': uid %u is not in group %u", name, who->uid, gid);
-	if (!status && uid != UINT32_MAX && uid != c->identity.uid)
-		status = charge_to(s, c, uid, why);
-	if (!status) {
-		c->identity = (struct identity){uid == UINT32_MAX ? c->identity.uid : uid, gid == UINT32_MAX ? c->identity.gid : gid, mode};
-		struct context_slot slot;
-		slot_fill(c, atomic_load(&c->snapshot), &slot);
-		slot_publish(s->pool, c->record, &slot);
-	}
-	store_unlock(s);
-	return status;
-}
-
-// ---- dropping --------------------------------------------------------------------------------------------------------
-
-static struct context *of_drop(struct garbage *g)
-{
-	return (struct context *)(void *)((unsigned char *)g - offsetof(struct context, drop));
-}
-
-static void drop_settle(struct store *s, struct garbage *g)
-{
-	struct context *c = of_drop(g);
-	struct snapshot *snap = atomic_load(&c->snapshot);
-	for (uint32_t i = 0; i < snap->count; i++)
-		segment_put(s, snap->ref[i].segment);
-	params_put(s, atomic_load(&c->params));
-	s->metadata_bytes -= own_bytes(c);
-	store_bury(s, g);
-}
-
-static void drop_destroy(struct store *s, struct garbage *g)
-{
-	struct context *c = of_drop(g);
-	struct snapshot *snap = atomic_load(&c->snapshot);
-	free_records(s, c, snap);
-	atomic_store(&c->snapshot, NULL);
-	free(snap);
-	context_unref(c);
-}
-
-static void unlink_context(struct store *s, struct context *c)
-{
-	struct context **link = &s->by_name[bucket(c->name)];
-	while (*link != c)
-		link = &(*link)->name_next;
-	*link = c->name_next;
-	size_t i = 0;
-	while (s->context[i] != c)
-		i++;
-	memmove(&s->context[i], &s->context[i + 1], (s->count - i - 1) * sizeof s->context[0]);
-	s->count--;
-}
-
-int store_context_drop(struct store *s, const struct credentials *who, const char *name, char *why)
-{
-	struct context *c;
-	store_lock(s);
-	int status = find(s, who, name, ACCESS_OWN, &c, why);
-	if (!status) {
-		pool_publish_word(s->pool, &c->record->state, CONTEXT_DROPPED);
-		uint64_t *table = pool_at(s->pool, pool_superblock(s->pool)->contexts_offset);
-		pool_publish_word(s->pool, &table[c->table_slot], 0);
-		atomic_store(&c->dropped, true);
-		unlink_context(s, c);
-		const struct snapshot *snap = atomic_load(&c->snapshot);
-		struct params *p = atomic_load(&c->params);
-		uint32_t uid = c->identity.uid;
-		for (uint32_t i = 0; i < snap->count; i++)
-			charge_release(s, &snap->ref[i].segment->charge, uid);
-		if (p)
-			charge_release(s, &p->charge, uid);
-		account_sub(s, uid, own_bytes(c));
-		account_contexts(s, uid, -1);
-		c->drop.settle = drop_settle;
-		c->drop.destroy = drop_destroy;
-		context_retire(s, c, &c->drop); // with the table's reference
-	}
-	store_unlock(s);
-	return status;
 }

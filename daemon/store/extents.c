@@ -35,9 +35,10 @@ int extents_alloc(struct store *s, struct extents *x, char *why)
 		uint64_t total = extents_total(x), used = pool_used(s->pool);
 		for (size_t k = 0; k < i; k++)
 			pool_free(s->pool, x->item[k].offset, x->item[k].bytes);
-		return refuse(why, MPIG_ENOSPC, "the pool is full: %" PRIu64 " KiB wanted, %" PRIu64 " of %" PRIu64
-		              " MiB in use; drop contexts, or give the daemon a larger pool", total >> 10, used >> 20,
-		              pool_bytes(s->pool) >> 20);
+		return refuse(why, MPIG_ENOSPC,
+		              "the pool is full: %" PRIu64 " KiB wanted, %" PRIu64 " of %" PRIu64
+		              " MiB in use; drop contexts, or give the daemon a larger pool",
+		              total >> 10, used >> 20, pool_bytes(s->pool) >> 20);
 	}
 	return 0;
 }

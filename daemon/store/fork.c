@@ -4,14 +4,14 @@
 
 #include "daemon/store/internal.h"
 
-// A fork shares sealed segments only, so the parent's unsealed ones that it needs are sealed as they are: with the codes they have,
-// without tables.
+// A fork shares sealed segments only, so the parent's unsealed ones that it needs are sealed as they are: with the codes they
+// have, without tables.
 struct fork_plan {
 	struct context *parent;
-	struct snapshot *snap;  // of the parent
-	uint32_t segments;      // of the parent's that the child needs
+	struct snapshot *snap; // of the parent
+	uint32_t segments;     // of the parent's that the child needs
 	uint32_t first_unsealed;
-	struct trash **trash;   // [segments - first_unsealed]
+	struct trash **trash; // [segments - first_unsealed]
 };
 
 static void plan_fini(struct fork_plan *plan)
@@ -36,8 +36,10 @@ static int plan_fork(struct store *s, struct context *parent, uint64_t tokens, s
 	bool last = plan->segments == snap->count;
 	bool whole = last ? !context_busy_writing(parent) : snap->ref[plan->segments].first <= context_committed(parent);
 	if (unsealed && !whole)
-		return refuse(why, MPIG_EBUSY, "context '%s' has rows appended beyond its %" PRIu64 " committed tokens: commit or truncate them, "
-		              "or fork at %" PRIu64 " tokens at most", parent->name, context_committed(parent), snap->ref[plan->segments - 1].first);
+		return refuse(why, MPIG_EBUSY,
+		              "context '%s' has rows appended beyond its %" PRIu64 " committed tokens: commit or truncate them, "
+		              "or fork at %" PRIu64 " tokens at most",
+		              parent->name, context_committed(parent), snap->ref[plan->segments - 1].first);
 	plan->trash = calloc(unsealed ? unsealed : 1, sizeof(struct trash *));
 	for (uint32_t i = 0; plan->trash && i < unsealed; i++) {
 		uint32_t index = plan->first_unsealed + i;
@@ -110,17 +112,22 @@ static int fork_locked(struct store *s, const struct credentials *who, struct co
 		return refuse(why, MPIG_EACCES, "context '%s' belongs to uid %u, mode %04o: uid %u may not read it", parent->name,
 		              parent->identity.uid, parent->identity.mode, who->uid);
 	if (tokens > context_committed(parent))
-		return refuse(why, MPIG_ERANGE, "fork at %" PRIu64 " tokens: context '%s' has %" PRIu64 " committed", tokens, parent->name,
-		              context_committed(parent));
+		return refuse(why, MPIG_ERANGE, "fork at %" PRIu64 " tokens: context '%s' has %" PRIu64 " committed", tokens,
+		              parent->name, context_committed(parent));
 	status = name_check(s, name, "new_name", why);
 	if (status)
 		return status;
 	struct fork_plan plan;
 	status = plan_fork(s, parent, tokens, &plan, why);
 	struct context_draft draft = {
-		.name = name, .fingerprint = parent->fingerprint, .seed = parent->seed, .parent_id = parent->id, .fork_tokens = tokens,
+		.name = name,
+		.fingerprint = parent->fingerprint,
+		.seed = parent->seed,
+		.parent_id = parent->id,
+		.fork_tokens = tokens,
 		.identity = {who->uid, who->gid, who->uid == parent->identity.uid ? parent->identity.mode : 0600},
-		.segment_count = plan.segments, .more_bytes = new_bytes(&plan, who->uid),
+		.segment_count = plan.segments,
+		.more_bytes = new_bytes(&plan, who->uid),
 	};
 	struct context *child = NULL;
 	if (!status)
@@ -147,8 +154,8 @@ static int fork_locked(struct store *s, const struct credentials *who, struct co
 	return 0;
 }
 
-int store_context_fork(struct store *s, const struct credentials *who, struct context *parent, uint64_t tokens, const char *new_name,
-                       struct context **child, char *why)
+int store_context_fork(struct store *s, const struct credentials *who, struct context *parent, uint64_t tokens,
+                       const char *new_name, struct context **child, char *why)
 {
 	store_lock(s);
 	int status = fork_locked(s, who, parent, tokens, new_name, child, why);

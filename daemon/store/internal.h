@@ -31,25 +31,33 @@ struct garbage {
 	void (*destroy)(struct store *s, struct garbage *g); // after the lock: gives memory back, frees g
 };
 
-struct extent { uint64_t offset, bytes; int node; };
-struct extents { struct extent *item; size_t count, capacity, cursor; };
+struct extent {
+	uint64_t offset, bytes;
+	int node;
+};
+struct extents {
+	struct extent *item;
+	size_t count, capacity, cursor;
+};
 
 // Who pays for an object: each uid once, however many of its contexts reference it.
 struct charge {
 	uint64_t bytes;
 	uint32_t count, capacity;
-	struct { uint32_t uid, refs; } *who;
+	struct {
+		uint32_t uid, refs;
+	} * who;
 };
 
 struct spec { // what derives from the layers; shared by forks
 	_Atomic uint32_t refs;
 	uint32_t layer_count, global_layers, strips, max_d_k;
 	bool has_codes, has_tables, has_int8;
-	uint64_t token_bytes;  // rows and codes of one token, all strips
-	uint64_t params_bytes; // of the extent
-	struct layer *layer;   // [layer_count]
+	uint64_t token_bytes;   // rows and codes of one token, all strips
+	uint64_t params_bytes;  // of the extent
+	struct layer *layer;    // [layer_count]
 	uint64_t *params_first; // [layer_count] byte offset of the layer's first strip in a params record
-	uint16_t *strip_layer; // [strips]
+	uint16_t *strip_layer;  // [strips]
 };
 
 struct params {
@@ -63,18 +71,21 @@ struct segment {
 	struct garbage garbage;
 	uint64_t offset;
 	struct segment_record *record;
-	struct spec *spec;     // a reference
-	uint32_t refs;         // contexts
+	struct spec *spec; // a reference
+	uint32_t refs;     // contexts
 	uint64_t rows_bytes, index_bytes, metadata_bytes;
 	struct charge charge;
 };
 
-struct ref { struct segment *segment; uint64_t first; };
+struct ref {
+	struct segment *segment;
+	uint64_t first;
+};
 struct snapshot { // the segments of a context; the rows of one end where the next begins
 	struct garbage garbage;
 	uint64_t list_offset, list_bytes; // the list's extent; freed with the snapshot if free_list
 	bool free_list;
-	uint32_t count, keep;  // refs below `keep` live on in the snapshot that replaced this one
+	uint32_t count, keep; // refs below `keep` live on in the snapshot that replaced this one
 	struct ref ref[];
 };
 
@@ -90,7 +101,7 @@ struct context {
 	uint64_t id, parent_id, fork_tokens, created_ns, seed;
 	char name[MPIG_NAME_BYTES];
 	uint8_t fingerprint[64];
-	uint64_t fixed_bytes;  // record and spec
+	uint64_t fixed_bytes; // record and spec
 	struct context *name_next;
 
 	_Atomic(struct snapshot *) snapshot;
@@ -102,25 +113,28 @@ struct context {
 	_Atomic uint64_t pins[2];
 	_Atomic bool retired;
 	struct garbage *garbage[2]; // by epoch
-	uint32_t draining;     // truncations whose rows may not be overwritten yet
+	uint32_t draining;          // truncations whose rows may not be overwritten yet
 
 	// the writer's side
 	_Alignas(64) _Atomic uint64_t *rows; // appended, per layer
-	uint64_t reserved;     // end of what has been handed to the writer; above `committed`: it may be writing there
+	uint64_t reserved; // end of what has been handed to the writer; above `committed`: it may be writing there
 	bool sealing;
-	_Atomic bool writing;  // holds a pin of epoch write_epoch; whoever clears it gives the pin back
+	_Atomic bool writing; // holds a pin of epoch write_epoch; whoever clears it gives the pin back
 	uint64_t write_epoch;
 	_Atomic uint64_t holder;
 	uint32_t writer_pid;
 	void *private_data;
 	void (*private_release)(void *data);
 
-	uint64_t *chain;       // hash of the first 256 (i + 1) tokens
+	uint64_t *chain; // hash of the first 256 (i + 1) tokens
 	uint64_t chain_count, chain_capacity;
 	struct garbage drop;
 };
 
-struct account { uint32_t uid, contexts; uint64_t bytes; };
+struct account {
+	uint32_t uid, contexts;
+	uint64_t bytes;
+};
 
 struct store {
 	pthread_mutex_t lock;
@@ -133,7 +147,7 @@ struct store {
 	size_t account_count, account_capacity;
 	uint64_t next_id, metadata_bytes;
 	uint32_t next_slot;
-	struct garbage *dead;  // destroyed when the lock is released
+	struct garbage *dead; // destroyed when the lock is released
 };
 
 // store.c
@@ -154,15 +168,18 @@ uint64_t store_now(const struct store *s);
 int extents_want(struct extents *x, uint64_t bytes, int node); // 0 or MPIG_ENOMEM
 uint64_t extents_total(const struct extents *x);
 int extents_alloc(struct store *s, struct extents *x, char *why); // 0 or MPIG_ENOSPC
-uint64_t extents_next(struct extents *x);                      // in the order they were wanted
-void extents_give(struct store *s, struct extents *x);         // frees what was allocated, then the list
-void extents_fini(struct extents *x);                          // frees the list only
-struct trash { struct garbage garbage; struct extents list; };
-struct trash *trash_new(size_t capacity);                      // room for `capacity` extents; NULL without memory
+uint64_t extents_next(struct extents *x);                         // in the order they were wanted
+void extents_give(struct store *s, struct extents *x);            // frees what was allocated, then the list
+void extents_fini(struct extents *x);                             // frees the list only
+struct trash {
+	struct garbage garbage;
+	struct extents list;
+};
+struct trash *trash_new(size_t capacity); // room for `capacity` extents; NULL without memory
 void trash_add(struct trash *t, uint64_t offset, uint64_t bytes);
 
 // quota.c
-int account_open(struct store *s, uint32_t uid);               // makes sure there is one; 0 or MPIG_ENOMEM
+int account_open(struct store *s, uint32_t uid); // makes sure there is one; 0 or MPIG_ENOMEM
 void account_add(struct store *s, uint32_t uid, uint64_t bytes);
 void account_sub(struct store *s, uint32_t uid, uint64_t bytes);
 void account_contexts(struct store *s, uint32_t uid, int by);
@@ -178,13 +195,21 @@ void charge_fini(struct charge *charge);
 int spec_create(const struct mpig_wire_layer *layers, uint32_t count, float default_budget, struct spec **spec, char *why);
 void spec_unref(struct spec *spec);
 float *spec_params(const struct spec *spec, void *record, uint32_t strip); // mu, then balance
-static inline const struct layer *spec_strip(const struct spec *spec, uint32_t strip) { return &spec->layer[spec->strip_layer[strip]]; }
-static inline uint64_t layer_code_bytes(const struct layer *l) { return (uint64_t)l->d_pad * l->wire.signature_bits / 8; } // of a row, codes only
+static inline const struct layer *spec_strip(const struct spec *spec, uint32_t strip)
+{
+	return &spec->layer[spec->strip_layer[strip]];
+}
+static inline uint64_t layer_code_bytes(const struct layer *l)
+{
+	return (uint64_t)l->d_pad * l->wire.signature_bits / 8;
+} // of a row, codes only
 int strip_node(const struct store *s, const struct layer *l, uint32_t kv_head);
 
 // segment.c
 enum extent_use { USE_ROWS, USE_INDEX, USE_METADATA };
-struct extent_sink { void (*put)(struct extent_sink *sink, uint64_t offset, uint64_t bytes, enum extent_use use); };
+struct extent_sink {
+	void (*put)(struct extent_sink *sink, uint64_t offset, uint64_t bytes, enum extent_use use);
+};
 struct segment *segment_new(struct store *s, struct spec *spec, uint32_t uid); // not yet in the pool; NULL without memory
 void segment_put(struct store *s, struct segment *seg);
 void params_put(struct store *s, struct params *p);
@@ -194,7 +219,10 @@ void segment_extents(const struct pool *pool, const struct segment *seg, struct 
 void segment_surplus(const struct pool *pool, const struct segment *seg, uint32_t rows, bool trim, struct extent_sink *sink);
 void segment_grow(struct store *s, struct segment *seg, uint64_t bytes, enum extent_use use);
 void segment_shrink(struct store *s, struct segment *seg, uint64_t bytes, enum extent_use use);
-static inline uint64_t segment_bytes(const struct segment *seg) { return seg->rows_bytes + seg->index_bytes + seg->metadata_bytes; }
+static inline uint64_t segment_bytes(const struct segment *seg)
+{
+	return seg->rows_bytes + seg->index_bytes + seg->metadata_bytes;
+}
 // A list with room for the surplus as it is now and `more` extents; NULL without memory.
 struct trash *segment_trash_new(const struct store *s, const struct segment *seg, uint32_t rows, bool trim, size_t more);
 // Lists the surplus and takes it off the books. Then publish what makes it unreachable, then retire the list.
@@ -218,23 +246,32 @@ struct context_draft { // a context being made
 	uint64_t more_bytes; // the owner will be charged for beyond the context's own records
 };
 int name_check(const struct store *s, const char *name, const char *field, char *why);
-// Memory and charges of a context nobody sees yet: the caller sets committed, snapshot refs and params, then announces or discards it.
-// Takes a reference of the spec.
+// Memory and charges of a context nobody sees yet: the caller sets committed, snapshot refs and params, then announces or
+// discards it. Takes a reference of the spec.
 int context_build(struct store *s, const struct context_draft *draft, struct spec *spec, struct context **out, char *why);
 void context_discard(struct store *s, struct context *c);
 void context_announce(struct store *s, struct context *c); // from here on it exists
 int context_alive(const struct context *c, char *why);
 struct context *name_find(const struct store *s, const char *name);
+uint32_t name_bucket(const char *name);
+// A context `who` may use in the way wanted, by name.
+int context_find(const struct store *s, const struct credentials *who, const char *name, enum access want, struct context **out,
+                 char *why);
+uint64_t context_own_bytes(const struct context *c); // record, spec, list
+void context_free_records(struct store *s, const struct context *c, const struct snapshot *snap);
 
 // prefix.c
 int chain_reserve(struct context *c, uint64_t tokens);
 void chain_extend(struct context *c, uint64_t committed);
 
 // commit.c
-struct drain { struct garbage garbage; struct context *context; };
+struct drain {
+	struct garbage garbage;
+	struct context *context;
+};
 void tokens_read(const struct context *c, uint64_t begin, uint64_t n, uint32_t *out);
-uint64_t rows_most(const struct context *c); // the most rows any layer holds
-bool context_busy_writing(const struct context *c); // rows beyond the committed ones exist or are being written
+uint64_t rows_most(const struct context *c);             // the most rows any layer holds
+bool context_busy_writing(const struct context *c);      // rows beyond the committed ones exist or are being written
 void context_forget(struct store *s, struct context *c); // uncommitted rows
 
 // seal.c

@@ -14,11 +14,11 @@ int context_lease(struct store *s, struct context *c, const struct credentials *
 	int status = context_alive(c, why);
 	uint64_t held = atomic_load(&c->holder);
 	if (!status && !access_check(&c->identity, who, ACCESS_WRITE))
-		status = refuse(why, MPIG_EACCES, "context '%s' belongs to uid %u, mode %04o: uid %u may not write it", c->name, c->identity.uid,
-		                c->identity.mode, who->uid);
+		status = refuse(why, MPIG_EACCES, "context '%s' belongs to uid %u, mode %04o: uid %u may not write it", c->name,
+		                c->identity.uid, c->identity.mode, who->uid);
 	if (!status && held && held != holder)
-		status = refuse(why, MPIG_EBUSY, "context '%s' is being written by process %u: wait for it, or fork the context", c->name,
-		                c->writer_pid);
+		status = refuse(why, MPIG_EBUSY, "context '%s' is being written by process %u: wait for it, or fork the context",
+		                c->name, c->writer_pid);
 	if (!status && !held && c->sealing)
 		status = refuse(why, MPIG_EBUSY, "context '%s' is still being indexed for its last writer: try again", c->name);
 	if (!status && !held) {

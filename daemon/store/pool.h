@@ -14,7 +14,7 @@ struct pool_options {
 	const char *instance;
 	uint64_t bytes;       // 0 = half of MemAvailable
 	bool lock_memory;     // mlock2(ONFAULT) where allowed
-	bool huge_pages;      // MADV_COLLAPSE of filled 2 MiB ranges, where the kernel can
+	bool huge_pages;      // remember filled 2 MiB ranges for pool_collapse
 	uint32_t nodes;       // files, one per NUMA node; 0 = as many as the machine has
 };
 // Creates a fresh pool (an old file of a dead daemon is emptied; one whose daemon lives is refused by flock: MPIG_EBUSY).
@@ -30,6 +30,9 @@ uint64_t pool_alloc(struct pool *pool, uint64_t bytes, int node);
 // Gives [offset, offset + bytes) back (any granule-aligned part of an allocation, so that a tail can be trimmed). Thread-safe.
 void pool_free(struct pool *pool, uint64_t offset, uint64_t bytes);
 static inline uint64_t pool_round(uint64_t bytes) { return (bytes + 4095) & ~UINT64_C(4095); }
+// Idle work, with huge_pages: makes up to `most` filled 2 MiB ranges one page each where the kernel can, and returns how many are left
+// to try. A range costs milliseconds (the kernel copies it), so this is not done on allocation. Thread-safe.
+uint32_t pool_collapse(struct pool *pool, uint32_t most);
 // Address of an offset of ours (trusted).
 void *pool_at(const struct pool *pool, uint64_t offset);
 

@@ -1,6 +1,6 @@
-// The longest common token prefix. Every context keeps a chain of hashes in private memory, one per 256 tokens, each over all tokens so
-// far. Two sequences agree up to link i exactly if their links i agree (64-bit hashes; what is found is compared token by token
-// before it is believed), so each context costs a binary search and at most 256 tokens, whatever its length.
+// The longest common token prefix. Every context keeps a chain of hashes in private memory, one per 256 tokens, each over all
+// tokens so far. Two sequences agree up to link i exactly if their links i agree (64-bit hashes; what is found is compared
+// token by token before it is believed), so each context costs a binary search and at most 256 tokens, whatever its length.
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -37,7 +37,11 @@ void chain_extend(struct context *c, uint64_t committed)
 	}
 }
 
-struct query { const uint32_t *tokens; uint64_t count; const uint64_t *chain; };
+struct query {
+	const uint32_t *tokens;
+	uint64_t count;
+	const uint64_t *chain;
+};
 
 static uint64_t equal_tokens(const struct context *c, const uint32_t *tokens, uint64_t begin, uint64_t end)
 {
@@ -88,8 +92,9 @@ static struct context *best_match(const struct store *s, const struct credential
 	return best;
 }
 
-int store_context_open_prefix(struct store *s, const struct credentials *who, const uint8_t fingerprint[64], const uint32_t *tokens,
-                              uint64_t count, uint64_t min_tokens, struct context **context, uint64_t *matched, char *why)
+int store_context_open_prefix(struct store *s, const struct credentials *who, const uint8_t fingerprint[64],
+                              const uint32_t *tokens, uint64_t count, uint64_t min_tokens, struct context **context,
+                              uint64_t *matched, char *why)
 {
 	if (count > MPIG_MAX_TOKENS)
 		return refuse(why, MPIG_EINVAL, "tokens: %" PRIu64 " ids, must be at most %" PRIu64, count, MPIG_MAX_TOKENS);
@@ -104,8 +109,10 @@ int store_context_open_prefix(struct store *s, const struct credentials *who, co
 	store_lock(s);
 	struct context *c = best_match(s, who, fingerprint, &q, &n);
 	int status = c && n >= (min_tokens ? min_tokens : 1) ? 0
-	             : refuse(why, MPIG_ENOENT, "no readable context of this fingerprint shares %" PRIu64 " tokens or more (the best shares %"
-	                      PRIu64 ")", min_tokens ? min_tokens : 1, n);
+	                                                     : refuse(why, MPIG_ENOENT,
+	                                                              "no readable context of this fingerprint shares %" PRIu64
+	                                                              " tokens or more (the best shares %" PRIu64 ")",
+	                                                              min_tokens ? min_tokens : 1, n);
 	if (!status) {
 		context_ref(c);
 		*context = c;

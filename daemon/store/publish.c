@@ -4,8 +4,8 @@
 
 void (*pool_publish_hook)(const void *dst, size_t bytes, int after);
 
-// Not memcpy: a process may be killed between any two instructions, and a string move may stop inside a word. The words are stored
-// atomically because readers without the lock look at neighbours of what is being published.
+// Not memcpy: a process may be killed between any two instructions, and a string move may stop inside a word. The words are
+// stored atomically because readers without the lock look at neighbours of what is being published.
 static void copy_words(unsigned char *dst, const unsigned char *src, size_t bytes)
 {
 	size_t last8 = bytes >= 8 && ((uintptr_t)dst + bytes) % 8 == 0 ? bytes - 8 : bytes;

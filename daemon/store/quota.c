@@ -55,10 +55,13 @@ int quota_admit(const struct store *s, uint32_t uid, uint64_t bytes, uint32_t co
 	uint64_t held = a ? a->bytes : 0, limit = s->options.quota_bytes;
 	uint64_t many = a ? a->contexts : 0, most = s->options.quota_contexts;
 	if (most && contexts && many + contexts > most)
-		return refuse(why, MPIG_EQUOTA, "uid %u has %" PRIu64 " contexts and may have %" PRIu64 ": drop some first", uid, many, most);
+		return refuse(why, MPIG_EQUOTA, "uid %u has %" PRIu64 " contexts and may have %" PRIu64 ": drop some first", uid,
+		              many, most);
 	if (limit && (held > limit || bytes > limit - held))
-		return refuse(why, MPIG_EQUOTA, "uid %u holds %" PRIu64 " KiB of its quota of %" PRIu64 " KiB and needs %" PRIu64
-		              " KiB more: drop contexts first", uid, held >> 10, limit >> 10, (bytes + 1023) >> 10);
+		return refuse(why, MPIG_EQUOTA,
+		              "uid %u holds %" PRIu64 " KiB of its quota of %" PRIu64 " KiB and needs %" PRIu64
+		              " KiB more: drop contexts first",
+		              uid, held >> 10, limit >> 10, (bytes + 1023) >> 10);
 	return 0;
 }
 

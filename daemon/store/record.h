@@ -10,8 +10,14 @@
 #include "daemon/store/pool.h"
 
 // Partner: the release at the end of pool_publish.
-static inline uint64_t load_word(const uint64_t *word) { return __atomic_load_n(word, __ATOMIC_ACQUIRE); }
-static inline uint32_t load_word32(const uint32_t *word) { return __atomic_load_n(word, __ATOMIC_ACQUIRE); }
+static inline uint64_t load_word(const uint64_t *word)
+{
+	return __atomic_load_n(word, __ATOMIC_ACQUIRE);
+}
+static inline uint32_t load_word32(const uint32_t *word)
+{
+	return __atomic_load_n(word, __ATOMIC_ACQUIRE);
+}
 
 // Checksum of a record whose immutable part is `bytes` long, header included.
 uint64_t record_checksum(const void *record, size_t bytes);
@@ -22,16 +28,34 @@ const struct context_slot *slot_newest(const struct context_record *record);
 // Writes *next over the older slot; sequence and checksum are filled in.
 void slot_publish(struct pool *pool, struct context_record *record, struct context_slot *next);
 
-static inline uint64_t *block_rows(struct block_record *b) { return (uint64_t *)(void *)(b + 1); }
-static inline uint32_t *block_tokens(struct block_record *b) { return (uint32_t *)(void *)(block_rows(b) + b->strips); }
-static inline uint64_t *code_offsets(struct code_block_record *b) { return (uint64_t *)(void *)(b + 1); }
-static inline struct table_extent *generation_tables(struct generation_record *g) { return (struct table_extent *)(void *)(g + 1); }
-static inline struct segment_ref *list_refs(struct segment_list_record *l) { return (struct segment_ref *)(void *)(l + 1); }
+static inline uint64_t *block_rows(struct block_record *b)
+{
+	return (uint64_t *)(void *)(b + 1);
+}
+static inline uint32_t *block_tokens(struct block_record *b)
+{
+	return (uint32_t *)(void *)(block_rows(b) + b->strips);
+}
+static inline uint64_t *code_offsets(struct code_block_record *b)
+{
+	return (uint64_t *)(void *)(b + 1);
+}
+static inline struct table_extent *generation_tables(struct generation_record *g)
+{
+	return (struct table_extent *)(void *)(g + 1);
+}
+static inline struct segment_ref *list_refs(struct segment_list_record *l)
+{
+	return (struct segment_ref *)(void *)(l + 1);
+}
 static inline uint64_t block_bytes(uint32_t strips, uint32_t rows)
 {
 	return pool_round(sizeof(struct block_record) + (uint64_t)strips * 8 + (uint64_t)rows * 4);
 }
-static inline uint64_t code_block_bytes(uint32_t strips) { return pool_round(sizeof(struct code_block_record) + (uint64_t)strips * 8); }
+static inline uint64_t code_block_bytes(uint32_t strips)
+{
+	return pool_round(sizeof(struct code_block_record) + (uint64_t)strips * 8);
+}
 static inline uint64_t generation_bytes(uint32_t strips)
 {
 	return pool_round(sizeof(struct generation_record) + (uint64_t)strips * sizeof(struct table_extent));

@@ -6,8 +6,8 @@
 
 #include "daemon/store/internal.h"
 
-#define SEAL_FIRST_ROWS 4096u  // unsealed rows that are worth the first parameters
-#define SEAL_TABLE_ROWS 1024u  // unsealed rows that are worth tables
+#define SEAL_FIRST_ROWS 4096u // unsealed rows that are worth the first parameters
+#define SEAL_TABLE_ROWS 1024u // unsealed rows that are worth tables
 
 uint32_t ref_rows(const struct context *c, const struct snapshot *snap, uint32_t i)
 {
@@ -45,17 +45,17 @@ bool context_wants_seal(const struct context *c)
 
 struct seal_work {
 	struct segment *segment;
-	uint32_t rows, blocks;     // to be sealed, and the blocks they are in
-	uint64_t epoch;            // our pin
-	uint32_t uid;              // charged for `held` bytes until they belong to the segment
+	uint32_t rows, blocks; // to be sealed, and the blocks they are in
+	uint64_t epoch;        // our pin
+	uint32_t uid;          // charged for `held` bytes until they belong to the segment
 	uint64_t held;
 	struct extents extents;
 	struct trash *trash;
-	struct params *params;     // new, or NULL
-	void *params_record;       // new or in force; NULL: the context has no index
+	struct params *params;                // new, or NULL
+	void *params_record;                  // new or in force; NULL: the context has no index
 	struct generation_record *generation; // new or the open segment's; NULL likewise
-	uint64_t new_generation;   // its offset; 0: it is the open segment's
-	struct table_extent *table; // [strips], or NULL
+	uint64_t new_generation;              // its offset; 0: it is the open segment's
+	struct table_extent *table;           // [strips], or NULL
 	uint64_t index_bytes, metadata_bytes; // of what was allocated, but for params
 };
 
@@ -99,7 +99,8 @@ static uint32_t block_of(const struct seal_work *w, uint32_t row, uint32_t *bloc
 	return b;
 }
 
-static uint8_t *plan_codes(struct seal_plan *plan, uint32_t strip, uint32_t row, uint16_t **factors, uint32_t *block_row, uint32_t *n)
+static uint8_t *plan_codes(struct seal_plan *plan, uint32_t strip, uint32_t row, uint16_t **factors, uint32_t *block_row,
+                           uint32_t *n)
 {
 	const struct seal_work *w = plan->private_;
 	const struct pool *pool = plan->context->store->pool;
@@ -109,7 +110,8 @@ static uint8_t *plan_codes(struct seal_plan *plan, uint32_t strip, uint32_t row,
 	if (!offset)
 		return NULL;
 	uint8_t *codes = pool_at(pool, offset);
-	*factors = (uint16_t *)(void *)(codes + w->segment->record->block[b].rows * layer_code_bytes(spec_strip(plan->context->spec, strip)));
+	*factors = (uint16_t *)(void *)(codes + w->segment->record->block[b].rows *
+	                                                layer_code_bytes(spec_strip(plan->context->spec, strip)));
 	return codes;
 }
 
@@ -135,7 +137,8 @@ static const float *plan_centre(struct seal_plan *plan, uint32_t strip)
 	const struct spec *spec = plan->context->spec;
 	if (spec_strip(spec, strip)->rows.type != ROW_I8)
 		return NULL;
-	return (const float *)pool_at(plan->context->store->pool, w->segment->record->centres_offset) + (uint64_t)strip * spec->max_d_k;
+	return (const float *)pool_at(plan->context->store->pool, w->segment->record->centres_offset) +
+	       (uint64_t)strip * spec->max_d_k;
 }
 
 // ---- begin -----------------------------------------------------------------------------------------------------------
@@ -143,7 +146,8 @@ static const float *plan_centre(struct seal_plan *plan, uint32_t strip)
 typedef uint64_t table_bytes_fn(const struct layer *, uint32_t rows);
 
 // The same order as in build_all.
-static int want_all(struct store *s, const struct context *c, struct seal_work *w, const struct seal_plan *plan, table_bytes_fn *bytes_of)
+static int want_all(struct store *s, const struct context *c, struct seal_work *w, const struct seal_plan *plan,
+                    table_bytes_fn *bytes_of)
 {
 	const struct spec *spec = c->spec;
 	struct extents *x = &w->extents;
@@ -193,7 +197,10 @@ static void build_all(struct store *s, const struct context *c, struct seal_work
 	const struct spec *spec = c->spec;
 	const struct params *now = atomic_load(&c->params);
 	if (w->params) {
-		*w->params = (struct params){.offset = extents_next(&w->extents), .bytes = spec->params_bytes, .version = 1, .refs = 1,
+		*w->params = (struct params){.offset = extents_next(&w->extents),
+		                             .bytes = spec->params_bytes,
+		                             .version = 1,
+		                             .refs = 1,
 		                             .charge = w->params->charge};
 		struct params_record *r = pool_at(s->pool, w->params->offset);
 		record_init(&r->header, RECORD_PARAMS, spec->params_bytes);
@@ -223,18 +230,25 @@ static void build_all(struct store *s, const struct context *c, struct seal_work
 		}
 }
 
-static int prepare(struct store *s, struct context *c, uint32_t index, uint32_t rows, table_bytes_fn *bytes_of, struct seal_plan *plan,
-                   char *why)
+static int prepare(struct store *s, struct context *c, uint32_t index, uint32_t rows, table_bytes_fn *bytes_of,
+                   struct seal_plan *plan, char *why)
 {
 	const struct spec *spec = c->spec;
 	const struct snapshot *snap = atomic_load(&c->snapshot);
 	struct segment *seg = snap->ref[index].segment;
 	*plan = (struct seal_plan){
-		.first = snap->ref[index].first, .rows = rows, .context = c,
+		.first = snap->ref[index].first,
+		.rows = rows,
+		.context = c,
 		.needs_params = (spec->has_codes || spec->has_tables) && !atomic_load(&c->params),
 		.needs_codes = spec->has_codes && !seg->record->generation_offset,
 		.needs_tables = spec->has_tables,
-		.mu = plan_mu, .balance = plan_balance, .codes = plan_codes, .table = plan_table, .rows_at = plan_rows_at, .centre = plan_centre,
+		.mu = plan_mu,
+		.balance = plan_balance,
+		.codes = plan_codes,
+		.table = plan_table,
+		.rows_at = plan_rows_at,
+		.centre = plan_centre,
 	};
 	struct seal_work *w = calloc(1, sizeof *w);
 	if (!w)
@@ -310,8 +324,8 @@ static void publish_params(struct store *s, struct context *c, struct seal_work 
 	slot_publish(s->pool, c->record, &slot);
 }
 
-// Each step leaves a state that means something: parameters without an index; an open segment with codes; and with the one store of
-// sealed_rows the tables count and the unused tails are gone.
+// Each step leaves a state that means something: parameters without an index; an open segment with codes; and with the one
+// store of sealed_rows the tables count and the unused tails are gone.
 static void publish_seal(struct store *s, struct context *c, struct seal_work *w)
 {
 	struct segment *seg = w->segment;

@@ -26,9 +26,11 @@ struct generation_record *segment_generation(const struct pool *pool, const stru
 }
 
 // ---- extents of a segment --------------------------------------------------------------------------------------------
-// An extent of codes holds the codes of all `rows` rows of its block, then as many factors. Of a sealed block only `used` rows count:
-// what lies between the last used code and the first factor, and after the last used factor, is given back.
-struct code_parts { uint64_t lead, tail, end; }; // [0, lead) and [tail, end) stay; lead == tail: one piece
+// An extent of codes holds the codes of all `rows` rows of its block, then as many factors. Of a sealed block only `used` rows
+// count: what lies between the last used code and the first factor, and after the last used factor, is given back.
+struct code_parts {
+	uint64_t lead, tail, end;
+}; // [0, lead) and [tail, end) stay; lead == tail: one piece
 
 static struct code_parts code_parts(const struct layer *l, uint32_t rows, uint32_t used)
 {
@@ -94,7 +96,8 @@ static void block_surplus(const struct segment *seg, const struct block_view *v,
 		const struct layer *l = spec_strip(seg->spec, strip);
 		uint64_t rows = block_rows(v->record)[strip], codes = v->codes ? v->codes[strip] : 0;
 		if (rows)
-			put(sink, rows, pool_round((uint64_t)used * l->rows.stride), pool_round((uint64_t)v->rows * l->rows.stride), USE_ROWS);
+			put(sink, rows, pool_round((uint64_t)used * l->rows.stride),
+			    pool_round((uint64_t)v->rows * l->rows.stride), USE_ROWS);
 		if (codes) {
 			struct code_parts now = code_parts(l, v->rows, used), whole = code_parts(l, v->rows, v->rows);
 			put(sink, codes, now.lead, now.tail, USE_INDEX);
@@ -123,7 +126,8 @@ void segment_extents(const struct pool *pool, const struct segment *seg, struct 
 		if (!r->sealed_rows)
 			block_extents(seg, &v, v.rows, sink);
 		else if (v.first_row < r->sealed_rows)
-			block_extents(seg, &v, r->sealed_rows - v.first_row < v.rows ? r->sealed_rows - v.first_row : v.rows, sink);
+			block_extents(seg, &v, r->sealed_rows - v.first_row < v.rows ? r->sealed_rows - v.first_row : v.rows,
+			              sink);
 	}
 	if (g) {
 		const struct table_extent *table = generation_tables((struct generation_record *)g);
@@ -133,7 +137,8 @@ void segment_extents(const struct pool *pool, const struct segment *seg, struct 
 		put(sink, r->generation_offset, 0, g->header.bytes, USE_METADATA);
 	}
 	if (r->centres_offset)
-		put(sink, r->centres_offset, 0, pool_round((uint64_t)seg->spec->strips * seg->spec->max_d_k * sizeof(float)), USE_METADATA);
+		put(sink, r->centres_offset, 0, pool_round((uint64_t)seg->spec->strips * seg->spec->max_d_k * sizeof(float)),
+		    USE_METADATA);
 	put(sink, seg->offset, 0, r->header.bytes, USE_METADATA);
 }
 
@@ -163,14 +168,22 @@ void segment_shrink(struct store *s, struct segment *seg, uint64_t bytes, enum e
 
 // ---- trimming --------------------------------------------------------------------------------------------------------
 
-struct counting_sink { struct extent_sink sink; size_t count; };
+struct counting_sink {
+	struct extent_sink sink;
+	size_t count;
+};
 static void count_put(struct extent_sink *sink, uint64_t offset, uint64_t bytes, enum extent_use use)
 {
 	(void)offset, (void)bytes, (void)use;
 	((struct counting_sink *)sink)->count++;
 }
 
-struct trash_sink { struct extent_sink sink; struct trash *trash; struct store *store; struct segment *segment; };
+struct trash_sink {
+	struct extent_sink sink;
+	struct trash *trash;
+	struct store *store;
+	struct segment *segment;
+};
 static void trash_put(struct extent_sink *sink, uint64_t offset, uint64_t bytes, enum extent_use use)
 {
 	struct trash_sink *t = (struct trash_sink *)sink;
@@ -193,7 +206,10 @@ void segment_trash_fill(struct store *s, struct segment *seg, uint32_t rows, boo
 
 // ---- the end of a segment, of parameters -----------------------------------------------------------------------------
 
-struct freeing_sink { struct extent_sink sink; struct pool *pool; };
+struct freeing_sink {
+	struct extent_sink sink;
+	struct pool *pool;
+};
 static void free_put(struct extent_sink *sink, uint64_t offset, uint64_t bytes, enum extent_use use)
 {
 	(void)use;

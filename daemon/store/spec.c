@@ -20,16 +20,18 @@ static bool zeros(const uint8_t *bytes, size_t n)
 static int check_shape(const struct mpig_wire_layer *w, uint32_t i, char *why)
 {
 	if (w->query_heads < 1 || w->query_heads > MPIG_MAX_HEADS)
-		return refuse(why, MPIG_EINVAL, "layer %u: query_heads is %u, must be 1 to %u", i, w->query_heads, MPIG_MAX_HEADS);
+		return refuse(why, MPIG_EINVAL, "layer %u: query_heads is %u, must be 1 to %u", i, w->query_heads,
+		              MPIG_MAX_HEADS);
 	if (w->kv_heads < 1 || w->query_heads % w->kv_heads)
-		return refuse(why, MPIG_EINVAL, "layer %u: kv_heads is %u, must be a divisor of query_heads (%u)", i, w->kv_heads, w->query_heads);
+		return refuse(why, MPIG_EINVAL, "layer %u: kv_heads is %u, must be a divisor of query_heads (%u)", i, w->kv_heads,
+		              w->query_heads);
 	if (!dim_supported(w->d_k))
 		return refuse(why, MPIG_EINVAL, "layer %u: d_k is %u, must be 64, 80, 96, 128 or 256", i, w->d_k);
 	if (w->d_v && !dim_supported(w->d_v))
 		return refuse(why, MPIG_EINVAL, "layer %u: d_v is %u, must be 0 (as d_k), 64, 80, 96, 128 or 256", i, w->d_v);
 	if (w->row_dtype >= MPIG_DTYPE_COUNT)
-		return refuse(why, MPIG_EINVAL, "layer %u: row_dtype is %u, must be 0 (BF16), BF16, F16 or I8 (at most %d)", i, w->row_dtype,
-		              MPIG_DTYPE_COUNT - 1);
+		return refuse(why, MPIG_EINVAL, "layer %u: row_dtype is %u, must be 0 (BF16), BF16, F16 or I8 (at most %d)", i,
+		              w->row_dtype, MPIG_DTYPE_COUNT - 1);
 	return 0;
 }
 
@@ -38,18 +40,22 @@ static int check_index(const struct mpig_wire_layer *w, uint32_t i, char *why)
 	if (w->signature_bits != 0 && w->signature_bits != 1 && w->signature_bits != 2 && w->signature_bits != 4)
 		return refuse(why, MPIG_EINVAL, "layer %u: signature_bits is %u, must be 0, 1, 2 or 4", i, w->signature_bits);
 	if (!w->paper_k != !w->paper_l)
-		return refuse(why, MPIG_EINVAL, "layer %u: paper_k is %u and paper_l is %u, must be both 0 or both set", i, w->paper_k, w->paper_l);
+		return refuse(why, MPIG_EINVAL, "layer %u: paper_k is %u and paper_l is %u, must be both 0 or both set", i,
+		              w->paper_k, w->paper_l);
 	if (w->paper_k > 16)
 		return refuse(why, MPIG_EINVAL, "layer %u: paper_k is %u, must be 1 to 16", i, w->paper_k);
 	if (w->paper_l && (w->paper_l < 2 || w->paper_l > 512))
 		return refuse(why, MPIG_EINVAL, "layer %u: paper_l is %u, must be 2 to 512", i, w->paper_l);
 	if (w->default_proposal >= MPIG_PROPOSAL_COUNT)
-		return refuse(why, MPIG_EINVAL, "layer %u: default_proposal is %u, must be below %d", i, w->default_proposal, MPIG_PROPOSAL_COUNT);
+		return refuse(why, MPIG_EINVAL, "layer %u: default_proposal is %u, must be below %d", i, w->default_proposal,
+		              MPIG_PROPOSAL_COUNT);
 	if (w->default_proposal == MPIG_PROPOSAL_SIGNATURE && !w->signature_bits)
-		return refuse(why, MPIG_EINVAL, "layer %u: default_proposal is SIGNATURE (%d) but signature_bits is 0: set 1, 2 or 4", i,
+		return refuse(why, MPIG_EINVAL,
+		              "layer %u: default_proposal is SIGNATURE (%d) but signature_bits is 0: set 1, 2 or 4", i,
 		              MPIG_PROPOSAL_SIGNATURE);
 	if (w->default_proposal == MPIG_PROPOSAL_PAPER && !w->paper_k)
-		return refuse(why, MPIG_EINVAL, "layer %u: default_proposal is PAPER (%d) but paper_k and paper_l are 0: set them", i,
+		return refuse(why, MPIG_EINVAL,
+		              "layer %u: default_proposal is PAPER (%d) but paper_k and paper_l are 0: set them", i,
 		              MPIG_PROPOSAL_PAPER);
 	return 0;
 }
@@ -59,7 +65,8 @@ static int check_number(float value, float most, const char *field, uint32_t i, 
 {
 	if (value == 0 || (value > 0 && value <= most))
 		return 0;
-	return refuse(why, MPIG_EINVAL, "layer %u: %s is %g, must be 0 or above 0 and at most %g", i, field, (double)value, (double)most);
+	return refuse(why, MPIG_EINVAL, "layer %u: %s is %g, must be 0 or above 0 and at most %g", i, field, (double)value,
+	              (double)most);
 }
 
 static int check_numbers(const struct mpig_wire_layer *w, uint32_t i, char *why)
@@ -89,11 +96,13 @@ static int resolve(struct layer *l, const struct mpig_wire_layer *wire, uint32_t
 	if (!(w->default_budget > 0))
 		w->default_budget = default_budget;
 	if (!w->default_proposal)
-		w->default_proposal = w->signature_bits ? MPIG_PROPOSAL_SIGNATURE : w->paper_k ? MPIG_PROPOSAL_PAPER : MPIG_PROPOSAL_DENSE;
+		w->default_proposal = w->signature_bits ? MPIG_PROPOSAL_SIGNATURE
+		                      : w->paper_k      ? MPIG_PROPOSAL_PAPER
+		                                        : MPIG_PROPOSAL_DENSE;
 	enum row_type type = w->row_dtype == MPIG_BF16 ? ROW_BF16 : w->row_dtype == MPIG_F16 ? ROW_F16 : ROW_I8;
 	if (row_format_init(&l->rows, type, w->d_k, w->d_v))
-		return refuse(why, MPIG_ENOTSUP, "layer %u: rows of dtype %u with d_k %u and d_v %u are not supported", i, w->row_dtype, w->d_k,
-		              w->d_v);
+		return refuse(why, MPIG_ENOTSUP, "layer %u: rows of dtype %u with d_k %u and d_v %u are not supported", i,
+		              w->row_dtype, w->d_k, w->d_v);
 	l->shape = (struct mpig_layer_shape){w->query_heads, w->kv_heads, w->d_k, w->d_v};
 	l->scale = w->scale;
 	l->d_pad = mpig_padded_dim(w->d_k);
@@ -132,7 +141,8 @@ int spec_create(const struct mpig_wire_layer *layers, uint32_t count, float defa
 	for (uint32_t i = 0; i < count; i++) {
 		const struct mpig_wire_layer *w = &layers[i];
 		if (w->kind >= MPIG_LAYER_KIND_COUNT)
-			return refuse(why, MPIG_EINVAL, "layer %u: kind is %u, must be below %d", i, w->kind, MPIG_LAYER_KIND_COUNT);
+			return refuse(why, MPIG_EINVAL, "layer %u: kind is %u, must be below %d", i, w->kind,
+			              MPIG_LAYER_KIND_COUNT);
 		if (w->kind != MPIG_LAYER_GLOBAL)
 			continue;
 		int status = check_shape(w, i, why);
@@ -145,7 +155,8 @@ int spec_create(const struct mpig_wire_layer *layers, uint32_t count, float defa
 		strips += w->kv_heads;
 	}
 	if (!strips)
-		return refuse(why, MPIG_EINVAL, "none of the %u layers is GLOBAL (kind %d): there is nothing to store", count, MPIG_LAYER_GLOBAL);
+		return refuse(why, MPIG_EINVAL, "none of the %u layers is GLOBAL (kind %d): there is nothing to store", count,
+		              MPIG_LAYER_GLOBAL);
 
 	struct spec *spec = calloc(1, sizeof *spec);
 	if (!spec)
@@ -156,7 +167,8 @@ int spec_create(const struct mpig_wire_layer *layers, uint32_t count, float defa
 	spec->params_first = calloc(count, sizeof *spec->params_first);
 	spec->strip_layer = calloc(strips, sizeof *spec->strip_layer);
 	int status = spec->layer && spec->params_first && spec->strip_layer
-	             ? 0 : refuse(why, MPIG_ENOMEM, "no memory for a spec of %u layers", count);
+	                     ? 0
+	                     : refuse(why, MPIG_ENOMEM, "no memory for a spec of %u layers", count);
 	for (uint32_t i = 0; i < count && !status; i++) {
 		if (layers[i].kind == MPIG_LAYER_GLOBAL)
 			status = resolve(&spec->layer[i], &layers[i], i, default_budget, why);

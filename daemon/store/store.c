@@ -220,13 +220,34 @@ const struct mpig_wire_layer *context_spec_layer(const struct context *c, uint32
 	return layer < c->spec->layer_count ? &c->spec->layer[layer].wire : NULL;
 }
 
-uint32_t context_layer_count(const struct context *c) { return c->spec->layer_count; }
-uint64_t context_committed(const struct context *c) { return atomic_load_explicit(&c->committed, memory_order_acquire); }
-uint64_t context_seed(const struct context *c) { return c->seed; }
-uint64_t context_id(const struct context *c) { return c->id; }
-bool context_dropped(const struct context *c) { return atomic_load_explicit(&c->dropped, memory_order_acquire); }
-uint32_t context_signature_version(const struct context *c) { return atomic_load_explicit(&c->signature_version, memory_order_acquire); }
-void *context_private(const struct context *c) { return c->private_data; }
+uint32_t context_layer_count(const struct context *c)
+{
+	return c->spec->layer_count;
+}
+uint64_t context_committed(const struct context *c)
+{
+	return atomic_load_explicit(&c->committed, memory_order_acquire);
+}
+uint64_t context_seed(const struct context *c)
+{
+	return c->seed;
+}
+uint64_t context_id(const struct context *c)
+{
+	return c->id;
+}
+bool context_dropped(const struct context *c)
+{
+	return atomic_load_explicit(&c->dropped, memory_order_acquire);
+}
+uint32_t context_signature_version(const struct context *c)
+{
+	return atomic_load_explicit(&c->signature_version, memory_order_acquire);
+}
+void *context_private(const struct context *c)
+{
+	return c->private_data;
+}
 
 void context_private_set(struct context *c, void *data, void (*release)(void *data))
 {

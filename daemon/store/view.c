@@ -3,10 +3,13 @@
 
 #include "daemon/store/internal.h"
 
-struct view_head { uint64_t epoch; }; // at the start of a view's memory
+struct view_head {
+	uint64_t epoch;
+}; // at the start of a view's memory
 
 struct builder {
 	const struct pool *pool;
+	uint8_t *base; // pool_at(pool, 0)
 	const struct layer *layer;
 	const struct spec *spec;
 	const struct snapshot *snap;
@@ -15,12 +18,16 @@ struct builder {
 	uint32_t capacity; // spans of a strip
 };
 
-static uint32_t relaxed32(const uint32_t *word) { return __atomic_load_n(word, __ATOMIC_RELAXED); }
+static uint32_t relaxed32(const uint32_t *word)
+{
+	return __atomic_load_n(word, __ATOMIC_RELAXED);
+}
 
 // The rows of ref i inside [begin, end), counted in the segment.
 static void clip(const struct snapshot *snap, uint32_t i, uint64_t begin, uint64_t end, uint32_t *lo, uint32_t *hi)
 {
-	uint64_t first = snap->ref[i].first, stop = i + 1 < snap->count && snap->ref[i + 1].first < end ? snap->ref[i + 1].first : end;
+	uint64_t first = snap->ref[i].first,
+		 stop = i + 1 < snap->count && snap->ref[i + 1].first < end ? snap->ref[i + 1].first : end;
 	*lo = begin > first ? (uint32_t)(begin - first) : 0;
 	*hi = (uint32_t)(stop - first);
 }
@@ -40,7 +47,7 @@ static void add_tables(const struct builder *v, uint64_t first, const struct gen
 	struct table_extent *table = generation_tables((struct generation_record *)g);
 	for (uint32_t h = 0; h < v->layer->shape.kv_heads; h++)
 		view->strip[h].tables[view->table_count] = (struct table_view){
-			.table = pool_at(v->pool, table[v->layer->first_strip + h].offset),
+			.table = v->base + table[v->layer->first_strip + h].offset,
 			.first = first,
 			.rows = g->table_rows,
 			.span_begin = view->span_count,
@@ -48,25 +55,27 @@ static void add_tables(const struct builder *v, uint64_t first, const struct gen
 	view->table_count++;
 }
 
-static void add_spans(const struct builder *v, const struct segment *seg, const struct span *common, uint32_t block, uint32_t rows,
-                      const struct generation_record *g)
+static void add_spans(const struct builder *v, const struct segment *seg, const struct span *common, uint32_t block,
+                      uint32_t rows, const struct generation_record *g)
 {
 	const struct layer *l = v->layer;
 	const struct segment_record *r = seg->record;
-	struct block_record *record = pool_at(v->pool, load_word(&r->block[block].offset));
+	struct block_record *record = (void *)(v->base + load_word(&r->block[block].offset));
 	uint64_t code_block = g && l->code_bytes_per_row ? load_word(&g->code_block[block]) : 0;
-	const uint64_t *codes = code_block ? code_offsets(pool_at(v->pool, code_block)) : NULL;
+	const uint64_t *codes = code_block ? code_offsets((void *)(v->base + code_block)) : NULL;
+	uint64_t row_bytes = (uint64_t)common->block_row * l->rows.stride, factors_at = rows * layer_code_bytes(l);
 	for (uint32_t h = 0; h < l->shape.kv_heads; h++) {
 		uint32_t strip = l->first_strip + h;
 		struct span *span = &v->view->strip[h].spans[v->view->span_count];
 		*span = *common;
-		span->rows = (uint8_t *)pool_at(v->pool, load_word(&block_rows(record)[strip])) + (uint64_t)common->block_row * l->rows.stride;
+		span->rows = v->base + load_word(&block_rows(record)[strip]) + row_bytes;
 		if (codes) {
-			span->codes = pool_at(v->pool, load_word(&codes[strip]));
-			span->factors = (const uint16_t *)(const void *)(span->codes + rows * layer_code_bytes(l));
+			span->codes = v->base + load_word(&codes[strip]);
+			span->factors = (const uint16_t *)(const void *)(span->codes + factors_at);
 		}
 		if (l->rows.type == ROW_I8)
-			span->centre = (const float *)pool_at(v->pool, r->centres_offset) + (uint64_t)strip * v->spec->max_d_k;
+			span->centre =
+				(const float *)(const void *)(v->base + r->centres_offset) + (uint64_t)strip * v->spec->max_d_k;
 	}
 	v->view->span_count++;
 }
@@ -131,7 +140,7 @@ static int allocate(struct builder *v, uint32_t segments)
 			.tables = (struct table_view *)(void *)(memory + tables_at) + h * tables,
 		};
 		if (v->params) {
-			strip->params.mu = spec_params(v->spec, pool_at(v->pool, v->params->offset), l->first_strip + (uint32_t)h);
+			strip->params.mu = spec_params(v->spec, v->base + v->params->offset, l->first_strip + (uint32_t)h);
 			strip->params.balance = strip->params.mu + l->shape.d_k;
 		}
 	}
@@ -168,7 +177,8 @@ static int look(struct context *c, const struct layer *l, uint64_t begin, uint64
 		return MPIG_ENOENT;
 	const struct snapshot *snap;
 	uint64_t committed;
-	// A snapshot covers every `committed` that was stored while it was the current one; while we hold a pin its address is not reused.
+	// A snapshot covers every `committed` that was stored while it was the current one; while we hold a pin its address is
+	// not reused.
 	do {
 		snap = atomic_load(&c->snapshot);
 		committed = atomic_load(&c->committed);
@@ -177,7 +187,13 @@ static int look(struct context *c, const struct layer *l, uint64_t begin, uint64
 		return MPIG_ERANGE;
 	struct layer_view made = {.layer = l, .begin = begin, .end = end, .committed = committed, .context = c};
 	struct builder v = {
-		.pool = c->store->pool, .layer = l, .spec = c->spec, .snap = snap, .params = atomic_load(&c->params), .view = &made,
+		.pool = c->store->pool,
+		.base = pool_at(c->store->pool, 0),
+		.layer = l,
+		.spec = c->spec,
+		.snap = snap,
+		.params = atomic_load(&c->params),
+		.view = &made,
 	};
 	made.signature_version = v.params ? v.params->version : 0;
 	int status = build(&v, begin, end);

@@ -6,29 +6,29 @@
 
 #include "daemon/store/internal.h"
 
-#define BULK_ROWS 64u            // appends of fewer rows are decoding: their blocks grow more slowly
+#define BULK_ROWS 64u // appends of fewer rows are decoding: their blocks grow more slowly
 #define DECODE_MAX_ROWS 1024u
 
 // A reservation is planned block by block, everything it needs is allocated, and only then published.
 struct piece {
-	uint32_t ref, block;       // the segment's number in the context, the block's in the segment
+	uint32_t ref, block; // the segment's number in the context, the block's in the segment
 	uint32_t first_row, rows;
-	uint64_t segment_first;    // token
-	bool new_segment;          // this piece is its segment's first block, and the segment is new
-	bool new_block, new_rows;  // the layer has no rows in the block yet
-	bool codes;                // the segment has or will have a generation
+	uint64_t segment_first;   // token
+	bool new_segment;         // this piece is its segment's first block, and the segment is new
+	bool new_block, new_rows; // the layer has no rows in the block yet
+	bool codes;               // the segment has or will have a generation
 };
 
 struct plan {
 	struct context *c;
 	const struct layer *layer;
-	bool frugal;               // blocks no larger than this append needs
+	bool frugal; // blocks no larger than this append needs
 	struct piece *piece;
 	size_t count, capacity;
-	uint32_t refs, new_refs;   // in the snapshot now, and to be added
+	uint32_t refs, new_refs; // in the snapshot now, and to be added
 	struct extents extents;
-	struct segment **segment;  // [new_refs]
-	struct snapshot *snap;     // if new_refs
+	struct segment **segment; // [new_refs]
+	struct snapshot *snap;    // if new_refs
 };
 
 static struct piece *add_piece(struct plan *p, const struct piece *piece)
@@ -54,7 +54,8 @@ static uint32_t power_of_two_below(uint32_t n)
 static uint32_t block_capacity(uint32_t row, uint64_t left, uint64_t count, bool frugal)
 {
 	uint32_t limit = count >= BULK_ROWS ? BLOCK_MAX_ROWS : DECODE_MAX_ROWS;
-	uint64_t wanted = (left + BLOCK_MIN_ROWS - 1) / BLOCK_MIN_ROWS * BLOCK_MIN_ROWS, so_far = frugal ? 0 : power_of_two_below(row);
+	uint64_t wanted = (left + BLOCK_MIN_ROWS - 1) / BLOCK_MIN_ROWS * BLOCK_MIN_ROWS,
+		 so_far = frugal ? 0 : power_of_two_below(row);
 	wanted = wanted > so_far ? wanted : so_far;
 	wanted = wanted < BLOCK_MIN_ROWS ? BLOCK_MIN_ROWS : wanted > limit ? limit : wanted;
 	return (uint32_t)(wanted < SEGMENT_MAX_ROWS - row ? wanted : SEGMENT_MAX_ROWS - row);
@@ -87,7 +88,8 @@ static int plan_pieces(struct plan *p, uint64_t position, uint64_t count, char *
 			block = blocks_end = 0;
 			continue;
 		}
-		struct piece piece = {.ref = ref, .segment_first = first, .codes = r ? load_word(&r->generation_offset) != 0 : indexed};
+		struct piece piece = {
+			.ref = ref, .segment_first = first, .codes = r ? load_word(&r->generation_offset) != 0 : indexed};
 		while (r && block < r->block_count && row >= r->block[block].first_row + r->block[block].rows)
 			blocks_end = r->block[block].first_row + r->block[block].rows, block++;
 		if (r && block < r->block_count) {
@@ -96,7 +98,8 @@ static int plan_pieces(struct plan *p, uint64_t position, uint64_t count, char *
 			piece.new_rows = !has_rows(pool, r, block, p->layer);
 		} else {
 			if (block == SEGMENT_MAX_BLOCKS)
-				return refuse(why, MPIG_ELIMIT, "the open segment has its limit of %u blocks: seal it", SEGMENT_MAX_BLOCKS);
+				return refuse(why, MPIG_ELIMIT, "the open segment has its limit of %u blocks: seal it",
+				              SEGMENT_MAX_BLOCKS);
 			piece.first_row = blocks_end;
 			piece.rows = block_capacity(blocks_end, end - at, count, p->frugal);
 			piece.new_block = piece.new_rows = true;
@@ -228,7 +231,10 @@ static void build_block(struct store *s, struct plan *p, struct segment *seg, co
 		}
 		pool_publish_word(s->pool, &g->code_block[piece->block], code_offset);
 	}
-	struct { uint64_t offset; uint32_t first_row, rows; } entry = {offset, piece->first_row, piece->rows};
+	struct {
+		uint64_t offset;
+		uint32_t first_row, rows;
+	} entry = {offset, piece->first_row, piece->rows};
 	static_assert(sizeof entry == sizeof r->block[0], "an entry is published as a whole");
 	pool_publish(s->pool, &r->block[piece->block], &entry, sizeof entry);
 	pool_publish_word32(s->pool, &r->block_count, piece->block + 1);
@@ -239,7 +245,8 @@ static void build_rows(struct store *s, struct plan *p, struct segment *seg, con
 	const struct layer *l = p->layer;
 	struct block_record *b = pool_at(s->pool, seg->record->block[piece->block].offset);
 	const struct generation_record *g = piece->codes ? segment_generation(s->pool, seg) : NULL;
-	uint64_t row_bytes = pool_round((uint64_t)piece->rows * l->rows.stride), code_bytes = pool_round(piece->rows * l->code_bytes_per_row);
+	uint64_t row_bytes = pool_round((uint64_t)piece->rows * l->rows.stride),
+		 code_bytes = pool_round(piece->rows * l->code_bytes_per_row);
 	for (uint32_t h = 0; h < l->shape.kv_heads; h++) {
 		uint64_t rows = extents_next(&p->extents);
 		if (g && l->code_bytes_per_row) {
@@ -275,7 +282,8 @@ static void publish_plan(struct store *s, struct plan *p)
 	uint32_t made = 0;
 	for (size_t i = 0; i < p->count; i++) {
 		const struct piece *piece = &p->piece[i];
-		struct segment *seg = piece->ref < old->count ? old->ref[piece->ref].segment : p->segment[piece->ref - old->count];
+		struct segment *seg =
+			piece->ref < old->count ? old->ref[piece->ref].segment : p->segment[piece->ref - old->count];
 		if (piece->new_segment) {
 			build_segment(s, p, seg);
 			if (piece->codes)
@@ -294,28 +302,34 @@ static void publish_plan(struct store *s, struct plan *p)
 
 // ---- the writer's calls ----------------------------------------------------------------------------------------------
 
-static int check_range(struct store *s, const struct context *c, const struct layer *l, uint32_t layer, uint64_t position, uint64_t count,
-                       char *why)
+static int check_range(struct store *s, const struct context *c, const struct layer *l, uint32_t layer, uint64_t position,
+                       uint64_t count, char *why)
 {
 	if (!l)
-		return refuse(why, MPIG_EINVAL, "layer %u stores no rows or does not exist (%u layers)", layer, c->spec->layer_count);
+		return refuse(why, MPIG_EINVAL, "layer %u stores no rows or does not exist (%u layers)", layer,
+		              c->spec->layer_count);
 	uint64_t rows = atomic_load(&c->rows[layer]), committed = context_committed(c), end, bytes;
 	if (position < committed)
-		return refuse(why, MPIG_ERANGE, "append at token %" PRIu64 " of layer %u: %" PRIu64 " tokens are committed and do not change",
+		return refuse(why, MPIG_ERANGE,
+		              "append at token %" PRIu64 " of layer %u: %" PRIu64 " tokens are committed and do not change",
 		              position, layer, committed);
 	if (position > rows)
-		return refuse(why, MPIG_ERANGE, "append at token %" PRIu64 ": layer %u holds rows of %" PRIu64 " only, the ones between are missing",
+		return refuse(why, MPIG_ERANGE,
+		              "append at token %" PRIu64 ": layer %u holds rows of %" PRIu64
+		              " only, the ones between are missing",
 		              position, layer, rows);
 	if (__builtin_add_overflow(position, count, &end) || end > MPIG_MAX_TOKENS)
-		return refuse(why, MPIG_ELIMIT, "append of %" PRIu64 " rows at token %" PRIu64 ": a context holds at most %" PRIu64 " tokens", count,
-		              position, MPIG_MAX_TOKENS);
+		return refuse(why, MPIG_ELIMIT,
+		              "append of %" PRIu64 " rows at token %" PRIu64 ": a context holds at most %" PRIu64 " tokens",
+		              count, position, MPIG_MAX_TOKENS);
 	if (__builtin_mul_overflow(count, (uint64_t)l->rows.stride * l->shape.kv_heads, &bytes) || bytes > pool_bytes(s->pool))
 		return refuse(why, MPIG_ENOSPC, "append of %" PRIu64 " rows is larger than the pool of %" PRIu64 " MiB", count,
 		              pool_bytes(s->pool) >> 20);
 	return 0;
 }
 
-static int make_room(struct store *s, struct context *c, const struct layer *l, uint64_t position, uint64_t count, bool frugal, char *why)
+static int make_room(struct store *s, struct context *c, const struct layer *l, uint64_t position, uint64_t count, bool frugal,
+                     char *why)
 {
 	struct plan p = {.c = c, .layer = l, .frugal = frugal};
 	int status = plan_pieces(&p, position, count, why);
@@ -365,7 +379,8 @@ int context_reserve(struct store *s, struct context *c, uint32_t layer, uint64_t
 	return status;
 }
 
-void context_write_span(struct store *s, struct context *c, uint32_t layer, uint32_t kv_head, uint64_t position, struct write_span *out)
+void context_write_span(struct store *s, struct context *c, uint32_t layer, uint32_t kv_head, uint64_t position,
+                        struct write_span *out)
 {
 	const struct layer *l = &c->spec->layer[layer];
 	const struct snapshot *snap = atomic_load(&c->snapshot); // stays: the writer holds a pin since context_reserve

@@ -102,7 +102,8 @@ START_TEST(cpu_lists_go_round)
 }
 END_TEST
 
-static const char *const bad_lists[] = {"", " 1", "1 ", "-1", "1-", "2-1", "1,", ",1", "1,,2", "a", "1024", "99999999999999999999", "0x1"};
+static const char *const bad_lists[] = {
+	"", " 1", "1 ", "-1", "1-", "2-1", "1,", ",1", "1,,2", "a", "1024", "99999999999999999999", "0x1"};
 
 START_TEST(bad_cpu_lists_are_refused)
 {

@@ -11,7 +11,7 @@ import socket
 import subprocess
 
 import pytest
-from conftest import MAGICPIGCTL, ctl
+from cli_daemon import MAGICPIGCTL, ctl
 
 OK, FAILED, USAGE, NO_DAEMON, NOT_FOUND, PERMISSION = range(6)
 COMMANDS = ["status", "ls", "show", "drop", "ping", "config"]

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 
 import pytest
-from conftest import MAGICPIGCTL, ROOT
+from cli_daemon import MAGICPIGCTL, ROOT
 
 
 def files(directory: pathlib.Path) -> list[str]:

@@ -40,11 +40,12 @@ END_TEST
 
 START_TEST(file_sets_every_type)
 {
-	ck_assert_int_eq(read_text("; comment\n# another\n[daemon]\ninstance = a.b-1\nsocket=/tmp/x.sock\nsocket_mode = 0600\n"
-	                           "log_level = debug\nstats = none\n\n[pool]\n  size = 3G\n\tlock_memory = On\nhuge_pages=0\n[workers]\n"
-	                           "count = 3\ncpus = 0-1,5\nspin_us = 2ms\n[engine]\ndefault_budget = .25\ncpu_mask=avx512+vnni\n"
-	                           "[limits]\nbytes_per_uid = 12k\nattend_max_tokens = 7\n"),
-	                 0);
+	ck_assert_int_eq(
+		read_text("; comment\n# another\n[daemon]\ninstance = a.b-1\nsocket=/tmp/x.sock\nsocket_mode = 0600\n"
+	                  "log_level = debug\nstats = none\n\n[pool]\n  size = 3G\n\tlock_memory = On\nhuge_pages=0\n[workers]\n"
+	                  "count = 3\ncpus = 0-1,5\nspin_us = 2ms\n[engine]\ndefault_budget = .25\ncpu_mask=avx512+vnni\n"
+	                  "[limits]\nbytes_per_uid = 12k\nattend_max_tokens = 7\n"),
+		0);
 	ck_assert_str_eq(o.daemon.instance, "a.b-1");
 	ck_assert_str_eq(o.daemon.socket, "/tmp/x.sock");
 	ck_assert_uint_eq(o.daemon.socket_mode, 0600);
@@ -189,7 +190,8 @@ START_TEST(resolve_fills_in_places)
 	unsetenv("MAGICPIG_CPU_MASK");
 	setenv("XDG_RUNTIME_DIR", "/run/user/7", 1);
 	ck_assert_int_eq(options_resolve(&o, why), 0);
-	ck_assert_str_eq(o.daemon.socket, geteuid() == 0 ? "/run/magicpig/magicpigd.sock" : "/run/user/7/magicpig/magicpigd.sock");
+	ck_assert_str_eq(o.daemon.socket,
+	                 geteuid() == 0 ? "/run/magicpig/magicpigd.sock" : "/run/user/7/magicpig/magicpigd.sock");
 	ck_assert_str_eq(o.engine.cpu_mask, "all");
 	ck_assert_int_eq(options_set_text(&o, "daemon.instance=", why), 0);
 	ck_assert_int_eq(options_resolve(&o, why), -1);

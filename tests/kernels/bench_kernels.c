@@ -1,10 +1,11 @@
-// Times every kernel of every ISA this CPU has, next to what memory allows in the same run: a stream of reads and a random gather of rows.
+// Times every kernel of every ISA this CPU has, next to what memory allows in the same run: a stream of reads and a random gather
+// of rows.
 //
 //   bench_kernels [--json FILE] [--rows N] [--mib M] [--repeats R]
 //
-// One thread (pin it: taskset -c N). Each repeat runs all ISAs in turn, on the next window of a region of M MiB, so that nothing is
-// in a cache that would not be there in a daemon with many contexts; medians over the repeats. GB/s count the bytes a kernel must
-// read: codes and factors, or the rows' K and V.
+// One thread (pin it: taskset -c N). Each repeat runs all ISAs in turn, on the next window of a region of M MiB, so that nothing
+// is in a cache that would not be there in a daemon with many contexts; medians over the repeats. GB/s count the bytes a kernel
+// must read: codes and factors, or the rows' K and V.
 #include <inttypes.h>
 #include <time.h>
 
@@ -19,7 +20,7 @@
 struct bench {
 	uint32_t rows, repeats, windows, window;
 	size_t region_bytes;
-	uint8_t *region;     // rows, or codes, whatever the shape reads; filled once with small finite numbers
+	uint8_t *region; // rows, or codes, whatever the shape reads; filled once with small finite numbers
 	uint16_t *factors;
 	float *noise, *scores, *out, *signs;
 	uint32_t *hit_row[HEADS], *index;
@@ -139,9 +140,12 @@ static void roofline(struct bench *b)
 	double stream = best(stream_gb_s(b, 0), stream_gb_s(b, 1024), stream_gb_s(b, 4096));
 	double wide = best(gather_gb_s(b, 512, 0), gather_gb_s(b, 512, 8), gather_gb_s(b, 512, 16));
 	double narrow = best(gather_gb_s(b, 288, 0), gather_gb_s(b, 288, 8), gather_gb_s(b, 288, 16));
-	printf("memory, one core: stream %.1f GB/s, random rows of 512 bytes %.1f GB/s, of 288 bytes %.1f GB/s\n\n", stream, wide, narrow);
+	printf("memory, one core: stream %.1f GB/s, random rows of 512 bytes %.1f GB/s, of 288 bytes %.1f GB/s\n\n", stream, wide,
+	       narrow);
 	if (b->json)
-		fprintf(b->json, "{\"stream_gb_s\": %.2f, \"gather_512_gb_s\": %.2f, \"gather_288_gb_s\": %.2f, \"rows\": %u, \"results\": [",
+		fprintf(b->json,
+		        "{\"stream_gb_s\": %.2f, \"gather_512_gb_s\": %.2f, \"gather_288_gb_s\": %.2f, \"rows\": %u, "
+		        "\"results\": [",
 		        stream, wide, narrow, b->rows);
 }
 
@@ -155,13 +159,17 @@ static void queries_init(struct bench *b, const struct shape *s, struct sig_quer
 			sum += b->q8[h][j];
 		queries[h] = (struct sig_query){.q = b->q8[h],
 		                                .factor = 2e-4f,
-		                                .zero = (s->bits == 1 ? .5f : s->bits == 2 ? 1.5f : 7.5f) * (float)sum,
+		                                .zero = (s->bits == 1   ? .5f
+		                                         : s->bits == 2 ? 1.5f
+		                                                        : 7.5f) *
+		                                        (float)sum,
 		                                .tau = INFINITY};
 	}
 }
 
 // tau for one row in a hundred, from the estimates of one unit.
-static void choose_tau(struct bench *b, const struct kernels *k, const struct shape *s, const uint8_t *codes, struct sig_query *queries)
+static void choose_tau(struct bench *b, const struct kernels *k, const struct shape *s, const uint8_t *codes,
+                       struct sig_query *queries)
 {
 	k->sig_estimate(codes, b->factors, UNIT, D, s->bits, queries, s->heads, b->scores, UNIT);
 	for (uint32_t h = 0; h < s->heads; h++) {
@@ -204,8 +212,8 @@ static void run_estimate(struct bench *b, const struct kernels *k, const struct 
 	queries_init(b, s, queries);
 	double start = now_ns();
 	for (uint32_t at = 0; at < b->rows; at += UNIT)
-		k->sig_estimate(codes + at * code_bytes, b->factors + at, b->rows - at < UNIT ? b->rows - at : UNIT, D, s->bits, queries,
-		                s->heads, b->scores, UNIT);
+		k->sig_estimate(codes + at * code_bytes, b->factors + at, b->rows - at < UNIT ? b->rows - at : UNIT, D, s->bits,
+		                queries, s->heads, b->scores, UNIT);
 	b->out[0] = (float)(now_ns() - start);
 }
 
@@ -287,7 +295,8 @@ static void measure(struct bench *b, const struct shape *s)
 	char shape[64];
 	const uint32_t rows = s->rows ? s->rows : b->rows;
 	if (s->bits)
-		snprintf(shape, sizeof shape, "b=%u heads=%u%s", s->bits, s->heads, s->run == run_select && s->type ? " no rows" : "");
+		snprintf(shape, sizeof shape, "b=%u heads=%u%s", s->bits, s->heads,
+		         s->run == run_select && s->type ? " no rows" : "");
 	else if (s->bytes)
 		snprintf(shape, sizeof shape, "%s heads=%u", types[s->type], s->heads);
 	else
@@ -304,7 +313,9 @@ static void measure(struct bench *b, const struct shape *s)
 			printf(" %7.2f GB/s", gb_s);
 		printf("\n");
 		if (b->json)
-			fprintf(b->json, "%s\n{\"kernel\": \"%s\", \"shape\": \"%s\", \"isa\": \"%s\", \"us\": %.3f, \"ns_per_row\": %.4f, \"gb_s\": %.3f}",
+			fprintf(b->json,
+			        "%s\n{\"kernel\": \"%s\", \"shape\": \"%s\", \"isa\": \"%s\", \"us\": %.3f, \"ns_per_row\": "
+			        "%.4f, \"gb_s\": %.3f}",
 			        b->lines++ ? "," : "", s->kernel, shape, b->isas[i].name, t / 1e3, t / rows, gb_s);
 	}
 }

@@ -22,7 +22,8 @@ START_TEST(f16_round_trip)
 		else if ((h & 0x7fff) == 0x7c00)
 			ck_assert_msg(f == (h & 0x8000 ? -INFINITY : INFINITY), "fp16 %04x is %g", h, (double)f);
 		else
-			ck_assert_msg((double)f == f16_value((uint16_t)h) && !signbit(f) == !(h & 0x8000), "fp16 %04x is %g", h, (double)f);
+			ck_assert_msg((double)f == f16_value((uint16_t)h) && !signbit(f) == !(h & 0x8000), "fp16 %04x is %g", h,
+			              (double)f);
 	}
 }
 END_TEST

@@ -1,5 +1,5 @@
-// Every kernel of every ISA this CPU has, against a plain definition of what it computes (in double where the result may round), on
-// arrays that end at forbidden pages. MPIG_SEED chooses the inputs, MPIG_LONG=1 runs thirty times as many.
+// Every kernel of every ISA this CPU has, against a plain definition of what it computes (in double where the result may round),
+// on arrays that end at forbidden pages. MPIG_SEED chooses the inputs, MPIG_LONG=1 runs thirty times as many.
 #include <check.h>
 #include <float.h>
 #include <signal.h>
@@ -16,11 +16,11 @@ static char what[512]; // the case at hand, for the message of a failure or a cr
 static const uint32_t dims[] = {64, 80, 96, 128, 256, 16, 48};
 static const char *const type_names[] = {"bf16", "f16", "i8"};
 
-#define FAIL(...)                                                                                                                 \
-	do {                                                                                                                          \
-		char why_[256];                                                                                                           \
-		snprintf(why_, sizeof why_, __VA_ARGS__);                                                                                 \
-		ck_abort_msg("%s: %s", what, why_);                                                                                       \
+#define FAIL(...)                                                                                                                \
+	do {                                                                                                                     \
+		char why_[256];                                                                                                  \
+		snprintf(why_, sizeof why_, __VA_ARGS__);                                                                        \
+		ck_abort_msg("%s: %s", what, why_);                                                                              \
 	} while (0)
 
 static void on_crash(int number)
@@ -95,7 +95,10 @@ static void sig_case_init(struct sig_case *c, uint64_t *r, uint32_t isa)
 		c->queries[h] = (struct sig_query){
 			.q = q,
 			.factor = rng_below(r, 8) ? 1e-4f * rng_unit(r) : 1e3f * rng_normal(r),
-			.zero = (c->bits == 1 ? .5f : c->bits == 2 ? 1.5f : 7.5f) * (float)sum,
+			.zero = (c->bits == 1   ? .5f
+		                 : c->bits == 2 ? 1.5f
+		                                : 7.5f) *
+		                (float)sum,
 			.bias = 4 * rng_normal(r),
 			.slope = rng_below(r, 2) ? 0 : .01f * rng_normal(r),
 		};
@@ -172,7 +175,8 @@ START_TEST(sig_select)
 		uint64_t r = case_seed("sig_select", round);
 		struct sig_case c;
 		sig_case_init(&c, &r, (uint32_t)_i);
-		uint32_t begin = rng_below(&r, 2) ? 0 : rng_below(&r, c.n), end = rng_below(&r, 2) ? c.n : begin + rng_below(&r, c.n - begin + 1);
+		uint32_t begin = rng_below(&r, 2) ? 0 : rng_below(&r, c.n),
+			 end = rng_below(&r, 2) ? c.n : begin + rng_below(&r, c.n - begin + 1);
 		struct guarded row[SIG_MAX_HEADS], estimate[SIG_MAX_HEADS];
 		struct sig_hits hits[SIG_MAX_HEADS];
 		uint32_t want_n[SIG_MAX_HEADS], had[SIG_MAX_HEADS];
@@ -303,7 +307,8 @@ START_TEST(scores)
 				}
 				double bound = 2 * c.f.d_k * (double)FLT_EPSILON * size + c.f.d_k * 0x1p-149;
 				if (!(fabs((double)s[h * c.ld + i] - want) <= bound))
-					FAIL("head %u row %u: %.9g, want %.9g +- %.2g", h, i, (double)s[h * c.ld + i], want, bound);
+					FAIL("head %u row %u: %.9g, want %.9g +- %.2g", h, i, (double)s[h * c.ld + i], want,
+					     bound);
 			}
 			for (size_t i = c.n; i < c.ld && h + 1 < c.heads; i++)
 				if (memcmp(&s[h * c.ld + i], "\xa5\xa5\xa5\xa5", 4))
@@ -337,11 +342,13 @@ START_TEST(values)
 			for (uint32_t j = 0; j < c.f.d_v; j++) {
 				double want = (double)before[h * c.f.d_v + j], size = fabs(want);
 				for (uint32_t i = 0; i < c.n; i++) {
-					double x = (double)w[h * c.ld + i] * (double)c.v[(size_t)row_case_row(&c, i) * c.f.d_v + j];
+					double x =
+						(double)w[h * c.ld + i] * (double)c.v[(size_t)row_case_row(&c, i) * c.f.d_v + j];
 					want += x;
 					size += fabs(x);
 				}
-				double bound = 2 * (c.n + 1) * (double)FLT_EPSILON * size + (c.n + 1) * 0x1p-149, got = (double)out[h * c.f.d_v + j];
+				double bound = 2 * (c.n + 1) * (double)FLT_EPSILON * size + (c.n + 1) * 0x1p-149,
+				       got = (double)out[h * c.f.d_v + j];
 				if (!(fabs(got - want) <= bound))
 					FAIL("head %u element %u: %.9g, want %.9g +- %.2g", h, j, got, want, bound);
 			}
@@ -416,7 +423,8 @@ START_TEST(exp_sum)
 		float shift = rng_below(&r, 2) ? 0 : 20 * rng_normal(&r);
 		struct guarded map;
 		float *s = guard_alloc(&map, sizeof *s * n), *before = malloc(sizeof *s * (n + 1));
-		snprintf(what, sizeof what, "%s seed %llu n %u shift %.9g", isas[_i].name, (unsigned long long)seed, n, (double)shift);
+		snprintf(what, sizeof what, "%s seed %llu n %u shift %.9g", isas[_i].name, (unsigned long long)seed, n,
+		         (double)shift);
 		for (uint32_t i = 0; i < n; i++) {
 			s[i] = before[i] = random_logit(&r) + shift;
 			if (s[i] - shift > 88)
@@ -514,7 +522,8 @@ START_TEST(split_sums)
 				squares += (double)w[i] * (double)w[i];
 			}
 		}
-		snprintf(what, sizeof what, "%s seed %llu n %u theta %.9g", isas[_i].name, (unsigned long long)seed, n, (double)theta);
+		snprintf(what, sizeof what, "%s seed %llu n %u theta %.9g", isas[_i].name, (unsigned long long)seed, n,
+		         (double)theta);
 		k->split_sums(w, n, theta, &below, &below2, &above);
 		if (above != count)
 			FAIL("%llu above, want %llu", (unsigned long long)above, (unsigned long long)count);
@@ -556,7 +565,8 @@ START_TEST(rotate)
 			for (uint32_t i = 0; i < d; i++) {
 				z[i] = 0;
 				for (uint32_t j = 0; j < d; j++)
-					z[i] += (__builtin_popcount(i & j) & 1 ? -1 : 1) * y[j] * (double)signs[pass * d + j] / sqrt(d);
+					z[i] += (__builtin_popcount(i & j) & 1 ? -1 : 1) * y[j] * (double)signs[pass * d + j] /
+					        sqrt(d);
 			}
 		k->rotate(x, d, signs);
 		c.rotate(same, d, signs);

@@ -1,5 +1,5 @@
-// An engine and a store small enough to watch: what the server's tests give the workers instead of the real ones. A job has `count` units
-// (at least one); each takes a moment. Jobs of one context check and record who runs beside them.
+// An engine and a store small enough to watch: what the server's tests give the workers instead of the real ones. A job has
+// `count` units (at least one); each takes a moment. Jobs of one context check and record who runs beside them.
 #ifndef MPIG_TESTS_SERVER_FAKE_ENGINE_H
 #define MPIG_TESTS_SERVER_FAKE_ENGINE_H
 
@@ -10,14 +10,14 @@
 
 struct context {
 	atomic_uint references;
-	atomic_uint readers, writers;  // jobs in progress
-	atomic_uint overlaps;          // a writer met anybody
+	atomic_uint readers, writers; // jobs in progress
+	atomic_uint overlaps;         // a writer met anybody
 	atomic_uint most_readers;
 	atomic_uint logged;            // writes, in the order in which they took effect
 	uint64_t log[FAKE_LOG];        // their seeds
 	atomic_ullong released_holder; // of the lease given back last
 	atomic_uint writers_at_release;
-	atomic_uint hold;              // units wait while it is nonzero
+	atomic_uint hold; // units wait while it is nonzero
 };
 
 struct context *fake_context(void);

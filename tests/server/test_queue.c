@@ -3,9 +3,9 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sched.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -29,7 +29,11 @@ static struct mpig_consumer cq;
 
 static struct queue_options options(int adopt)
 {
-	return (struct queue_options){.entries = ENTRIES, .slot_count = SLOTS, .slot_bytes = SLOT_BYTES, .epoch = 77, .max_query_tokens = 16,
+	return (struct queue_options){.entries = ENTRIES,
+	                              .slot_count = SLOTS,
+	                              .slot_bytes = SLOT_BYTES,
+	                              .epoch = 77,
+	                              .max_query_tokens = 16,
 	                              .adopt_fd = adopt};
 }
 
@@ -72,7 +76,8 @@ static void put(const struct mpig_sqe *entry)
 
 static struct mpig_cqe cqe_of(const struct submission *s, int status)
 {
-	return (struct mpig_cqe){.user_data = s->entry.user_data, .status = status, .slot = s->entry.slot, .sequence = s->sequence};
+	return (struct mpig_cqe){
+		.user_data = s->entry.user_data, .status = status, .slot = s->entry.slot, .sequence = s->sequence};
 }
 
 // ---- making ----------------------------------------------------------------------------------------------------------
@@ -90,9 +95,15 @@ static const struct {
 	uint64_t slot_bytes;
 	int status;
 } sizes[] = {
-	{0, 1, 4096, MPIG_EINVAL},      {3, 1, 4096, MPIG_EINVAL},   {8192, 1, 4096, MPIG_ELIMIT},
-	{8, 0, 4096, MPIG_EINVAL},      {8, 1, 4095, MPIG_EINVAL},   {8, 1, 0, MPIG_EINVAL},
-	{8, 1, UINT64_C(1) << 40, MPIG_ELIMIT}, {8, UINT32_MAX, UINT64_C(1) << 30, MPIG_ELIMIT}, {8, 1, UINT64_MAX - 4095, MPIG_ELIMIT},
+	{0, 1, 4096, MPIG_EINVAL},
+	{3, 1, 4096, MPIG_EINVAL},
+	{8192, 1, 4096, MPIG_ELIMIT},
+	{8, 0, 4096, MPIG_EINVAL},
+	{8, 1, 4095, MPIG_EINVAL},
+	{8, 1, 0, MPIG_EINVAL},
+	{8, 1, UINT64_C(1) << 40, MPIG_ELIMIT},
+	{8, UINT32_MAX, UINT64_C(1) << 30, MPIG_ELIMIT},
+	{8, 1, UINT64_MAX - 4095, MPIG_ELIMIT},
 };
 
 START_TEST(wrong_sizes_are_refused)
@@ -276,7 +287,10 @@ static const struct bad_entry {
 	int status;
 } bad_entries[] = {
 	{"good attend", {.op = MPIG_OP_ATTEND, .count = 16, .budget = 1}, {0}, MPIG_OK},
-	{"good append", {.op = MPIG_OP_APPEND, .count = 1, .dtype = MPIG_F16}, {.present = MPIG_HAS_QUERIES, .query_count = 4}, MPIG_OK},
+	{"good append",
+         {.op = MPIG_OP_APPEND, .count = 1, .dtype = MPIG_F16},
+         {.present = MPIG_HAS_QUERIES, .query_count = 4},
+         MPIG_OK},
 	{"good commit", {.op = MPIG_OP_COMMIT, .count = 1, .flags = MPIG_SQE_SEAL}, {0}, MPIG_OK},
 	{"good empty commit", {.op = MPIG_OP_COMMIT, .slot = MPIG_NO_SLOT}, {0}, MPIG_OK},
 	{"good truncate", {.op = MPIG_OP_TRUNCATE, .slot = MPIG_NO_SLOT}, {0}, MPIG_OK},
@@ -318,7 +332,8 @@ START_TEST(entries_are_checked)
 	struct submission *s = queue_next(q);
 	ck_assert_ptr_nonnull(s);
 	int status = queue_check(q, s);
-	ck_assert_msg(status == bad->status, "%s: %s, not %s", bad->what, mpig_status_name(status), mpig_status_name(bad->status));
+	ck_assert_msg(status == bad->status, "%s: %s, not %s", bad->what, mpig_status_name(status),
+	              mpig_status_name(bad->status));
 }
 END_TEST
 

@@ -51,12 +51,17 @@ static inline uint32_t next_below(uint64_t *state, uint32_t n)
 	return (uint32_t)(mix(*state += UINT64_C(0x9e3779b97f4a7c15)) % n);
 }
 
-static inline struct mpig_wire_layer layer_of(uint32_t heads, uint32_t kv_heads, uint32_t d, uint32_t dtype, uint32_t bits, uint32_t k,
-                                              uint32_t l)
+static inline struct mpig_wire_layer layer_of(uint32_t heads, uint32_t kv_heads, uint32_t d, uint32_t dtype, uint32_t bits,
+                                              uint32_t k, uint32_t l)
 {
-	return (struct mpig_wire_layer){.kind = MPIG_LAYER_GLOBAL, .row_dtype = (uint8_t)dtype, .signature_bits = (uint8_t)bits,
-	                                .query_heads = (uint16_t)heads, .kv_heads = (uint16_t)kv_heads, .d_k = (uint16_t)d,
-	                                .paper_k = (uint16_t)k, .paper_l = (uint16_t)l};
+	return (struct mpig_wire_layer){.kind = MPIG_LAYER_GLOBAL,
+	                                .row_dtype = (uint8_t)dtype,
+	                                .signature_bits = (uint8_t)bits,
+	                                .query_heads = (uint16_t)heads,
+	                                .kv_heads = (uint16_t)kv_heads,
+	                                .d_k = (uint16_t)d,
+	                                .paper_k = (uint16_t)k,
+	                                .paper_l = (uint16_t)l};
 }
 
 static inline struct mpig_ctl_create create_of(const char *name, uint32_t layers)
@@ -102,7 +107,8 @@ static inline void codes_fill(uint8_t *codes, uint16_t *factors, uint32_t row, u
 	factors[row] = (uint16_t)mix(tag ^ strip);
 }
 
-static inline int codes_are(const uint8_t *codes, const uint16_t *factors, uint32_t row, uint64_t per_row, uint64_t tag, uint32_t strip)
+static inline int codes_are(const uint8_t *codes, const uint16_t *factors, uint32_t row, uint64_t per_row, uint64_t tag,
+                            uint32_t strip)
 {
 	for (uint64_t w = 0; w < per_row / 4; w++) {
 		uint32_t value = (uint32_t)mix(tag + strip * 77u + w * 13u);
@@ -113,7 +119,8 @@ static inline int codes_are(const uint8_t *codes, const uint16_t *factors, uint3
 }
 
 // Appends rows [position, position + count) of one layer; tag of token t is tags[t - position].
-static inline int append_rows(struct fixture *f, struct context *c, uint32_t layer, uint64_t position, uint64_t count, const uint64_t *tags)
+static inline int append_rows(struct fixture *f, struct context *c, uint32_t layer, uint64_t position, uint64_t count,
+                              const uint64_t *tags)
 {
 	int status = context_reserve(f->store, c, layer, position, count, f->why);
 	if (status)
@@ -128,8 +135,8 @@ static inline int append_rows(struct fixture *f, struct context *c, uint32_t lay
 			for (uint64_t i = 0; i < n; i++) {
 				row_fill(span.rows + i * l->rows.stride, l->rows.stride, tags[at + i], l->first_strip + h);
 				if (span.codes)
-					codes_fill(span.codes, span.factors, span.block_row + (uint32_t)i, l->code_bytes_per_row - 2, tags[at + i],
-					           l->first_strip + h);
+					codes_fill(span.codes, span.factors, span.block_row + (uint32_t)i,
+					           l->code_bytes_per_row - 2, tags[at + i], l->first_strip + h);
 			}
 			at += n;
 		}
@@ -157,11 +164,14 @@ static inline void seal_fill(struct context *c, struct seal_plan *plan, const ui
 				uint16_t *factors = NULL;
 				uint32_t block_row, n, m;
 				const uint8_t *rows = plan->rows_at(plan, strip, row, &m);
-				uint8_t *codes = plan->needs_codes && l->code_bytes_per_row ? plan->codes(plan, strip, row, &factors, &block_row, &n) : NULL;
+				uint8_t *codes = plan->needs_codes && l->code_bytes_per_row
+				                         ? plan->codes(plan, strip, row, &factors, &block_row, &n)
+				                         : NULL;
 				for (uint32_t i = 0; i < m; i++) {
 					must(row_is(rows + (uint64_t)i * l->rows.stride, l->rows.stride, tags[row + i], strip));
 					if (codes)
-						codes_fill(codes, factors, block_row + i, l->code_bytes_per_row - 2, tags[row + i], strip);
+						codes_fill(codes, factors, block_row + i, l->code_bytes_per_row - 2,
+						           tags[row + i], strip);
 				}
 				must(!codes || n == m);
 				row += m;

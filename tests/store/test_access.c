@@ -18,11 +18,11 @@ START_TEST(every_mode_class_and_operation)
 {
 	static const uint32_t other_groups[] = {7, 8}, right_groups[] = {7, 200, 9};
 	const struct credentials who[] = {
-		{.uid = 100, .gid = 999},                                                // owner
-		{.uid = 100, .gid = 200},                                                // owner, in the group as well
-		{.uid = 101, .gid = 200},                                                // by primary group
-		{.uid = 101, .gid = 7, .groups = right_groups, .group_count = 3},        // by another group
-		{.uid = 101, .gid = 7},                                                  // other
+		{.uid = 100, .gid = 999},                                         // owner
+		{.uid = 100, .gid = 200},                                         // owner, in the group as well
+		{.uid = 101, .gid = 200},                                         // by primary group
+		{.uid = 101, .gid = 7, .groups = right_groups, .group_count = 3}, // by another group
+		{.uid = 101, .gid = 7},                                           // other
 		{.uid = 101, .gid = 7, .groups = other_groups, .group_count = 2},
 		{.uid = 0, .gid = 0},
 	};
@@ -42,8 +42,14 @@ START_TEST(every_mode_class_and_operation)
 END_TEST
 
 static struct fixture f;
-static void setup(void) { fixture_open(&f, 32 << 20, 0, 0); }
-static void teardown(void) { fixture_close(&f); }
+static void setup(void)
+{
+	fixture_open(&f, 32 << 20, 0, 0);
+}
+static void teardown(void)
+{
+	fixture_close(&f);
+}
 
 static struct context *make(const char *name, uint32_t uid, uint32_t mode)
 {
@@ -102,10 +108,11 @@ static int attempt(enum operation op, const struct credentials *who, struct cont
 START_TEST(operations_ask)
 {
 	const struct credentials who[] = {user(100), {.uid = 101, .gid = 100}, user(102), user(0)}; // owner, group, other, root
-	static const enum access need[OPERATIONS] = {ACCESS_READ, ACCESS_READ, ACCESS_WRITE, ACCESS_READ, ACCESS_READ, ACCESS_OWN, ACCESS_OWN};
+	static const enum access need[OPERATIONS] = {ACCESS_READ, ACCESS_READ, ACCESS_WRITE, ACCESS_READ,
+	                                             ACCESS_READ, ACCESS_OWN,  ACCESS_OWN};
 	static const uint32_t modes[] = {0, 0400, 0600, 0640, 0660, 0644, 0666, 0007, 0070, 0777};
 	for (size_t m = 0; m < sizeof modes / sizeof *modes; m++)
-		for (int class = 0; class < 4; class++)
+		for (int class = 0; class < 4; class ++)
 			for (int op = 0; op < OPERATIONS; op++) {
 				struct context *c = make("x", 100, 0600);
 				struct credentials owner = user(100);
@@ -119,8 +126,10 @@ START_TEST(operations_ask)
 				bool may = expected(modes[m], class, need[op]);
 				must(context_may(f.store, c, &who[class], need[op]) == may);
 				int status = attempt((enum operation)op, &who[class], c);
-				int refusal = op == PREFIX || op == LIST ? MPIG_ENOENT : MPIG_EACCES; // what one may not read is not there
-				ck_assert_msg(status == (may ? 0 : refusal), "mode %o class %d operation %d: %d %s", modes[m], class, op, status, f.why);
+				int refusal = op == PREFIX || op == LIST ? MPIG_ENOENT
+				                                         : MPIG_EACCES; // what one may not read is not there
+				ck_assert_msg(status == (may ? 0 : refusal), "mode %o class %d operation %d: %d %s", modes[m],
+				              class, op, status, f.why);
 				if (op != DROP || !may)
 					must(store_context_drop(f.store, &owner, "x", f.why) == 0);
 				context_unref(c);

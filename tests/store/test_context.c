@@ -5,8 +5,15 @@
 
 static struct fixture f;
 static struct credentials root;
-static void setup(void) { fixture_open(&f, 48 << 20, 0, 0); root = user(0); }
-static void teardown(void) { fixture_close(&f); }
+static void setup(void)
+{
+	fixture_open(&f, 48 << 20, 0, 0);
+	root = user(0);
+}
+static void teardown(void)
+{
+	fixture_close(&f);
+}
 
 static int create(const struct mpig_ctl_create *body, const struct mpig_wire_layer *layers, struct context **c)
 {
@@ -19,7 +26,11 @@ static int create(const struct mpig_ctl_create *body, const struct mpig_wire_lay
 START_TEST(bad_specs_are_refused_by_field_layer_value_and_limit)
 {
 	const struct mpig_wire_layer good = layer_of(4, 2, 64, 0, 2, 8, 16);
-	static const struct { const char *field, *value; size_t offset, size; uint64_t bits; } bad[] = {
+	static const struct {
+		const char *field, *value;
+		size_t offset, size;
+		uint64_t bits;
+	} bad[] = {
 		{"kind", "3", offsetof(struct mpig_wire_layer, kind), 1, 3},
 		{"row_dtype", "4", offsetof(struct mpig_wire_layer, row_dtype), 1, 4},
 		{"query_heads", "0", offsetof(struct mpig_wire_layer, query_heads), 2, 0},
@@ -56,7 +67,8 @@ START_TEST(bad_specs_are_refused_by_field_layer_value_and_limit)
 		memcpy((char *)&layer[1] + bad[i].offset, &bad[i].bits, bad[i].size);
 		struct mpig_ctl_create body = create_of("a", 2);
 		ck_assert_msg(create(&body, layer, &c) == MPIG_EINVAL, "%s %s", bad[i].field, bad[i].value);
-		ck_assert_msg(strstr(f.why, "layer 1") && strstr(f.why, bad[i].field) && strstr(f.why, bad[i].value) && strstr(f.why, "must"),
+		ck_assert_msg(strstr(f.why, "layer 1") && strstr(f.why, bad[i].field) && strstr(f.why, bad[i].value) &&
+		                      strstr(f.why, "must"),
 		              "%s %s: %s", bad[i].field, bad[i].value, f.why);
 	}
 	struct mpig_wire_layer layer = layer_of(4, 2, 64, 0, 0, 0, 0);
@@ -87,7 +99,11 @@ START_TEST(defaults_are_resolved)
 	static const uint32_t dims[] = {64, 80, 96, 128, 256};
 	struct mpig_wire_layer layer[6];
 	for (int i = 0; i < 5; i++)
-		layer[i] = layer_of(6, 3, dims[i], i == 2 ? MPIG_I8 : 0, i == 0 ? 2 : i == 1 ? 4 : 0, i == 3 ? 10 : 0, i == 3 ? 150 : 0);
+		layer[i] = layer_of(6, 3, dims[i], i == 2 ? MPIG_I8 : 0,
+		                    i == 0   ? 2
+		                    : i == 1 ? 4
+		                             : 0,
+		                    i == 3 ? 10 : 0, i == 3 ? 150 : 0);
 	layer[4].d_v = 64;
 	layer[4].scale = .5f;
 	layer[4].default_budget = .25f;
@@ -97,7 +113,8 @@ START_TEST(defaults_are_resolved)
 	ck_assert_msg(create(&body, layer, &c) == 0, "%s", f.why);
 	ck_assert_uint_eq(context_layer_count(c), 6);
 	static const uint32_t padded[] = {64, 128, 128, 128, 256}, code_bytes[] = {18, 66, 0, 0, 0};
-	static const uint8_t proposal[] = {MPIG_PROPOSAL_SIGNATURE, MPIG_PROPOSAL_SIGNATURE, MPIG_PROPOSAL_DENSE, MPIG_PROPOSAL_PAPER, MPIG_PROPOSAL_DENSE};
+	static const uint8_t proposal[] = {MPIG_PROPOSAL_SIGNATURE, MPIG_PROPOSAL_SIGNATURE, MPIG_PROPOSAL_DENSE,
+	                                   MPIG_PROPOSAL_PAPER, MPIG_PROPOSAL_DENSE};
 	for (uint32_t i = 0; i < 5; i++) {
 		const struct layer *l = context_layer(c, i);
 		ck_assert_uint_eq(l->first_strip, 3 * i);
@@ -265,7 +282,10 @@ START_TEST(forks_share_and_part)
 END_TEST
 
 static int released;
-static void release(void *data) { released += *(int *)data; }
+static void release(void *data)
+{
+	released += *(int *)data;
+}
 
 START_TEST(private_memory_goes_with_the_context)
 {

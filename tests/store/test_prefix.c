@@ -5,10 +5,22 @@
 #define MOST 2000u
 
 static struct fixture f;
-static void setup(void) { fixture_open(&f, 128 << 20, 0, 0); }
-static void teardown(void) { fixture_close(&f); }
+static void setup(void)
+{
+	fixture_open(&f, 128 << 20, 0, 0);
+}
+static void teardown(void)
+{
+	fixture_close(&f);
+}
 
-static struct { struct context *c; uint32_t token[MOST]; uint64_t n; uint32_t uid, mode; uint8_t fingerprint; } held[CONTEXTS];
+static struct {
+	struct context *c;
+	uint32_t token[MOST];
+	uint64_t n;
+	uint32_t uid, mode;
+	uint8_t fingerprint;
+} held[CONTEXTS];
 
 static void append(int i, uint64_t count)
 {
@@ -57,7 +69,8 @@ START_TEST(agrees_with_comparing_everything)
 		}
 	}
 	for (int query = 0; query < 200; query++) {
-		uint32_t token[MOST], base = next_below(&random, CONTEXTS), branch = next_below(&random, MOST), n = next_below(&random, MOST) + 1;
+		uint32_t token[MOST], base = next_below(&random, CONTEXTS), branch = next_below(&random, MOST),
+				      n = next_below(&random, MOST) + 1;
 		for (uint32_t t = 0; t < MOST; t++)
 			token[t] = t < branch ? held[base].token[t] : next_below(&random, 50);
 		struct credentials who = user(next_below(&random, 3));
@@ -82,7 +95,8 @@ START_TEST(agrees_with_comparing_everything)
 			i++;
 		must(held[i].n >= best && !memcmp(held[i].token, token, best * sizeof *token));
 		context_unref(c);
-		must(store_context_open_prefix(f.store, &who, fingerprint, token, n, best + 1, &c, &matched, f.why) == MPIG_ENOENT);
+		must(store_context_open_prefix(f.store, &who, fingerprint, token, n, best + 1, &c, &matched, f.why) ==
+		     MPIG_ENOENT);
 		found++;
 	}
 	ck_assert_uint_gt(found, 50);
@@ -116,10 +130,14 @@ START_TEST(of_equal_matches_the_one_with_least_beyond)
 	ck_assert_ptr_eq(c, held[0].c);
 	context_unref(c);
 	struct credentials someone = user(77); // to whom none of them is there
-	ck_assert_int_eq(store_context_open_prefix(f.store, &someone, fingerprint, held[0].token, 700, 1, &c, &matched, f.why), MPIG_ENOENT);
-	ck_assert_int_eq(store_context_open_prefix(f.store, &root, fingerprint, held[0].token, MPIG_MAX_TOKENS + 1, 1, &c, &matched, f.why), MPIG_EINVAL);
+	ck_assert_int_eq(store_context_open_prefix(f.store, &someone, fingerprint, held[0].token, 700, 1, &c, &matched, f.why),
+	                 MPIG_ENOENT);
+	ck_assert_int_eq(store_context_open_prefix(f.store, &root, fingerprint, held[0].token, MPIG_MAX_TOKENS + 1, 1, &c,
+	                                           &matched, f.why),
+	                 MPIG_EINVAL);
 	fingerprint[0] = 9;
-	ck_assert_int_eq(store_context_open_prefix(f.store, &root, fingerprint, held[0].token, 700, 1, &c, &matched, f.why), MPIG_ENOENT);
+	ck_assert_int_eq(store_context_open_prefix(f.store, &root, fingerprint, held[0].token, 700, 1, &c, &matched, f.why),
+	                 MPIG_ENOENT);
 	for (int i = 0; i < 3; i++)
 		context_unref(held[i].c);
 }

@@ -2,7 +2,10 @@
 #include "tests/store/fixture.h"
 
 static struct fixture f;
-static void teardown(void) { fixture_close(&f); }
+static void teardown(void)
+{
+	fixture_close(&f);
+}
 
 static int make(const char *name, uint32_t uid, uint64_t expected, struct context **c)
 {

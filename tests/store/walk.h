@@ -12,14 +12,18 @@
 #include "shm/abi.h"
 
 // As ck_assert, for inner loops: Check writes to a pipe for every assertion that holds.
-#define must(condition) do { if (!(condition)) ck_abort_msg("%s:%d: %s", __FILE__, __LINE__, #condition); } while (0)
+#define must(condition)                                                                                                          \
+	do {                                                                                                                     \
+		if (!(condition))                                                                                                \
+			ck_abort_msg("%s:%d: %s", __FILE__, __LINE__, #condition);                                               \
+	} while (0)
 
 struct walk {
 	unsigned char *base;
 	uint64_t bytes;
-	unsigned char *mark;  // per granule
-	uint64_t reached;     // bytes, the superblock and the table included
-	uint64_t seen[4096];  // segments and parameters already marked
+	unsigned char *mark; // per granule
+	uint64_t reached;    // bytes, the superblock and the table included
+	uint64_t seen[4096]; // segments and parameters already marked
 	uint32_t seen_count;
 	uint32_t contexts;
 };
@@ -33,7 +37,10 @@ struct walk_context {
 	int int8;
 };
 
-static inline uint64_t walk_round(uint64_t n) { return (n + POOL_GRANULE - 1) / POOL_GRANULE * POOL_GRANULE; }
+static inline uint64_t walk_round(uint64_t n)
+{
+	return (n + POOL_GRANULE - 1) / POOL_GRANULE * POOL_GRANULE;
+}
 
 static inline uint64_t walk_checksum(const void *record, size_t bytes)
 {

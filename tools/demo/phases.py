@@ -27,6 +27,8 @@ PROPOSALS = {
     "signature": dict(proposal="signature", budget=0.01),
     "paper": dict(proposal="paper"),
 }
+RANDOM = ("signature",)  # draws rows for every request; the tables of `paper` are drawn once per context
+SEEDS = (1, 2, 3, 4)     # of requests
 FOLLOWING = 64   # teacher-forced tokens
 CHUNK = 512      # of the prefill
 ANSWER_TOKENS = 12
@@ -152,8 +154,10 @@ def process_b(arguments) -> None:
 
 
 def evaluate(run: Run, cache: MagicPigCache, name: str, own: torch.Tensor, following: list[int]) -> dict:
-    """The decode path, one token at a time, over the same tokens as the model's own attention."""
-    for option, value in {"budget": 0.0, "seed": 1, **PROPOSALS[name]}.items():
+    """The decode path, one token at a time, over the same tokens as the model's own attention; then, for proposals that draw
+    rows anew for every request, all tokens in one pass for each further seed. (A pass over several tokens attends to the
+    same rows as single steps do: the window moves in strides, and the draws depend on the position.)"""
+    for option, value in {"budget": 0.0, "seed": SEEDS[0], **PROPOSALS[name]}.items():
         setattr(cache.options, option, value)
     cache.stats.reset()
     bar, logits, times = Bar(f"{name:9s}", len(following)), [], []
@@ -163,15 +167,21 @@ def evaluate(run: Run, cache: MagicPigCache, name: str, own: torch.Tensor, follo
         times.append(time.monotonic() - begin)
         if sys.stdout.isatty() or n + 1 == len(following):
             bar(n + 1)
-    stats, result = cache.stats, measure.summary(own, torch.stack(logits))
-    result |= {
+    cache.crop(len(run.tokens.context))
+    by_seed = [torch.stack(logits)]
+    for seed in SEEDS[1:] if name in RANDOM else ():
+        cache.options.seed = seed
+        by_seed.append(run.model(torch.tensor([following]), past_key_values=cache).logits[0])
+        cache.crop(len(run.tokens.context))
+    stats = cache.stats
+    return {
+        **measure.summary(own.repeat(len(by_seed), 1), torch.cat(by_seed)),
+        "kl_mean_by_seed": [measure.summary(own, one)["kl_mean"] for one in by_seed],
         "kept": stats.kept,
         "exact_rows": stats.exact_rows / stats.head_tokens,
         "bytes_read": stats.bytes_read / stats.tokens,
         "ms_per_token": 1e3 * statistics.median(times),
     }
-    cache.crop(len(run.tokens.context))
-    return result
 
 
 def index_sizes(run: Run) -> dict:

@@ -1,4 +1,4 @@
-"""Planted facts over several seeds: the KL of the answers' tokens, `signature` against `paper`. A seed is a context of its
+"""Several seeds: the KL of planted facts' answers, `signature` against `paper`, and of the text that follows. A seed is a context of its
 own, because the tables' directions and the rotations are drawn when a context is made."""
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ SEEDS = range(1, 6)
 def facts(run, own: measure.OwnAttention, rows: list, queries: list, arguments) -> dict:
     from phases import PAPER, PROPOSALS
 
+    following = run.tokens.following
+    text_own, text_kl = own.logits(following), {}
     asked = {city: text.encode(run.tokenizer, text.question(city)) for city in text.FACTS}
     answers = {city: text.encode(run.tokenizer, text.answer(city)) for city in text.FACTS}
     reference = {city: own.logits(asked[city] + answers[city][:-1])[len(asked[city]) - 1 :] for city in asked}
@@ -50,6 +52,11 @@ def facts(run, own: measure.OwnAttention, rows: list, queries: list, arguments) 
                     kept[proposal].append(cache.stats.kept)
                     cache.crop(len(run.tokens.context))
                 kl[proposal][seed] += measure.divergence(reference[city], logits).tolist()
+        with MagicPigCache.open(
+            run.client, run.model, run.tokens.context + following, fingerprint=spec.fingerprint, **PROPOSALS["signature"], seed=seed
+        ) as cache:
+            logits = run.model(torch.tensor([following]), past_key_values=cache).logits[0]
+            text_kl[seed] = float(measure.divergence(text_own, logits).mean())
         run.client.drop(name)
     means = {name: {seed: float(np.mean(v)) for seed, v in by_seed.items()} for name, by_seed in kl.items()}
     return {
@@ -57,6 +64,7 @@ def facts(run, own: measure.OwnAttention, rows: list, queries: list, arguments) 
         "seeds": len(SEEDS),
         "kl_by_seed": means,
         "kl_mean": {name: statistics.mean(v.values()) for name, v in means.items()},
+        "text_kl_by_seed": text_kl,
         "kept": {name: statistics.mean(v) for name, v in kept.items()},
     }
 

@@ -34,7 +34,7 @@ def checks(report: dict) -> dict[str, bool]:
     p = report["proposals"]
     found = {
         "dense: KL mean <= 1e-4": p["dense"]["kl_mean"] <= 1e-4,
-        "dense: top token equal on all but one": p["dense"]["top1_equal"] >= p["dense"]["tokens"] - 1,
+        "dense: top token equal on 63 of 64": p["dense"]["top1_equal"] >= p["dense"]["tokens"] - 1,
         "signature at 1 %: KL mean <= .01": p["signature"]["kl_mean"] <= 0.01,
         "reopening <= 2 % of the prefill's time": report["reopen_s"] <= 0.02 * report["prefill_s"],
         "the whole context was found again": report["matched_tokens"] >= report["context_tokens"],
@@ -56,16 +56,18 @@ def show(report: dict) -> None:
     )
     for part in report["answers"].values():
         print(f"  {part['city']} ({FACTS[part['city']]} is right):{part['text'].splitlines()[0] if part['text'] else ''}")
-    print(f"\n  {'proposal':<11}{'kept':>8}{'exact rows':>12}{'MB read':>9}{'KL mean':>10}{'KL p95':>10}{'top-1':>8}{'ms/token':>10}")
+    print(f"\n  {'proposal':<11}{'kept':>8}{'exact rows':>12}{'MB read':>9}{'KL mean':>10}{'KL p95':>10}{'top-1':>10}{'ms/token':>10}")
     for name, p in report["proposals"].items():
         print(
             f"  {name:<11}{p['kept']:>8.2%}{p['exact_rows']:>12.0f}{p['bytes_read'] / 1e6:>9.1f}{p['kl_mean']:>10.2g}"
-            f"{p['kl_p95']:>10.2g}{p['top1_equal']:>5}/{p['tokens']}{p['ms_per_token']:>9.0f}"
+            f"{p['kl_p95']:>10.2g}{p['top1_equal']:>6}/{p['tokens']:<3}{p['ms_per_token']:>9.0f}"
         )
     if "facts" in report:
         facts = report["facts"]
         line = ", ".join(f"{name} {value:.2g} ({facts['kept'][name]:.2%} kept)" for name, value in facts["kl_mean"].items())
-        print(f"\n  {facts['facts']} planted facts, {facts['seeds']} seeds, KL of the answers' tokens: {line}")
+        text = facts["text_kl_by_seed"].values()
+        print(f"\n  signature on the text, {len(text)} seeds: KL {sum(text) / len(text):.2g} ({min(text):.2g} to {max(text):.2g})")
+        print(f"  {facts['facts']} planted facts, {facts['seeds']} seeds, KL of the answers' tokens: {line}")
     print()
     for what, passed in report["checks"].items():
         print(f"  {'yes' if passed else 'NO ':<4}{what}")

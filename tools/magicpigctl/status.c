@@ -89,7 +89,7 @@ static void print_answer(const struct mpig_daemon_status *d)
 	print_memory("", d->pool_used, d->pool_bytes, d->pool_metadata);
 	if (d->quota_bytes)
 		print_memory("your quota", d->quota_used, d->quota_bytes, 0);
-	printf("  open        %" PRIu64 " contexts, %" PRIu64 " clients, %" PRIu64 " queues, %u workers\n", d->contexts,
+	printf("  now         contexts %" PRIu64 ", clients %" PRIu64 ", queues %" PRIu64 ", workers %u\n", d->contexts,
 	       d->clients, d->queues, d->workers);
 	printf("  since start %s attends, %s rows appended, %s commits, %s rows read (%s), %s%s errors%s\n",
 	       text_count(attends, d->attends), text_count(rows, d->appended_rows), text_count(commits, d->commits),
@@ -103,7 +103,7 @@ static void print_file_only(const struct stats_sample *s)
 	printf("%smagicpigd%s  pid %" PRIu64 ", started %s (from its statistics file)\n", text_on(TEXT_BOLD), text_off(),
 	       s->head.pid, text_utc(start, s->head.start_realtime_ns));
 	print_memory("pool", s->head.pool_used, s->head.pool_bytes, s->head.pool_metadata);
-	printf("  open        %" PRIu64 " contexts, %" PRIu64 " clients, %" PRIu64 " queues, %" PRIu64 " workers\n",
+	printf("  now         contexts %" PRIu64 ", clients %" PRIu64 ", queues %" PRIu64 ", workers %" PRIu64 "\n",
 	       s->head.contexts, s->head.clients, s->head.queues, s->workers);
 }
 

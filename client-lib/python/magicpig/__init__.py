@@ -10,19 +10,7 @@
 `magicpig.transformers` runs Hugging Face models on it.
 """
 
-from .client import (
-    AttendResult,
-    Client,
-    Completion,
-    Context,
-    ContextInfo,
-    DaemonStatus,
-    Layer,
-    Queue,
-    Spec,
-    merge,
-    merge_error,
-)
+from .client import Client, Context
 from .errors import (
     AccessDenied,
     Again,
@@ -50,5 +38,8 @@ from .errors import (
     TimedOut,
     VersionMismatch,
 )
+from .merging import merge, merge_error
+from .queue import Queue
+from .records import AttendResult, Completion, ContextInfo, DaemonStatus, Layer, Spec
 
 __version__ = "0.1.0"

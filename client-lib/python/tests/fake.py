@@ -8,7 +8,7 @@ import torch
 
 from magicpig import Busy, Exists, NoLease, NotFound, OutOfRange
 from magicpig.arrays import token_array
-from magicpig.client import AttendResult
+from magicpig.records import AttendResult
 
 
 class Store:

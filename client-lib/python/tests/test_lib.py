@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from magicpig import _lib, client, errors
+from magicpig import _lib, errors, records
 from magicpig.arrays import DTYPE_CODES
 
 TREE = pathlib.Path(__file__).resolve().parents[3]
@@ -41,10 +41,10 @@ def test_every_struct_and_function_is_bound():
 
 
 def test_constants_match_the_header(tmp_path):
-    names = {f"MPIG_PROPOSAL_{name.upper()}": code for name, code in client.PROPOSALS.items()}
-    names |= {f"MPIG_LAYER_{name.upper()}": code for name, code in client.LAYER_KINDS.items()}
+    names = {f"MPIG_PROPOSAL_{name.upper()}": code for name, code in records.PROPOSALS.items()}
+    names |= {f"MPIG_LAYER_{name.upper()}": code for name, code in records.LAYER_KINDS.items()}
     names |= {f"MPIG_{name.upper()}": code for name, code in DTYPE_CODES.items()}
-    names["MPIG_COMMIT_SEAL"] = client._COMMIT_SEAL
+    names["MPIG_COMMIT_SEAL"] = records.COMMIT_SEAL
     names["MPIG_VERSION_MAJOR"], names["MPIG_VERSION_MINOR"] = _lib.VERSION
     out = compile_and_run(tmp_path, "\n".join(f'printf("%d\\n", {name});' for name in names))
     assert dict(zip(names, map(int, out))) == names

@@ -1,0 +1,56 @@
+"""How a MagicPigCache attends, and what that cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Sequence
+
+from .records import PROPOSALS
+
+
+@dataclass
+class Options:
+    """How steps after the prompt attend.
+
+    proposal: dense, signature, paper, topk, uniform, or "window" (no rows of the daemon: a baseline). budget: share of rows;
+    0 = the layer's default. window: at least this many recent rows are exact. sinks: so are the first rows. sampled_layers:
+    the others attend densely; None = all sampled. error_target: eps of the adaptive budget instead of a fixed one."""
+
+    proposal: str = "signature"
+    budget: float = 0.01
+    window: int = 64
+    sinks: int = 4
+    seed: int = 0
+    sampled_layers: Sequence[int] | None = None
+    error_target: float = 0.0
+
+    def check(self) -> Options:
+        if self.proposal != "window" and self.proposal not in PROPOSALS:
+            raise ValueError(f"proposal: {self.proposal!r} is not one of window, {', '.join(PROPOSALS)}")
+        if not 0 <= self.budget <= 1:
+            raise ValueError(f"budget: {self.budget} is not within 0..1")
+        if self.window < 1 or self.sinks < 0:
+            raise ValueError(f"window ({self.window}) must be at least 1 and sinks ({self.sinks}) at least 0")
+        return self
+
+
+@dataclass
+class Stats:
+    """Sums since the last reset(); `steps` counts forward passes after the prompt, `tokens` their tokens."""
+
+    steps: int = 0
+    tokens: int = 0
+    rows_attended: int = 0  # by the daemon, over layers, heads and query tokens
+    rows_visible: int = 0   # rows it could have attended, counted the same way
+    exact_rows: int = 0     # attended by the client, counted the same way
+    head_tokens: int = 0    # (layer, head, query token) triples
+    bytes_read: int = 0     # rows and index the daemon looked at
+    service_ns: int = 0
+
+    @property
+    def kept(self) -> float:
+        return self.rows_attended / self.rows_visible if self.rows_visible else 0.0
+
+    def reset(self) -> None:
+        for f in fields(self):
+            setattr(self, f.name, 0)

@@ -1,0 +1,220 @@
+"""The records of the API as dataclasses, and the words for its codes."""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass, field
+from typing import Any, Sequence
+
+from . import _lib, errors
+from .arrays import DTYPE_CODES, DTYPE_NAMES, Array, address, empty_like_kind
+
+PROPOSALS = {"default": 0, "dense": 1, "signature": 2, "paper": 3, "topk": 4, "uniform": 5}
+_PROPOSAL_NAMES = {code: name for name, code in PROPOSALS.items()}
+LAYER_KINDS = {"global": 0, "sliding": 1, "chunked": 2}
+COMMIT_SEAL = 1  # enum mpig_commit_flags
+_KIND_NAMES = {code: name for name, code in LAYER_KINDS.items()}
+_ROW_DTYPES = ("bf16", "f16", "i8")
+
+
+def choice(table: dict[str, int], value: str, what: str) -> int:
+    if value not in table:
+        raise ValueError(f"{what}: {value!r} is not one of {', '.join(table)}")
+    return table[value]
+
+
+@dataclass
+class Layer:
+    """One layer of a spec; zero means the daemon's default. `paper` is (K, L), (0, 0) for no tables."""
+
+    query_heads: int = 0
+    kv_heads: int = 0
+    d_k: int = 0
+    d_v: int = 0
+    kind: str = "global"
+    row_dtype: str = "bf16"
+    scale: float = 0.0
+    softcap: float = 0.0
+    alibi_slope_base: float = 0.0
+    default_proposal: str = "default"
+    default_budget: float = 0.0
+    signature_bits: int = 0
+    paper: tuple[int, int] = (0, 0)
+    window: int = 0
+
+    def _pack(self) -> _lib.Layer:
+        if self.row_dtype not in _ROW_DTYPES:
+            raise ValueError(f"row_dtype: {self.row_dtype!r} is not one of {', '.join(_ROW_DTYPES)}")
+        return _lib.Layer(
+            kind=choice(LAYER_KINDS, self.kind, "kind"),
+            row_dtype=DTYPE_CODES[self.row_dtype],
+            query_heads=self.query_heads,
+            kv_heads=self.kv_heads,
+            d_k=self.d_k,
+            d_v=self.d_v,
+            scale=self.scale,
+            softcap=self.softcap,
+            alibi_slope_base=self.alibi_slope_base,
+            default_proposal=choice(PROPOSALS, self.default_proposal, "default_proposal"),
+            default_budget=self.default_budget,
+            signature_bits=self.signature_bits,
+            paper_k=self.paper[0],
+            paper_l=self.paper[1],
+            window=self.window,
+        )
+
+    @classmethod
+    def _unpack(cls, raw: _lib.Layer) -> Layer:
+        return cls(
+            kind=_KIND_NAMES.get(raw.kind, str(raw.kind)),
+            row_dtype=DTYPE_NAMES.get(raw.row_dtype or DTYPE_CODES["bf16"], str(raw.row_dtype)),
+            query_heads=raw.query_heads,
+            kv_heads=raw.kv_heads,
+            d_k=raw.d_k,
+            d_v=raw.d_v or raw.d_k,
+            scale=raw.scale,
+            softcap=raw.softcap,
+            alibi_slope_base=raw.alibi_slope_base,
+            default_proposal=_PROPOSAL_NAMES.get(raw.default_proposal, str(raw.default_proposal)),
+            default_budget=raw.default_budget,
+            signature_bits=raw.signature_bits,
+            paper=(raw.paper_k, raw.paper_l),
+            window=raw.window,
+        )
+
+
+@dataclass
+class Spec:
+    """What a context is made of. `fingerprint`: whatever the KV depends on besides the token ids, as bytes."""
+
+    layers: Sequence[Layer]
+    fingerprint: bytes = b""
+    mode: int = 0o600
+    seed: int = 0
+    expected_tokens: int = 0
+
+
+@dataclass
+class DaemonStatus:
+    epoch: int
+    uptime_ns: int
+    pool_bytes: int
+    pool_used: int
+    pool_metadata: int
+    contexts: int
+    clients: int
+    queues: int
+    attends: int
+    appended_rows: int
+    commits: int
+    rows_read: int
+    bytes_read: int
+    errors: int
+    quota_bytes: int
+    quota_used: int
+    workers: int
+    pid: int
+    version: str
+    instance: str
+    kernels: str
+    io_backend: str
+    pool_dir: str
+    config_file: str
+    stats_file: str
+
+
+@dataclass
+class ContextInfo:
+    name: str
+    fingerprint: bytes
+    id: int
+    committed: int
+    indexed: int
+    rows_bytes: int
+    index_bytes: int
+    metadata_bytes: int
+    shared_bytes: int
+    created_ns: int
+    used_ns: int
+    parent_id: int
+    fork_tokens: int
+    matched: int
+    seed: int
+    uid: int
+    gid: int
+    mode: int
+    layer_count: int
+    global_layers: int
+    segments: int
+    signature_version: int
+    readers: int
+    writer_pid: int
+
+
+def record(cls: type, raw: ctypes.Structure) -> Any:
+    values = {}
+    for name in cls.__dataclass_fields__:
+        value = getattr(raw, name)
+        if isinstance(value, ctypes.Array):
+            value = bytes(value)
+        elif isinstance(value, bytes):
+            value = value.decode(errors="replace")
+        values[name] = value
+    return cls(**values)
+
+
+@dataclass
+class AttendResult:
+    """out [T, heads, d_v], lse [T, heads] (natural log, -inf where no row was seen), rows [T, heads] attended, and the error
+    terms; all fp32 or counts, of the same array library as q. Reusable: pass it as `result=` again for the same T."""
+
+    out: Array
+    lse: Array
+    rows: Array
+    error_v: Array | None = None
+    error_a: Array | None = None
+    raw: _lib.Result = field(default_factory=_lib.Result, repr=False)
+
+    @classmethod
+    def new(cls, example: Array, tokens: int, heads: int, d_v: int, errors: bool = False) -> AttendResult:
+        result = cls(
+            out=empty_like_kind(example, (tokens, heads, d_v)),
+            lse=empty_like_kind(example, (tokens, heads)),
+            rows=empty_like_kind(example, (tokens, heads), "u32"),
+        )
+        result.raw.size = ctypes.sizeof(_lib.Result)
+        result.raw.out = address(result.out, "out", ("f32",))
+        result.raw.lse = address(result.lse, "lse", ("f32",))
+        result.raw.rows = address(result.rows, "rows", ("u32", "i32"))
+        if errors:
+            result.error_v = empty_like_kind(example, (tokens, heads))
+            result.error_a = empty_like_kind(example, (tokens, heads))
+            result.raw.error_v = address(result.error_v, "error_v", ("f32",))
+            result.raw.error_a = address(result.error_a, "error_a", ("f32",))
+        return result
+
+    @property
+    def committed(self) -> int:
+        return self.raw.committed
+
+    @property
+    def rows_read(self) -> int:
+        return self.raw.rows_read
+
+    @property
+    def bytes_read(self) -> int:
+        return self.raw.bytes_read
+
+    @property
+    def service_ns(self) -> int:
+        return self.raw.service_ns
+
+
+@dataclass
+class Completion:
+    ticket: int
+    status: int
+
+    def check(self) -> None:
+        if self.status < 0:
+            raise errors.make(self.status, _lib.library().mpig_strerror(self.status).decode())

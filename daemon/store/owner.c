@@ -1,0 +1,145 @@
+// What an owner may do to a context: change who else may use it, give it away, drop it.
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon/store/internal.h"
+
+// ---- changing the owner ----------------------------------------------------------------------------------------------
+
+static bool member(const struct credentials *who, uint32_t gid)
+{
+	bool in = who->gid == gid;
+	for (uint32_t i = 0; i < who->group_count; i++)
+		in |= who->groups[i] == gid;
+	return in;
+}
+
+// All that a context's owner pays for, moved to another uid; or nothing is.
+static int charge_to(struct store *s, struct context *c, uint32_t uid, char *why)
+{
+	struct snapshot *snap = atomic_load(&c->snapshot);
+	struct params *p = atomic_load(&c->params);
+	uint64_t bytes = context_own_bytes(c) + (p && !charge_has(&p->charge, uid) ? p->bytes : 0);
+	for (uint32_t i = 0; i < snap->count; i++)
+		if (!charge_has(&snap->ref[i].segment->charge, uid))
+			bytes += segment_bytes(snap->ref[i].segment);
+	int status = quota_admit(s, uid, bytes, 1, why);
+	if (status)
+		return status;
+	bool short_of_memory = account_open(s, uid) || (p && charge_reference(s, &p->charge, uid));
+	uint32_t done = 0;
+	while (!short_of_memory && done < snap->count && !charge_reference(s, &snap->ref[done].segment->charge, uid))
+		done++;
+	if (short_of_memory || done < snap->count) {
+		while (done)
+			charge_release(s, &snap->ref[--done].segment->charge, uid);
+		if (p && !short_of_memory)
+			charge_release(s, &p->charge, uid);
+		return refuse(why, MPIG_ENOMEM, "the daemon has no memory to charge uid %u", uid);
+	}
+	uint32_t old = c->identity.uid;
+	for (uint32_t i = 0; i < snap->count; i++)
+		charge_release(s, &snap->ref[i].segment->charge, old);
+	if (p)
+		charge_release(s, &p->charge, old);
+	account_sub(s, old, context_own_bytes(c));
+	account_contexts(s, old, -1);
+	account_add(s, uid, context_own_bytes(c));
+	account_contexts(s, uid, 1);
+	return 0;
+}
+
+int store_context_chmod(struct store *s, const struct credentials *who, const char *name, uint32_t mode, uint32_t uid,
+                        uint32_t gid, char *why)
+{
+	struct context *c;
+	if (mode > 0777)
+		return refuse(why, MPIG_EINVAL, "mode is %#o, must be at most 0777", mode);
+	store_lock(s);
+	int status = context_find(s, who, name, ACCESS_OWN, &c, why);
+	if (!status && uid != UINT32_MAX && uid != c->identity.uid && who->uid != 0)
+		status = refuse(why, MPIG_EACCES, "context '%s': only root may give a context to another uid", name);
+	if (!status && gid != UINT32_MAX && gid != c->identity.gid && who->uid != 0 && !member(who, gid))
+		status = refuse(why, MPIG_EACCES, "context '%s': uid %u is not in group %u", name, who->uid, gid);
+	if (!status && uid != UINT32_MAX && uid != c->identity.uid)
+		status = charge_to(s, c, uid, why);
+	if (!status) {
+		c->identity = (struct identity){uid == UINT32_MAX ? c->identity.uid : uid,
+		                                gid == UINT32_MAX ? c->identity.gid : gid, mode};
+		struct context_slot slot;
+		slot_fill(c, atomic_load(&c->snapshot), &slot);
+		slot_publish(s->pool, c->record, &slot);
+	}
+	store_unlock(s);
+	return status;
+}
+
+// ---- dropping --------------------------------------------------------------------------------------------------------
+
+static struct context *of_drop(struct garbage *g)
+{
+	return (struct context *)(void *)((unsigned char *)g - offsetof(struct context, drop));
+}
+
+static void drop_settle(struct store *s, struct garbage *g)
+{
+	struct context *c = of_drop(g);
+	struct snapshot *snap = atomic_load(&c->snapshot);
+	for (uint32_t i = 0; i < snap->count; i++)
+		segment_put(s, snap->ref[i].segment);
+	params_put(s, atomic_load(&c->params));
+	s->metadata_bytes -= context_own_bytes(c);
+	store_bury(s, g);
+}
+
+static void drop_destroy(struct store *s, struct garbage *g)
+{
+	struct context *c = of_drop(g);
+	struct snapshot *snap = atomic_load(&c->snapshot);
+	context_free_records(s, c, snap);
+	atomic_store(&c->snapshot, NULL);
+	free(snap);
+	context_unref(c);
+}
+
+static void unlink_context(struct store *s, struct context *c)
+{
+	struct context **link = &s->by_name[name_bucket(c->name)];
+	while (*link != c)
+		link = &(*link)->name_next;
+	*link = c->name_next;
+	size_t i = 0;
+	while (s->context[i] != c)
+		i++;
+	memmove(&s->context[i], &s->context[i + 1], (s->count - i - 1) * sizeof s->context[0]);
+	s->count--;
+}
+
+int store_context_drop(struct store *s, const struct credentials *who, const char *name, char *why)
+{
+	struct context *c;
+	store_lock(s);
+	int status = context_find(s, who, name, ACCESS_OWN, &c, why);
+	if (!status) {
+		pool_publish_word(s->pool, &c->record->state, CONTEXT_DROPPED);
+		uint64_t *table = pool_at(s->pool, pool_superblock(s->pool)->contexts_offset);
+		pool_publish_word(s->pool, &table[c->table_slot], 0);
+		atomic_store(&c->dropped, true);
+		unlink_context(s, c);
+		const struct snapshot *snap = atomic_load(&c->snapshot);
+		struct params *p = atomic_load(&c->params);
+		uint32_t uid = c->identity.uid;
+		for (uint32_t i = 0; i < snap->count; i++)
+			charge_release(s, &snap->ref[i].segment->charge, uid);
+		if (p)
+			charge_release(s, &p->charge, uid);
+		account_sub(s, uid, context_own_bytes(c));
+		account_contexts(s, uid, -1);
+		c->drop.settle = drop_settle;
+		c->drop.destroy = drop_destroy;
+		context_retire(s, c, &c->drop); // with the table's reference
+	}
+	store_unlock(s);
+	return status;
+}
