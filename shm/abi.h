@@ -42,7 +42,7 @@
 
 #define MPIG_MAX_TOKENS (UINT64_C(1) << 31) // tokens of one context
 #define MPIG_MAX_LAYERS 512u
-#define MPIG_MAX_HEADS 256u      // query heads of one layer
+#define MPIG_MAX_HEADS 256u // query heads of one layer
 #define MPIG_MAX_HEAD_DIM 256u
 #define MPIG_MAX_QUERY_TOKENS 4096u // query tokens of one ATTEND
 
@@ -58,7 +58,7 @@ enum mpig_op {
 };
 
 enum mpig_proposal {
-	MPIG_PROPOSAL_DEFAULT = 0,   // what the layer's spec says
+	MPIG_PROPOSAL_DEFAULT = 0, // what the layer's spec says
 	MPIG_PROPOSAL_DENSE = 1,
 	MPIG_PROPOSAL_SIGNATURE = 2,
 	MPIG_PROPOSAL_PAPER = 3,
@@ -79,19 +79,19 @@ enum mpig_sqe_flags {
 
 // One submission. Field offsets are frozen by the assertions below.
 struct mpig_sqe {
-	uint8_t op;          // enum mpig_op
-	uint8_t flags;       // enum mpig_sqe_flags
-	uint16_t layer;      // ATTEND, APPEND, READ
-	uint32_t handle;     // context handle, chosen by the client at open; survives a reconnect
-	uint64_t user_data;  // returned untouched
-	uint32_t slot;       // payload slot or MPIG_NO_SLOT
-	uint32_t count;      // ATTEND: query tokens T; APPEND, COMMIT, READ: rows
-	uint64_t begin;      // first token of the range (ATTEND, READ), position (APPEND, COMMIT, TRUNCATE)
-	int64_t end;         // ATTEND: end of the range, exclusive, absolute or relative; otherwise 0
-	uint64_t seed;       // ATTEND
-	float budget;        // ATTEND: expected share of rows in (0, 1]; 0 = the layer's default
-	uint8_t proposal;    // enum mpig_proposal
-	uint8_t dtype;       // enum mpig_dtype of the payload's q, or K and V
+	uint8_t op;         // enum mpig_op
+	uint8_t flags;      // enum mpig_sqe_flags
+	uint16_t layer;     // ATTEND, APPEND, READ
+	uint32_t handle;    // context handle, chosen by the client at open; survives a reconnect
+	uint64_t user_data; // returned untouched
+	uint32_t slot;      // payload slot or MPIG_NO_SLOT
+	uint32_t count;     // ATTEND: query tokens T; APPEND, COMMIT, READ: rows
+	uint64_t begin;     // first token of the range (ATTEND, READ), position (APPEND, COMMIT, TRUNCATE)
+	int64_t end;        // ATTEND: end of the range, exclusive, absolute or relative; otherwise 0
+	uint64_t seed;      // ATTEND
+	float budget;       // ATTEND: expected share of rows in (0, 1]; 0 = the layer's default
+	uint8_t proposal;   // enum mpig_proposal
+	uint8_t dtype;      // enum mpig_dtype of the payload's q, or K and V
 	uint16_t reserved0;
 	uint64_t reserved1;
 };
@@ -99,15 +99,15 @@ struct mpig_sqe {
 // One completion.
 struct mpig_cqe {
 	uint64_t user_data;
-	int32_t status;      // 0 or a negative MPIG_E* code
-	uint32_t slot;       // the submission's slot, free for the client again
-	uint64_t committed;  // committed tokens of the context when the operation took effect
-	uint64_t rows_read;  // ATTEND: rows fetched, all heads (a row wanted by several heads of a group counts once)
-	uint64_t bytes_read; // ATTEND: bytes of rows and index looked at
-	uint64_t service_ns; // time from claim to completion
+	int32_t status;             // 0 or a negative MPIG_E* code
+	uint32_t slot;              // the submission's slot, free for the client again
+	uint64_t committed;         // committed tokens of the context when the operation took effect
+	uint64_t rows_read;         // ATTEND: rows fetched, all heads (a row wanted by several heads of a group counts once)
+	uint64_t bytes_read;        // ATTEND: bytes of rows and index looked at
+	uint64_t service_ns;        // time from claim to completion
 	uint32_t signature_version; // of the context now; a client's own signatures should carry it
-	uint32_t units;      // units of work the request was cut into
-	uint64_t sequence;   // number of the submission in its queue, from 0
+	uint32_t units;             // units of work the request was cut into
+	uint64_t sequence;          // number of the submission in its queue, from 0
 };
 
 // What an entry has no room for. At the start of a slot; zero where not used.
@@ -118,8 +118,8 @@ struct mpig_slot_header {
 	float error_target;         // ATTEND: relative error of the mass (eps); 0 = fixed budget
 	float budget_floor;         // with error_target: least and greatest share of rows; 0 = default
 	float budget_cap;
-	uint32_t query_count;       // APPEND with MPIG_HAS_QUERIES: recent query tokens R
-	uint64_t query_position;    // ATTEND: absolute position of query token 0 (ALiBi, random streams)
+	uint32_t query_count;    // APPEND with MPIG_HAS_QUERIES: recent query tokens R
+	uint64_t query_position; // ATTEND: absolute position of query token 0 (ALiBi, random streams)
 	uint8_t reserved[88];
 };
 
@@ -139,36 +139,36 @@ struct mpig_queue_header {
 	// line 0: the daemon, before the fd is passed (and again when it adopts a region)
 	uint32_t magic;
 	uint32_t abi_version;
-	uint64_t features;     // compatible additions
+	uint64_t features; // compatible additions
 	uint64_t region_bytes;
-	uint32_t entries;      // of each ring, a power of two
+	uint32_t entries; // of each ring, a power of two
 	uint32_t slot_count;
-	uint64_t slot_bytes;   // header included, a multiple of 4096
+	uint64_t slot_bytes; // header included, a multiple of 4096
 	uint64_t sq_offset;
 	uint64_t cq_offset;
 	uint64_t slots_offset;
-	uint64_t epoch;        // the daemon's start, to tell one daemon from the next
+	uint64_t epoch; // the daemon's start, to tell one daemon from the next
 	uint8_t reserved0[56];
 	// line 1: the client (or its GPU)
 	uint32_t sq_tail;
 	uint8_t reserved1[124];
 	// line 2: the client
 	uint32_t cq_head;
-	uint32_t cq_waiting;   // nonzero: futex-wake cq_tail after a completion
+	uint32_t cq_waiting; // nonzero: futex-wake cq_tail after a completion
 	uint8_t reserved2[120];
 	// line 3: the daemon
 	uint32_t sq_head;
-	uint32_t sq_flags;     // enum mpig_sq_flags
+	uint32_t sq_flags; // enum mpig_sq_flags
 	uint8_t reserved3[120];
 	// line 4: the daemon
-	uint32_t cq_tail;      // also the futex word of a sleeping client
+	uint32_t cq_tail; // also the futex word of a sleeping client
 	uint8_t reserved4[124];
 	uint8_t reserved5[3456];
 };
 
-#define MPIG_ASSERT_OFFSET(type, field, offset) \
+#define MPIG_ASSERT_OFFSET(type, field, offset)                                                                                  \
 	static_assert(offsetof(struct type, field) == (offset), "ABI frozen: add a feature bit and use reserved bytes instead")
-#define MPIG_ASSERT_SIZE(type, size) \
+#define MPIG_ASSERT_SIZE(type, size)                                                                                             \
 	static_assert(sizeof(struct type) == (size), "ABI frozen: raise MPIG_ABI_VERSION to change " #type)
 
 MPIG_ASSERT_SIZE(mpig_sqe, 64);

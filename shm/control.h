@@ -16,23 +16,23 @@
 #define MPIG_CONTROL_MAGIC 0x4347504du // "MPGC"
 #define MPIG_CONTROL_VERSION 1u
 #define MPIG_CONTROL_MAX_BYTES 65536u
-#define MPIG_NAME_BYTES 128u      // including the terminating zero
+#define MPIG_NAME_BYTES 128u // including the terminating zero
 #define MPIG_TEXT_BYTES 256u
 #define MPIG_LIST_PAGE 64u
-#define MPIG_MAX_HANDLES 4096u    // per connection
+#define MPIG_MAX_HANDLES 4096u // per connection
 
 enum mpig_control_op {
 	MPIG_CTL_HELLO = 1,
 	MPIG_CTL_PING = 2,
 	MPIG_CTL_QUEUE_CREATE = 3, // optional fd: the client's old region, to be adopted
 	MPIG_CTL_QUEUE_DESTROY = 4,
-	MPIG_CTL_CREATE = 5,       // body followed by layer_count x struct mpig_wire_layer, then layer_count * alibi slopes if any
+	MPIG_CTL_CREATE = 5, // body followed by layer_count x struct mpig_wire_layer, then layer_count * alibi slopes if any
 	MPIG_CTL_OPEN = 6,
-	MPIG_CTL_OPEN_PREFIX = 7,  // fd: a file of u32 token ids (read with pread, never mapped)
+	MPIG_CTL_OPEN_PREFIX = 7, // fd: a file of u32 token ids (read with pread, never mapped)
 	MPIG_CTL_CLOSE = 8,
 	MPIG_CTL_DROP = 9,
 	MPIG_CTL_LIST = 10,
-	MPIG_CTL_SHOW = 11,        // reply followed by layer_count x struct mpig_wire_layer
+	MPIG_CTL_SHOW = 11, // reply followed by layer_count x struct mpig_wire_layer
 	MPIG_CTL_FORK = 12,
 	MPIG_CTL_CHMOD = 13,
 	MPIG_CTL_STATUS = 14,
@@ -44,9 +44,9 @@ struct mpig_control_header {
 	uint32_t magic;
 	uint16_t version;
 	uint16_t op;
-	uint32_t size;   // of the whole datagram
+	uint32_t size; // of the whole datagram
 	uint32_t tag;
-	int32_t status;  // replies; 0 in requests
+	int32_t status; // replies; 0 in requests
 	uint32_t reserved;
 };
 
@@ -62,30 +62,30 @@ struct mpig_wire_layer {
 	uint16_t kv_heads;
 	uint16_t d_k;
 	uint16_t d_v;
-	uint16_t paper_k;         // 0 (no tables) or 1..16
-	uint16_t paper_l;         // 0 or 2..512
-	float scale;              // logits are scale * q.k; 0 = 1/sqrt(d_k)
-	float softcap;            // 0 = none; cap * tanh(s / cap)
-	float default_budget;     // 0 = the daemon's default
-	float alibi_slope_base;   // 0 = none; slope of head h = base^(h+1) (ALiBi, section 3)
-	uint32_t window;          // SLIDING, CHUNKED: its width (informative)
+	uint16_t paper_k;       // 0 (no tables) or 1..16
+	uint16_t paper_l;       // 0 or 2..512
+	float scale;            // logits are scale * q.k; 0 = 1/sqrt(d_k)
+	float softcap;          // 0 = none; cap * tanh(s / cap)
+	float default_budget;   // 0 = the daemon's default
+	float alibi_slope_base; // 0 = none; slope of head h = base^(h+1) (ALiBi, section 3)
+	uint32_t window;        // SLIDING, CHUNKED: its width (informative)
 	uint8_t reserved[28];
 };
 static_assert(sizeof(struct mpig_wire_layer) == 64, "wire format frozen");
 
 enum mpig_open_flags {
-	MPIG_OPEN_WRITE = 1u << 0,     // take the writer lease
-	MPIG_OPEN_FORK = 1u << 1,      // OPEN_PREFIX: fork at the matched length under a new name
+	MPIG_OPEN_WRITE = 1u << 0, // take the writer lease
+	MPIG_OPEN_FORK = 1u << 1,  // OPEN_PREFIX: fork at the matched length under a new name
 	MPIG_OPEN_FLAGS = 0x03
 };
 
 struct mpig_ctl_hello { // request and reply
 	struct mpig_control_header h;
 	uint32_t abi_version;
-	uint32_t pid_reserved;       // zero
-	uint64_t epoch;              // reply
-	char instance[64];           // reply
-	char version[32];            // reply: the daemon's version
+	uint32_t pid_reserved; // zero
+	uint64_t epoch;        // reply
+	char instance[64];     // reply
+	char version[32];      // reply: the daemon's version
 	uint64_t max_slot_bytes, max_region_bytes;
 	uint32_t max_entries, workers;
 	uint8_t reserved[64];
@@ -110,12 +110,12 @@ struct mpig_ctl_queue_destroy {
 struct mpig_ctl_create {
 	struct mpig_control_header h;
 	char name[MPIG_NAME_BYTES];
-	char fingerprint[64];   // model + adapters + tokenizer + RoPE + multimodal inputs, any bytes (a hash)
+	char fingerprint[64]; // model + adapters + tokenizer + RoPE + multimodal inputs, any bytes (a hash)
 	uint32_t handle;
-	uint32_t mode;          // permission bits, 0 = 0600
+	uint32_t mode; // permission bits, 0 = 0600
 	uint32_t layer_count;
 	uint32_t flags;
-	uint64_t seed;          // of rotations and hash directions; 0 = chosen by the daemon
+	uint64_t seed;            // of rotations and hash directions; 0 = chosen by the daemon
 	uint64_t expected_tokens; // 0 = unknown; checked against quota and pool before anything is built
 	uint8_t reserved[32];
 };
@@ -126,10 +126,10 @@ struct mpig_ctl_open { // OPEN, SHOW (handle ignored), DROP, FORK (new_name), CH
 	char new_name[MPIG_NAME_BYTES]; // FORK; OPEN_PREFIX with MPIG_OPEN_FORK
 	char fingerprint[64];           // OPEN, OPEN_PREFIX: must match if not all zero
 	uint32_t handle;
-	uint32_t flags;                 // enum mpig_open_flags
-	uint64_t tokens;                // FORK: at this token; OPEN_PREFIX: token count in the fd
-	uint64_t min_tokens;            // OPEN_PREFIX: least useful match
-	uint32_t mode, uid, gid;        // CHMOD: mode; uid, gid = UINT32_MAX: unchanged
+	uint32_t flags;          // enum mpig_open_flags
+	uint64_t tokens;         // FORK: at this token; OPEN_PREFIX: token count in the fd
+	uint64_t min_tokens;     // OPEN_PREFIX: least useful match
+	uint32_t mode, uid, gid; // CHMOD: mode; uid, gid = UINT32_MAX: unchanged
 	uint32_t reserved0;
 	uint8_t reserved[32];
 };
@@ -139,13 +139,13 @@ struct mpig_wire_context {
 	char name[MPIG_NAME_BYTES];
 	char fingerprint[64];
 	uint64_t id;
-	uint64_t committed;        // tokens
-	uint64_t indexed;          // tokens with a sealed index
+	uint64_t committed;                               // tokens
+	uint64_t indexed;                                 // tokens with a sealed index
 	uint64_t rows_bytes, index_bytes, metadata_bytes; // held in the pool; shared segments counted in full
-	uint64_t shared_bytes;     // of these, in segments other contexts reference too
-	uint64_t created_ns, used_ns; // CLOCK_REALTIME
+	uint64_t shared_bytes;                            // of these, in segments other contexts reference too
+	uint64_t created_ns, used_ns;                     // CLOCK_REALTIME
 	uint64_t parent_id, fork_tokens;
-	uint64_t matched;          // OPEN_PREFIX: tokens of the longest common prefix
+	uint64_t matched; // OPEN_PREFIX: tokens of the longest common prefix
 	uint64_t seed;
 	uint32_t uid, gid, mode;
 	uint32_t layer_count, global_layers, segments;

@@ -20,20 +20,20 @@
 #include "abi.h"
 
 struct mpig_producer {
-	uint32_t *tail;             // ours, in the region
+	uint32_t *tail; // ours, in the region
 	const uint32_t *peer_head;
-	uint8_t *entries;           // 64-byte entries
+	uint8_t *entries; // 64-byte entries
 	uint32_t mask;
-	uint32_t next;              // private copy of tail, not yet published entries included
-	uint32_t known_head;        // last believed peer_head
+	uint32_t next;       // private copy of tail, not yet published entries included
+	uint32_t known_head; // last believed peer_head
 };
 
 struct mpig_consumer {
-	uint32_t *head;             // ours, in the region
+	uint32_t *head; // ours, in the region
 	const uint32_t *peer_tail;
 	const uint8_t *entries;
 	uint32_t mask;
-	uint32_t next;              // private copy of head
+	uint32_t next; // private copy of head
 };
 
 // Both sides of a queue's region. `base` stays mapped as long as they are used; geometry comes from a checked header.
@@ -52,7 +52,7 @@ void mpig_consumer_take(struct mpig_consumer *c, void *entry);
 void mpig_consumer_release(struct mpig_consumer *c); // R2
 
 // Flag words (sq_flags, cq_waiting): set/clear by their owner; `peer` reads follow F4.
-void mpig_flag_set(uint32_t *flags, uint32_t bits);   // then a full fence: F5
+void mpig_flag_set(uint32_t *flags, uint32_t bits); // then a full fence: F5
 void mpig_flag_clear(uint32_t *flags, uint32_t bits);
 bool mpig_flag_peer(const uint32_t *peer_flags, uint32_t bits); // full fence first: F4
 

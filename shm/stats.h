@@ -17,10 +17,10 @@ enum mpig_worker_state { MPIG_WORKER_SPIN = 0, MPIG_WORKER_BUSY = 1, MPIG_WORKER
 struct mpig_stats_worker {
 	uint64_t state, cpu;
 	uint64_t busy_ns, spin_ns, park_ns, wakeups, steals, units;
-	uint64_t requests[8];   // by enum mpig_op
-	uint64_t errors;        // completions with a negative status
+	uint64_t requests[8]; // by enum mpig_op
+	uint64_t errors;      // completions with a negative status
 	uint64_t rows_read, bytes_read, appended_rows;
-	uint64_t heartbeat_ns;  // CLOCK_MONOTONIC
+	uint64_t heartbeat_ns; // CLOCK_MONOTONIC
 	uint64_t reserved[3];
 	uint64_t attend_ns[MPIG_STATS_BUCKETS]; // claim to completion
 	uint64_t append_ns[MPIG_STATS_BUCKETS];

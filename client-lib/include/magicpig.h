@@ -48,30 +48,30 @@ extern "C" {
 #ifndef MPIG_SHM_STATUS_H /* the daemon's tree has the same codes in shm/status.h; a test holds the two lists together */
 enum mpig_status {
 	MPIG_OK = 0,
-	MPIG_EINVAL = -1,    /* invalid argument */
-	MPIG_ENOENT = -2,    /* no such context */
-	MPIG_EEXIST = -3,    /* a context of this name exists */
-	MPIG_EACCES = -4,    /* permission denied */
-	MPIG_ENOMEM = -5,    /* out of memory in this process */
-	MPIG_ENOSPC = -6,    /* the pool is full */
-	MPIG_EQUOTA = -7,    /* over quota */
-	MPIG_EBUSY = -8,     /* another client holds the writer lease, or the object is in use */
-	MPIG_EPROTO = -9,    /* malformed message or ring entry */
-	MPIG_EVERSION = -10, /* incompatible version */
-	MPIG_ERETRY = -11,   /* the daemon went away while this was in flight; try again */
-	MPIG_ENODAEMON = -12,/* no daemon answers on the socket */
-	MPIG_ETIMEDOUT = -13,/* deadline passed */
-	MPIG_EFORK = -14,    /* this handle belongs to the parent process */
-	MPIG_ENAN = -15,     /* NaN or infinity in the input */
-	MPIG_ERANGE = -16,   /* token range or position outside the context */
-	MPIG_EAGAIN = -17,   /* nothing ready, or no room in the queue */
-	MPIG_EIO = -18,      /* input/output error */
-	MPIG_ELOST = -19,    /* the context did not survive the daemon's restart */
-	MPIG_ELEASE = -20,   /* this client does not hold the writer lease */
-	MPIG_ENOTSUP = -21,  /* not supported by this daemon or layer */
-	MPIG_ESHUTDOWN = -22,/* the daemon is shutting down, or this queue was closed */
-	MPIG_ELIMIT = -23,   /* a fixed limit of the daemon is reached */
-	MPIG_ECORRUPT = -24  /* stored data failed its checks */
+	MPIG_EINVAL = -1,     /* invalid argument */
+	MPIG_ENOENT = -2,     /* no such context */
+	MPIG_EEXIST = -3,     /* a context of this name exists */
+	MPIG_EACCES = -4,     /* permission denied */
+	MPIG_ENOMEM = -5,     /* out of memory in this process */
+	MPIG_ENOSPC = -6,     /* the pool is full */
+	MPIG_EQUOTA = -7,     /* over quota */
+	MPIG_EBUSY = -8,      /* another client holds the writer lease, or the object is in use */
+	MPIG_EPROTO = -9,     /* malformed message or ring entry */
+	MPIG_EVERSION = -10,  /* incompatible version */
+	MPIG_ERETRY = -11,    /* the daemon went away while this was in flight; try again */
+	MPIG_ENODAEMON = -12, /* no daemon answers on the socket */
+	MPIG_ETIMEDOUT = -13, /* deadline passed */
+	MPIG_EFORK = -14,     /* this handle belongs to the parent process */
+	MPIG_ENAN = -15,      /* NaN or infinity in the input */
+	MPIG_ERANGE = -16,    /* token range or position outside the context */
+	MPIG_EAGAIN = -17,    /* nothing ready, or no room in the queue */
+	MPIG_EIO = -18,       /* input/output error */
+	MPIG_ELOST = -19,     /* the context did not survive the daemon's restart */
+	MPIG_ELEASE = -20,    /* this client does not hold the writer lease */
+	MPIG_ENOTSUP = -21,   /* not supported by this daemon or layer */
+	MPIG_ESHUTDOWN = -22, /* the daemon is shutting down, or this queue was closed */
+	MPIG_ELIMIT = -23,    /* a fixed limit of the daemon is reached */
+	MPIG_ECORRUPT = -24   /* stored data failed its checks */
 };
 #endif
 
@@ -96,7 +96,10 @@ enum mpig_proposal {
 enum mpig_layer_kind { MPIG_LAYER_GLOBAL = 0, MPIG_LAYER_SLIDING = 1, MPIG_LAYER_CHUNKED = 2 };
 #endif
 
-#define MPIG_INIT(type) {.size = sizeof(type)}
+#define MPIG_INIT(type)                                                                                                          \
+	{                                                                                                                        \
+		.size = sizeof(type)                                                                                             \
+	}
 
 typedef struct mpig_client mpig_client;
 typedef struct mpig_queue mpig_queue;
@@ -139,29 +142,29 @@ MPIG_API int mpig_daemon_status(mpig_client *client, struct mpig_daemon_status *
 MPIG_API int mpig_daemon_config(mpig_client *client, char *text, size_t bytes);
 
 /* ---- contexts ------------------------------------------------------------------------------------------------------ */
-struct mpig_layer {              /* zero = default wherever a default is named */
-	int kind;                /* enum mpig_layer_kind; only GLOBAL layers store rows */
-	int row_dtype;           /* MPIG_BF16 (also for 0), MPIG_F16, MPIG_I8 (blocks of 32 values, K centred) */
+struct mpig_layer {                /* zero = default wherever a default is named */
+	int kind;                  /* enum mpig_layer_kind; only GLOBAL layers store rows */
+	int row_dtype;             /* MPIG_BF16 (also for 0), MPIG_F16, MPIG_I8 (blocks of 32 values, K centred) */
 	int query_heads, kv_heads; /* any ratio that divides */
-	int d_k, d_v;            /* 64, 80, 96, 128 or 256; d_v 0 = d_k */
-	float scale;             /* logits are scale * q.k; 0 = 1/sqrt(d_k) */
-	float softcap;           /* 0 = none */
-	float alibi_slope_base;  /* 0 = none; slope of head h is base^(h+1) */
-	int default_proposal;    /* 0 = SIGNATURE if it has one, else PAPER if it has tables, else DENSE */
-	float default_budget;    /* share of rows; 0 = .01 */
-	int signature_bits;      /* 0 = none, 1, 2 or 4 */
-	int paper_k, paper_l;    /* 0, 0 = no tables; k 1..16, l 2..512 */
-	int window;              /* SLIDING, CHUNKED: informative */
+	int d_k, d_v;              /* 64, 80, 96, 128 or 256; d_v 0 = d_k */
+	float scale;               /* logits are scale * q.k; 0 = 1/sqrt(d_k) */
+	float softcap;             /* 0 = none */
+	float alibi_slope_base;    /* 0 = none; slope of head h is base^(h+1) */
+	int default_proposal;      /* 0 = SIGNATURE if it has one, else PAPER if it has tables, else DENSE */
+	float default_budget;      /* share of rows; 0 = .01 */
+	int signature_bits;        /* 0 = none, 1, 2 or 4 */
+	int paper_k, paper_l;      /* 0, 0 = no tables; k 1..16, l 2..512 */
+	int window;                /* SLIDING, CHUNKED: informative */
 };
 struct mpig_spec {
 	size_t size;
-	int layer_count;               /* 1..512, numbered as in the model */
+	int layer_count; /* 1..512, numbered as in the model */
 	const struct mpig_layer *layers;
-	const void *fingerprint;       /* what the KV depends on besides token ids: model, adapters, tokenizer, RoPE, inputs */
-	size_t fingerprint_bytes;      /* hashed to 32 bytes by the library */
-	unsigned mode;                 /* permission bits as of a file; 0 = 0600 */
-	uint64_t seed;                 /* of rotations and hash directions; 0 = chosen by the daemon */
-	uint64_t expected_tokens;      /* 0 = unknown; refused early if it cannot fit */
+	const void *fingerprint;  /* what the KV depends on besides token ids: model, adapters, tokenizer, RoPE, inputs */
+	size_t fingerprint_bytes; /* hashed to 32 bytes by the library */
+	unsigned mode;            /* permission bits as of a file; 0 = 0600 */
+	uint64_t seed;            /* of rotations and hash directions; 0 = chosen by the daemon */
+	uint64_t expected_tokens; /* 0 = unknown; refused early if it cannot fit */
 };
 struct mpig_context_info {
 	size_t size;
@@ -185,8 +188,8 @@ struct mpig_open_options {
 	int mode;                /* enum mpig_open_mode; MPIG_WRITE takes the writer lease (MPIG_EBUSY if held) */
 	const void *fingerprint; /* checked if given, as in mpig_spec; required by mpig_context_open_prefix */
 	size_t fingerprint_bytes;
-	const char *fork_name;   /* open_prefix: fork the match at the common length under this name (implies MPIG_WRITE) */
-	uint64_t min_tokens;     /* open_prefix: MPIG_ENOENT for shorter matches; 0 = 1 */
+	const char *fork_name; /* open_prefix: fork the match at the common length under this name (implies MPIG_WRITE) */
+	uint64_t min_tokens;   /* open_prefix: MPIG_ENOENT for shorter matches; 0 = 1 */
 };
 MPIG_API int mpig_context_open(mpig_client *client, const char *name, const struct mpig_open_options *options,
                                mpig_context **context);
@@ -217,11 +220,11 @@ MPIG_API uint32_t mpig_context_signature_version(const mpig_context *context);
 /* ---- queues -------------------------------------------------------------------------------------------------------- */
 struct mpig_queue_options {
 	size_t size;
-	unsigned entries;      /* requests in flight or answered and not yet polled, a power of two, at most 4096; 0 = 64 */
-	unsigned slots;        /* payload slots; 0 = entries */
-	size_t slot_bytes;     /* 0 = 256 KiB; rounded up to 4096. Larger appends and commits are cut by the library */
-	unsigned spin_us;      /* waiting calls spin this long before they sleep; 0 = 100 */
-	int timeout_ms;        /* of blocking calls, counted from the last piece that came back; 0 = 30000, -1 = none */
+	unsigned entries;  /* requests in flight or answered and not yet polled, a power of two, at most 4096; 0 = 64 */
+	unsigned slots;    /* payload slots; 0 = entries */
+	size_t slot_bytes; /* 0 = 256 KiB; rounded up to 4096. Larger appends and commits are cut by the library */
+	unsigned spin_us;  /* waiting calls spin this long before they sleep; 0 = 100 */
+	int timeout_ms;    /* of blocking calls, counted from the last piece that came back; 0 = 30000, -1 = none */
 };
 /* Errors: MPIG_EINVAL, MPIG_ELIMIT, MPIG_EQUOTA, MPIG_ENOMEM. *queue is owned by the caller until mpig_queue_destroy. */
 MPIG_API int mpig_queue_create(mpig_client *client, const struct mpig_queue_options *options, mpig_queue **queue);
@@ -231,37 +234,36 @@ MPIG_API void mpig_queue_destroy(mpig_queue *queue);
 struct mpig_attend {
 	size_t size;
 	int layer;
-	int proposal;                /* enum mpig_proposal */
-	int dtype;                   /* of q */
-	unsigned tokens;             /* T query tokens; 0 = 1 */
-	const void *q;               /* [T][query_heads][d_k] */
-	uint64_t begin;              /* first row; a client with sinks skips them here */
-	int64_t end;                 /* exclusive; <= 0: relative to the committed length (-window) */
-	float budget;                /* expected share of rows in (0, 1]; 0 = the layer's default */
-	uint64_t seed;               /* same seed, same rows, same bits */
-	uint64_t query_position;     /* of query token 0 (random streams, ALiBi); 0 with T = 1: the committed length */
-	int causal;                  /* nonzero: query token t sees rows < causal_base + t */
+	int proposal;            /* enum mpig_proposal */
+	int dtype;               /* of q */
+	unsigned tokens;         /* T query tokens; 0 = 1 */
+	const void *q;           /* [T][query_heads][d_k] */
+	uint64_t begin;          /* first row; a client with sinks skips them here */
+	int64_t end;             /* exclusive; <= 0: relative to the committed length (-window) */
+	float budget;            /* expected share of rows in (0, 1]; 0 = the layer's default */
+	uint64_t seed;           /* same seed, same rows, same bits */
+	uint64_t query_position; /* of query token 0 (random streams, ALiBi); 0 with T = 1: the committed length */
+	int causal;              /* nonzero: query token t sees rows < causal_base + t */
 	uint64_t causal_base;
-	float error_target;          /* eps of the adaptive budget; 0 = fixed budget */
+	float error_target;             /* eps of the adaptive budget; 0 = fixed budget */
 	float budget_floor, budget_cap; /* with error_target; 0 = .005, .08 */
-	const float *window_lse;     /* [T][query_heads] LSE of the caller's exact part, or NULL */
-	const int8_t *signature;     /* [T][query_heads][d_pad] rotated queries computed by the caller, or NULL */
-	const float *signature_scale;/* [T][query_heads] */
+	const float *window_lse;        /* [T][query_heads] LSE of the caller's exact part, or NULL */
+	const int8_t *signature;        /* [T][query_heads][d_pad] rotated queries computed by the caller, or NULL */
+	const float *signature_scale;   /* [T][query_heads] */
 	uint32_t signature_version;
 };
-struct mpig_result {             /* arrays of the caller; NULL where not wanted */
+struct mpig_result { /* arrays of the caller; NULL where not wanted */
 	size_t size;
-	float *out;                  /* [T][query_heads][d_v] */
-	float *lse;                  /* [T][query_heads], natural log; -inf where no row was seen */
-	float *error_v, *error_a;    /* [T][query_heads] terms of the error, for mpig_merge (0 for exact answers) */
-	uint32_t *rows;              /* [T][query_heads] rows attended */
+	float *out;               /* [T][query_heads][d_v] */
+	float *lse;               /* [T][query_heads], natural log; -inf where no row was seen */
+	float *error_v, *error_a; /* [T][query_heads] terms of the error, for mpig_merge (0 for exact answers) */
+	uint32_t *rows;           /* [T][query_heads] rows attended */
 	uint64_t committed, rows_read, bytes_read, service_ns; /* written */
 };
 /* Attends. The context may be open for reading. Errors: MPIG_ERANGE, MPIG_ENAN, MPIG_EINVAL, MPIG_ENOTSUP (no such index),
  * MPIG_ERETRY, MPIG_ETIMEDOUT; MPIG_ELIMIT if T query tokens and their answers do not fit one slot (the text names the
  * slot_bytes needed); MPIG_EAGAIN if unpolled completions hold every entry of the queue. */
-MPIG_API int mpig_attend(mpig_queue *queue, mpig_context *context, const struct mpig_attend *attend,
-                         struct mpig_result *result);
+MPIG_API int mpig_attend(mpig_queue *queue, mpig_context *context, const struct mpig_attend *attend, struct mpig_result *result);
 /* Rows of one layer at position..position+count: k [count][kv_heads][d_k], v [count][kv_heads][d_v]. queries (or NULL):
  * the layer's last R queries [R][query_heads][d_k], which set the balance when the prefill is sealed; they must fit one slot
  * beside a row (MPIG_ELIMIT). Idempotent until committed. Needs the writer lease (MPIG_ELEASE). On failure rows from some

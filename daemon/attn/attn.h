@@ -12,22 +12,31 @@
 
 // What one query head got from one set of rows. Unnormalised: out = sum_i exp(logit_i - m) v_i.
 struct attn_partial {
-	float m;          // the largest logit; -inf: no row
+	float m; // the largest logit; -inf: no row
 	uint32_t rows;
-	double sum;       // sum_i exp(logit_i - m)
-	double a;         // sum_i (1 - pi_i) e_i^2            with e_i = exp(logit_i - m)
-	double b2;        // sum_i (1 - pi_i) e_i^2 |v_i|^2
+	double sum; // sum_i exp(logit_i - m)
+	double a;   // sum_i (1 - pi_i) e_i^2            with e_i = exp(logit_i - m)
+	double b2;  // sum_i (1 - pi_i) e_i^2 |v_i|^2
 	// followed in memory (see attn_partial_bytes) by float out[d_v] = sum e_i v_i and float bv[d_v] = sum (1-pi) e_i^2 v_i
 };
-struct attn_head {     // the logits of one head
+struct attn_head { // the logits of one head
 	float scale, softcap;
-	float q_centre;   // q.centre of int8 rows, before scaling
+	float q_centre;                // q.centre of int8 rows, before scaling
 	float alibi_slope, alibi_base; // s += slope * (row + alibi_base), row counted in the run
 };
 
-static inline size_t attn_partial_bytes(uint32_t d_v) { return sizeof(struct attn_partial) + 2 * (size_t)d_v * sizeof(float); }
-static inline float *attn_partial_out(struct attn_partial *p) { return (float *)(p + 1); }
-static inline float *attn_partial_bv(struct attn_partial *p, uint32_t d_v) { return (float *)(p + 1) + d_v; }
+static inline size_t attn_partial_bytes(uint32_t d_v)
+{
+	return sizeof(struct attn_partial) + 2 * (size_t)d_v * sizeof(float);
+}
+static inline float *attn_partial_out(struct attn_partial *p)
+{
+	return (float *)(p + 1);
+}
+static inline float *attn_partial_bv(struct attn_partial *p, uint32_t d_v)
+{
+	return (float *)(p + 1) + d_v;
+}
 
 void attn_partial_clear(struct attn_partial *p, uint32_t d_v);
 // One head over n selected rows (index) with -log pi (neg_log_pi, or NULL: all certain). Overwrites *p. scratch: 2 * n floats.

@@ -28,7 +28,8 @@ static bool copy_heads(const uint8_t *src, uint32_t dtype, uint32_t count, uint3
 	size_t element = mpig_dtype_bytes(dtype);
 	for (uint32_t i = 0; i < count; i++)
 		for (uint32_t g = 0; g < heads; g++)
-			if (!payload_to_f32(src + ((size_t)i * heads + g) * d * element, dtype, d, dst + ((size_t)g * count + i) * d))
+			if (!payload_to_f32(src + ((size_t)i * heads + g) * d * element, dtype, d,
+			                    dst + ((size_t)g * count + i) * d))
 				return false;
 	return true;
 }
@@ -69,8 +70,10 @@ static int copy_payload(struct job *j, const struct mpig_payload_layout *layout,
 		return job_fail(j, MPIG_ENAN, "K or V of layer %u holds NaN or infinity", j->request.entry.layer);
 	if (a->layer->rows.type == ROW_F16 && (!fits_f16(a->k, (size_t)a->count * s->kv_heads * s->d_k) ||
 	                                       !fits_f16(a->v, (size_t)a->count * s->kv_heads * s->d_v)))
-		return job_fail(j, MPIG_ERANGE, "K or V of layer %u is above fp16's 65504: use bf16 rows", j->request.entry.layer);
-	if (query_count && !payload_to_f32(slot + layout->queries, dtype, (size_t)query_count * s->query_heads * s->d_k, a->queries))
+		return job_fail(j, MPIG_ERANGE, "K or V of layer %u is above fp16's 65504: use bf16 rows",
+		                j->request.entry.layer);
+	if (query_count &&
+	    !payload_to_f32(slot + layout->queries, dtype, (size_t)query_count * s->query_heads * s->d_k, a->queries))
 		return job_fail(j, MPIG_ENAN, "the queries of layer %u hold NaN or infinity", j->request.entry.layer);
 	return 0;
 }
@@ -147,8 +150,8 @@ int append_plan(struct job *j)
 		return job_fail(j, MPIG_EINVAL, "query_count %u is above %u", query_count, MPIG_MAX_QUERY_TOKENS);
 	struct mpig_payload_layout layout = mpig_append_layout(&a->layer->shape, e->count, e->dtype, query_count);
 	if (!j->request.payload_in || layout.bytes > j->request.slot_bytes)
-		return job_fail(j, MPIG_EINVAL, "the payload needs %llu bytes, the slot has %llu", (unsigned long long)layout.bytes,
-		                (unsigned long long)j->request.slot_bytes);
+		return job_fail(j, MPIG_EINVAL, "the payload needs %llu bytes, the slot has %llu",
+		                (unsigned long long)layout.bytes, (unsigned long long)j->request.slot_bytes);
 	a->position = e->begin;
 	a->count = e->count;
 	if ((status = copy_payload(j, &layout, query_count)))
@@ -202,13 +205,14 @@ static int read_attempt(struct job *j)
 		return job_fail(j, MPIG_EINVAL, "%u rows do not fit any slot", e->count);
 	struct mpig_payload_layout layout = mpig_read_layout(s, e->count);
 	if (!j->request.payload_out || layout.bytes > j->request.slot_bytes)
-		return job_fail(j, MPIG_EINVAL, "the payload needs %llu bytes, the slot has %llu", (unsigned long long)layout.bytes,
-		                (unsigned long long)j->request.slot_bytes);
+		return job_fail(j, MPIG_EINVAL, "the payload needs %llu bytes, the slot has %llu",
+		                (unsigned long long)layout.bytes, (unsigned long long)j->request.slot_bytes);
 	struct layer_view view;
 	status = layer_view_get(j->engine->store, j->request.context, e->layer, e->begin, e->begin + e->count, &view);
 	if (status)
-		return job_fail(j, status, "rows %llu + %u of layer %u: the context has %llu committed tokens", (unsigned long long)e->begin,
-		                e->count, e->layer, (unsigned long long)context_committed(j->request.context));
+		return job_fail(j, status, "rows %llu + %u of layer %u: the context has %llu committed tokens",
+		                (unsigned long long)e->begin, e->count, e->layer,
+		                (unsigned long long)context_committed(j->request.context));
 	float k[MPIG_MAX_HEAD_DIM], v[MPIG_MAX_HEAD_DIM];
 	for (uint32_t g = 0; g < s->kv_heads; g++)
 		for (uint32_t i = 0; i < view.span_count; i++) {

@@ -29,8 +29,8 @@ static int check_request(struct job *j, const struct layer *layer)
 		return job_fail(j, MPIG_EPROTO, "present 0x%x has bits that ATTEND does not know", h->present);
 	a->layout = mpig_attend_layout(&layer->shape, e->count, e->dtype, h->present);
 	if (!j->request.payload_in || a->layout.bytes > j->request.slot_bytes)
-		return job_fail(j, MPIG_EINVAL, "the payload needs %llu bytes, the slot has %llu", (unsigned long long)a->layout.bytes,
-		                (unsigned long long)j->request.slot_bytes);
+		return job_fail(j, MPIG_EINVAL, "the payload needs %llu bytes, the slot has %llu",
+		                (unsigned long long)a->layout.bytes, (unsigned long long)j->request.slot_bytes);
 	a->proposal = e->proposal ? e->proposal : layer->wire.default_proposal;
 	if (a->proposal == MPIG_PROPOSAL_SIGNATURE && !layer->wire.signature_bits)
 		return job_fail(j, MPIG_ENOTSUP, "layer %u has no signature index (signature_bits is 0)", e->layer);
@@ -42,7 +42,8 @@ static int check_request(struct job *j, const struct layer *layer)
 	a->budget_floor = h->budget_floor > 0 ? h->budget_floor : .005f;
 	a->budget_cap = h->budget_cap > 0 ? h->budget_cap : .08f;
 	if (a->budget_cap < a->budget_floor)
-		return job_fail(j, MPIG_EINVAL, "budget_cap %g is below budget_floor %g", (double)a->budget_cap, (double)a->budget_floor);
+		return job_fail(j, MPIG_EINVAL, "budget_cap %g is below budget_floor %g", (double)a->budget_cap,
+		                (double)a->budget_floor);
 	return 0;
 }
 
@@ -63,8 +64,8 @@ static int resolve_range(struct job *j, uint64_t *begin, uint64_t *end)
 		return 0;
 	}
 	if (e->end < 0 || (uint64_t)e->end > committed || *begin > (uint64_t)e->end)
-		return job_fail(j, MPIG_ERANGE, "range %llu..%lld is not inside the %llu committed tokens", (unsigned long long)*begin,
-		                (long long)e->end, (unsigned long long)committed);
+		return job_fail(j, MPIG_ERANGE, "range %llu..%lld is not inside the %llu committed tokens",
+		                (unsigned long long)*begin, (long long)e->end, (unsigned long long)committed);
 	*end = (uint64_t)e->end;
 	return 0;
 }
@@ -75,8 +76,8 @@ static void set_limits(struct job *j)
 	for (uint32_t t = 0; t < a->tokens; t++) {
 		uint64_t limit = a->view.end;
 		uint64_t seen;
-		if ((j->request.entry.flags & MPIG_SQE_CAUSAL) && !__builtin_add_overflow(j->request.slot.causal_base, t, &seen) &&
-		    seen < limit)
+		if ((j->request.entry.flags & MPIG_SQE_CAUSAL) &&
+		    !__builtin_add_overflow(j->request.slot.causal_base, t, &seen) && seen < limit)
 			limit = seen;
 		a->limit[t] = limit;
 	}
@@ -96,12 +97,14 @@ static int copy_queries(struct job *j, struct engine_scratch *scratch)
 		return job_fail(j, MPIG_ENAN, "q of layer %u holds NaN or infinity", j->request.entry.layer);
 	for (uint32_t g = 0; g < s->kv_heads; g++)
 		for (uint32_t r = 0; r < a->queries; r++) {
-			size_t from = (size_t)attend_token(a, r) * s->query_heads + attend_head(a, g, r), to = (size_t)g * a->queries + r;
+			size_t from = (size_t)attend_token(a, r) * s->query_heads + attend_head(a, g, r),
+			       to = (size_t)g * a->queries + r;
 			memcpy(a->q + to * d, flat + from * d, d * sizeof(float));
 			if (a->window_lse) {
 				memcpy(&a->window_lse[to], slot + a->layout.window_lse + from * 4, 4);
 				if (isnan(a->window_lse[to]))
-					return job_fail(j, MPIG_ENAN, "the window LSE of layer %u holds NaN", j->request.entry.layer);
+					return job_fail(j, MPIG_ENAN, "the window LSE of layer %u holds NaN",
+					                j->request.entry.layer);
 			}
 			if (a->client_signature) {
 				size_t p = a->layer->d_pad;
@@ -109,7 +112,8 @@ static int copy_queries(struct job *j, struct engine_scratch *scratch)
 				memcpy(a->signature + to * p, slot + a->layout.signature + from * p, p);
 				memcpy(&scale, slot + a->layout.signature_scale + from * 4, 4);
 				if (!isfinite(scale))
-					return job_fail(j, MPIG_ENAN, "a signature scale of layer %u is not finite", j->request.entry.layer);
+					return job_fail(j, MPIG_ENAN, "a signature scale of layer %u is not finite",
+					                j->request.entry.layer);
 				a->sig[to].factor = scale;
 			}
 		}
@@ -163,7 +167,8 @@ static int lay_out(struct job *j)
 	struct carve c = {0};
 	carve_arrays(j, &c);
 	if (c.overflow || c.used > MAX_JOB_BYTES)
-		return job_fail(j, MPIG_ELIMIT, "%u query tokens over %llu rows need more than 4 GiB of work space: send fewer at a time",
+		return job_fail(j, MPIG_ELIMIT,
+		                "%u query tokens over %llu rows need more than 4 GiB of work space: send fewer at a time",
 		                a->tokens, (unsigned long long)(a->view.end - a->view.begin));
 	j->memory = aligned_alloc(64, c.used + 64);
 	if (!j->memory)
@@ -214,8 +219,8 @@ int attend_plan(struct job *j, struct engine_scratch *scratch)
 	a->position = j->request.slot.query_position;
 	status = layer_view_get(j->engine->store, j->request.context, e->layer, begin, end, &a->view);
 	if (status)
-		return job_fail(j, status, "rows %llu..%llu of layer %u: %s", (unsigned long long)begin, (unsigned long long)end, e->layer,
-		                mpig_status_text(status));
+		return job_fail(j, status, "rows %llu..%llu of layer %u: %s", (unsigned long long)begin, (unsigned long long)end,
+		                e->layer, mpig_status_text(status));
 	j->ops = ops_of[a->proposal]; // from here on attend_release undoes everything
 	if (a->proposal == MPIG_PROPOSAL_SIGNATURE && !a->view.strip[0].params.mu)
 		j->ops = &dense_ops; // nothing is indexed yet: every row is attended
@@ -232,7 +237,8 @@ int attend_plan(struct job *j, struct engine_scratch *scratch)
 		a->directions = directions_get(j->engine->directions, context_seed(j->request.context), a->layer->shape.d_k,
 		                               a->layer->wire.paper_k, a->layer->wire.paper_l);
 		if (!a->directions)
-			return job_fail(j, MPIG_ENOMEM, "no memory for %u x %u hash directions", a->layer->wire.paper_l, a->layer->wire.paper_k);
+			return job_fail(j, MPIG_ENOMEM, "no memory for %u x %u hash directions", a->layer->wire.paper_l,
+			                a->layer->wire.paper_k);
 		list_uncovered(a);
 	}
 	return make_round(j);

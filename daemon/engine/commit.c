@@ -85,7 +85,8 @@ static int encode_chunk(struct job *j, uint32_t strip, uint32_t begin, struct en
 		uint32_t block_row, n;
 		uint8_t *codes = plan->codes(plan, strip, row, &factors, &block_row, &n);
 		for (uint32_t i = 0; i < n && row < end; i++, row++)
-			sig_encode(j->engine->kernels, &params, keys + (size_t)(row - begin) * d_k, codes, factors, block_row + i, rotated);
+			sig_encode(j->engine->kernels, &params, keys + (size_t)(row - begin) * d_k, codes, factors, block_row + i,
+			           rotated);
 	}
 	return 0;
 }
@@ -98,7 +99,8 @@ static int build_table(struct job *j, uint32_t strip, struct engine_scratch *s)
 	if (!plan->needs_tables || !layer->wire.paper_l)
 		return 0;
 	uint32_t d_k = layer->shape.d_k, L = layer->wire.paper_l;
-	struct directions *d = directions_get(j->engine->directions, context_seed(j->request.context), d_k, layer->wire.paper_k, L);
+	struct directions *d =
+		directions_get(j->engine->directions, context_seed(j->request.context), d_k, layer->wire.paper_k, L);
 	size_t key_bytes = (size_t)plan->rows * d_k * sizeof(float);
 	float *keys = d ? scratch_get(s, key_bytes + (size_t)plan->rows * L * sizeof(uint16_t)) : NULL;
 	if (!keys) {
@@ -108,7 +110,8 @@ static int build_table(struct job *j, uint32_t strip, struct engine_scratch *s)
 	decode_keys(c, strip, 0, plan->rows, 1, keys);
 	struct paper_params params = {
 		.d_k = d_k, .K = layer->wire.paper_k, .L = L, .mu = plan->mu(plan, strip), .directions = d->vector};
-	paper_build(j->engine->kernels, &params, keys, plan->rows, plan->table(plan, strip), (uint16_t *)((uint8_t *)keys + key_bytes));
+	paper_build(j->engine->kernels, &params, keys, plan->rows, plan->table(plan, strip),
+	            (uint16_t *)((uint8_t *)keys + key_bytes));
 	directions_put(j->engine->directions, d);
 	return 0;
 }
@@ -210,8 +213,8 @@ int commit_plan(struct job *j)
 	if (e->count) {
 		struct mpig_payload_layout layout = mpig_commit_layout(e->count);
 		if (!j->request.payload_in || layout.bytes > j->request.slot_bytes)
-			return job_fail(j, MPIG_EINVAL, "the payload needs %llu bytes, the slot has %llu", (unsigned long long)layout.bytes,
-			                (unsigned long long)j->request.slot_bytes);
+			return job_fail(j, MPIG_EINVAL, "the payload needs %llu bytes, the slot has %llu",
+			                (unsigned long long)layout.bytes, (unsigned long long)j->request.slot_bytes);
 		uint32_t *tokens = malloc(e->count * sizeof(uint32_t));
 		if (!tokens)
 			return job_fail(j, MPIG_ENOMEM, "no memory for %u token ids", e->count);

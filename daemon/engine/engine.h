@@ -35,14 +35,14 @@ void engine_scratch_destroy(struct engine_scratch *scratch);
 // A request: private copies. The payload pointers are read during job_create only; outputs are written by the call that completes the
 // job, straight into the payload slot, and never read back.
 struct engine_request {
-	struct mpig_sqe entry;             // the private copy
-	struct mpig_slot_header slot;      // the private copy; zeros without a slot
-	const uint8_t *payload_in;         // the slot's start (client-writable: copied once), or NULL
-	uint8_t *payload_out;              // the slot's start, or NULL
+	struct mpig_sqe entry;        // the private copy
+	struct mpig_slot_header slot; // the private copy; zeros without a slot
+	const uint8_t *payload_in;    // the slot's start (client-writable: copied once), or NULL
+	uint8_t *payload_out;         // the slot's start, or NULL
 	uint64_t slot_bytes;
-	uint64_t sequence;                 // of the entry in its queue
-	struct context *context;           // borrowed until job_destroy
-	bool writer;                       // the connection holds the context's lease
+	uint64_t sequence;       // of the entry in its queue
+	struct context *context; // borrowed until job_destroy
+	bool writer;             // the connection holds the context's lease
 };
 struct engine_result { // what the completion needs
 	int status;
@@ -56,9 +56,9 @@ struct job;
 // The caller's thread claims the queue; other threads may call job_run as soon as it is published.
 struct job *job_create(struct engine *e, const struct engine_request *request, struct engine_scratch *scratch);
 enum job_state {
-	JOB_IDLE,  // nothing for this caller now; others are working on the last units of a phase
-	JOB_RAN,   // ran a unit; more may follow
-	JOB_DONE   // this call completed the job: exactly one call returns it; then only job_result and job_destroy may follow
+	JOB_IDLE, // nothing for this caller now; others are working on the last units of a phase
+	JOB_RAN,  // ran a unit; more may follow
+	JOB_DONE  // this call completed the job: exactly one call returns it; then only job_result and job_destroy may follow
 };
 // Runs at most one unit (about 100 us at most). `worker` is the caller's number: units are claimed by affinity first, then stolen.
 enum job_state job_run(struct job *job, uint32_t worker, uint32_t workers, struct engine_scratch *scratch);

@@ -46,7 +46,7 @@ struct job_ops { // unit functions return a status; the first failure becomes th
 	int (*main)(struct job *j, uint32_t group, uint32_t unit, struct engine_scratch *s);
 	int (*close)(struct job *j, uint32_t group, struct engine_scratch *s);
 	int (*finish)(struct job *j, struct engine_scratch *s); // MPIG_EAGAIN: another round was published
-	int (*attempt)(struct job *j); // instead of rounds: done in one go, or MPIG_EAGAIN: not now
+	int (*attempt)(struct job *j);                          // instead of rounds: done in one go, or MPIG_EAGAIN: not now
 	void (*release)(struct job *j);
 };
 
@@ -58,18 +58,18 @@ struct attend {
 	float budget, error_target, budget_floor, budget_cap;
 	uint64_t seed, position;
 	struct mpig_payload_layout layout;
-	float *q;             // [kv_heads][queries][d_k]
-	float *window_lse;    // [kv_heads][queries] or NULL
-	uint64_t *limit;      // [T] first token position not seen
-	float *signs;         // [3][d_pad]
-	int8_t *signature;    // [kv_heads][queries][d_pad]
+	float *q;              // [kv_heads][queries][d_k]
+	float *window_lse;     // [kv_heads][queries] or NULL
+	uint64_t *limit;       // [T] first token position not seen
+	float *signs;          // [3][d_pad]
+	int8_t *signature;     // [kv_heads][queries][d_pad]
 	struct sig_query *sig; // [kv_heads][queries]
 	bool client_signature;
-	uint16_t *bucket;     // paper: [kv_heads][queries][L]
+	uint16_t *bucket; // paper: [kv_heads][queries][L]
 	struct directions *directions;
-	float *score;         // topk: [kv_heads][queries][rows]
-	float *threshold;     // topk: [kv_heads][queries]
-	uint8_t *partial;     // [kv_heads][main units][queries] of partial_bytes
+	float *score;     // topk: [kv_heads][queries][rows]
+	float *threshold; // topk: [kv_heads][queries]
+	uint8_t *partial; // [kv_heads][main units][queries] of partial_bytes
 	size_t partial_bytes;
 	uint32_t main_units;
 	uint32_t *dense_span; // paper: spans that no table covers
@@ -91,7 +91,7 @@ struct commit {
 	bool sealing;                  // the plan is to be finished or given back
 	const struct layer **layer_of; // [strips]
 	uint32_t strips;
-	float *signs[3];               // for d_pad 64, 128, 256
+	float *signs[3]; // for d_pad 64, 128, 256
 };
 
 struct job {
@@ -100,9 +100,9 @@ struct job {
 	struct engine_result result;
 	const struct job_ops *ops; // NULL: done at creation
 	_Atomic(struct round *) round;
-	atomic_int failed;         // first failure
-	atomic_bool taken;         // jobs without rounds: one caller at a time
-	void *memory;              // one allocation for the arrays of the union's member
+	atomic_int failed; // first failure
+	atomic_bool taken; // jobs without rounds: one caller at a time
+	void *memory;      // one allocation for the arrays of the union's member
 	union {
 		struct attend attend;
 		struct append append;
@@ -144,7 +144,8 @@ struct directions {
 };
 struct direction_cache *direction_cache_create(void);
 void direction_cache_destroy(struct direction_cache *cache);
-struct directions *directions_get(struct direction_cache *cache, uint64_t seed, uint32_t d_k, uint32_t K, uint32_t L); // NULL: ENOMEM
+struct directions *directions_get(struct direction_cache *cache, uint64_t seed, uint32_t d_k, uint32_t K,
+                                  uint32_t L); // NULL: ENOMEM
 void directions_put(struct direction_cache *cache, struct directions *d);
 
 // n elements of a payload dtype to fp32; false if one is NaN or infinite.

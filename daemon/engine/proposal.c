@@ -7,11 +7,11 @@
 #include "daemon/engine/attend.h"
 
 enum {
-	DENSE_QUERIES = 16,       // queries of one KV head that read a span's rows together
-	PILOT_RUN = 64,           // rows of one stretch of the pilot
-	PILOT_STRIDE = 16,        // one stretch in so many is looked at
-	PILOT_LEAST = 2048,       // ... unless the range is short
-	PILOT_MOST = 16384,       // ... or very long
+	DENSE_QUERIES = 16, // queries of one KV head that read a span's rows together
+	PILOT_RUN = 64,     // rows of one stretch of the pilot
+	PILOT_STRIDE = 16,  // one stretch in so many is looked at
+	PILOT_LEAST = 2048, // ... unless the range is short
+	PILOT_MOST = 16384, // ... or very long
 };
 
 // ---- dense -----------------------------------------------------------------------------------------------------------
@@ -44,8 +44,7 @@ static int dense_main(struct job *j, uint32_t g, uint32_t unit, struct engine_sc
 	return attend_span(j, g, unit, &j->attend.view.strip[g].spans[unit], s);
 }
 
-const struct job_ops dense_ops = {
-	.main = dense_main, .close = attend_close, .finish = attend_finish, .release = attend_release};
+const struct job_ops dense_ops = {.main = dense_main, .close = attend_close, .finish = attend_finish, .release = attend_release};
 
 // ---- a selection of rows of one block --------------------------------------------------------------------------------
 // Positions are counted from `base` (token position `first`); ascending.
@@ -58,12 +57,13 @@ struct selection {
 	uint32_t n;
 };
 
-static void attend_selection(struct job *j, uint32_t g, uint32_t r, const struct selection *sel, struct attn_partial *p, float *scratch)
+static void attend_selection(struct job *j, uint32_t g, uint32_t r, const struct selection *sel, struct attn_partial *p,
+                             float *scratch)
 {
 	struct attend *a = &j->attend;
 	struct attn_head h = attend_logits(a, g, r, sel->first, sel->centre);
-	attn_selected(j->engine->kernels, &a->layer->rows, sel->base, sel->index, sel->neg_log_pi, sel->n, attend_query(a, g, r), &h, p,
-	              scratch);
+	attn_selected(j->engine->kernels, &a->layer->rows, sel->base, sel->index, sel->neg_log_pi, sel->n, attend_query(a, g, r),
+	              &h, p, scratch);
 }
 
 // Rows wanted by at least one head count once.
@@ -149,8 +149,8 @@ static struct sig_query query_for_run(const struct attend *a, uint32_t g, uint32
 }
 
 // Estimates of rows [row, row + n) of a block for up to SIG_MAX_HEADS queries of one token: out[i * ld].
-static void estimate_run(struct job *j, uint32_t g, uint32_t r0, uint32_t heads, const struct span *span, uint32_t row, uint32_t n,
-                         float *out, size_t ld)
+static void estimate_run(struct job *j, uint32_t g, uint32_t r0, uint32_t heads, const struct span *span, uint32_t row,
+                         uint32_t n, float *out, size_t ld)
 {
 	struct attend *a = &j->attend;
 	uint64_t first = span->first - span->block_row + row;
@@ -158,7 +158,8 @@ static void estimate_run(struct job *j, uint32_t g, uint32_t r0, uint32_t heads,
 	for (uint32_t i = 0; i < heads; i++)
 		sq[i] = query_for_run(a, g, r0 + i, first);
 	const uint8_t *codes = span->codes + sig_code_bytes(a->layer->d_pad, a->layer->wire.signature_bits, row);
-	j->engine->kernels->sig_estimate(codes, span->factors + row, n, a->layer->d_pad, a->layer->wire.signature_bits, sq, heads, out, ld);
+	j->engine->kernels->sig_estimate(codes, span->factors + row, n, a->layer->d_pad, a->layer->wire.signature_bits, sq, heads,
+	                                 out, ld);
 	if (a->layer->wire.softcap <= 0)
 		return;
 	for (uint32_t i = 0; i < heads; i++) {
@@ -199,7 +200,8 @@ static uint32_t pilot_estimates(struct job *j, uint32_t g, uint32_t r0, uint32_t
 		uint32_t end = span->block_row + attend_visible(a, r0, span->first, span->n);
 		if (!span->codes)
 			continue;
-		for (uint32_t row = (span->block_row + SIG_GROUP - 1) & ~(SIG_GROUP - 1); row < end; row += PILOT_RUN, stretch++) {
+		for (uint32_t row = (span->block_row + SIG_GROUP - 1) & ~(SIG_GROUP - 1); row < end;
+		     row += PILOT_RUN, stretch++) {
 			uint32_t run = end - row < PILOT_RUN ? end - row : PILOT_RUN;
 			if (stretch % stride)
 				continue;
@@ -218,8 +220,8 @@ static float pilot_threshold(struct job *j, uint32_t g, uint32_t r, const float 
 	if (!(a->error_target > 0))
 		return tau_for_budget(k, estimate, n, repeat, a->budget * (double)rows, w);
 	float window = a->window_lse ? a->window_lse[(size_t)g * a->queries + r] : -INFINITY;
-	return tau_for_error(k, estimate, n, repeat, a->error_target, window, a->budget_floor * (double)rows, a->budget_cap * (double)rows,
-	                     w);
+	return tau_for_error(k, estimate, n, repeat, a->error_target, window, a->budget_floor * (double)rows,
+	                     a->budget_cap * (double)rows, w);
 }
 
 // One threshold per (strip, head), over all segments, before any random number is drawn.
@@ -242,7 +244,8 @@ static int signature_pre(struct job *j, uint32_t g, uint32_t unit, struct engine
 			uint64_t rows = indexed_rows(a, g, r0);
 			n = pilot_estimates(j, g, r0, heads, stride, estimate, most);
 			for (uint32_t i = 0; i < heads; i++)
-				signature_query(a, g, r0 + i)->tau = pilot_threshold(j, g, r0 + i, estimate + i * most, n, rows, w);
+				signature_query(a, g, r0 + i)->tau =
+					pilot_threshold(j, g, r0 + i, estimate + i * most, n, rows, w);
 		}
 	attend_count(a, 0, n * a->layer->code_bytes_per_row);
 	return 0;
@@ -256,7 +259,8 @@ static void scan_span(struct job *j, uint32_t g, uint32_t r0, uint32_t heads, co
 	const struct layer *layer = a->layer;
 	const struct kernels *k = j->engine->kernels;
 	uint64_t block_first = span->first - span->block_row;
-	const float *noise = j->engine->noise + noise_offset(a->seed, a->position + attend_token(a, r0), j->request.entry.layer, g, block_first);
+	const float *noise = j->engine->noise +
+	                     noise_offset(a->seed, a->position + attend_token(a, r0), j->request.entry.layer, g, block_first);
 	uint32_t begin = span->block_row, end = begin + visible;
 	const uint8_t *rows = span->rows - (size_t)span->block_row * layer->rows.stride;
 	uint32_t row_bytes = layer->rows.stride;
@@ -264,8 +268,8 @@ static void scan_span(struct job *j, uint32_t g, uint32_t r0, uint32_t heads, co
 		struct sig_query sq[SIG_MAX_HEADS];
 		for (uint32_t i = 0; i < heads; i++)
 			sq[i] = query_for_run(a, g, r0 + i, block_first);
-		k->sig_select(span->codes, span->factors, begin, end, layer->d_pad, layer->wire.signature_bits, sq, heads, noise, hits, rows,
-		              layer->rows.stride, row_bytes);
+		k->sig_select(span->codes, span->factors, begin, end, layer->d_pad, layer->wire.signature_bits, sq, heads, noise,
+		              hits, rows, layer->rows.stride, row_bytes);
 		return;
 	}
 	for (uint32_t i = 0; i < heads; i++) {
@@ -291,7 +295,8 @@ static int signature_main(struct job *j, uint32_t g, uint32_t unit, struct engin
 		return job_fail(j, MPIG_ENOMEM, "no memory for a scan");
 	struct sig_hits hits[SIG_MAX_HEADS];
 	for (uint32_t i = 0; i < SIG_MAX_HEADS; i++)
-		hits[i] = (struct sig_hits){.row = (uint32_t *)memory + i * most, .estimate = (float *)memory + (SIG_MAX_HEADS + i) * most};
+		hits[i] = (struct sig_hits){.row = (uint32_t *)memory + i * most,
+		                            .estimate = (float *)memory + (SIG_MAX_HEADS + i) * most};
 	float *scratch = (float *)memory + 2 * SIG_MAX_HEADS * most; // 3 x most for attn_selected, 1 x for estimates
 	struct row_set set = {0};
 	uint32_t scanned = 0;
@@ -340,8 +345,10 @@ static int uniform_main(struct job *j, uint32_t g, uint32_t unit, struct engine_
 	float *neg_log_pi = (float *)row + most, *scratch = (float *)row + 2 * most, tau = -logf(a->budget);
 	struct row_set set = {0};
 	for (uint32_t r = 0; r < a->queries; r++) {
-		const float *noise = j->engine->noise + noise_offset(a->seed, a->position + attend_token(a, r), j->request.entry.layer, g,
-		                                                     span->first - span->block_row) + span->block_row;
+		const float *noise = j->engine->noise +
+		                     noise_offset(a->seed, a->position + attend_token(a, r), j->request.entry.layer, g,
+		                                  span->first - span->block_row) +
+		                     span->block_row;
 		uint32_t n = 0, visible = attend_visible(a, r, span->first, span->n);
 		for (uint32_t i = 0; i < visible; i++)
 			if (noise[i] > tau) {
@@ -349,8 +356,12 @@ static int uniform_main(struct job *j, uint32_t g, uint32_t unit, struct engine_
 				neg_log_pi[n++] = tau;
 			}
 		row_set_add(&set, row, n);
-		struct selection sel = {
-			.base = span->rows, .first = span->first, .centre = span->centre, .index = row, .neg_log_pi = neg_log_pi, .n = n};
+		struct selection sel = {.base = span->rows,
+		                        .first = span->first,
+		                        .centre = span->centre,
+		                        .index = row,
+		                        .neg_log_pi = neg_log_pi,
+		                        .n = n};
 		attend_selection(j, g, r, &sel, attend_partial(a, g, unit, r), scratch);
 	}
 	uint64_t rows = row_set_count(&set);
@@ -377,7 +388,8 @@ static int topk_pre(struct job *j, uint32_t g, uint32_t unit, struct engine_scra
 	const struct layer *layer = a->layer;
 	for (uint32_t r = 0; r < a->queries; r++) {
 		float *score = topk_scores(a, g, r, span->first);
-		j->engine->kernels->scores[layer->rows.type](&layer->rows, span->rows, NULL, span->n, attend_query(a, g, r), 1, score, span->n);
+		j->engine->kernels->scores[layer->rows.type](&layer->rows, span->rows, NULL, span->n, attend_query(a, g, r), 1,
+		                                             score, span->n);
 		// What orders rows is the logit up to a monotone map per head, except for ALiBi.
 		struct attn_head h = attend_logits(a, g, r, span->first, span->centre);
 		for (uint32_t i = 0; i < span->n; i++) {

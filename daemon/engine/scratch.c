@@ -37,7 +37,8 @@ void *scratch_get(struct engine_scratch *s, size_t bytes)
 void *carve(struct carve *c, uint64_t count, uint64_t bytes)
 {
 	uint64_t total, end;
-	if (__builtin_mul_overflow(count, bytes, &total) || __builtin_add_overflow(total, c->used + 63, &end) || end > SIZE_MAX / 2) {
+	if (__builtin_mul_overflow(count, bytes, &total) || __builtin_add_overflow(total, c->used + 63, &end) ||
+	    end > SIZE_MAX / 2) {
 		c->overflow = true;
 		return NULL;
 	}

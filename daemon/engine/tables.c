@@ -35,11 +35,11 @@ static int paper_pre(struct job *j, uint32_t g, uint32_t unit, struct engine_scr
 
 // What a lookup needs, in the thread's scratch.
 struct lookup {
-	uint64_t *seen;     // 2 x words, zero between lookups
-	uint32_t *row;      // rows of the segment
-	uint32_t *index;    // rows of one span
+	uint64_t *seen;  // 2 x words, zero between lookups
+	uint32_t *row;   // rows of the segment
+	uint32_t *index; // rows of one span
 	float *neg_log_pi;
-	float *scratch;     // 3 x a span
+	float *scratch; // 3 x a span
 	struct attn_partial *part;
 };
 
@@ -114,8 +114,8 @@ static int table_unit(struct job *j, uint32_t g, uint32_t unit, struct engine_sc
 				continue;
 			set_probabilities(j, g, r, span, norms + offset, m, &l);
 			struct attn_head h = attend_logits(a, g, r, span->first, span->centre);
-			attn_selected(j->engine->kernels, &layer->rows, span->rows, l.index, l.neg_log_pi, m, attend_query(a, g, r), &h, l.part,
-			              l.scratch);
+			attn_selected(j->engine->kernels, &layer->rows, span->rows, l.index, l.neg_log_pi, m,
+			              attend_query(a, g, r), &h, l.part, l.scratch);
 			attn_partial_merge(total, l.part, layer->shape.d_v);
 		}
 		// Tables collide jointly, not independently: the Poisson error terms would be wrong, so none are reported.

@@ -14,7 +14,7 @@
 // Every U is therefore uniform over the M strata, and pi = P(estimate + noise > tau) is exact to 1/M.
 #define NOISE_BITS 20u
 #define NOISE_WRAP 8192u
-const float *noise_table(void);  // built on first use (thread-safe), never freed; NULL if out of memory
+const float *noise_table(void); // built on first use (thread-safe), never freed; NULL if out of memory
 // Offset for one run: a hash of everything that must make runs independent, nothing that depends on the worker.
 uint32_t noise_offset(uint64_t seed, uint64_t position, uint32_t layer, uint32_t kv_head, uint64_t first_row);
 
@@ -38,8 +38,8 @@ void sig_encode(const struct kernels *k, const struct sig_params *p, const float
                 uint32_t row, float *scratch);
 // Query side: q [d_k] fp32 -> out [d_pad] int8 and its scale (max |q'| / 127, round to nearest even), and q.mu.
 // This is the reference for the GPU kernel: same operations, same order.
-void sig_encode_query(const struct kernels *k, const struct sig_params *p, const float *q, int8_t *out, float *scale,
-                      float *q_mu, float *scratch);
+void sig_encode_query(const struct kernels *k, const struct sig_params *p, const float *q, int8_t *out, float *scale, float *q_mu,
+                      float *scratch);
 
 // ---- threshold -------------------------------------------------------------------------------------------------------
 // tau with repeat * sum_i min(1, exp(s_i - tau)) = budget rows, from n pilot estimates each standing for `repeat` rows. w is
@@ -76,7 +76,10 @@ uint32_t paper_lookup(const struct paper_params *p, const void *table, uint32_t 
 // log(u + 1e-4) with u = 1 - (1-P)^L - L P (1-P)^(L-1), P = p^K, p = 1 - acos(c)/pi; c is clamped to [-1, 1].
 float paper_log_pi(float cosine, uint32_t K, uint32_t L);
 // As above through a table over acos-uniform nodes, built per (K, L); |error| <= 1e-4 where u > 1e-4.
-struct paper_pi { uint32_t K, L; float node[4097]; };
+struct paper_pi {
+	uint32_t K, L;
+	float node[4097];
+};
 void paper_pi_init(struct paper_pi *t, uint32_t K, uint32_t L);
 float paper_pi_get(const struct paper_pi *t, float cosine);
 const float *paper_norms(const void *table, uint32_t K, uint32_t L, uint32_t rows);

@@ -11,7 +11,7 @@
 // `groups` groups against `heads` heads. With one or two heads even and odd words have accumulators of their own (`split` = 2;
 // the number of words is even), for vpdpbusd's latency of five cycles at two per cycle.
 INLINE void group_sums(const uint8_t *codes, uint32_t words, uint32_t bits, const struct sig_query *queries, uint32_t groups,
-                       uint32_t heads, uint32_t split, int32_t out[][SCAN_ROWS], uint32_t row)
+                       uint32_t heads, uint32_t split, size_t ahead, int32_t out[][SCAN_ROWS], uint32_t row)
 {
 	const size_t group_bytes = (size_t)words * 64;
 	const __m128i shift = _mm_cvtsi32_si128((int)bits);
@@ -33,6 +33,9 @@ INLINE void group_sums(const uint8_t *codes, uint32_t words, uint32_t bits, cons
 			EACH (s, split) {
 				const size_t q_at = 4 * ((size_t)f * words + w + s);
 				__m512i field[GROUPS];
+				if (f == 8 / bits - 1)
+					EACH (g, groups)
+						__builtin_prefetch(codes + ahead + g * group_bytes + 64 * (size_t)(w + s));
 				EACH (g, groups)
 					field[g] = _mm512_and_si512(
 						_mm512_loadu_si512(codes + g * group_bytes + 64 * (size_t)(w + s)), mask);
@@ -51,33 +54,33 @@ INLINE void group_sums(const uint8_t *codes, uint32_t words, uint32_t bits, cons
 }
 
 INLINE void groups_sums(const uint8_t *codes, uint32_t words, uint32_t bits, const struct sig_query *queries, uint32_t groups,
-                        uint32_t heads, int32_t out[][SCAN_ROWS], uint32_t row)
+                        uint32_t heads, size_t ahead, int32_t out[][SCAN_ROWS], uint32_t row)
 {
 	switch (heads) {
 	case 1:
-		group_sums(codes, words, bits, queries, groups, 1, 2, out, row);
+		group_sums(codes, words, bits, queries, groups, 1, 2, ahead, out, row);
 		break;
 	case 2:
-		group_sums(codes, words, bits, queries, groups, 2, 2, out, row);
+		group_sums(codes, words, bits, queries, groups, 2, 2, ahead, out, row);
 		break;
 	case 3:
-		group_sums(codes, words, bits, queries, groups, 3, 1, out, row);
+		group_sums(codes, words, bits, queries, groups, 3, 1, ahead, out, row);
 		break;
 	default:
-		group_sums(codes, words, bits, queries, groups, 4, 1, out, row);
+		group_sums(codes, words, bits, queries, groups, 4, 1, ahead, out, row);
 	}
 }
 
 static void block_sums(const uint8_t *codes, uint32_t rows, uint32_t d_pad, uint32_t bits, const struct sig_query *queries,
-                       uint32_t heads, struct scan_sums *sums)
+                       uint32_t heads, size_t ahead, struct scan_sums *sums)
 {
 	const uint32_t words = d_pad * bits / 32;
 	if (rows > SCAN_ROWS - SIG_GROUP) {
-		groups_sums(codes, words, bits, queries, GROUPS, heads, sums->at, 0);
+		groups_sums(codes, words, bits, queries, GROUPS, heads, ahead, sums->at, 0);
 		return;
 	}
 	for (uint32_t row = 0; row < rows; row += SIG_GROUP, codes += (size_t)words * 64)
-		groups_sums(codes, words, bits, queries, 1, heads, sums->at, row);
+		groups_sums(codes, words, bits, queries, 1, heads, ahead, sums->at, row);
 }
 
 SCAN_KERNELS(avx512vnni)

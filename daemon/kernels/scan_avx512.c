@@ -12,7 +12,7 @@ INLINE void widen(__m512i *sums, __m512i *totals, uint32_t heads)
 }
 
 INLINE void group_sums(const uint8_t *codes, uint32_t words, uint32_t bits, const struct sig_query *queries, uint32_t heads,
-                       int32_t out[][SCAN_ROWS], uint32_t row)
+                       size_t ahead, int32_t out[][SCAN_ROWS], uint32_t row)
 {
 	const __m512i mask = _mm512_set1_epi8((char)((1u << bits) - 1));
 	const uint32_t limit = scan_words16(bits);
@@ -25,6 +25,8 @@ INLINE void group_sums(const uint8_t *codes, uint32_t words, uint32_t bits, cons
 		for (uint32_t w = 0; w < words; w++) {
 			const size_t q_at = 4 * ((size_t)f * words + w);
 			__m512i word = _mm512_loadu_si512(codes + 64 * (size_t)w);
+			if (f == 0)
+				__builtin_prefetch(codes + ahead + 64 * (size_t)w);
 			__m512i field = _mm512_and_si512(_mm512_srl_epi16(word, shift), mask);
 			EACH (h, heads) {
 				__m512i q = _mm512_set1_epi32((int)scan_query_word(queries[h].q + q_at));
@@ -42,22 +44,22 @@ INLINE void group_sums(const uint8_t *codes, uint32_t words, uint32_t bits, cons
 }
 
 static void block_sums(const uint8_t *codes, uint32_t rows, uint32_t d_pad, uint32_t bits, const struct sig_query *queries,
-                       uint32_t heads, struct scan_sums *sums)
+                       uint32_t heads, size_t ahead, struct scan_sums *sums)
 {
 	const uint32_t words = d_pad * bits / 32;
 	for (uint32_t row = 0; row < rows; row += SIG_GROUP, codes += (size_t)words * 64)
 		switch (heads) {
 		case 1:
-			group_sums(codes, words, bits, queries, 1, sums->at, row);
+			group_sums(codes, words, bits, queries, 1, ahead, sums->at, row);
 			break;
 		case 2:
-			group_sums(codes, words, bits, queries, 2, sums->at, row);
+			group_sums(codes, words, bits, queries, 2, ahead, sums->at, row);
 			break;
 		case 3:
-			group_sums(codes, words, bits, queries, 3, sums->at, row);
+			group_sums(codes, words, bits, queries, 3, ahead, sums->at, row);
 			break;
 		default:
-			group_sums(codes, words, bits, queries, 4, sums->at, row);
+			group_sums(codes, words, bits, queries, 4, ahead, sums->at, row);
 		}
 }
 

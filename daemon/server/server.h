@@ -34,7 +34,7 @@ struct server {
 	struct stats_file stats;
 	struct loop *loop;
 	struct listener listener;
-	struct loop_source *accepting, *reaper, *drain_timer, *accept_again;
+	struct loop_source *accepting, *reaper, *drain_timer, *accept_again, *collapser;
 	struct workers *workers;
 	int control_fd, signal_fd; // control_fd: workers report broken queues
 	struct peer *peers;
@@ -54,5 +54,12 @@ int server_run(const struct options *options, server_reload_fn *reload, void *re
 void server_refresh_stats(struct server *s);
 // Takes a queue out of service; its memory is freed when nobody points to it any more.
 void server_retire_queue(struct server *s, struct queue *q);
+
+// ---- inside (server.c, start.c) --------------------------------------------------------------------------------------
+int server_start(struct server *s); // 0; -1 after the error was logged: server_stop undoes what was done
+void server_stop(struct server *s);
+int server_watch(struct server *s);  // signals, reports of workers, the once-a-second work
+int server_accept(struct server *s); // connections from now on; 0 or -1
+void server_free_queue(struct server *s, struct queue *q);
 
 #endif

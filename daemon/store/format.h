@@ -42,16 +42,24 @@
 #define POOL_FEATURES_INCOMPAT 0ull
 
 enum record_kind {
-	RECORD_SUPERBLOCK = 1, RECORD_CONTEXT = 2, RECORD_SPEC = 3, RECORD_SEGMENT_LIST = 4, RECORD_SEGMENT = 5, RECORD_BLOCK = 6,
-	RECORD_GENERATION = 7, RECORD_CODE_BLOCK = 8, RECORD_PARAMS = 9
+	RECORD_SUPERBLOCK = 1,
+	RECORD_CONTEXT = 2,
+	RECORD_SPEC = 3,
+	RECORD_SEGMENT_LIST = 4,
+	RECORD_SEGMENT = 5,
+	RECORD_BLOCK = 6,
+	RECORD_GENERATION = 7,
+	RECORD_CODE_BLOCK = 8,
+	RECORD_PARAMS = 9
 };
 
 struct record_header {
 	uint32_t magic; // "MPGR"
 	uint16_t kind;
-	uint16_t format;   // of this kind of record
-	uint64_t bytes;    // of the extent that holds it
-	uint64_t checksum; // XXH3 of the immutable part after the header, seeded with XXH3 of the header (this field as zero); 0: none
+	uint16_t format; // of this kind of record
+	uint64_t bytes;  // of the extent that holds it
+	uint64_t
+		checksum; // XXH3 of the immutable part after the header, seeded with XXH3 of the header (this field as zero); 0: none
 };
 #define RECORD_MAGIC 0x5247504du
 
@@ -71,10 +79,10 @@ struct superblock {
 struct context_slot { // two of them; pool_publish() writes the older one whole
 	uint64_t sequence;
 	uint64_t segments_offset;
-	uint64_t params_offset;   // 0 = none yet
+	uint64_t params_offset; // 0 = none yet
 	uint32_t segment_count, signature_version;
 	uint32_t uid, gid, mode, reserved;
-	uint64_t checksum;        // XXH3 of the above
+	uint64_t checksum; // XXH3 of the above
 };
 
 enum context_state { CONTEXT_LIVE = 1, CONTEXT_DROPPED = 2 };
@@ -92,15 +100,15 @@ struct context_record {
 };
 
 #define SEGMENT_OPEN UINT32_MAX
-struct segment_list_record { // followed by struct segment_ref[count]; the slot's segment_count may be less
+struct segment_list_record {         // followed by struct segment_ref[count]; the slot's segment_count may be less
 	struct record_header header; // checksum: everything
 	uint32_t count, reserved;
 };
 
 struct segment_ref {
 	uint64_t segment_offset;
-	uint64_t first;   // token position in this context
-	uint32_t length;  // rows of the segment this context uses; SEGMENT_OPEN: all it has (never more than up to `committed`)
+	uint64_t first;  // token position in this context
+	uint32_t length; // rows of the segment this context uses; SEGMENT_OPEN: all it has (never more than up to `committed`)
 	uint32_t reserved;
 };
 
@@ -111,7 +119,10 @@ struct segment_record {
 	uint32_t sealed_rows;       // 0 = open
 	uint32_t block_count;
 	uint32_t strips, reserved;
-	struct { uint64_t offset; uint32_t first_row, rows; } block[SEGMENT_MAX_BLOCKS];
+	struct {
+		uint64_t offset;
+		uint32_t first_row, rows;
+	} block[SEGMENT_MAX_BLOCKS];
 };
 
 struct block_record { // followed by u64 rows_offset[strips], then u32 token[rows]
@@ -119,13 +130,15 @@ struct block_record { // followed by u64 rows_offset[strips], then u32 token[row
 	uint32_t rows, strips;
 };
 
-struct table_extent { uint64_t offset, bytes; };
+struct table_extent {
+	uint64_t offset, bytes;
+};
 struct generation_record { // followed by struct table_extent[strips] (paper; offset 0 = none)
 	struct record_header header;
 	uint64_t params_offset;
-	uint32_t version;      // of the parameters
+	uint32_t version; // of the parameters
 	uint32_t strips;
-	uint32_t table_rows;   // rows the tables cover; 0 = no tables
+	uint32_t table_rows; // rows the tables cover; 0 = no tables
 	uint32_t reserved;
 	uint64_t code_block[SEGMENT_MAX_BLOCKS]; // parallel to the segment's blocks; 0 = no codes
 };
@@ -135,7 +148,7 @@ struct code_block_record { // followed by u64 codes_offset[strips]
 	uint32_t rows, strips;
 };
 
-struct params_record { // followed, per strip, by mu[d_k], balance[d_k] floats (d_k of the strip's layer)
+struct params_record {               // followed, per strip, by mu[d_k], balance[d_k] floats (d_k of the strip's layer)
 	struct record_header header; // checksum: everything
 	uint32_t version, strips;
 	uint64_t bytes;

@@ -10,12 +10,12 @@
 
 struct pool;
 struct pool_options {
-	const char *dir;      // created 0700 if absent; must be ours, not a symlink, not writable by others
+	const char *dir; // created 0700 if absent; must be ours, not a symlink, not writable by others
 	const char *instance;
-	uint64_t bytes;       // 0 = half of MemAvailable
-	bool lock_memory;     // mlock2(ONFAULT) where allowed
-	bool huge_pages;      // remember filled 2 MiB ranges for pool_collapse
-	uint32_t nodes;       // files, one per NUMA node; 0 = as many as the machine has
+	uint64_t bytes;   // 0 = half of MemAvailable
+	bool lock_memory; // mlock2(ONFAULT) where allowed
+	bool huge_pages;  // remember filled 2 MiB ranges for pool_collapse
+	uint32_t nodes;   // files, one per NUMA node; 0 = as many as the machine has
 };
 // Creates a fresh pool (an old file of a dead daemon is emptied; one whose daemon lives is refused by flock: MPIG_EBUSY).
 // 0 or MPIG_EBUSY, MPIG_EACCES, MPIG_ENOSPC, MPIG_EIO, MPIG_ENOMEM, MPIG_EINVAL (options; not a tmpfs or hugetlbfs);
@@ -29,7 +29,10 @@ void pool_close(struct pool *pool, bool remove);
 uint64_t pool_alloc(struct pool *pool, uint64_t bytes, int node);
 // Gives [offset, offset + bytes) back (any granule-aligned part of an allocation, so that a tail can be trimmed). Thread-safe.
 void pool_free(struct pool *pool, uint64_t offset, uint64_t bytes);
-static inline uint64_t pool_round(uint64_t bytes) { return (bytes + 4095) & ~UINT64_C(4095); }
+static inline uint64_t pool_round(uint64_t bytes)
+{
+	return (bytes + 4095) & ~UINT64_C(4095);
+}
 // Idle work, with huge_pages: makes up to `most` filled 2 MiB ranges one page each where the kernel can, and returns how many are left
 // to try. A range costs milliseconds (the kernel copies it), so this is not done on allocation. Thread-safe.
 uint32_t pool_collapse(struct pool *pool, uint32_t most);
@@ -40,8 +43,14 @@ void *pool_at(const struct pool *pool, uint64_t offset);
 // 8-byte word is ever half written when both sides are 8-aligned); the last word is stored with release order after everything
 // before it. The crash hook of the tests runs before and after.
 void pool_publish(struct pool *pool, void *dst, const void *src, size_t bytes);
-static inline void pool_publish_word(struct pool *pool, uint64_t *dst, uint64_t value) { pool_publish(pool, dst, &value, 8); }
-static inline void pool_publish_word32(struct pool *pool, uint32_t *dst, uint32_t value) { pool_publish(pool, dst, &value, 4); }
+static inline void pool_publish_word(struct pool *pool, uint64_t *dst, uint64_t value)
+{
+	pool_publish(pool, dst, &value, 8);
+}
+static inline void pool_publish_word32(struct pool *pool, uint32_t *dst, uint32_t value)
+{
+	pool_publish(pool, dst, &value, 4);
+}
 extern void (*pool_publish_hook)(const void *dst, size_t bytes, int after); // tests only; NULL
 
 struct superblock;

@@ -21,18 +21,25 @@ struct store;
 struct pool;
 struct context; // opaque but for the accessors below
 
-struct credentials { uint32_t uid, gid; const uint32_t *groups; uint32_t group_count; uint32_t pid; };
+struct credentials {
+	uint32_t uid, gid;
+	const uint32_t *groups;
+	uint32_t group_count;
+	uint32_t pid;
+};
 enum access { ACCESS_READ, ACCESS_WRITE, ACCESS_OWN }; // OWN: drop, chmod
-struct identity { uint32_t uid, gid, mode; };
+struct identity {
+	uint32_t uid, gid, mode;
+};
 // The one access decision: owner, group and other bits as for a file (r = attend, w = append); OWN = owner; uid 0 may all.
 bool access_check(const struct identity *object, const struct credentials *who, enum access want);
 
 struct store_options {
-	struct pool *pool;          // borrowed; must outlive the store
-	uint64_t quota_bytes;       // per uid; 0 = unlimited
-	uint32_t quota_contexts;    // per uid; 0 = unlimited
-	float default_budget;       // share of rows where a spec names none; 0 = .01
-	uint64_t (*now_ns)(void);   // CLOCK_REALTIME; NULL = the system's
+	struct pool *pool;        // borrowed; must outlive the store
+	uint64_t quota_bytes;     // per uid; 0 = unlimited
+	uint32_t quota_contexts;  // per uid; 0 = unlimited
+	float default_budget;     // share of rows where a spec names none; 0 = .01
+	uint64_t (*now_ns)(void); // CLOCK_REALTIME; NULL = the system's
 };
 int store_create(const struct store_options *options, struct store **store);
 void store_destroy(struct store *store);
@@ -54,15 +61,17 @@ int store_context_create(struct store *s, const struct credentials *who, const s
                          const struct mpig_wire_layer *layers, struct context **context, char *why);
 int store_context_open(struct store *s, const struct credentials *who, const char *name, const uint8_t fingerprint[64],
                        struct context **context, char *why);
-int store_context_open_prefix(struct store *s, const struct credentials *who, const uint8_t fingerprint[64], const uint32_t *tokens,
-                              uint64_t count, uint64_t min_tokens, struct context **context, uint64_t *matched, char *why);
-int store_context_fork(struct store *s, const struct credentials *who, struct context *parent, uint64_t tokens, const char *new_name,
-                       struct context **child, char *why);
+int store_context_open_prefix(struct store *s, const struct credentials *who, const uint8_t fingerprint[64],
+                              const uint32_t *tokens, uint64_t count, uint64_t min_tokens, struct context **context,
+                              uint64_t *matched, char *why);
+int store_context_fork(struct store *s, const struct credentials *who, struct context *parent, uint64_t tokens,
+                       const char *new_name, struct context **child, char *why);
 int store_context_drop(struct store *s, const struct credentials *who, const char *name, char *why);
-int store_context_chmod(struct store *s, const struct credentials *who, const char *name, uint32_t mode, uint32_t uid, uint32_t gid,
-                        char *why);
+int store_context_chmod(struct store *s, const struct credentials *who, const char *name, uint32_t mode, uint32_t uid,
+                        uint32_t gid, char *why);
 // Contexts with id > *cursor that `who` may read, ascending; returns how many were written, advances *cursor (0 = end).
-uint32_t store_context_list(struct store *s, const struct credentials *who, uint64_t *cursor, struct mpig_wire_context *out, uint32_t max);
+uint32_t store_context_list(struct store *s, const struct credentials *who, uint64_t *cursor, struct mpig_wire_context *out,
+                            uint32_t max);
 void store_context_info(struct store *s, struct context *c, struct mpig_wire_context *out);
 // A reference keeps the struct alive, not the data: operations on a dropped context answer MPIG_ENOENT.
 void context_ref(struct context *c);
@@ -74,15 +83,18 @@ void context_release(struct store *s, struct context *c, uint64_t holder);
 bool context_leased_by(const struct context *c, uint64_t holder);
 bool context_may(struct store *s, const struct context *c, const struct credentials *who, enum access want);
 
-struct store_totals { uint64_t contexts, metadata_bytes; };
+struct store_totals {
+	uint64_t contexts, metadata_bytes;
+};
 void store_totals(struct store *s, struct store_totals *out);
 uint64_t store_uid_bytes(struct store *s, uint32_t uid);
 
 // ---- accessors (any thread) ------------------------------------------------------------------------------------------
 const struct layer *context_layer(const struct context *c, uint32_t layer); // NULL if out of range or not GLOBAL
 uint32_t context_layer_count(const struct context *c);
-const struct mpig_wire_layer *context_spec_layer(const struct context *c, uint32_t layer); // any kind, defaults resolved; NULL out of range
-uint64_t context_committed(const struct context *c); // acquire
+const struct mpig_wire_layer *context_spec_layer(const struct context *c,
+                                                 uint32_t layer); // any kind, defaults resolved; NULL out of range
+uint64_t context_committed(const struct context *c);              // acquire
 uint64_t context_seed(const struct context *c);
 uint64_t context_id(const struct context *c);
 uint32_t context_signature_version(const struct context *c);
@@ -90,21 +102,23 @@ bool context_dropped(const struct context *c);
 
 // ---- reading (no lock) -----------------------------------------------------------------------------------------------
 // Signature parameters of one strip, as pointers into the pool.
-struct strip_params { const float *mu, *balance; };
+struct strip_params {
+	const float *mu, *balance;
+};
 
-struct span { // consecutive rows in memory: the part of one block inside the asked range, of one strip
-	uint64_t first;          // token position of its first row
+struct span {           // consecutive rows in memory: the part of one block inside the asked range, of one strip
+	uint64_t first; // token position of its first row
 	uint32_t n;
 	const uint8_t *rows;
 	const uint8_t *codes;    // of the block's first row's group; NULL: not in the signature index, attend exactly
 	const uint16_t *factors; // of the block's first row
-	uint32_t block_row;      // index in the block of the span's first row (codes and factors are indexed from the block's start)
-	uint32_t table;          // index into tables of the segment's SimHash table; UINT32_MAX: none covers this span
-	const float *centre;     // int8 rows; NULL otherwise
+	uint32_t block_row;  // index in the block of the span's first row (codes and factors are indexed from the block's start)
+	uint32_t table;      // index into tables of the segment's SimHash table; UINT32_MAX: none covers this span
+	const float *centre; // int8 rows; NULL otherwise
 };
 struct table_view { // SimHash tables of one segment of one strip
 	const void *table;
-	uint64_t first;          // token position of table row 0
+	uint64_t first; // token position of table row 0
 	uint32_t rows;
 	uint32_t span_begin, span_end; // the spans of this segment
 };
@@ -133,17 +147,18 @@ void layer_view_free(struct store *s, struct layer_view *view); // unpins
 // is dropped meanwhile, until context_appended or the holder's next reserve, commit, truncation or release.
 int context_reserve(struct store *s, struct context *c, uint32_t layer, uint64_t position, uint64_t count, char *why);
 struct write_span {
-	uint32_t n;              // consecutive rows from position
+	uint32_t n; // consecutive rows from position
 	uint8_t *rows;
-	uint8_t *codes;          // NULL: rows are indexed later, at seal
+	uint8_t *codes; // NULL: rows are indexed later, at seal
 	uint16_t *factors;
 	uint32_t block_row;
 	struct strip_params params;
-	float *centre;           // int8: d_k floats; *centre_fresh: the caller sets it from its first rows
+	float *centre; // int8: d_k floats; *centre_fresh: the caller sets it from its first rows
 	bool centre_fresh;
 };
 // Where the reserved rows of one strip go, from position on.
-void context_write_span(struct store *s, struct context *c, uint32_t layer, uint32_t kv_head, uint64_t position, struct write_span *out);
+void context_write_span(struct store *s, struct context *c, uint32_t layer, uint32_t kv_head, uint64_t position,
+                        struct write_span *out);
 // Notes that rows up to `end` of a layer are complete.
 void context_appended(struct context *c, uint32_t layer, uint64_t end);
 uint64_t context_rows(const struct context *c, uint32_t layer); // appended so far
@@ -164,12 +179,13 @@ void context_tokens(struct store *s, const struct context *c, uint64_t begin, ui
 // ---- sealing: the engine builds, the store publishes -----------------------------------------------------------------
 // The open segment's committed rows, to be sealed. rows == 0: nothing to do.
 struct seal_plan {
-	uint64_t first;        // token position of the segment's first row
-	uint32_t rows;         // committed rows of the open segment
-	bool needs_params;     // the context has no signature parameters: fill params below
-	bool needs_codes;      // codes must be built (rows appended before there were parameters)
-	bool needs_tables;     // some layer has SimHash tables
-	float *(*mu)(struct seal_plan *, uint32_t strip), *(*balance)(struct seal_plan *, uint32_t strip); // [d_k]: to fill if needs_params, else those in force
+	uint64_t first;    // token position of the segment's first row
+	uint32_t rows;     // committed rows of the open segment
+	bool needs_params; // the context has no signature parameters: fill params below
+	bool needs_codes;  // codes must be built (rows appended before there were parameters)
+	bool needs_tables; // some layer has SimHash tables
+	float *(*mu)(struct seal_plan *, uint32_t strip),
+		*(*balance)(struct seal_plan *, uint32_t strip); // [d_k]: to fill if needs_params, else those in force
 	uint8_t *(*codes)(struct seal_plan *, uint32_t strip, uint32_t row, uint16_t **factors, uint32_t *block_row, uint32_t *n);
 	void *(*table)(struct seal_plan *, uint32_t strip); // paper_table_bytes(K, L, rows) bytes
 	const uint8_t *(*rows_at)(struct seal_plan *, uint32_t strip, uint32_t row, uint32_t *n); // consecutive rows from `row`

@@ -45,8 +45,8 @@ static void free_rows(struct rows *r)
 	free(r->v);
 }
 
-static struct context *make_context(const char *name, const struct rows *r, const struct mpig_wire_layer *layer, const float *queries,
-                                    uint32_t query_count)
+static struct context *make_context(const char *name, const struct rows *r, const struct mpig_wire_layer *layer,
+                                    const float *queries, uint32_t query_count)
 {
 	struct context *c = fixture_context(&f, name, layer, 1, 7);
 	ck_assert_int_eq(fixture_append(&f, c, 0, 0, r->n, r->k, r->v, queries, query_count).status, 0);
@@ -112,7 +112,10 @@ static struct mpig_wire_layer indexed_layer(uint32_t dtype)
 
 START_TEST(dense_equals_the_reference)
 {
-	static const struct { uint32_t dtype; double tolerance; } type[] = {{MPIG_BF16, 2e-6}, {MPIG_F16, 2e-6}, {MPIG_I8, 5e-2}};
+	static const struct {
+		uint32_t dtype;
+		double tolerance;
+	} type[] = {{MPIG_BF16, 2e-6}, {MPIG_F16, 2e-6}, {MPIG_I8, 5e-2}};
 	struct rows r = make_rows(6000, 1);
 	struct mpig_wire_layer layer = indexed_layer(type[_i].dtype);
 	struct context *c = make_context("dense", &r, &layer, NULL, 0);
@@ -120,7 +123,8 @@ START_TEST(dense_equals_the_reference)
 	fill_normal(q, QUERY_HEADS * D, 3, 2.f);
 	static const uint64_t range[][2] = {{0, 6000}, {4, 5936}, {255, 257}, {1000, 1001}, {4096, 6000}};
 	for (size_t n = 0; n < sizeof(range) / sizeof(range[0]); n++) {
-		struct mpig_sqe e = {.count = 1, .begin = range[n][0], .end = (int64_t)range[n][1], .proposal = MPIG_PROPOSAL_DENSE};
+		struct mpig_sqe e = {
+			.count = 1, .begin = range[n][0], .end = (int64_t)range[n][1], .proposal = MPIG_PROPOSAL_DENSE};
 		struct answer a = fixture_attend(&f, c, &e, NULL, q);
 		ck_assert_msg(a.result.status == 0, "%s", a.result.why);
 		for (uint32_t h = 0; h < QUERY_HEADS; h++) {
@@ -145,7 +149,8 @@ START_TEST(an_empty_range_is_an_empty_answer)
 	float q[QUERY_HEADS * D];
 	fill_normal(q, QUERY_HEADS * D, 3, 2.f);
 	for (uint8_t p = 0; p < MPIG_PROPOSAL_COUNT; p++) {
-		struct mpig_sqe e = {.count = 1, .begin = 4, .end = -1000, .flags = MPIG_SQE_END_RELATIVE, .proposal = p, .budget = .1f};
+		struct mpig_sqe e = {
+			.count = 1, .begin = 4, .end = -1000, .flags = MPIG_SQE_END_RELATIVE, .proposal = p, .budget = .1f};
 		struct answer a = fixture_attend(&f, c, &e, NULL, q);
 		ck_assert_msg(a.result.status == 0, "proposal %u: %s", p, a.result.why);
 		for (uint32_t h = 0; h < QUERY_HEADS; h++) {
@@ -169,7 +174,8 @@ START_TEST(causal_limits_hold_for_every_proposal_that_can_be_exact)
 	enum { T = 5 };
 	float q[T * QUERY_HEADS * D];
 	fill_normal(q, sizeof(q) / 4, 3, 2.f);
-	static const uint8_t proposal[] = {MPIG_PROPOSAL_DENSE, MPIG_PROPOSAL_SIGNATURE, MPIG_PROPOSAL_TOPK, MPIG_PROPOSAL_UNIFORM};
+	static const uint8_t proposal[] = {MPIG_PROPOSAL_DENSE, MPIG_PROPOSAL_SIGNATURE, MPIG_PROPOSAL_TOPK,
+	                                   MPIG_PROPOSAL_UNIFORM};
 	struct mpig_slot_header header = {.causal_base = 509, .query_position = 600};
 	struct mpig_sqe e = {.count = T, .begin = 2, .end = 700, .flags = MPIG_SQE_CAUSAL, .budget = 1, .proposal = proposal[_i]};
 	struct answer a = fixture_attend(&f, c, &e, &header, q);
@@ -415,7 +421,8 @@ START_TEST(truncate_goes_back_and_on)
 		uint32_t n = 1100 - back[i];
 		memcpy(r.k + back[i] * row, other.k + back[i] * row, n * row * 4);
 		memcpy(r.v + back[i] * row, other.v + back[i] * row, n * row * 4);
-		ck_assert_int_eq(fixture_append(&f, c, 0, back[i], n, r.k + back[i] * row, r.v + back[i] * row, NULL, 0).status, 0);
+		ck_assert_int_eq(fixture_append(&f, c, 0, back[i], n, r.k + back[i] * row, r.v + back[i] * row, NULL, 0).status,
+		                 0);
 		ck_assert_int_eq(fixture_commit(&f, c, back[i], n, false).status, 0);
 		float q[QUERY_HEADS * D];
 		fill_normal(q, QUERY_HEADS * D, 3, 2.f);
@@ -458,7 +465,11 @@ START_TEST(bad_input_is_refused_and_named)
 	fill_normal(q, QUERY_HEADS * D, 3, 2.f);
 	memcpy(bad, q, sizeof(q));
 	bad[77] = NAN;
-	static const struct { struct mpig_sqe e; int status; const char *word; } wrong[] = {
+	static const struct {
+		struct mpig_sqe e;
+		int status;
+		const char *word;
+	} wrong[] = {
 		{{.count = 1, .end = 401}, MPIG_ERANGE, "400"},
 		{{.count = 1, .begin = 300, .end = 200}, MPIG_ERANGE, "300"},
 		{{.count = 1, .end = 1, .flags = MPIG_SQE_END_RELATIVE}, MPIG_ERANGE, "end"},
@@ -471,7 +482,8 @@ START_TEST(bad_input_is_refused_and_named)
 	for (size_t i = 0; i < sizeof(wrong) / sizeof(wrong[0]); i++) {
 		struct answer a = fixture_attend(&f, c, &wrong[i].e, NULL, q);
 		ck_assert_int_eq(a.result.status, wrong[i].status);
-		ck_assert_msg(strstr(a.result.why, wrong[i].word) != NULL, "case %zu: '%s' does not say %s", i, a.result.why, wrong[i].word);
+		ck_assert_msg(strstr(a.result.why, wrong[i].word) != NULL, "case %zu: '%s' does not say %s", i, a.result.why,
+		              wrong[i].word);
 		answer_free(&a);
 	}
 	struct mpig_sqe e = {.count = 1, .end = 400};

@@ -9,14 +9,14 @@
 #include "daemon/base/rng.h"
 #include "daemon/store/pool.h"
 
-#define REQUIRE(condition, ...)                                                                                                            \
-	do {                                                                                                                               \
-		if (!(condition)) {                                                                                                        \
-			fprintf(stderr, "%s:%d: ", __FILE__, __LINE__);                                                                    \
-			fprintf(stderr, __VA_ARGS__);                                                                                      \
-			fputc('\n', stderr);                                                                                               \
-			abort();                                                                                                           \
-		}                                                                                                                          \
+#define REQUIRE(condition, ...)                                                                                                  \
+	do {                                                                                                                     \
+		if (!(condition)) {                                                                                              \
+			fprintf(stderr, "%s:%d: ", __FILE__, __LINE__);                                                          \
+			fprintf(stderr, __VA_ARGS__);                                                                            \
+			fputc('\n', stderr);                                                                                     \
+			abort();                                                                                                 \
+		}                                                                                                                \
 	} while (0)
 
 void fixture_start(struct fixture *f, uint64_t pool_bytes, uint32_t mask)
@@ -60,7 +60,8 @@ struct mpig_wire_layer fixture_layer(uint32_t query_heads, uint32_t kv_heads, ui
 	                                .d_v = (uint16_t)d};
 }
 
-struct context *fixture_context(struct fixture *f, const char *name, const struct mpig_wire_layer *layer, uint32_t layers, uint64_t seed)
+struct context *fixture_context(struct fixture *f, const char *name, const struct mpig_wire_layer *layer, uint32_t layers,
+                                uint64_t seed)
 {
 	struct mpig_wire_layer *all = calloc(layers, sizeof(*all));
 	REQUIRE(all, "layers");
@@ -95,7 +96,8 @@ static void *help(void *argument)
 	return NULL;
 }
 
-struct engine_result fixture_run(struct fixture *f, struct context *c, const struct mpig_sqe *entry, const struct mpig_slot_header *header)
+struct engine_result fixture_run(struct fixture *f, struct context *c, const struct mpig_sqe *entry,
+                                 const struct mpig_slot_header *header)
 {
 	struct engine_request request = {.entry = *entry,
 	                                 .payload_in = f->slot,
@@ -129,8 +131,8 @@ static struct mpig_layer_shape shape_of(struct context *c, uint32_t layer)
 	return l->shape;
 }
 
-struct engine_result fixture_append(struct fixture *f, struct context *c, uint32_t layer, uint64_t position, uint32_t rows, const float *k,
-                                    const float *v, const float *queries, uint32_t query_count)
+struct engine_result fixture_append(struct fixture *f, struct context *c, uint32_t layer, uint64_t position, uint32_t rows,
+                                    const float *k, const float *v, const float *queries, uint32_t query_count)
 {
 	struct mpig_layer_shape s = shape_of(c, layer);
 	struct mpig_payload_layout l = mpig_append_layout(&s, rows, MPIG_F32, query_count);
@@ -163,8 +165,8 @@ static void *copy_out(const uint8_t *from, size_t bytes)
 	return to;
 }
 
-struct answer fixture_attend(struct fixture *f, struct context *c, const struct mpig_sqe *entry, const struct mpig_slot_header *header,
-                             const float *q)
+struct answer fixture_attend(struct fixture *f, struct context *c, const struct mpig_sqe *entry,
+                             const struct mpig_slot_header *header, const float *q)
 {
 	struct mpig_layer_shape s = shape_of(c, entry->layer);
 	struct mpig_payload_layout l = mpig_attend_layout(&s, entry->count, MPIG_F32, header ? header->present : 0);

@@ -19,24 +19,27 @@ struct fixture {
 // Layers are all alike. mask: CPU features allowed.
 void fixture_start(struct fixture *f, uint64_t pool_bytes, uint32_t mask);
 void fixture_stop(struct fixture *f);
-struct context *fixture_context(struct fixture *f, const char *name, const struct mpig_wire_layer *layer, uint32_t layers, uint64_t seed);
+struct context *fixture_context(struct fixture *f, const char *name, const struct mpig_wire_layer *layer, uint32_t layers,
+                                uint64_t seed);
 // A global layer with the given shape; everything else default.
 struct mpig_wire_layer fixture_layer(uint32_t query_heads, uint32_t kv_heads, uint32_t d, uint32_t row_dtype);
 
 // Runs one entry to its end and returns its result. The payload is whatever f->slot holds.
-struct engine_result fixture_run(struct fixture *f, struct context *c, const struct mpig_sqe *entry, const struct mpig_slot_header *header);
+struct engine_result fixture_run(struct fixture *f, struct context *c, const struct mpig_sqe *entry,
+                                 const struct mpig_slot_header *header);
 
 // fp32 arrays: k, v [rows][kv_heads][d]; q [tokens][query_heads][d]; queries may be NULL.
-struct engine_result fixture_append(struct fixture *f, struct context *c, uint32_t layer, uint64_t position, uint32_t rows, const float *k,
-                                    const float *v, const float *queries, uint32_t query_count);
-struct engine_result fixture_commit(struct fixture *f, struct context *c, uint64_t position, uint32_t count, bool seal); // ids = position
+struct engine_result fixture_append(struct fixture *f, struct context *c, uint32_t layer, uint64_t position, uint32_t rows,
+                                    const float *k, const float *v, const float *queries, uint32_t query_count);
+struct engine_result fixture_commit(struct fixture *f, struct context *c, uint64_t position, uint32_t count,
+                                    bool seal); // ids = position
 struct answer {
 	float *out, *lse, *v, *a; // [tokens][query heads]([d_v]); freed by answer_free
 	uint32_t *rows;
 	struct engine_result result;
 };
-struct answer fixture_attend(struct fixture *f, struct context *c, const struct mpig_sqe *entry, const struct mpig_slot_header *header,
-                             const float *q);
+struct answer fixture_attend(struct fixture *f, struct context *c, const struct mpig_sqe *entry,
+                             const struct mpig_slot_header *header, const float *q);
 void answer_free(struct answer *a);
 
 // Standard normal numbers, and a context's worth of K, V whose attention has both a few heavy rows and a long tail.

@@ -7,8 +7,8 @@
 #include <stdio.h>
 
 struct roofline {
-	double stream_gbs;     // one core reading a large array in order
-	double gather_gbs;     // one core reading random rows
+	double stream_gbs; // one core reading a large array in order
+	double gather_gbs; // one core reading random rows
 	uint32_t row_bytes;
 };
 struct head_result { // one KV head, one thread

@@ -31,13 +31,12 @@ double median(double *x, size_t n)
 	return percentile(x, n, .5);
 }
 
-static const char usage[] =
-	"usage: magicpig-bench [--rows N] [--mask NAMES] [--no-paper] [--daemon PATH] [--json FILE]\n"
-	"  --rows N       rows of one KV head (96000)\n"
-	"  --mask NAMES   CPU features to use, joined by '+' (c, avx2, avx512, avx512vnni); all by default\n"
-	"  --no-paper     leave out the SimHash tables, whose build takes most of the time\n"
-	"  --daemon PATH  also measure the ring: start this magicpigd privately\n"
-	"  --json FILE    write the figures\n";
+static const char usage[] = "usage: magicpig-bench [--rows N] [--mask NAMES] [--no-paper] [--daemon PATH] [--json FILE]\n"
+			    "  --rows N       rows of one KV head (96000)\n"
+			    "  --mask NAMES   CPU features to use, joined by '+' (c, avx2, avx512, avx512vnni); all by default\n"
+			    "  --no-paper     leave out the SimHash tables, whose build takes most of the time\n"
+			    "  --daemon PATH  also measure the ring: start this magicpigd privately\n"
+			    "  --json FILE    write the figures\n";
 
 struct options {
 	uint32_t rows, mask;
@@ -89,15 +88,20 @@ static int parse(int argc, char **argv, struct options *o)
 	return 0;
 }
 
-static void print(FILE *out, const char *isa, const struct roofline *roof, const struct head_result *h, const struct queue_result *q, int json)
+static void print(FILE *out, const char *isa, const struct roofline *roof, const struct head_result *h,
+                  const struct queue_result *q, int json)
 {
 	double code_bytes = h->d * h->bits / 8. + 2;
-	const struct { const char *key, *text; double value; } line[] = {
+	const struct {
+		const char *key, *text;
+		double value;
+	} line[] = {
 		{"stream_gbs", "one core streams, GB/s", roof->stream_gbs},
 		{"gather_gbs", "one core gathers rows of d=128 bf16, GB/s", roof->gather_gbs},
 		{"rows", "rows of the KV head", h->rows},
 		{"dense_ms", "dense bf16 pass, 4 query heads, ms", h->dense_ms},
-		{"dense_share_of_stream", "  of stream bandwidth", h->dense_ms > 0 ? h->rows * 512. / h->dense_ms * 1e-6 / roof->stream_gbs : 0},
+		{"dense_share_of_stream", "  of stream bandwidth",
+	         h->dense_ms > 0 ? h->rows * 512. / h->dense_ms * 1e-6 / roof->stream_gbs : 0},
 		{"signature_ms", "signature b=2 at 1 %, ms", h->signature_ms},
 		{"signature_rows", "  rows per query head", h->signature_rows},
 		{"signature_code_gbs", "  code bytes, GB/s", h->rows * code_bytes / h->signature_ms * 1e-6},

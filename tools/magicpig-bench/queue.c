@@ -18,8 +18,10 @@ static pid_t start_daemon(const char *daemon, const char *dir)
 	FILE *file = fopen(config, "w");
 	if (!file)
 		return -1;
-	fprintf(file, "[daemon]\ninstance = bench\nsocket = %s/magicpigd.sock\nlog_level = warn\n[pool]\ndir = %s/pool\nsize = 64M\n"
-	              "[workers]\ncount = 1\nspin_us = 500us\n", dir, dir);
+	fprintf(file,
+	        "[daemon]\ninstance = bench\nsocket = %s/magicpigd.sock\nlog_level = warn\n[pool]\ndir = %s/pool\nsize = 64M\n"
+	        "[workers]\ncount = 1\nspin_us = 500us\n",
+	        dir, dir);
 	fclose(file);
 	pid_t pid = fork();
 	if (!pid) {

@@ -1,0 +1,239 @@
+// The daemon's parts, started in order and stopped backwards.
+#include <errno.h>
+#include <grp.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include "daemon/base/affinity.h"
+#include "daemon/base/log.h"
+#include "daemon/server/peer.h"
+#include "daemon/server/server.h"
+#include "shm/status.h"
+
+// ---- starting --------------------------------------------------------------------------------------------------------
+static int open_signals(void)
+{
+	sigset_t set;
+	sigemptyset(&set);
+	sigaddset(&set, SIGTERM);
+	sigaddset(&set, SIGINT);
+	sigaddset(&set, SIGHUP);
+	if (sigprocmask(SIG_BLOCK, &set, NULL) != 0) // before the workers, which inherit it
+		return -1;
+	signal(SIGPIPE, SIG_IGN);
+	return signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+}
+
+static int find_group(const char *name, gid_t *gid)
+{
+	*gid = (gid_t)-1;
+	if (!name[0])
+		return 0;
+	struct group *group = getgrnam(name); // one thread yet
+	if (!group) {
+		log_error("daemon.socket_group = %s: no such group", name);
+		return -1;
+	}
+	*gid = group->gr_gid;
+	return 0;
+}
+
+static void raise_descriptor_limit(void)
+{
+	struct rlimit limit;
+	if (getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < limit.rlim_max) {
+		limit.rlim_cur = limit.rlim_max;
+		setrlimit(RLIMIT_NOFILE, &limit);
+	}
+}
+
+static uint32_t choose_cpus(const struct options *o, cpu_set_t *cpus)
+{
+	cpu_set_t allowed;
+	cpu_allowed(&allowed);
+	if (CPU_COUNT(&o->workers.cpus) == 0) {
+		cpu_choose_workers(&allowed, cpus);
+		// More workers than the default leaves: all CPUs, the clients' too.
+		if (o->workers.count > (uint32_t)CPU_COUNT(cpus))
+			*cpus = allowed;
+	} else {
+		*cpus = o->workers.cpus;
+		cpu_set_t usable;
+		CPU_AND(&usable, cpus, &allowed);
+		if (!CPU_EQUAL(&usable, cpus))
+			log_warn("workers.cpus: some are not available to this process; those workers are not pinned");
+	}
+	uint32_t available = (uint32_t)CPU_COUNT(cpus), count = o->workers.count ? o->workers.count : available;
+	if (count > MAX_WORKERS)
+		count = MAX_WORKERS;
+	if (count > available)
+		log_warn("workers.count = %u, but there are %u CPUs for them: they will wait for each other", count, available);
+	return count;
+}
+
+static int start_memory(struct server *s)
+{
+	const struct options *o = &s->options;
+	uint32_t mask;
+	if (cpu_mask_parse(o->engine.cpu_mask, &mask) != 0) {
+		log_error("engine.cpu_mask = %s: unknown instruction set; a number, or names joined by + such as c, avx2, "
+		          "avx512, avx512vnni, all",
+		          o->engine.cpu_mask);
+		return -1;
+	}
+	kernels_init(&s->kernels, cpu_features() & mask, s->kernels_name, sizeof s->kernels_name);
+	struct pool_options pool = {.dir = o->pool.dir,
+	                            .instance = o->daemon.instance,
+	                            .bytes = o->pool.size,
+	                            .lock_memory = o->pool.lock_memory,
+	                            .huge_pages = o->pool.huge_pages};
+	char why[OPTIONS_WHY_BYTES] = "";
+	if (pool_create(&pool, &s->pool, why, sizeof why) != MPIG_OK) {
+		log_error("pool: %s", why);
+		return -1;
+	}
+	struct store_options store = {.pool = s->pool,
+	                              .quota_bytes = o->limits.bytes_per_uid,
+	                              .quota_contexts = o->limits.contexts_per_uid,
+	                              .default_budget = o->engine.default_budget};
+	struct engine_options engine = {.kernels = &s->kernels, .default_budget = o->engine.default_budget};
+	int status = store_create(&store, &s->store);
+	engine.store = s->store;
+	if (status == MPIG_OK)
+		status = engine_create(&engine, &s->engine);
+	if (status != MPIG_OK)
+		log_error("cannot start the engine: %s", mpig_status_text(status));
+	return status == MPIG_OK ? 0 : -1;
+}
+
+static int start_stats(struct server *s, uint32_t workers, gid_t gid)
+{
+	char why[OPTIONS_WHY_BYTES];
+	if (stats_open(&s->stats, s->options.daemon.stats, workers, gid, why, sizeof why) != 0) {
+		log_error("no memory for statistics");
+		return -1;
+	}
+	if (why[0])
+		log_warn("no statistics file: %s", why);
+	struct mpig_stats *stats = s->stats.stats;
+	stats->epoch = s->epoch;
+	stats->start_realtime_ns = s->epoch;
+	stats->pid = (uint64_t)getpid();
+	return 0;
+}
+
+static int start_loop(struct server *s)
+{
+	int refused, status = loop_create(LOOP_AUTO, &s->loop, &refused);
+	if (status != 0) {
+		log_error("cannot start the event loop: %s", strerror(-status));
+		return -1;
+	}
+	if (refused)
+		log_warn("io_uring is refused here (%s): using epoll", strerror(refused));
+	s->signal_fd = open_signals();
+	s->control_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (s->signal_fd < 0 || s->control_fd < 0 || server_watch(s) != 0) {
+		log_error("cannot start the event loop: no memory or descriptors");
+		return -1;
+	}
+	return 0;
+}
+
+static int start_workers(struct server *s, uint32_t count, const cpu_set_t *cpus)
+{
+	struct workers_options options = {
+		.count = count,
+		.cpus = *cpus,
+		.spin_ns = s->options.workers.spin_ns,
+		.uring = strcmp(loop_backend_name(s->loop), "io_uring") == 0,
+		.engine = s->engine,
+		.stats = s->stats.stats->worker,
+		.control_fd = s->control_fd,
+	};
+	int status = workers_create(&options, &s->workers);
+	if (status != MPIG_OK)
+		log_error("cannot start %u workers: %s (%m)", count, mpig_status_text(status));
+	return status == MPIG_OK ? 0 : -1;
+}
+
+static int start_listening(struct server *s, gid_t gid)
+{
+	char why[LISTENER_WHY_BYTES];
+	if (listener_open(&s->listener, s->options.daemon.socket_mode, gid, why) != 0) {
+		log_error("%s", why);
+		return -1;
+	}
+	if (server_accept(s) != 0) {
+		log_error("cannot accept connections: no memory");
+		return -1;
+	}
+	return 0;
+}
+
+int server_start(struct server *s)
+{
+	char why[LISTENER_WHY_BYTES];
+	gid_t gid;
+	cpu_set_t cpus;
+	if (listener_lock(&s->listener, s->options.daemon.socket, why) != 0) {
+		log_error("%s", why);
+		return -1;
+	}
+	raise_descriptor_limit();
+	if (find_group(s->options.daemon.socket_group, &gid) != 0 || start_memory(s) != 0 || start_loop(s) != 0)
+		return -1;
+	uint32_t workers = choose_cpus(&s->options, &cpus);
+	if (start_stats(s, workers, gid) != 0 || start_workers(s, workers, &cpus) != 0 || start_listening(s, gid) != 0)
+		return -1;
+	server_refresh_stats(s);
+	char list[128];
+	cpu_list_format(&cpus, list, sizeof list);
+	log_info("magicpigd %s ready: instance %s on %s, pool of %llu MiB in %s, %u workers on CPUs %s, kernels %s, %s",
+	         MPIG_VERSION_STRING, s->options.daemon.instance, s->options.daemon.socket,
+	         (unsigned long long)(pool_bytes(s->pool) >> 20), s->options.pool.dir, workers, list, s->kernels_name,
+	         loop_backend_name(s->loop));
+	return 0;
+}
+
+// ---- stopping: the start backwards -----------------------------------------------------------------------------------
+static void close_fd(int fd)
+{
+	if (fd >= 0)
+		close(fd);
+}
+
+void server_stop(struct server *s)
+{
+	listener_close(&s->listener, false);
+	bool complete = !s->workers || workers_stop(s->workers);
+	while (s->peers) // closes their queues: clients that sleep on them are woken
+		peer_close(s->peers, "the daemon stops");
+	// A request that was cut off leaves its job, and what the job points to, to the end of the process.
+	if (complete) {
+		while (s->retired) {
+			struct queue *q = s->retired;
+			s->retired = q->next_retired;
+			server_free_queue(s, q);
+		}
+		workers_destroy(s->workers);
+		engine_destroy(s->engine);
+		store_destroy(s->store);
+	}
+	loop_destroy(s->loop);
+	close_fd(s->control_fd);
+	close_fd(s->signal_fd);
+	if (s->stats.stats)
+		stats_close(&s->stats);
+	if (s->pool) {
+		pool_close(s->pool, true);
+		rmdir(s->options.pool.dir); // if it is empty and we may; the next start makes it again
+	}
+	account_free(&s->accounts);
+	listener_close(&s->listener, true);
+}
