@@ -18,6 +18,12 @@ struct head_result { // one KV head, one thread
 	double signature_rows, paper_rows;  // rows per query head
 	double index_us_per_row, append_us; // build at seal; one decoded token of one KV head
 };
+struct layer_result { // one layer through the ring: 8 KV heads, 32 query heads, d = 128
+	unsigned workers;
+	double dense_ms, signature_ms;                 // as the client sees it
+	double dense_service_ms, signature_service_ms; // inside the daemon
+	double append_gbs, seal_s;                     // of all layers together
+};
 struct queue_result {
 	double nop_p50_us, nop_p99_us;
 	double idle_cpu; // cores
@@ -32,5 +38,7 @@ struct roofline bench_roofline(uint32_t row_bytes);
 struct head_result bench_head(uint32_t rows, uint32_t mask, int with_paper);
 // Starts `daemon` privately, measures, stops it. 0, or -1 with a message on stderr.
 int bench_queue(const char *daemon, struct queue_result *out);
+
+int bench_layer(const char *daemon, uint32_t rows, unsigned workers, struct layer_result *out);
 
 #endif

@@ -1,5 +1,6 @@
 // One KV head of one layer, one thread, without rings: the engine's own time. Several strips are visited in turn so that none stays in
 // the caches, as a model's layers would not.
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -75,9 +76,9 @@ struct head_result bench_head(uint32_t rows, uint32_t mask, int with_paper)
 	}
 	r.dense_ms = median(dense, REPETITIONS);
 	r.signature_ms = median(signature, REPETITIONS);
-	r.paper_ms = median(paper, REPETITIONS);
+	r.paper_ms = with_paper ? median(paper, REPETITIONS) : NAN;
 	r.signature_rows /= REPETITIONS;
-	r.paper_rows /= REPETITIONS;
+	r.paper_rows = with_paper ? r.paper_rows / REPETITIONS : NAN;
 	double append[DECODED];
 	for (uint32_t i = 0; i < DECODED; i++) {
 		double total = 0;

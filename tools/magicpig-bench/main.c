@@ -1,7 +1,9 @@
 #include <getopt.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "daemon/kernels/kernels.h"
 #include "tools/magicpig-bench/bench.h"
@@ -31,98 +33,256 @@ double median(double *x, size_t n)
 	return percentile(x, n, .5);
 }
 
-static const char usage[] = "usage: magicpig-bench [--rows N] [--mask NAMES] [--no-paper] [--daemon PATH] [--json FILE]\n"
-			    "  --rows N       rows of one KV head (96000)\n"
-			    "  --mask NAMES   CPU features to use, joined by '+' (c, avx2, avx512, avx512vnni); all by default\n"
-			    "  --no-paper     leave out the SimHash tables, whose build takes most of the time\n"
-			    "  --daemon PATH  also measure the ring: start this magicpigd privately\n"
-			    "  --json FILE    write the figures\n";
+enum { ROOFLINE = 1, HEAD = 2, RING = 4, LAYER = 8, MAX_COUNTS = 16 };
+
+static const char usage[] =
+	"usage: magicpig-bench [OPTIONS] [PART...]\n"
+	"Parts (all by default):\n"
+	"  roofline       what one core of this machine can read\n"
+	"  head           one KV head, one thread, the engine alone\n"
+	"  ring           NOP round trips, and the idle daemon\n"
+	"  layer          one layer (8 KV heads, 32 query heads) through a daemon with 1, 2, 4, ... workers\n"
+	"Options:\n"
+	"  --rows N       rows of a KV head (96000)\n"
+	"  --mask NAMES   CPU features to use in 'head', joined by '+' (c, avx2, avx512, avx512vnni); all by default\n"
+	"  --no-paper     leave out the SimHash tables, whose build takes most of the time\n"
+	"  --workers LIST numbers of workers for 'layer', e.g. 1,4,15; default: powers of two and all but one CPU\n"
+	"  --daemon PATH  the magicpigd that 'ring' and 'layer' start privately; default $MAGICPIGD, else magicpigd beside this "
+	"program\n"
+	"  --json FILE    write the figures\n"
+	"It takes about 6 GiB of memory; use --rows for less.\n";
 
 struct options {
 	uint32_t rows, mask;
 	int paper;
+	unsigned parts, workers[MAX_COUNTS], worker_counts;
 	const char *daemon, *json;
 };
 
-static int parse(int argc, char **argv, struct options *o)
+static int refuse(const char *what, const char *value, const char *wanted)
 {
-	static const struct option table[] = {{"rows", 1, NULL, 'r'},   {"mask", 1, NULL, 'm'}, {"no-paper", 0, NULL, 'p'},
-	                                      {"daemon", 1, NULL, 'd'}, {"json", 1, NULL, 'j'}, {"help", 0, NULL, 'h'},
-	                                      {NULL, 0, NULL, 0}};
-	*o = (struct options){.rows = 96000, .mask = UINT32_MAX, .paper = 1};
-	for (int c; (c = getopt_long(argc, argv, "", table, NULL)) != -1;) {
-		char *end;
-		unsigned long n;
-		switch (c) {
-		case 'r':
-			n = strtoul(optarg, &end, 10);
-			if (*end || n < 1024 || n > 8000000) {
-				fprintf(stderr, "magicpig-bench: --rows %s: a number from 1024 to 8000000\n", optarg);
-				return 2;
-			}
-			o->rows = (uint32_t)n;
-			break;
-		case 'm':
-			if (cpu_mask_parse(optarg, &o->mask)) {
-				fprintf(stderr, "magicpig-bench: --mask %s: unknown name\n", optarg);
-				return 2;
-			}
-			break;
-		case 'p':
-			o->paper = 0;
-			break;
-		case 'd':
-			o->daemon = optarg;
-			break;
-		case 'j':
-			o->json = optarg;
-			break;
-		case 'h':
-			fputs(usage, stdout);
-			exit(0);
-		default:
-			fputs(usage, stderr);
-			return 2;
-		}
-	}
-	return 0;
+	fprintf(stderr, "magicpig-bench: %s %s: %s\n", what, value, wanted);
+	return 2;
 }
 
-static void print(FILE *out, const char *isa, const struct roofline *roof, const struct head_result *h,
-                  const struct queue_result *q, int json)
+static int parse_workers(const char *text, struct options *o)
 {
-	double code_bytes = h->d * h->bits / 8. + 2;
-	const struct {
-		const char *key, *text;
-		double value;
-	} line[] = {
-		{"stream_gbs", "one core streams, GB/s", roof->stream_gbs},
-		{"gather_gbs", "one core gathers rows of d=128 bf16, GB/s", roof->gather_gbs},
+	char *end;
+	for (const char *at = text;; at = end + 1) {
+		unsigned long n = strtoul(at, &end, 10);
+		if (end == at || n < 1 || n > 256 || o->worker_counts == MAX_COUNTS || (*end && *end != ','))
+			return refuse("--workers", text, "numbers from 1 to 256, with commas, at most 16 of them");
+		o->workers[o->worker_counts++] = (unsigned)n;
+		if (!*end)
+			return 0;
+	}
+}
+
+static int parse_part(const char *name, struct options *o)
+{
+	static const char *const names[] = {"roofline", "head", "ring", "layer"};
+	for (unsigned i = 0; i < sizeof(names) / sizeof(names[0]); i++)
+		if (strcmp(name, names[i]) == 0) {
+			o->parts |= 1u << i;
+			return 0;
+		}
+	return refuse("part", name, "one of roofline, head, ring, layer");
+}
+
+static int parse_option(int c, struct options *o)
+{
+	char *end;
+	unsigned long n;
+	switch (c) {
+	case 'r':
+		n = strtoul(optarg, &end, 10);
+		if (*end || n < 1024 || n > 8000000)
+			return refuse("--rows", optarg, "a number from 1024 to 8000000");
+		o->rows = (uint32_t)n;
+		return 0;
+	case 'm':
+		return cpu_mask_parse(optarg, &o->mask) ? refuse("--mask", optarg, "unknown name") : 0;
+	case 'p':
+		o->paper = 0;
+		return 0;
+	case 'w':
+		return parse_workers(optarg, o);
+	case 'd':
+		o->daemon = optarg;
+		return 0;
+	case 'j':
+		o->json = optarg;
+		return 0;
+	case 'h':
+		fputs(usage, stdout);
+		exit(0);
+	default:
+		fputs(usage, stderr);
+		return 2;
+	}
+}
+
+// "magicpigd" in the directory of this program.
+static const char *beside(const char *program)
+{
+	static char path[4096];
+	const char *slash = strrchr(program, '/');
+	snprintf(path, sizeof(path), "%.*smagicpigd", slash ? (int)(slash - program + 1) : 0, program);
+	return path;
+}
+
+static void default_workers(struct options *o)
+{
+	long cpus = sysconf(_SC_NPROCESSORS_ONLN);
+	for (unsigned n = 1; n < (unsigned)cpus && o->worker_counts + 1 < MAX_COUNTS; n *= 2)
+		o->workers[o->worker_counts++] = n;
+	if (cpus > 2)
+		o->workers[o->worker_counts++] = (unsigned)cpus - 1; // the last CPU is the client's
+	if (!o->worker_counts)
+		o->workers[o->worker_counts++] = 1;
+}
+
+static int parse(int argc, char **argv, struct options *o)
+{
+	static const struct option table[] = {{"rows", 1, NULL, 'r'},   {"mask", 1, NULL, 'm'},    {"no-paper", 0, NULL, 'p'},
+	                                      {"daemon", 1, NULL, 'd'}, {"workers", 1, NULL, 'w'}, {"json", 1, NULL, 'j'},
+	                                      {"help", 0, NULL, 'h'},   {NULL, 0, NULL, 0}};
+	*o = (struct options){.rows = 96000, .mask = UINT32_MAX, .paper = 1, .daemon = getenv("MAGICPIGD")};
+	int status = 0;
+	for (int c; !status && (c = getopt_long(argc, argv, "h", table, NULL)) != -1;)
+		status = parse_option(c, o);
+	for (int i = optind; !status && i < argc; i++)
+		status = parse_part(argv[i], o);
+	if (!o->parts)
+		o->parts = ROOFLINE | HEAD | RING | LAYER;
+	if (!o->daemon)
+		o->daemon = beside(argv[0]);
+	if (!o->worker_counts)
+		default_workers(o);
+	return status;
+}
+
+struct figure {
+	const char *key, *text;
+	double value;
+};
+
+// Figures as lines or as the members of a JSON object.
+static void print(FILE *out, const struct figure *f, size_t n, int json)
+{
+	for (size_t i = 0, printed = 0; i < n; i++)
+		if (!isnan(f[i].value)) // not measured
+			fprintf(out, json ? "%s\"%s\": %.6g" : "%s%-52s %10.4g\n", json && printed++ ? ", " : "",
+			        json ? f[i].key : f[i].text, f[i].value);
+}
+#define COUNT(array) (sizeof(array) / sizeof((array)[0]))
+
+struct results {
+	char isa[64];
+	struct roofline roof;
+	struct head_result head;
+	struct queue_result ring;
+	struct layer_result layer[MAX_COUNTS];
+};
+
+static void print_roofline(FILE *out, const struct results *r, int json)
+{
+	const struct figure f[] = {
+		{"stream_gbs", "one core streams, GB/s", r->roof.stream_gbs},
+		{"gather_gbs", "one core gathers rows of d=128 bf16, GB/s", r->roof.gather_gbs},
+	};
+	print(out, f, COUNT(f), json);
+}
+
+static void print_head(FILE *out, const struct results *r, int json)
+{
+	const struct head_result *h = &r->head;
+	double row_bytes = 4. * h->d, code_bytes = h->d * h->bits / 8. + 2;
+	// What a signature request must move at least: codes, noise, and each selected row once per head.
+	double least_ms = (h->rows * (code_bytes + 4) / r->roof.stream_gbs +
+	                   h->group * h->signature_rows * row_bytes / r->roof.gather_gbs) *
+	                  1e-6;
+	const struct figure f[] = {
 		{"rows", "rows of the KV head", h->rows},
 		{"dense_ms", "dense bf16 pass, 4 query heads, ms", h->dense_ms},
-		{"dense_share_of_stream", "  of stream bandwidth",
-	         h->dense_ms > 0 ? h->rows * 512. / h->dense_ms * 1e-6 / roof->stream_gbs : 0},
+		{"dense_share_of_stream", "  of stream bandwidth", h->rows * row_bytes / h->dense_ms * 1e-6 / r->roof.stream_gbs},
 		{"signature_ms", "signature b=2 at 1 %, ms", h->signature_ms},
+		{"signature_roofline_ms", "  its bytes at stream and gather rates, ms", least_ms},
 		{"signature_rows", "  rows per query head", h->signature_rows},
-		{"signature_code_gbs", "  code bytes, GB/s", h->rows * code_bytes / h->signature_ms * 1e-6},
 		{"dense_over_signature", "  times faster than dense", h->dense_ms / h->signature_ms},
 		{"paper_ms", "paper (10,150), ms", h->paper_ms},
 		{"paper_rows", "  rows per query head", h->paper_rows},
 		{"index_us_per_row", "index build, us per row per KV head (all indexes)", h->index_us_per_row},
 		{"append_us", "one decoded token per KV head, us", h->append_us},
-		{"nop_p50_us", "NOP round trip p50, us", q->nop_p50_us},
-		{"nop_p99_us", "NOP round trip p99, us", q->nop_p99_us},
-		{"idle_cpu", "idle daemon, cores", q->idle_cpu},
 	};
-	size_t n = sizeof(line) / sizeof(line[0]);
+	print(out, f, COUNT(f), json);
+}
+
+static void print_ring(FILE *out, const struct results *r, int json)
+{
+	const struct figure f[] = {
+		{"nop_p50_us", "NOP round trip p50, us", r->ring.nop_p50_us},
+		{"nop_p99_us", "NOP round trip p99, us", r->ring.nop_p99_us},
+		{"idle_cpu", "idle daemon, cores", r->ring.idle_cpu},
+	};
+	print(out, f, COUNT(f), json);
+}
+
+static void print_layer(FILE *out, const struct layer_result *l, int json)
+{
+	const struct figure f[] = {
+		{"workers", "workers", l->workers},
+		{"dense_ms", "  dense, ms", l->dense_ms},
+		{"dense_service_ms", "    of which in the daemon", l->dense_service_ms},
+		{"signature_ms", "  signature b=2 at 1 %, ms", l->signature_ms},
+		{"signature_service_ms", "    of which in the daemon", l->signature_service_ms},
+		{"dense_over_signature", "    times faster than dense", l->dense_ms / l->signature_ms},
+		{"append_gbs", "  append, GB/s of bf16 rows", l->append_gbs},
+		{"seal_s", "  commit and index of 4 layers, s", l->seal_s},
+	};
+	print(out, f, COUNT(f), json);
+}
+
+static void report(FILE *out, const struct options *o, const struct results *r, int json)
+{
+	static const struct {
+		unsigned part;
+		const char *name;
+		void (*print)(FILE *out, const struct results *r, int json);
+	} part[] = {{ROOFLINE, "roofline", print_roofline}, {HEAD, "head", print_head}, {RING, "ring", print_ring}};
+	fprintf(out, json ? "{\n  \"kernels\": \"%s\"" : "kernels: %s\n", r->isa);
+	for (size_t i = 0; i < COUNT(part); i++) {
+		if (!(o->parts & part[i].part))
+			continue;
+		if (json)
+			fprintf(out, ",\n  \"%s\": {", part[i].name);
+		part[i].print(out, r, json);
+		if (json)
+			fputc('}', out);
+	}
+	if (json && o->parts & LAYER)
+		fputs(",\n  \"layer\": [", out);
+	for (unsigned i = 0; o->parts & LAYER && i < o->worker_counts; i++) {
+		if (json)
+			fprintf(out, "%s\n    {", i ? "," : "");
+		print_layer(out, &r->layer[i], json);
+		if (json)
+			fputc('}', out);
+	}
 	if (json)
-		fprintf(out, "{\n  \"kernels\": \"%s\"", isa);
-	else
-		fprintf(out, "kernels: %s\n", isa);
-	for (size_t i = 0; i < n; i++)
-		fprintf(out, json ? ",\n  \"%s\": %.6g" : "%-52s %10.4g\n", json ? line[i].key : line[i].text, line[i].value);
-	if (json)
-		fputs("\n}\n", out);
+		fputs(o->parts & LAYER ? "\n  ]\n}\n" : "\n}\n", out);
+}
+
+static int write_json(const struct options *o, const struct results *r)
+{
+	FILE *file = fopen(o->json, "w");
+	if (file)
+		report(file, o, r, 1);
+	if (!file || fclose(file)) {
+		perror(o->json);
+		return 1;
+	}
+	return 0;
 }
 
 int main(int argc, char **argv)
@@ -131,22 +291,18 @@ int main(int argc, char **argv)
 	int status = parse(argc, argv, &o);
 	if (status)
 		return status;
+	static struct results r;
 	struct kernels kernels;
-	char isa[64];
-	kernels_init(&kernels, cpu_features() & o.mask, isa, sizeof(isa));
-	struct roofline roof = bench_roofline(512);
-	struct head_result head = bench_head(o.rows, o.mask, o.paper);
-	struct queue_result queue = {0};
-	if (o.daemon && bench_queue(o.daemon, &queue))
+	kernels_init(&kernels, cpu_features() & o.mask, r.isa, sizeof(r.isa));
+	if (o.parts & (ROOFLINE | HEAD))
+		r.roof = bench_roofline(512);
+	if (o.parts & HEAD)
+		r.head = bench_head(o.rows, o.mask, o.paper);
+	if (o.parts & RING && bench_queue(o.daemon, &r.ring))
 		return 1;
-	print(stdout, isa, &roof, &head, &queue, 0);
-	if (!o.json)
-		return 0;
-	FILE *file = fopen(o.json, "w");
-	if (!file) {
-		perror(o.json);
-		return 1;
-	}
-	print(file, isa, &roof, &head, &queue, 1);
-	return fclose(file) ? 1 : 0;
+	for (unsigned i = 0; o.parts & LAYER && i < o.worker_counts; i++)
+		if (bench_layer(o.daemon, o.rows, o.workers[i], &r.layer[i]))
+			return 1;
+	report(stdout, &o, &r, 0);
+	return o.json ? write_json(&o, &r) : 0;
 }

@@ -1,73 +1,20 @@
 // The ring itself: a private daemon, one client, NOP round trips between two spinning processes; and what the daemon costs when idle.
 #include <magicpig.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include "tools/magicpig-bench/bench.h"
+#include "tools/magicpig-bench/private_daemon.h"
 
 enum { ROUND_TRIPS = 200000, WARM_UP = 20000, IDLE_SECONDS = 2 };
 
-static pid_t start_daemon(const char *daemon, const char *dir)
-{
-	char config[300];
-	snprintf(config, sizeof(config), "%s/magicpigd.conf", dir);
-	FILE *file = fopen(config, "w");
-	if (!file)
-		return -1;
-	fprintf(file,
-	        "[daemon]\ninstance = bench\nsocket = %s/magicpigd.sock\nlog_level = warn\n[pool]\ndir = %s/pool\nsize = 64M\n"
-	        "[workers]\ncount = 1\nspin_us = 500us\n",
-	        dir, dir);
-	fclose(file);
-	pid_t pid = fork();
-	if (!pid) {
-		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		execl(daemon, daemon, "--config", config, (char *)NULL);
-		_exit(127);
-	}
-	return pid;
-}
-
-static int connect_soon(const char *dir, mpig_client **client)
-{
-	char path[300];
-	snprintf(path, sizeof(path), "%s/magicpigd.sock", dir);
-	struct mpig_connect_options options = MPIG_INIT(options);
-	options.socket_path = path;
-	int status = MPIG_ENODAEMON;
-	for (int i = 0; i < 100 && status == MPIG_ENODAEMON; i++) {
-		status = mpig_connect(&options, client);
-		if (status)
-			usleep(50000);
-	}
-	return status;
-}
-
-static double cpu_seconds(pid_t pid)
-{
-	char path[64], line[1024];
-	snprintf(path, sizeof(path), "/proc/%d/stat", (int)pid);
-	FILE *file = fopen(path, "r");
-	unsigned long user = 0, system = 0;
-	if (file) {
-		char *after = fgets(line, sizeof(line), file) ? strrchr(line, ')') : NULL;
-		if (after)
-			sscanf(after, ") %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu", &user, &system);
-		fclose(file);
-	}
-	return (double)(user + system) / (double)sysconf(_SC_CLK_TCK);
-}
-
-static int measure(mpig_client *client, pid_t daemon, struct queue_result *out)
+static int measure(struct private_daemon *d, struct queue_result *out)
 {
 	mpig_queue *queue;
 	struct mpig_queue_options options = MPIG_INIT(options);
 	options.spin_us = 1000;
-	int status = mpig_queue_create(client, &options, &queue);
+	int status = mpig_queue_create(d->client, &options, &queue);
 	if (status)
 		return status;
 	double *us = malloc(ROUND_TRIPS * sizeof(*us));
@@ -83,33 +30,21 @@ static int measure(mpig_client *client, pid_t daemon, struct queue_result *out)
 	}
 	free(us);
 	sleep(1);
-	double before = cpu_seconds(daemon);
+	double before = private_daemon_cpu(d);
 	sleep(IDLE_SECONDS);
-	out->idle_cpu = (cpu_seconds(daemon) - before) / IDLE_SECONDS;
+	out->idle_cpu = (private_daemon_cpu(d) - before) / IDLE_SECONDS;
 	mpig_queue_destroy(queue);
 	return status;
 }
 
-int bench_queue(const char *daemon, struct queue_result *out)
+int bench_queue(const char *program, struct queue_result *out)
 {
-	char dir[] = "/dev/shm/mpig-bench-XXXXXX";
-	if (!mkdtemp(dir))
+	struct private_daemon d;
+	if (private_daemon_start(&d, program, 1, UINT64_C(64) << 20))
 		return -1;
-	pid_t pid = start_daemon(daemon, dir);
-	mpig_client *client = NULL;
-	int status = pid > 0 ? connect_soon(dir, &client) : MPIG_EIO;
-	if (!status)
-		status = measure(client, pid, out);
+	int status = measure(&d, out);
 	if (status)
-		fprintf(stderr, "magicpig-bench: %s: %s\n", daemon, mpig_strerror(status));
-	mpig_disconnect(client);
-	if (pid > 0) {
-		kill(pid, SIGTERM);
-		waitpid(pid, NULL, 0);
-	}
-	char config[300];
-	snprintf(config, sizeof(config), "%s/magicpigd.conf", dir);
-	unlink(config);
-	rmdir(dir);
+		fprintf(stderr, "magicpig-bench: %s: %s\n", program, mpig_strerror(status));
+	private_daemon_stop(&d);
 	return status ? -1 : 0;
 }

@@ -1,0 +1,98 @@
+#include "tools/magicpig-bench/private_daemon.h"
+
+#include <inttypes.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static int write_config(const char *path, const char *dir, unsigned workers, uint64_t pool_bytes)
+{
+	FILE *file = fopen(path, "w");
+	if (!file)
+		return -1;
+	fprintf(file,
+	        "[daemon]\ninstance = bench\nsocket = %s/magicpigd.sock\nlog_level = warn\n"
+	        "[pool]\ndir = %s/pool\nsize = %" PRIu64 "\n[workers]\ncount = %u\nspin_us = 500us\n",
+	        dir, dir, pool_bytes, workers);
+	return fclose(file);
+}
+
+static int connect_soon(struct private_daemon *d)
+{
+	char path[64];
+	snprintf(path, sizeof(path), "%s/magicpigd.sock", d->dir);
+	struct mpig_connect_options options = MPIG_INIT(options);
+	options.socket_path = path;
+	int status = MPIG_ENODAEMON;
+	for (int i = 0; i < 200 && status == MPIG_ENODAEMON && !waitpid(d->pid, NULL, WNOHANG); i++) {
+		status = mpig_connect(&options, &d->client);
+		if (status)
+			usleep(50000);
+	}
+	return status;
+}
+
+int private_daemon_start(struct private_daemon *d, const char *program, unsigned workers, uint64_t pool_bytes)
+{
+	*d = (struct private_daemon){.dir = "/dev/shm/mpig-bench-XXXXXX"};
+	if (!mkdtemp(d->dir)) {
+		perror("magicpig-bench: /dev/shm");
+		return -1;
+	}
+	char config[64];
+	snprintf(config, sizeof(config), "%s/magicpigd.conf", d->dir);
+	int status = write_config(config, d->dir, workers, pool_bytes) ? MPIG_EIO : 0;
+	if (!status && (d->pid = fork()) == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		execl(program, program, "--config", config, (char *)NULL);
+		_exit(127);
+	}
+	if (!status)
+		status = d->pid > 0 ? connect_soon(d) : MPIG_EIO;
+	if (status) {
+		fprintf(stderr, "magicpig-bench: cannot start %s: %s\n", program, mpig_strerror(status));
+		private_daemon_stop(d);
+		return -1;
+	}
+	return 0;
+}
+
+double private_daemon_cpu(const struct private_daemon *d)
+{
+	char path[64], line[1024];
+	snprintf(path, sizeof(path), "/proc/%d/stat", (int)d->pid);
+	FILE *file = fopen(path, "r");
+	unsigned long user = 0, system = 0;
+	if (file) {
+		char *after = fgets(line, sizeof(line), file) ? strrchr(line, ')') : NULL;
+		if (after)
+			sscanf(after, ") %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu", &user, &system);
+		fclose(file);
+	}
+	return (double)(user + system) / (double)sysconf(_SC_CLK_TCK);
+}
+
+void private_daemon_settle(const struct private_daemon *d)
+{
+	for (int i = 0; i < 40; i++) {
+		double before = private_daemon_cpu(d);
+		usleep(1500000); // longer than the second after which a daemon begins its idle work
+		if (private_daemon_cpu(d) - before < .03)
+			return;
+	}
+}
+
+void private_daemon_stop(struct private_daemon *d)
+{
+	mpig_disconnect(d->client);
+	if (d->pid > 0 && kill(d->pid, SIGTERM) == 0)
+		waitpid(d->pid, NULL, 0);
+	char config[64];
+	snprintf(config, sizeof(config), "%s/magicpigd.conf", d->dir);
+	unlink(config);
+	rmdir(d->dir);
+}
