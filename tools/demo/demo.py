@@ -139,7 +139,7 @@ def run_processes(arguments: argparse.Namespace, daemon) -> dict:
         if arguments.quality:
             parts["quality"] = a.expect("quality")
         parts["answer"] = a.expect("answer")
-        print(f"  {parts['answer']['city']}?{parts['answer']['text']!r}")
+        print(f"  {parts['answer']['city']}? {reporting.first_line(parts['answer']['text'])}", flush=True)
         while a.expect("token")["beyond"] < TOKENS_AFTER_ANSWER:
             pass
         a.process.send_signal(signal.SIGKILL)
@@ -147,7 +147,7 @@ def run_processes(arguments: argparse.Namespace, daemon) -> dict:
         print(f"process A: pid {a.process.pid} killed (SIGKILL) while decoding; process B: reopen", flush=True)
     with Child(arguments, "b", daemon) as b:
         parts["reopened"] = b.expect("reopened")
-        print(f"  {parts['reopened']['city']}?{parts['reopened']['text']!r}", flush=True)
+        print(f"  {parts['reopened']['city']}? {reporting.first_line(parts['reopened']['text'])}", flush=True)
         parts["evaluated"] = b.expect("evaluated")
         if b.process.wait() != 0:
             raise ChildFailed(f"process B ended with status {b.process.returncode}")

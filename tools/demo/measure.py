@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import torch
 from transformers import DynamicCache
@@ -37,9 +39,24 @@ class OwnAttention:
 
     def logits(self, ids: list[int]) -> torch.Tensor:
         """[len(ids), vocabulary]: after each of `ids`, which follow the context."""
+        with self.in_force():
+            return self.model(torch.tensor([ids]), past_key_values=self.cache).logits[0]
+
+    def greedy(self, ids: list[int], count: int) -> list[int]:
+        """The `count` tokens that greedy decoding gives after `ids`, which follow the context."""
+        answer: list[int] = []
+        with self.in_force():
+            for _ in range(count):
+                logits = self.model(torch.tensor([ids]), past_key_values=self.cache, logits_to_keep=1).logits[0, -1]
+                answer.append(int(logits.argmax()))
+                ids = answer[-1:]
+        return answer
+
+    @contextlib.contextmanager
+    def in_force(self):
         self.model.set_attn_implementation("sdpa")
         try:
-            return self.model(torch.tensor([ids]), past_key_values=self.cache).logits[0]
+            yield
         finally:
             self.model.set_attn_implementation(magicpig.transformers.NAME)
             self.cache.crop(self.length)

@@ -32,6 +32,7 @@ SEEDS = (1, 2, 3, 4)     # of requests
 FOLLOWING = 64   # teacher-forced tokens
 CHUNK = 512      # of the prefill
 ANSWER_TOKENS = 12
+CITIES = ("Lisbon", "Kyoto")  # asked of process A, of process B
 
 
 class Bar:
@@ -98,11 +99,14 @@ def process_a(arguments) -> None:
     queries = [layer.recent_queries for layer in cache.layers]
     own = measure.OwnAttention(run.model, rows)
     np.save(arguments.work / "own.npy", own.logits(run.tokens.following).numpy())
+    own_answers = {
+        city: run.text_of(own.greedy(text.encode(run.tokenizer, text.question(city)), ANSWER_TOKENS)) for city in CITIES
+    }
     begin = time.monotonic()
     cache.seal()
     seal_s = time.monotonic() - begin
     print(f"  committed and indexed in {seal_s:.1f} s; {cache.layers[0].rows.count} rows per layer stay in this process", flush=True)
-    run.tell("prefilled", prefill_s=model_s + seal_s, model_s=model_s, seal_s=seal_s)
+    run.tell("prefilled", prefill_s=model_s + seal_s, model_s=model_s, seal_s=seal_s, own_answers=own_answers)
     run.decoding()
     if arguments.quality:
         run.tell("quality", **quality.facts(run, own, rows, queries, arguments))
@@ -112,7 +116,7 @@ def process_a(arguments) -> None:
 
 def answer_and_go_on(run: Run, cache: MagicPigCache) -> None:
     """Answers a question and keeps decoding: the driver kills this process when it has seen enough."""
-    city = "Lisbon"
+    city = CITIES[0]
     following = int(run.feed(cache, text.encode(run.tokenizer, text.question(city))).argmax())
     answer: list[int] = []
     for step in range(run.arguments.tokens):
@@ -130,7 +134,7 @@ def answer_and_go_on(run: Run, cache: MagicPigCache) -> None:
 def process_b(arguments) -> None:
     run = Run(arguments)
     run.decoding()
-    city = "Kyoto"
+    city = CITIES[1]
     prompt = run.tokens.context + text.encode(run.tokenizer, text.question(city))
     begin = time.monotonic()
     cache = MagicPigCache.open(run.client, run.model, prompt, fork_name="question", **PROPOSALS["signature"])

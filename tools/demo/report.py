@@ -22,12 +22,24 @@ def make(arguments, parts: dict) -> dict:
         "rows_bytes_per_row": index["rows_bytes_per_row"],
         "rows_fraction": proposals["signature"]["kept"],
         "proposals": proposals,
-        "answers": {key: {k: v for k, v in parts[key].items() if k in ("city", "text")} for key in ("answer", "reopened")},
+        "answers": [
+            {
+                "city": parts[key]["city"],
+                "planted": FACTS[parts[key]["city"]],
+                "own": first_line(prefilled["own_answers"][parts[key]["city"]]),
+                "daemon": first_line(parts[key]["text"]),
+            }
+            for key in ("answer", "reopened")
+        ],
     }
     if "quality" in parts:
         report["facts"] = parts["quality"]
     report["checks"] = checks(report)
     return report
+
+
+def first_line(text: str) -> str:
+    return text.strip().split("\n")[0]
 
 
 def checks(report: dict) -> dict[str, bool]:
@@ -54,8 +66,9 @@ def show(report: dict) -> None:
         f"{report['index_bytes_per_row_by_kind']['signature']:.1f}, paper {report['index_bytes_per_row_by_kind']['paper']:.0f}, "
         f"both as here {report['index_bytes_per_row']:.0f}\n"
     )
-    for part in report["answers"].values():
-        print(f"  {part['city']} ({FACTS[part['city']]} is right):{part['text'].splitlines()[0] if part['text'] else ''}")
+    print(f"  {'question':<11}{'planted':>8}{'own attention':>17}{'through the daemon':>21}")
+    for a in report["answers"]:
+        print(f"  {a['city'] + '?':<11}{a['planted']:>8}{a['own']:>17}{a['daemon']:>21}")
     print(f"\n  {'proposal':<11}{'kept':>8}{'exact rows':>12}{'MB read':>9}{'KL mean':>10}{'KL p95':>10}{'top-1':>10}{'ms/token':>10}")
     for name, p in report["proposals"].items():
         print(
