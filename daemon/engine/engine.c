@@ -42,20 +42,14 @@ bool engine_op_writes(uint8_t op)
 
 bool payload_to_f32(const uint8_t *src, uint32_t dtype, size_t n, float *dst)
 {
-	if (dtype == MPIG_F32) {
-		memcpy(dst, src, n * sizeof(float));
-	} else {
-		for (size_t i = 0; i < n; i++) {
-			uint16_t half;
-			memcpy(&half, src + 2 * i, 2);
-			dst[i] = dtype == MPIG_BF16 ? bf16_to_f32(half) : f16_to_f32(half);
-		}
+	switch (dtype) {
+	case MPIG_F32:
+		return f32_copy_finite(src, n, dst);
+	case MPIG_BF16:
+		return bf16_widen_finite(src, n, dst);
+	default:
+		return f16_widen_finite(src, n, dst);
 	}
-	// x - x is 0 for finite x and NaN otherwise; the sum is NaN if one is.
-	float probe = 0;
-	for (size_t i = 0; i < n; i++)
-		probe += dst[i] - dst[i];
-	return probe == 0;
 }
 
 int job_fail(struct job *j, int status, const char *format, ...)

@@ -71,6 +71,43 @@ uint16_t f32_to_bf16(float f)
 	return bf16_round(f);
 }
 
+// The finiteness of a run of floats, by their exponents: no branch, no rounding, any order.
+static bool all_finite(const float *x, size_t n)
+{
+	uint32_t highest = 0;
+	for (size_t i = 0; i < n; i++) {
+		uint32_t a = as_bits(x[i]) & 0x7fffffffu;
+		highest = a > highest ? a : highest;
+	}
+	return highest < 0x7f800000u;
+}
+
+bool f32_copy_finite(const void *src, size_t n, float *dst)
+{
+	memcpy(dst, src, n * sizeof(float));
+	return all_finite(dst, n);
+}
+
+bool f16_widen_finite(const void *src, size_t n, float *dst)
+{
+	for (size_t i = 0; i < n; i++) {
+		uint16_t h;
+		memcpy(&h, (const char *)src + 2 * i, sizeof h);
+		dst[i] = f16_widen(h);
+	}
+	return all_finite(dst, n);
+}
+
+bool bf16_widen_finite(const void *src, size_t n, float *dst)
+{
+	for (size_t i = 0; i < n; i++) {
+		uint16_t b;
+		memcpy(&b, (const char *)src + 2 * i, sizeof b);
+		dst[i] = as_float((uint32_t)b << 16);
+	}
+	return all_finite(dst, n);
+}
+
 // ---- rows ------------------------------------------------------------------------------------------------------------
 
 static uint32_t half_bytes(enum row_type type, uint32_t d)

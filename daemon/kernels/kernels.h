@@ -10,6 +10,7 @@
 #ifndef MPIG_KERNELS_H
 #define MPIG_KERNELS_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -98,6 +99,11 @@ float f16_to_f32(uint16_t h);
 uint16_t f32_to_f16(float f); // round to nearest even; overflow to infinity
 float bf16_to_f32(uint16_t b);
 uint16_t f32_to_bf16(float f); // round to nearest even; NaN stays NaN
+
+// n elements of any alignment to fp32; false if one is NaN or infinite (dst is written all the same).
+bool f32_copy_finite(const void *src, size_t n, float *dst);
+bool f16_widen_finite(const void *src, size_t n, float *dst);
+bool bf16_widen_finite(const void *src, size_t n, float *dst);
 
 // Row layout for a type and dimensions; 0, or -1 if unsupported.
 int row_format_init(struct row_format *f, enum row_type type, uint32_t d_k, uint32_t d_v);

@@ -99,6 +99,47 @@ END_TEST
 
 static const uint32_t dims[] = {16, 48, 64, 80, 96, 128, 256};
 
+// Every 16-bit pattern at each place of an unaligned run, among finite neighbours: the value is that of the one-number function, and
+// the run is refused exactly if the pattern is not finite.
+START_TEST(runs_of_halves)
+{
+	enum { N = 37 };
+	uint8_t bytes[2 * N + 1];
+	float out[N];
+	for (uint32_t pattern = 0; pattern <= 0xffff; pattern++) {
+		uint16_t half[N];
+		uint32_t at = pattern % N;
+		for (uint32_t i = 0; i < N; i++)
+			half[i] = (uint16_t)(0x3c00 + i);
+		half[at] = (uint16_t)pattern;
+		memcpy(bytes + 1, half, sizeof half);
+		for (int bf16 = 0; bf16 < 2; bf16++) {
+			float (*one)(uint16_t) = bf16 ? bf16_to_f32 : f16_to_f32;
+			bool finite = (bf16 ? bf16_widen_finite : f16_widen_finite)(bytes + 1, N, out);
+			ck_assert_int_eq(finite, isfinite(one(half[at])) != 0);
+			for (uint32_t i = 0; i < N; i++) {
+				float wanted = one(half[i]);
+				ck_assert_int_eq(memcmp(&out[i], &wanted, sizeof wanted), 0);
+			}
+		}
+	}
+}
+END_TEST
+
+START_TEST(runs_of_floats)
+{
+	const float special[] = {0, -0.f, FLT_MIN / 2, FLT_MAX, -FLT_MAX, INFINITY, -INFINITY, NAN, -NAN};
+	float in[19], out[19];
+	for (size_t i = 0; i < 19 * sizeof(special) / sizeof(special[0]); i++) {
+		for (int j = 0; j < 19; j++)
+			in[j] = (float)j - 9;
+		in[i % 19] = special[i / 19];
+		ck_assert_int_eq(f32_copy_finite(in, 19, out), isfinite(special[i / 19]) != 0);
+		ck_assert_int_eq(memcmp(in, out, sizeof in), 0);
+	}
+}
+END_TEST
+
 START_TEST(row_layout)
 {
 	struct row_format f;
@@ -273,6 +314,8 @@ int main(void)
 	tcase_add_test(tc, bf16_round_trip);
 	tcase_add_test(tc, bf16_rounding);
 	tcase_add_test(tc, nan_stays_nan);
+	tcase_add_test(tc, runs_of_halves);
+	tcase_add_test(tc, runs_of_floats);
 	tcase_add_test(tc, row_layout);
 	tcase_add_test(tc, row_round_trip);
 	tcase_add_test(tc, row_i8_extremes);
