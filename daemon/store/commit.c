@@ -129,11 +129,10 @@ static int commit_locked(struct store *s, struct context *c, uint64_t position, 
 			              "commit of tokens up to %" PRIu64 ": layer %u holds rows of %" PRIu64
 			              " only; append them first",
 			              end, i, (uint64_t)atomic_load(&c->rows[i]));
-	if (chain_reserve(c, end))
+	if (prefix_extend(s, c, tokens + (committed - position), end - committed))
 		return refuse(why, MPIG_ENOMEM, "the daemon has no memory to index %" PRIu64 " tokens", end);
 	tokens_write(c, committed, end - committed, tokens + (committed - position));
 	set_committed(s, c, end);
-	chain_extend(c, end);
 	return 0;
 }
 
@@ -231,7 +230,7 @@ static int truncate_locked(struct store *s, struct context *c, uint64_t position
 	}
 	if (position < committed) {
 		set_committed(s, c, position);
-		c->chain_count = c->chain_count < position / CHAIN_TOKENS ? c->chain_count : position / CHAIN_TOKENS;
+		prefix_cut(s, c, position);
 	}
 	lower_rows(c, position);
 	if (next)

@@ -132,8 +132,6 @@ static int fork_locked(struct store *s, const struct credentials *who, struct co
 	struct context *child = NULL;
 	if (!status)
 		status = context_build(s, &draft, parent->spec, &child, why);
-	if (!status && chain_reserve(child, tokens))
-		status = refuse(why, MPIG_ENOMEM, "the daemon has no memory to fork '%s'", parent->name);
 	if (!status)
 		status = share(s, &plan, child, why);
 	if (status) {
@@ -144,9 +142,7 @@ static int fork_locked(struct store *s, const struct credentials *who, struct co
 	}
 	seal_parent(s, &plan);
 	plan_fini(&plan);
-	child->chain_count = tokens / CHAIN_TOKENS;
-	if (child->chain_count)
-		memcpy(child->chain, parent->chain, child->chain_count * sizeof *child->chain);
+	prefix_share(child, parent, tokens);
 	atomic_store(&child->committed, tokens);
 	context_announce(s, child);
 	context_ref(child);

@@ -22,7 +22,6 @@
 #include "daemon/store/store.h"
 
 #define NAME_BUCKETS 4096u
-#define CHAIN_TOKENS 256u // tokens per link of a hash chain
 
 // Something given up while readers may be inside.
 struct garbage {
@@ -126,14 +125,21 @@ struct context {
 	void *private_data;
 	void (*private_release)(void *data);
 
-	uint64_t *chain; // hash of the first 256 (i + 1) tokens
-	uint64_t chain_count, chain_capacity;
+	struct prefix_node *prefix; // where its committed tokens end in the tree of its fingerprint; NULL: it has none
+	uint64_t prefix_end;
+	struct context *prefix_next, **prefix_link;
 	struct garbage drop;
 };
 
 struct account {
 	uint32_t uid, contexts;
 	uint64_t bytes;
+};
+
+struct prefix_index {
+	struct prefix_tree *tree;
+	struct prefix_node **bucket; // children by (parent, first token)
+	size_t buckets, nodes;       // buckets: a power of two
 };
 
 struct store {
@@ -147,6 +153,7 @@ struct store {
 	size_t account_count, account_capacity;
 	uint64_t next_id, metadata_bytes;
 	uint32_t next_slot;
+	struct prefix_index prefix;
 	struct garbage *dead; // destroyed when the lock is released
 };
 
@@ -261,8 +268,11 @@ uint64_t context_own_bytes(const struct context *c); // record, spec, list
 void context_free_records(struct store *s, const struct context *c, const struct snapshot *snap);
 
 // prefix.c
-int chain_reserve(struct context *c, uint64_t tokens);
-void chain_extend(struct context *c, uint64_t committed);
+// The context has `count` more tokens. MPIG_ENOMEM: the tree is as before.
+int prefix_extend(struct store *s, struct context *c, const uint32_t *token, uint64_t count);
+void prefix_cut(struct store *s, struct context *c, uint64_t tokens);                    // it has only so many; 0: it is gone
+void prefix_share(struct context *child, const struct context *parent, uint64_t tokens); // it begins with so many of its parent
+void prefix_close(struct store *s);                                                      // when no context is left in it
 
 // commit.c
 struct drain {

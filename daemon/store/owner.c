@@ -109,6 +109,7 @@ static void unlink_context(struct store *s, struct context *c)
 	while (*link != c)
 		link = &(*link)->name_next;
 	*link = c->name_next;
+	prefix_cut(s, c, 0);
 	size_t i = 0;
 	while (s->context[i] != c)
 		i++;

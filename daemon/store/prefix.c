@@ -1,6 +1,7 @@
-// The longest common token prefix. Every context keeps a chain of hashes in private memory, one per 256 tokens, each over all
-// tokens so far. Two sequences agree up to link i exactly if their links i agree (64-bit hashes; what is found is compared
-// token by token before it is believed), so each context costs a binary search and at most 256 tokens, whatever its length.
+// The longest common token prefix, by a radix tree of token ids for each fingerprint. An edge's ids are the tree's own copy; every
+// context with committed tokens ends somewhere on an edge. A search walks down along the query, so its time depends on the query's
+// length and not on how many contexts there are; only where contexts end on the way back up, or may not be read, are they looked at
+// one by one.
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,88 +9,427 @@
 
 #include "daemon/store/internal.h"
 
-static uint64_t link_hash(uint64_t before, const uint32_t tokens[CHAIN_TOKENS])
+enum { FEWEST_BUCKETS = 1024 };
+
+struct prefix_node {                                       // the edge that leads to it, and what hangs below
+	struct prefix_node *parent, *child, *next, **link; // siblings are a list; `link` is what points here
+	struct prefix_node *bucket_next;                   // of the table that finds a child by its first token
+	uint64_t begin, n, capacity;                       // token[0..n) are those at positions begin..begin+n; a root has none
+	uint32_t *token;
+	struct context *ends; // begin < prefix_end <= begin + n
+};
+
+struct prefix_tree {
+	struct prefix_node root;
+	uint8_t fingerprint[64];
+	struct prefix_tree *next;
+};
+
+static uint64_t node_end(const struct prefix_node *n)
 {
-	return XXH3_64bits_withSeed(tokens, CHAIN_TOKENS * sizeof *tokens, before);
+	return n->begin + n->n;
 }
 
-int chain_reserve(struct context *c, uint64_t tokens)
+// ---- the table of children -------------------------------------------------------------------------------------------
+
+static struct prefix_node **bucket_of(const struct prefix_index *index, const struct prefix_node *parent, uint32_t token)
 {
-	uint64_t links = tokens / CHAIN_TOKENS, capacity = c->chain_capacity ? c->chain_capacity : 16;
-	if (c->chain && links <= c->chain_capacity)
+	struct {
+		uint64_t parent, token;
+	} key = {(uintptr_t)parent, token};
+	return &index->bucket[XXH3_64bits(&key, sizeof key) & (index->buckets - 1)];
+}
+
+static void table_add(struct prefix_index *index, struct prefix_node *n)
+{
+	struct prefix_node **bucket = bucket_of(index, n->parent, n->token[0]);
+	n->bucket_next = *bucket;
+	*bucket = n;
+}
+
+static void table_remove(struct prefix_index *index, const struct prefix_node *n)
+{
+	struct prefix_node **at = bucket_of(index, n->parent, n->token[0]);
+	while (*at != n)
+		at = &(*at)->bucket_next;
+	*at = n->bucket_next;
+}
+
+static struct prefix_node *child_by(const struct prefix_index *index, const struct prefix_node *parent, uint32_t token)
+{
+	struct prefix_node *n = parent->child ? *bucket_of(index, parent, token) : NULL;
+	while (n && (n->parent != parent || n->token[0] != token))
+		n = n->bucket_next;
+	return n;
+}
+
+// Room for two more nodes, so that what follows cannot fail. A table that cannot grow only gets slower.
+static int table_reserve(struct prefix_index *index)
+{
+	if (index->bucket && index->nodes + 2 <= index->buckets)
 		return 0;
-	while (capacity < links)
-		capacity *= 2;
-	uint64_t *chain = realloc(c->chain, capacity * sizeof *chain);
-	if (!chain)
-		return MPIG_ENOMEM;
-	c->chain = chain;
-	c->chain_capacity = capacity;
+	size_t buckets = index->bucket ? index->buckets * 2 : FEWEST_BUCKETS;
+	struct prefix_node **bucket = calloc(buckets, sizeof *bucket);
+	if (!bucket)
+		return index->bucket ? 0 : MPIG_ENOMEM;
+	struct prefix_index old = *index;
+	index->bucket = bucket;
+	index->buckets = buckets;
+	for (size_t i = 0; old.bucket && i < old.buckets; i++)
+		for (struct prefix_node *n = old.bucket[i], *next; n; n = next) {
+			next = n->bucket_next;
+			table_add(index, n);
+		}
+	free(old.bucket);
 	return 0;
 }
 
-void chain_extend(struct context *c, uint64_t committed)
+// ---- nodes -----------------------------------------------------------------------------------------------------------
+
+static struct prefix_node *node_new(uint64_t capacity)
 {
-	uint32_t tokens[CHAIN_TOKENS];
-	for (; (c->chain_count + 1) * CHAIN_TOKENS <= committed; c->chain_count++) {
-		tokens_read(c, c->chain_count * CHAIN_TOKENS, CHAIN_TOKENS, tokens);
-		c->chain[c->chain_count] = link_hash(c->chain_count ? c->chain[c->chain_count - 1] : 0, tokens);
+	struct prefix_node *n = calloc(1, sizeof *n);
+	uint32_t *token = malloc(capacity * sizeof *token);
+	if (!n || !token) {
+		free(n);
+		free(token);
+		return NULL;
+	}
+	n->token = token;
+	n->capacity = capacity;
+	return n;
+}
+
+static void node_free(struct prefix_node *n)
+{
+	if (n)
+		free(n->token);
+	free(n);
+}
+
+static void hang(struct prefix_index *index, struct prefix_node *parent, struct prefix_node *n)
+{
+	n->parent = parent;
+	n->next = parent->child;
+	n->link = &parent->child;
+	if (n->next)
+		n->next->link = &n->next;
+	parent->child = n;
+	table_add(index, n);
+	index->nodes++;
+}
+
+static void unhang(struct prefix_index *index, struct prefix_node *n)
+{
+	table_remove(index, n);
+	index->nodes--;
+	*n->link = n->next;
+	if (n->next)
+		n->next->link = n->link;
+}
+
+static void end_at(struct context *c, struct prefix_node *n, uint64_t end)
+{
+	c->prefix = n;
+	c->prefix_end = end;
+	c->prefix_next = n->ends;
+	c->prefix_link = &n->ends;
+	if (c->prefix_next)
+		c->prefix_next->prefix_link = &c->prefix_next;
+	n->ends = c;
+}
+
+static void end_nowhere(struct context *c)
+{
+	*c->prefix_link = c->prefix_next;
+	if (c->prefix_next)
+		c->prefix_next->prefix_link = c->prefix_link;
+	c->prefix = NULL;
+}
+
+// `upper`, empty and with room for them, takes the first `keep` ids of n and everything that ends on them, and n below itself.
+static void split(struct prefix_index *index, struct prefix_node *n, uint64_t keep, struct prefix_node *upper)
+{
+	struct prefix_node *parent = n->parent;
+	unhang(index, n);
+	memcpy(upper->token, n->token, keep * sizeof *n->token);
+	upper->begin = n->begin;
+	upper->n = keep;
+	n->n -= keep;
+	n->begin += keep;
+	memmove(n->token, n->token + keep, n->n * sizeof *n->token);
+	hang(index, parent, upper);
+	hang(index, upper, n);
+	for (struct context *c = n->ends, *next; c; c = next) {
+		next = c->prefix_next;
+		if (c->prefix_end > n->begin)
+			continue;
+		end_nowhere(c);
+		end_at(c, upper, c->prefix_end);
 	}
 }
 
-struct query {
-	const uint32_t *tokens;
-	uint64_t count;
-	const uint64_t *chain;
+// An edge that nothing ends on and that leads to one node only becomes part of that node's.
+static void join(struct prefix_index *index, struct prefix_node *n)
+{
+	struct prefix_node *below = n->child;
+	uint64_t tokens = n->n + below->n;
+	uint32_t *token = realloc(below->token, tokens * sizeof *token);
+	if (!token)
+		return; // two edges do as well
+	below->token = token;
+	below->capacity = tokens;
+	unhang(index, below);
+	memmove(token + n->n, token, below->n * sizeof *token);
+	memcpy(token, n->token, n->n * sizeof *token);
+	below->begin = n->begin;
+	below->n = tokens;
+	struct prefix_node *parent = n->parent;
+	unhang(index, n);
+	node_free(n);
+	hang(index, parent, below);
+}
+
+static void tree_free(struct prefix_index *index, struct prefix_tree *t)
+{
+	struct prefix_tree **at = &index->tree;
+	while (*at != t)
+		at = &(*at)->next;
+	*at = t->next;
+	free(t);
+}
+
+// After a context has left a node: what no context needs any more goes.
+static void tidy(struct prefix_index *index, struct prefix_node *n)
+{
+	while (n->parent && !n->child && !n->ends) {
+		struct prefix_node *parent = n->parent;
+		unhang(index, n);
+		node_free(n);
+		n = parent;
+	}
+	if (!n->parent) {
+		if (!n->child)
+			tree_free(index, (struct prefix_tree *)n); // its first member
+		return;
+	}
+	if (!n->child) {
+		uint64_t end = 0;
+		for (const struct context *c = n->ends; c; c = c->prefix_next)
+			end = c->prefix_end > end ? c->prefix_end : end;
+		n->n = end - n->begin;
+	} else if (!n->ends && !n->child->next) {
+		join(index, n);
+	}
+}
+
+// ---- contexts come, grow, shrink and go --------------------------------------------------------------------------------
+
+static struct prefix_tree *tree_of(const struct prefix_index *index, const uint8_t fingerprint[64])
+{
+	struct prefix_tree *t = index->tree;
+	while (t && memcmp(t->fingerprint, fingerprint, sizeof t->fingerprint))
+		t = t->next;
+	return t;
+}
+
+static struct prefix_tree *tree_make(struct prefix_index *index, const uint8_t fingerprint[64])
+{
+	struct prefix_tree *t = tree_of(index, fingerprint);
+	if (t || !(t = calloc(1, sizeof *t)))
+		return t;
+	memcpy(t->fingerprint, fingerprint, sizeof t->fingerprint);
+	t->next = index->tree;
+	index->tree = t;
+	return t;
+}
+
+struct place { // after `offset` ids of a node's edge
+	struct prefix_node *node;
+	uint64_t offset;
 };
 
-static uint64_t equal_tokens(const struct context *c, const uint32_t *tokens, uint64_t begin, uint64_t end)
+// Follows `count` ids down from a place as far as the tree has them; returns how many.
+static uint64_t descend(const struct prefix_index *index, struct place *at, const uint32_t *token, uint64_t count)
 {
-	uint32_t held[CHAIN_TOKENS];
-	while (begin < end) {
-		uint64_t n = end - begin < CHAIN_TOKENS ? end - begin : CHAIN_TOKENS;
-		tokens_read(c, begin, n, held);
-		for (uint64_t i = 0; i < n; i++)
-			if (held[i] != tokens[begin + i])
-				return begin + i;
-		begin += n;
+	uint64_t done = 0;
+	while (done < count) {
+		struct prefix_node *n = at->node;
+		if (at->offset == n->n) {
+			struct prefix_node *child = child_by(index, n, token[done]);
+			if (!child)
+				break;
+			*at = (struct place){child, 0};
+			continue;
+		}
+		if (n->token[at->offset] != token[done])
+			break;
+		at->offset++;
+		done++;
 	}
-	return end;
+	return done;
 }
 
-static uint64_t common(const struct context *c, const struct query *q)
+// Makes the tree hold `count` more ids after a place where it does not have the first of them. On failure it is as before.
+static struct prefix_node *grow(struct prefix_index *index, const struct place *at, const uint32_t *token, uint64_t count)
 {
-	uint64_t committed = context_committed(c), most = committed < q->count ? committed : q->count;
-	uint64_t lo = 0, hi = most / CHAIN_TOKENS; // links below lo agree
-	while (lo < hi) {
-		uint64_t mid = lo + (hi - lo) / 2;
-		if (c->chain[mid] == q->chain[mid])
-			lo = mid + 1;
-		else
-			hi = mid;
+	struct prefix_node *n = at->node;
+	if (n->parent && !n->child && at->offset == n->n) { // the edge itself grows
+		if (n->n + count > n->capacity) {
+			uint64_t capacity = n->n + count + n->n / 2;
+			uint32_t *more = realloc(n->token, capacity * sizeof *more);
+			if (!more)
+				return NULL;
+			n->token = more;
+			n->capacity = capacity;
+		}
+		memcpy(n->token + n->n, token, count * sizeof *token);
+		n->n += count;
+		return n;
 	}
-	uint64_t begin = lo * CHAIN_TOKENS, end = begin + CHAIN_TOKENS < most ? begin + CHAIN_TOKENS : most;
-	return equal_tokens(c, q->tokens, begin, end);
+	bool fork = at->offset < n->n;
+	struct prefix_node *leaf = node_new(count), *upper = fork ? node_new(at->offset) : NULL;
+	if (!leaf || (fork && !upper)) {
+		node_free(leaf);
+		node_free(upper);
+		return NULL;
+	}
+	if (fork)
+		split(index, n, at->offset, upper);
+	leaf->begin = fork ? node_end(upper) : node_end(n);
+	leaf->n = count;
+	memcpy(leaf->token, token, count * sizeof *token);
+	hang(index, fork ? upper : n, leaf);
+	return leaf;
 }
 
-// Longest first; of equals the one with the fewest tokens beyond the match, then the oldest.
-static struct context *best_match(const struct store *s, const struct credentials *who, const uint8_t fingerprint[64],
-                                  const struct query *q, uint64_t *matched)
+int prefix_extend(struct store *s, struct context *c, const uint32_t *token, uint64_t count)
+{
+	struct prefix_index *index = &s->prefix;
+	if (!count)
+		return 0;
+	if (table_reserve(index))
+		return MPIG_ENOMEM;
+	struct prefix_node *old = c->prefix;
+	uint64_t end = (old ? c->prefix_end : 0) + count;
+	struct place at = {old, old ? c->prefix_end - old->begin : 0};
+	if (!old) {
+		struct prefix_tree *t = tree_make(index, c->fingerprint);
+		if (!t)
+			return MPIG_ENOMEM;
+		at.node = &t->root;
+	}
+	uint64_t known = descend(index, &at, token, count);
+	struct prefix_node *n = known == count ? at.node : grow(index, &at, token + known, count - known);
+	if (!n) {
+		if (!old)
+			tidy(index, at.node);
+		return MPIG_ENOMEM;
+	}
+	old = c->prefix; // a split may have moved it
+	if (old)
+		end_nowhere(c);
+	end_at(c, n, end);
+	if (old && old != n)
+		tidy(index, old);
+	return 0;
+}
+
+// The node of c's path that holds its first `tokens`.
+static struct prefix_node *node_at(const struct context *c, uint64_t tokens)
+{
+	struct prefix_node *n = c->prefix;
+	while (n->begin >= tokens)
+		n = n->parent;
+	return n;
+}
+
+void prefix_cut(struct store *s, struct context *c, uint64_t tokens)
+{
+	struct prefix_node *old = c->prefix;
+	if (!old || tokens >= c->prefix_end)
+		return;
+	struct prefix_node *n = tokens ? node_at(c, tokens) : NULL;
+	end_nowhere(c);
+	if (n)
+		end_at(c, n, tokens);
+	tidy(&s->prefix, old);
+}
+
+void prefix_share(struct context *child, const struct context *parent, uint64_t tokens)
+{
+	if (tokens)
+		end_at(child, node_at(parent, tokens), tokens);
+}
+
+void prefix_close(struct store *s)
+{
+	free(s->prefix.bucket);
+	s->prefix = (struct prefix_index){0};
+}
+
+// ---- searching -------------------------------------------------------------------------------------------------------
+
+// The best of those that end on this edge: longest match with its first `offset` ids, then fewest tokens beyond, then the oldest.
+static struct context *best_end(const struct prefix_node *n, uint64_t offset, const struct credentials *who, uint64_t *matched)
 {
 	struct context *best = NULL;
-	for (size_t i = 0; i < s->count; i++) {
-		struct context *c = s->context[i];
-		if (memcmp(c->fingerprint, fingerprint, sizeof c->fingerprint) || !access_check(&c->identity, who, ACCESS_READ))
-			continue;
-		uint64_t n = common(c, q);
-		if (!best || n > *matched || (n == *matched && context_committed(c) < context_committed(best))) {
+	uint64_t most = n->begin + offset;
+	for (struct context *c = n->ends; c; c = c->prefix_next) {
+		uint64_t match = c->prefix_end < most ? c->prefix_end : most;
+		bool better = !best || match > *matched || (match == *matched && c->prefix_end < best->prefix_end) ||
+		              (match == *matched && c->prefix_end == best->prefix_end && c->id < best->id);
+		if (better && access_check(&c->identity, who, ACCESS_READ)) {
 			best = c;
-			*matched = n;
+			*matched = match;
 		}
 	}
-	if (best)
-		*matched = equal_tokens(best, q->tokens, 0, *matched);
 	return best;
+}
+
+// Some readable context below a node, not at it, nor at or below `seen`.
+static struct context *any_below(const struct prefix_node *top, const struct prefix_node *seen, const struct credentials *who)
+{
+	const struct prefix_node *n = top->child;
+	while (n) {
+		for (struct context *c = n == seen ? NULL : n->ends; c; c = c->prefix_next)
+			if (access_check(&c->identity, who, ACCESS_READ))
+				return c;
+		if (n->child && n != seen) {
+			n = n->child;
+			continue;
+		}
+		while (n != top && !n->next)
+			n = n->parent;
+		n = n == top ? NULL : n->next;
+	}
+	return NULL;
+}
+
+// The longest match; of equal ones best_end's choice among those that end on the last edge, else any.
+static struct context *search(const struct prefix_index *index, const struct credentials *who, const uint8_t fingerprint[64],
+                              const uint32_t *token, uint64_t count, uint64_t *matched)
+{
+	struct prefix_tree *t = tree_of(index, fingerprint);
+	if (!t)
+		return NULL;
+	struct place at = {&t->root, 0};
+	descend(index, &at, token, count);
+	const struct prefix_node *seen = NULL;
+	for (struct prefix_node *n = at.node; n->parent; seen = n, n = n->parent) {
+		uint64_t offset = n == at.node ? at.offset : n->n;
+		struct context *c = best_end(n, offset, who, matched);
+		if (c && *matched == n->begin + offset)
+			return c;
+		struct context *below = any_below(n, seen, who);
+		if (below) {
+			*matched = n->begin + offset;
+			return below;
+		}
+		if (c)
+			return c;
+	}
+	return NULL;
 }
 
 int store_context_open_prefix(struct store *s, const struct credentials *who, const uint8_t fingerprint[64],
@@ -98,27 +438,20 @@ int store_context_open_prefix(struct store *s, const struct credentials *who, co
 {
 	if (count > MPIG_MAX_TOKENS)
 		return refuse(why, MPIG_EINVAL, "tokens: %" PRIu64 " ids, must be at most %" PRIu64, count, MPIG_MAX_TOKENS);
-	uint64_t links = count / CHAIN_TOKENS;
-	uint64_t *chain = malloc((links ? links : 1) * sizeof *chain);
-	if (!chain)
-		return refuse(why, MPIG_ENOMEM, "the daemon has no memory to look for %" PRIu64 " tokens", count);
-	for (uint64_t i = 0; i < links; i++)
-		chain[i] = link_hash(i ? chain[i - 1] : 0, tokens + i * CHAIN_TOKENS);
-	struct query q = {tokens, count, chain};
-	uint64_t n = 0;
+	uint64_t n = 0, least = min_tokens ? min_tokens : 1;
+	int status = 0;
 	store_lock(s);
-	struct context *c = best_match(s, who, fingerprint, &q, &n);
-	int status = c && n >= (min_tokens ? min_tokens : 1) ? 0
-	                                                     : refuse(why, MPIG_ENOENT,
-	                                                              "no readable context of this fingerprint shares %" PRIu64
-	                                                              " tokens or more (the best shares %" PRIu64 ")",
-	                                                              min_tokens ? min_tokens : 1, n);
-	if (!status) {
+	struct context *c = search(&s->prefix, who, fingerprint, tokens, count, &n);
+	if (c && n >= least) {
 		context_ref(c);
 		*context = c;
 		*matched = n;
+	} else {
+		status = refuse(why, MPIG_ENOENT,
+		                "no readable context of this fingerprint shares %" PRIu64
+		                " tokens or more (the best shares %" PRIu64 ")",
+		                least, n);
 	}
 	store_unlock(s);
-	free(chain);
 	return status;
 }

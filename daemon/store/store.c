@@ -57,6 +57,7 @@ void store_destroy(struct store *s)
 	store_unlock(s);
 	for (size_t i = 0; i < s->count; i++) {
 		struct context *c = s->context[i];
+		prefix_cut(s, c, 0);
 		struct snapshot *snap = atomic_load(&c->snapshot);
 		for (uint32_t k = 0; k < snap->count; k++) {
 			struct segment *seg = snap->ref[k].segment;
@@ -77,6 +78,7 @@ void store_destroy(struct store *s)
 		atomic_store(&c->dropped, true);
 		context_unref(c);
 	}
+	prefix_close(s);
 	free(s->context);
 	free(s->account);
 	pthread_mutex_destroy(&s->lock);
@@ -204,7 +206,6 @@ void context_unref(struct context *c)
 		c->private_release(c->private_data);
 	spec_unref(c->spec);
 	free(c->rows);
-	free(c->chain);
 	free(c);
 }
 

@@ -1,4 +1,5 @@
 // The longest common prefix against a plain comparison of every context.
+#include "daemon/store/internal.h"
 #include "tests/store/fixture.h"
 
 #define CONTEXTS 12
@@ -164,6 +165,107 @@ START_TEST(a_fork_is_found_as_its_parent_is)
 }
 END_TEST
 
+// ---- a life of appends, truncations, forks and drops, against comparing everything -------------------------------------
+
+static void drop(int i)
+{
+	struct credentials root = user(0);
+	char name[MPIG_NAME_BYTES];
+	snprintf(name, sizeof name, "%s", held[i].c->name);
+	context_release(f.store, held[i].c, 1);
+	must(store_context_drop(f.store, &root, name, f.why) == 0);
+	context_unref(held[i].c);
+	held[i].c = NULL;
+}
+
+static void begin(int i, uint32_t number)
+{
+	struct credentials root = user(0);
+	struct mpig_wire_layer layer = layer_of(1, 1, 64, 0, 0, 0, 0);
+	char name[16];
+	snprintf(name, sizeof name, "n%u", number);
+	struct mpig_ctl_create body = create_of(name, 1);
+	must(store_context_create(f.store, &root, &body, &layer, &held[i].c, f.why) == 0);
+	must(context_lease(f.store, held[i].c, &root, 1, f.why) == 0);
+	held[i].n = 0;
+}
+
+static void fork_of(int i, int parent, uint64_t tokens, uint32_t number)
+{
+	struct credentials root = user(0);
+	char name[16];
+	snprintf(name, sizeof name, "n%u", number);
+	must(store_context_fork(f.store, &root, held[parent].c, tokens, name, &held[i].c, f.why) == 0);
+	must(context_lease(f.store, held[i].c, &root, 1, f.why) == 0);
+	memcpy(held[i].token, held[parent].token, sizeof held[i].token);
+	held[i].n = tokens;
+}
+
+// Three symbols, so that sequences meet again after they have parted.
+static void extend(int i, uint64_t *random)
+{
+	uint32_t count = 1 + next_below(random, next_below(random, 4) ? 3 : 40);
+	if (held[i].n + count > MOST)
+		return;
+	for (uint32_t t = 0; t < count; t++)
+		held[i].token[held[i].n + t] = next_below(random, 8) ? 0 : 1 + next_below(random, 2);
+	append(i, count);
+}
+
+static void ask(uint64_t *random)
+{
+	uint8_t fingerprint[64] = {1};
+	struct credentials root = user(0);
+	uint32_t token[100], n = 1 + next_below(random, 100);
+	for (uint32_t t = 0; t < n; t++)
+		token[t] = next_below(random, 8) ? 0 : 1 + next_below(random, 2);
+	uint64_t best = 0, matched = 0;
+	for (int i = 0; i < CONTEXTS; i++) {
+		uint64_t same = 0;
+		while (held[i].c && same < n && same < held[i].n && held[i].token[same] == token[same])
+			same++;
+		best = same > best ? same : best;
+	}
+	struct context *c = NULL;
+	must(store_context_open_prefix(f.store, &root, fingerprint, token, n, 1, &c, &matched, f.why) ==
+	     (best ? 0 : MPIG_ENOENT));
+	if (!best)
+		return;
+	must(matched == best);
+	for (int i = 0; i < CONTEXTS; i++)
+		must(held[i].c != c || (held[i].n >= best && !memcmp(held[i].token, token, best * sizeof *token)));
+	context_unref(c);
+}
+
+START_TEST(agrees_through_a_life)
+{
+	uint64_t random = 100 + (uint64_t)_i;
+	for (int i = 0; i < CONTEXTS; i++)
+		held[i].c = NULL;
+	for (uint32_t step = 0; step < 1500; step++) {
+		int i = (int)next_below(&random, CONTEXTS), parent = (int)next_below(&random, CONTEXTS);
+		uint32_t what = next_below(&random, 10);
+		if (!held[i].c && held[parent].c && what < 6)
+			fork_of(i, parent, next_below(&random, (uint32_t)held[parent].n + 1), step);
+		else if (!held[i].c)
+			begin(i, step);
+		else if (what == 0)
+			drop(i);
+		else if (what == 1) {
+			held[i].n = next_below(&random, (uint32_t)held[i].n + 1);
+			must(context_truncate(f.store, held[i].c, held[i].n, f.why) == 0);
+		} else
+			extend(i, &random);
+		ask(&random);
+	}
+	for (int i = 0; i < CONTEXTS; i++)
+		if (held[i].c)
+			drop(i);
+	ck_assert_ptr_null(f.store->prefix.tree); // nothing of the tree is left
+	ck_assert_uint_eq(f.store->prefix.nodes, 0);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *suite = suite_create("prefix");
@@ -171,6 +273,7 @@ int main(void)
 	tcase_set_timeout(t, 60);
 	tcase_add_checked_fixture(t, setup, teardown);
 	tcase_add_loop_test(t, agrees_with_comparing_everything, 0, 10);
+	tcase_add_loop_test(t, agrees_through_a_life, 0, 10);
 	tcase_add_test(t, of_equal_matches_the_one_with_least_beyond);
 	tcase_add_test(t, a_fork_is_found_as_its_parent_is);
 	suite_add_tcase(suite, t);
