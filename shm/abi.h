@@ -89,7 +89,7 @@ struct mpig_sqe {
 	uint64_t begin;     // first token of the range (ATTEND, READ), position (APPEND, COMMIT, TRUNCATE)
 	int64_t end;        // ATTEND: end of the range, exclusive, absolute or relative; otherwise 0
 	uint64_t seed;      // ATTEND
-	float budget;       // ATTEND: expected share of rows in (0, 1]; 0 = the layer's default
+	float budget;       // ATTEND: expected share of rows in (0, 1]; 0 = the layer's default, else by error
 	uint8_t proposal;   // enum mpig_proposal
 	uint8_t dtype;      // enum mpig_dtype of the payload's q, or K and V
 	uint16_t reserved0;
@@ -115,7 +115,7 @@ struct mpig_slot_header {
 	uint64_t causal_base;       // ATTEND with MPIG_SQE_CAUSAL
 	uint32_t present;           // enum mpig_present: optional parts of the payload
 	uint32_t signature_version; // ATTEND with MPIG_HAS_SIGNATURE
-	float error_target;         // ATTEND: relative error of the mass (eps); 0 = fixed budget
+	float error_target;         // ATTEND: relative error of the mass (eps), before any share; 0 = none named
 	float budget_floor;         // with error_target: least and greatest share of rows; 0 = default
 	float budget_cap;
 	uint32_t query_count;    // APPEND with MPIG_HAS_QUERIES: recent query tokens R

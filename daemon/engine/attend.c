@@ -5,7 +5,31 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "daemon/engine/ratio.h"
+
+enum { DENSE_ROWS = 4096 }; // under an error target shorter ranges are not worth a sample
+
 static const uint64_t MAX_JOB_BYTES = UINT64_C(4) << 30;
+
+// How many rows: a share, or as many as an error target needs. A request's error target comes before its share, a share before
+// what the layer and the daemon say.
+static int choose_budget(struct job *j, const struct layer *layer)
+{
+	const struct mpig_slot_header *h = &j->request.slot;
+	const struct engine *engine = j->engine;
+	struct attend *a = &j->attend;
+	float share = j->request.entry.budget > 0 ? j->request.entry.budget : layer->wire.default_budget;
+	a->budget = share > 0 ? share : engine->default_budget;
+	if (a->proposal != MPIG_PROPOSAL_SIGNATURE)
+		return 0;
+	a->error_target = h->error_target > 0 ? h->error_target : share > 0 ? 0 : engine->error_target;
+	a->budget_floor = h->budget_floor > 0 ? h->budget_floor : engine->budget_floor;
+	a->budget_cap = h->budget_cap > 0 ? h->budget_cap : engine->budget_cap;
+	if (a->budget_cap < a->budget_floor && h->budget_cap > 0 && h->budget_floor > 0)
+		return job_fail(j, MPIG_EINVAL, "budget_cap %g is below budget_floor %g", (double)a->budget_cap,
+		                (double)a->budget_floor);
+	return 0;
+}
 
 static int check_request(struct job *j, const struct layer *layer)
 {
@@ -36,15 +60,7 @@ static int check_request(struct job *j, const struct layer *layer)
 		return job_fail(j, MPIG_ENOTSUP, "layer %u has no signature index (signature_bits is 0)", e->layer);
 	if (a->proposal == MPIG_PROPOSAL_PAPER && !layer->wire.paper_l)
 		return job_fail(j, MPIG_ENOTSUP, "layer %u has no SimHash tables (paper_l is 0)", e->layer);
-	float fallback = layer->wire.default_budget > 0 ? layer->wire.default_budget : j->engine->default_budget;
-	a->budget = e->budget > 0 ? e->budget : fallback;
-	a->error_target = h->error_target;
-	a->budget_floor = h->budget_floor > 0 ? h->budget_floor : .005f;
-	a->budget_cap = h->budget_cap > 0 ? h->budget_cap : .08f;
-	if (a->budget_cap < a->budget_floor)
-		return job_fail(j, MPIG_EINVAL, "budget_cap %g is below budget_floor %g", (double)a->budget_cap,
-		                (double)a->budget_floor);
-	return 0;
+	return choose_budget(j, layer);
 }
 
 // The token range: [begin, end), where a relative end that falls before begin is an empty range, not an error: a context that is
@@ -143,6 +159,10 @@ static void carve_arrays(struct job *j, struct carve *c)
 		a->signature = carve(c, all, a->layer->d_pad);
 		a->sig = carve(c, all, sizeof(struct sig_query));
 	}
+	if (a->error_target > 0) {
+		a->ratio = carve(c, s->kv_heads, sizeof(float));
+		a->predicted = carve(c, all, sizeof(float));
+	}
 	if (a->proposal == MPIG_PROPOSAL_PAPER) {
 		a->bucket = carve(c, all, a->layer->wire.paper_l * sizeof(uint16_t));
 		a->dense_span = carve(c, a->view.span_count, sizeof(uint32_t));
@@ -222,10 +242,14 @@ int attend_plan(struct job *j, struct engine_scratch *scratch)
 		return job_fail(j, status, "rows %llu..%llu of layer %u: %s", (unsigned long long)begin, (unsigned long long)end,
 		                e->layer, mpig_status_text(status));
 	j->ops = ops_of[a->proposal]; // from here on attend_release undoes everything
-	if (a->proposal == MPIG_PROPOSAL_SIGNATURE && !a->view.strip[0].params.mu)
-		j->ops = &dense_ops; // nothing is indexed yet: every row is attended
+	bool unindexed = a->proposal == MPIG_PROPOSAL_SIGNATURE && !a->view.strip[0].params.mu;
+	bool cheap = a->error_target > 0 && end - begin < DENSE_ROWS;
+	if (unindexed || cheap)
+		j->ops = &dense_ops;
 	if ((status = lay_out(j)))
 		return status;
+	if (a->ratio)
+		ratio_take(j->request.context, a->layer, a->tokens == 1, a->position, a->ratio);
 	a->client_signature = a->sig && (j->request.slot.present & MPIG_HAS_SIGNATURE) &&
 	                      j->request.slot.signature_version == a->view.signature_version;
 	set_limits(j);
@@ -271,6 +295,14 @@ struct attn_head attend_logits(const struct attend *a, uint32_t g, uint32_t r, u
 	return h;
 }
 
+// What the sample of query r says about the variance of the mass, over what was predicted for it. a: the answer's error term.
+static float realised(const struct attend *a, uint32_t g, uint32_t r, float lse, float error_a)
+{
+	size_t at = (size_t)g * a->queries + r;
+	double share = a->window_lse ? 1 / (1 + exp((double)a->window_lse[at] - (double)lse)) : 1;
+	return (float)((double)error_a * share * share / (double)a->predicted[at]);
+}
+
 // Merges the group's units in their order and writes the answer of its heads into the slot.
 int attend_close(struct job *j, uint32_t g, struct engine_scratch *scratch)
 {
@@ -282,6 +314,8 @@ int attend_close(struct job *j, uint32_t g, struct engine_scratch *scratch)
 		return job_fail(j, MPIG_ENOMEM, "no memory to merge");
 	struct attn_partial *total = (struct attn_partial *)memory;
 	float *out = (float *)(memory + a->partial_bytes);
+	double ratio = 0;
+	uint32_t ratios = 0;
 	for (uint32_t r = 0; r < a->queries; r++) {
 		attn_partial_clear(total, d_v);
 		for (uint32_t u = 0; u < a->main_units; u++)
@@ -294,7 +328,13 @@ int attend_close(struct job *j, uint32_t g, struct engine_scratch *scratch)
 		memcpy(slot + a->layout.error_v + at * 4, &v, 4);
 		memcpy(slot + a->layout.error_a + at * 4, &aa, 4);
 		memcpy(slot + a->layout.rows + at * 4, &total->rows, 4);
+		if (a->predicted && a->predicted[(size_t)g * a->queries + r] > 0) {
+			ratio += (double)realised(a, g, r, lse, aa);
+			ratios++;
+		}
 	}
+	if (ratios && a->tokens == 1)
+		ratio_note(j->request.context, a->layer, g, a->position, ratio / ratios);
 	return 0;
 }
 

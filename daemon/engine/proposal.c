@@ -219,9 +219,13 @@ static float pilot_threshold(struct job *j, uint32_t g, uint32_t r, const float 
 	double repeat = n ? (double)rows / n : 0;
 	if (!(a->error_target > 0))
 		return tau_for_budget(k, estimate, n, repeat, a->budget * (double)rows, w);
-	float window = a->window_lse ? a->window_lse[(size_t)g * a->queries + r] : -INFINITY;
-	return tau_for_error(k, estimate, n, repeat, a->error_target, window, a->budget_floor * (double)rows,
-	                     a->budget_cap * (double)rows, w);
+	size_t at = (size_t)g * a->queries + r;
+	float window = a->window_lse ? a->window_lse[at] : -INFINITY;
+	double eps = a->error_target / sqrt((double)a->ratio[g]);
+	float tau = tau_for_error(k, estimate, n, repeat, eps, window, floor_rows(a->budget_floor, rows),
+	                          a->budget_cap * (double)rows, w);
+	a->predicted[at] = (float)relative_variance(k, estimate, n, repeat, window, tau, w);
+	return tau;
 }
 
 // One threshold per (strip, head), over all segments, before any random number is drawn.

@@ -53,6 +53,14 @@ float tau_for_budget(const struct kernels *k, const float *estimates, uint32_t n
 float tau_for_error(const struct kernels *k, const float *estimates, uint32_t n, double repeat, double eps, float exact_lse,
                     double floor_rows, double cap_rows, float *w);
 
+// What the sampling at `tau` adds to the mass, by the same closed form: variance over Z^2. 0 where every row is certain or the
+// estimates are unusable.
+double relative_variance(const struct kernels *k, const float *estimates, uint32_t n, double repeat, float exact_lse, float tau,
+                         float *w);
+// The rows of a floor given as a share: share * rows up to BUDGET_LINEAR_ROWS, beyond that share * sqrt(BUDGET_LINEAR_ROWS * rows).
+#define BUDGET_LINEAR_ROWS 98304u
+double floor_rows(double share, uint64_t rows);
+
 // ---- paper: SimHash tables (MagicPIG, arXiv 2410.16179) --------------------------------------------------------------
 // One segment of one strip: L tables, each the row ids (u16, ascending inside a bucket) sorted by bucket, and 2^K + 1 starts
 // (u32).

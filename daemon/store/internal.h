@@ -125,6 +125,8 @@ struct context {
 	uint32_t writer_pid;
 	void *private_data;
 	void (*private_release)(void *data);
+	_Atomic(void *) companion; // set once
+	void (*companion_release)(void *data);
 
 	uint64_t *chain; // hash of the first 256 (i + 1) tokens
 	uint64_t chain_count, chain_capacity;
@@ -192,7 +194,7 @@ bool charge_has(const struct charge *charge, uint32_t uid);
 void charge_fini(struct charge *charge);
 
 // spec.c
-int spec_create(const struct mpig_wire_layer *layers, uint32_t count, float default_budget, struct spec **spec, char *why);
+int spec_create(const struct mpig_wire_layer *layers, uint32_t count, struct spec **spec, char *why);
 void spec_unref(struct spec *spec);
 float *spec_params(const struct spec *spec, void *record, uint32_t strip); // mu, then balance
 static inline const struct layer *spec_strip(const struct spec *spec, uint32_t strip)
