@@ -307,7 +307,7 @@ static const struct bad_entry {
 	{"no slot", {.op = MPIG_OP_ATTEND, .count = 1, .slot = MPIG_NO_SLOT}, {0}, MPIG_EINVAL},
 	{"no slot", {.op = MPIG_OP_APPEND, .count = 1, .slot = MPIG_NO_SLOT}, {0}, MPIG_EINVAL},
 	{"no slot", {.op = MPIG_OP_COMMIT, .count = 1, .slot = MPIG_NO_SLOT}, {0}, MPIG_EINVAL},
-	{"reserved in the slot", {.op = MPIG_OP_ATTEND, .count = 1}, {.reserved = {[87] = 1}}, MPIG_EPROTO},
+	{"reserved in the slot", {.op = MPIG_OP_ATTEND, .count = 1}, {.reserved = {[83] = 1}}, MPIG_EPROTO},
 	{"unknown part", {.op = MPIG_OP_ATTEND, .count = 1}, {.present = 8}, MPIG_EPROTO},
 	{"another's part", {.op = MPIG_OP_ATTEND, .count = 1}, {.present = MPIG_HAS_QUERIES}, MPIG_EINVAL},
 	{"another's part", {.op = MPIG_OP_APPEND, .count = 1}, {.present = MPIG_HAS_WINDOW_LSE}, MPIG_EINVAL},
