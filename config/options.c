@@ -35,8 +35,14 @@ static const struct option table[] = {
          "CPUs the workers are pinned to. Empty: one per core, with the first core left to the clients."},
 	{"workers", "spin_us", OPTION_DURATION, AT(workers.spin_ns), "200us", 0, 1e10, false,
          "How long a worker looks for more work before it sleeps."},
+	{"engine", "error_target", OPTION_SHARE, AT(engine.error_target), "0.02", 0, 1, false,
+         "Relative error of the mass that sets the rows where neither request nor layer names a share. 0: default_budget."},
+	{"engine", "budget_floor", OPTION_SHARE, AT(engine.budget_floor), "0.005", 1e-6, 1, false,
+         "Least share of rows under an error target; beyond 96K rows it falls as 1/sqrt(rows)."},
+	{"engine", "budget_cap", OPTION_SHARE, AT(engine.budget_cap), "0.08", 1e-6, 1, false,
+         "Greatest share of rows under an error target."},
 	{"engine", "default_budget", OPTION_SHARE, AT(engine.default_budget), "0.01", 1e-6, 1, false,
-         "Share of rows read where neither request nor layer says."},
+         "Share of rows of what no error target can steer (topk, uniform), where neither request nor layer says."},
 	{"engine", "cpu_mask", OPTION_NAME, AT(engine.cpu_mask), "", 0, 0, false,
          "Instruction sets allowed, e.g. c or avx2 or all. Empty: $MAGICPIG_CPU_MASK, else all."},
 	{"limits", "bytes_per_uid", OPTION_SIZE, AT(limits.bytes_per_uid), "0", 0, (double)(UINT64_C(1) << 50), false,
@@ -254,6 +260,12 @@ int options_resolve(struct options *o, char *why)
 	}
 	if (resolve_socket(o, why) != 0 || resolve_stats(o, why) != 0)
 		return -1;
+	if (o->engine.budget_floor > o->engine.budget_cap) {
+		snprintf(why, OPTIONS_WHY_BYTES,
+		         "engine.budget_floor = %g is above engine.budget_cap = %g; lower the one or raise the other",
+		         (double)o->engine.budget_floor, (double)o->engine.budget_cap);
+		return -1;
+	}
 	if (!o->pool.dir[0])
 		snprintf(o->pool.dir, sizeof o->pool.dir, "/dev/shm/magicpig-%s", o->daemon.instance);
 	const char *mask = getenv("MAGICPIG_CPU_MASK");

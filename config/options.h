@@ -42,7 +42,7 @@ struct options {
 		uint64_t spin_ns;
 	} workers;
 	struct {
-		float default_budget;
+		float error_target, budget_floor, budget_cap, default_budget;
 		char cpu_mask[OPTIONS_NAME_BYTES];
 	} engine;
 	struct {

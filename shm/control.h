@@ -66,7 +66,7 @@ struct mpig_wire_layer {
 	uint16_t paper_l;       // 0 or 2..512
 	float scale;            // logits are scale * q.k; 0 = 1/sqrt(d_k)
 	float softcap;          // 0 = none; cap * tanh(s / cap)
-	float default_budget;   // 0 = the daemon's default
+	float default_budget;   // share of rows; 0 = the daemon's way: by error
 	float alibi_slope_base; // 0 = none; slope of head h = base^(h+1) (ALiBi, section 3)
 	uint32_t window;        // SLIDING, CHUNKED: its width (informative)
 	uint8_t reserved[28];

@@ -151,7 +151,7 @@ struct mpig_layer {                /* zero = default wherever a default is named
 	float softcap;             /* 0 = none */
 	float alibi_slope_base;    /* 0 = none; slope of head h is base^(h+1) */
 	int default_proposal;      /* 0 = SIGNATURE if it has one, else PAPER if it has tables, else DENSE */
-	float default_budget;      /* share of rows; 0 = .01 */
+	float default_budget;      /* share of rows; 0 = as the daemon is configured: by error */
 	int signature_bits;        /* 0 = none, 1, 2 or 4 */
 	int paper_k, paper_l;      /* 0, 0 = no tables; k 1..16, l 2..512 */
 	int window;                /* SLIDING, CHUNKED: informative */
@@ -240,17 +240,24 @@ struct mpig_attend {
 	const void *q;           /* [T][query_heads][d_k] */
 	uint64_t begin;          /* first row; a client with sinks skips them here */
 	int64_t end;             /* exclusive; <= 0: relative to the committed length (-window) */
-	float budget;            /* expected share of rows in (0, 1]; 0 = the layer's default */
+	float budget;            /* expected share of rows in (0, 1]; 0 = the layer's default, or by error if it names none */
 	uint64_t seed;           /* same seed, same rows, same bits */
 	uint64_t query_position; /* of query token 0 (random streams, ALiBi); 0 with T = 1: the committed length */
 	int causal;              /* nonzero: query token t sees rows < causal_base + t */
 	uint64_t causal_base;
-	float error_target;             /* eps of the adaptive budget; 0 = fixed budget */
-	float budget_floor, budget_cap; /* with error_target; 0 = .005, .08 */
-	const float *window_lse;        /* [T][query_heads] LSE of the caller's exact part, or NULL */
-	const int8_t *signature;        /* [T][query_heads][d_pad] rotated queries computed by the caller, or NULL */
-	const float *signature_scale;   /* [T][query_heads] */
+	float error_target; /* eps of the adaptive budget, before any share; 0 = none, or the default where no share is named */
+	float budget_floor, budget_cap; /* with an adaptive budget; 0 = as configured: .005, .08 */
+	const float *window_lse;      /* [T][query_heads] LSE of the caller's exact part, or NULL. It sets the rows of an adaptive
+	                                   budget only: that of the step before is good enough */
+	const int8_t *signature;      /* [T][query_heads][d_pad] rotated queries computed by the caller, or NULL */
+	const float *signature_scale; /* [T][query_heads] */
 	uint32_t signature_version;
+	float delta; /* > 0: verified: a head's output, merged with window_out, is to be within error_target of the exact one
+	                (relative L2 norm) with probability 1 - delta. Takes two samples, and as many rows as that needs: the
+	                cap's default is 1. Needs error_target; SIGNATURE or DENSE */
+	const float
+		*window_out; /* with delta: [T][query_heads][d_v] output of the caller's exact part, with its window_lse; NULL:
+	                            the promise is about the daemon's part alone */
 };
 struct mpig_result { /* arrays of the caller; NULL where not wanted */
 	size_t size;

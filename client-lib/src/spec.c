@@ -58,8 +58,9 @@ static int numbers_check(const mpig_client *c, int i, const struct mpig_layer *l
 		return error_set(c, MPIG_EINVAL, "spec.layers[%d].alibi_slope_base = %g: must be positive, or 0 for none", i,
 		                 (double)l->alibi_slope_base);
 	if (!(l->default_budget >= 0 && l->default_budget <= 1))
-		return error_set(c, MPIG_EINVAL, "spec.layers[%d].default_budget = %g: a share of rows, at most 1, or 0 for .01",
-		                 i, (double)l->default_budget);
+		return error_set(c, MPIG_EINVAL,
+		                 "spec.layers[%d].default_budget = %g: a share of rows, at most 1, or 0 for the daemon's way", i,
+		                 (double)l->default_budget);
 	return MPIG_OK;
 }
 

@@ -16,6 +16,9 @@ int engine_create(const struct engine_options *options, struct engine **engine)
 		return MPIG_ENOMEM;
 	e->kernels = options->kernels;
 	e->store = options->store;
+	e->error_target = options->error_target;
+	e->budget_floor = options->budget_floor > 0 ? options->budget_floor : .005f;
+	e->budget_cap = options->budget_cap > 0 ? options->budget_cap : .08f;
 	e->default_budget = options->default_budget > 0 ? options->default_budget : .01f;
 	e->noise = noise_table();
 	e->directions = direction_cache_create();

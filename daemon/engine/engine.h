@@ -20,9 +20,11 @@
 
 struct engine;
 struct engine_options {
-	const struct kernels *kernels; // borrowed, must outlive the engine
-	struct store *store;           // borrowed
-	float default_budget;          // share of rows where neither request nor spec says; .01
+	const struct kernels *kernels;  // borrowed, must outlive the engine
+	struct store *store;            // borrowed
+	float error_target;             // eps where neither request nor layer names a share of rows; 0: default_budget
+	float budget_floor, budget_cap; // shares of rows under an error target; 0 = .005, .08
+	float default_budget;           // share of rows where there is no error target; 0 = .01
 };
 int engine_create(const struct engine_options *options, struct engine **engine); // builds the noise table
 void engine_destroy(struct engine *engine);

@@ -18,23 +18,12 @@ static void recent_release(void *data)
 	free(r);
 }
 
-static uint32_t strip_count(const struct context *c)
-{
-	uint32_t n = 0;
-	for (uint32_t i = 0; i < context_layer_count(c); i++) {
-		const struct layer *layer = context_layer(c, i);
-		if (layer)
-			n = layer->first_strip + layer->shape.kv_heads;
-	}
-	return n;
-}
-
 static struct recent *recent_of(struct context *c)
 {
 	struct recent *r = context_private(c);
 	if (r)
 		return r;
-	uint32_t strips = strip_count(c);
+	uint32_t strips = context_strips(c);
 	r = calloc(1, sizeof(*r) + strips * sizeof(r->rms[0]));
 	if (r) {
 		r->strips = strips;

@@ -36,6 +36,8 @@ size_t sig_code_bytes(uint32_t d_pad, uint32_t bits, uint32_t rows);
 // Encodes one key into row `row` of a code array and its factor: g = |x|^2 / <level, x>. scratch: d_pad floats.
 void sig_encode(const struct kernels *k, const struct sig_params *p, const float *key, uint8_t *codes, uint16_t *factors,
                 uint32_t row, float *scratch);
+// Standard deviation of an estimate's error, over g |q'| layer scale, for keys and rotations as the README assumes: at 1, 2 and 4 bits.
+float sig_noise(uint32_t bits);
 // Query side: q [d_k] fp32 -> out [d_pad] int8 and its scale (max |q'| / 127, round to nearest even), and q.mu.
 // This is the reference for the GPU kernel: same operations, same order.
 void sig_encode_query(const struct kernels *k, const struct sig_params *p, const float *q, int8_t *out, float *scale, float *q_mu,
@@ -52,6 +54,14 @@ float tau_for_budget(const struct kernels *k, const float *estimates, uint32_t n
 // crosses eps^2. eps <= 0 or NaN: the cap. Unusable estimates as above.
 float tau_for_error(const struct kernels *k, const float *estimates, uint32_t n, double repeat, double eps, float exact_lse,
                     double floor_rows, double cap_rows, float *w);
+
+// What the sampling at `tau` adds to the mass, by the same closed form: variance over Z^2. 0 where every row is certain or the
+// estimates are unusable.
+double relative_variance(const struct kernels *k, const float *estimates, uint32_t n, double repeat, float exact_lse, float tau,
+                         float *w);
+// The rows of a floor given as a share: share * rows up to BUDGET_LINEAR_ROWS, beyond that share * sqrt(BUDGET_LINEAR_ROWS * rows).
+#define BUDGET_LINEAR_ROWS 98304u
+double floor_rows(double share, uint64_t rows);
 
 // ---- paper: SimHash tables (MagicPIG, arXiv 2410.16179) --------------------------------------------------------------
 // One segment of one strip: L tables, each the row ids (u16, ascending inside a bucket) sorted by bucket, and 2^K + 1 starts

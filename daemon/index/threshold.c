@@ -18,6 +18,7 @@ struct weights {
 // A weight that fp32 lost to underflow has pi < 1e-10 at this theta. Below it such rows could matter, and the sorted search takes
 // over.
 static const double SMALLEST_THETA = 1e-28;
+static const double HIGHEST_LOG_THETA = 80; // fp32 holds its exponential
 
 // False if the estimates have no finite maximum (none, all -inf, a NaN, a +inf): then there is nothing to solve.
 static bool weigh(struct weights *x, const struct kernels *k, const float *estimates, uint32_t n, float *w)
@@ -132,6 +133,23 @@ static double excess(const struct target *t, double log_theta)
 	return variance > 0 ? log(variance / t->eps2) - 2 * log(mass) : -INFINITY;
 }
 
+double relative_variance(const struct kernels *k, const float *estimates, uint32_t n, double repeat, float exact_lse, float tau,
+                         float *w)
+{
+	struct weights x;
+	if (!weigh(&x, k, estimates, n, w))
+		return 0;
+	struct target t = {&x, repeat, exact_lse > -INFINITY ? exp((double)exact_lse - (double)x.shift) : 0, 1};
+	return exp(excess(&t, fmin((double)tau - (double)x.shift, HIGHEST_LOG_THETA)));
+}
+
+double floor_rows(double share, uint64_t rows)
+{
+	if (rows <= BUDGET_LINEAR_ROWS)
+		return share * (double)rows;
+	return share * sqrt((double)BUDGET_LINEAR_ROWS * (double)rows);
+}
+
 // The crossing between `low` (not in excess) and `high` (in excess), in log theta: false position, halving the end that stays
 // (Illinois), with a bisection every third step. What is returned is never in excess.
 static double solve(const struct target *t, double low, double high, double excess_low, double excess_high)
@@ -164,7 +182,7 @@ static double solve(const struct target *t, double low, double high, double exce
 float tau_for_error(const struct kernels *k, const float *estimates, uint32_t n, double repeat, double eps, float exact_lse,
                     double floor_rows, double cap_rows, float *w)
 {
-	const double lowest = log(SMALLEST_THETA), highest = 80; // theta that fp32 holds
+	const double lowest = log(SMALLEST_THETA);
 	struct weights x;
 	if (!weigh(&x, k, estimates, n, w))
 		return -INFINITY;
@@ -172,7 +190,7 @@ float tau_for_error(const struct kernels *k, const float *estimates, uint32_t n,
 	if (!(eps > 0))
 		return (float)cap_tau;
 	struct target t = {&x, repeat, exact_lse > -INFINITY ? exp((double)exact_lse - (double)x.shift) : 0, eps * eps};
-	double high = fmin(floor_tau - (double)x.shift, highest), low = fmax(cap_tau - (double)x.shift, lowest);
+	double high = fmin(floor_tau - (double)x.shift, HIGHEST_LOG_THETA), low = fmax(cap_tau - (double)x.shift, lowest);
 	double excess_high = high > lowest ? excess(&t, high) : 0;
 	if (excess_high <= 0)
 		return (float)floor_tau;

@@ -97,11 +97,13 @@ static int start_memory(struct server *s)
 		log_error("pool: %s", why);
 		return -1;
 	}
-	struct store_options store = {.pool = s->pool,
-	                              .quota_bytes = o->limits.bytes_per_uid,
-	                              .quota_contexts = o->limits.contexts_per_uid,
-	                              .default_budget = o->engine.default_budget};
-	struct engine_options engine = {.kernels = &s->kernels, .default_budget = o->engine.default_budget};
+	struct store_options store = {
+		.pool = s->pool, .quota_bytes = o->limits.bytes_per_uid, .quota_contexts = o->limits.contexts_per_uid};
+	struct engine_options engine = {.kernels = &s->kernels,
+	                                .error_target = o->engine.error_target,
+	                                .budget_floor = o->engine.budget_floor,
+	                                .budget_cap = o->engine.budget_cap,
+	                                .default_budget = o->engine.default_budget};
 	int status = store_create(&store, &s->store);
 	engine.store = s->store;
 	if (status == MPIG_OK)

@@ -250,7 +250,7 @@ int store_context_create(struct store *s, const struct credentials *who, const s
 	if (body->mode > 0777)
 		return refuse(why, MPIG_EINVAL, "mode is %#o, must be at most 0777", body->mode);
 	struct spec *spec;
-	int status = spec_create(layers, body->layer_count, s->options.default_budget, &spec, why);
+	int status = spec_create(layers, body->layer_count, &spec, why);
 	if (status)
 		return status;
 	struct context_draft draft = {

@@ -124,6 +124,8 @@ struct context {
 	uint32_t writer_pid;
 	void *private_data;
 	void (*private_release)(void *data);
+	_Atomic(void *) companion; // set once
+	void (*companion_release)(void *data);
 
 	struct prefix_node *prefix; // where its committed tokens end in the tree of its fingerprint; NULL: it has none
 	uint64_t prefix_end;
@@ -199,7 +201,7 @@ bool charge_has(const struct charge *charge, uint32_t uid);
 void charge_fini(struct charge *charge);
 
 // spec.c
-int spec_create(const struct mpig_wire_layer *layers, uint32_t count, float default_budget, struct spec **spec, char *why);
+int spec_create(const struct mpig_wire_layer *layers, uint32_t count, struct spec **spec, char *why);
 void spec_unref(struct spec *spec);
 float *spec_params(const struct spec *spec, void *record, uint32_t strip); // mu, then balance
 static inline const struct layer *spec_strip(const struct spec *spec, uint32_t strip)

@@ -83,7 +83,7 @@ static int check_numbers(const struct mpig_wire_layer *w, uint32_t i, char *why)
 	return status;
 }
 
-static int resolve(struct layer *l, const struct mpig_wire_layer *wire, uint32_t i, float default_budget, char *why)
+static int resolve(struct layer *l, const struct mpig_wire_layer *wire, uint32_t i, char *why)
 {
 	struct mpig_wire_layer *w = &l->wire;
 	*w = *wire;
@@ -93,8 +93,6 @@ static int resolve(struct layer *l, const struct mpig_wire_layer *wire, uint32_t
 		w->d_v = w->d_k;
 	if (!(w->scale > 0))
 		w->scale = 1 / sqrtf(w->d_k);
-	if (!(w->default_budget > 0))
-		w->default_budget = default_budget;
 	if (!w->default_proposal)
 		w->default_proposal = w->signature_bits ? MPIG_PROPOSAL_SIGNATURE
 		                      : w->paper_k      ? MPIG_PROPOSAL_PAPER
@@ -133,7 +131,7 @@ static void count_strips(struct spec *spec)
 	spec->params_bytes = pool_round(at);
 }
 
-int spec_create(const struct mpig_wire_layer *layers, uint32_t count, float default_budget, struct spec **out, char *why)
+int spec_create(const struct mpig_wire_layer *layers, uint32_t count, struct spec **out, char *why)
 {
 	if (count < 1 || count > MPIG_MAX_LAYERS)
 		return refuse(why, MPIG_EINVAL, "layer_count is %u, must be 1 to %u", count, MPIG_MAX_LAYERS);
@@ -171,7 +169,7 @@ int spec_create(const struct mpig_wire_layer *layers, uint32_t count, float defa
 	                     : refuse(why, MPIG_ENOMEM, "no memory for a spec of %u layers", count);
 	for (uint32_t i = 0; i < count && !status; i++) {
 		if (layers[i].kind == MPIG_LAYER_GLOBAL)
-			status = resolve(&spec->layer[i], &layers[i], i, default_budget, why);
+			status = resolve(&spec->layer[i], &layers[i], i, why);
 		else
 			spec->layer[i].wire = layers[i];
 	}

@@ -37,8 +37,6 @@ int store_create(const struct store_options *options, struct store **out)
 		return MPIG_ENOMEM;
 	s->pool = options->pool;
 	s->options = *options;
-	if (!(s->options.default_budget > 0))
-		s->options.default_budget = .01f;
 	s->next_id = 1;
 	s->metadata_bytes = pool_used(options->pool);
 	pthread_mutex_init(&s->lock, NULL);
@@ -204,6 +202,8 @@ void context_unref(struct context *c)
 		return;
 	if (c->private_release)
 		c->private_release(c->private_data);
+	if (c->companion_release)
+		c->companion_release(c->companion);
 	spec_unref(c->spec);
 	free(c->rows);
 	free(c);
@@ -224,6 +224,10 @@ const struct mpig_wire_layer *context_spec_layer(const struct context *c, uint32
 uint32_t context_layer_count(const struct context *c)
 {
 	return c->spec->layer_count;
+}
+uint32_t context_strips(const struct context *c)
+{
+	return c->spec->strips;
 }
 uint64_t context_committed(const struct context *c)
 {
@@ -256,6 +260,20 @@ void context_private_set(struct context *c, void *data, void (*release)(void *da
 		c->private_release(c->private_data);
 	c->private_data = data;
 	c->private_release = release;
+}
+
+void *context_companion(const struct context *c)
+{
+	return atomic_load_explicit(&c->companion, memory_order_acquire);
+}
+
+bool context_companion_set(struct context *c, void *data, void (*release)(void *data))
+{
+	void *none = NULL;
+	if (!atomic_compare_exchange_strong_explicit(&c->companion, &none, data, memory_order_acq_rel, memory_order_acquire))
+		return false;
+	c->companion_release = release;
+	return true;
 }
 
 int context_alive(const struct context *c, char *why)

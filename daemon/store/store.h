@@ -38,7 +38,6 @@ struct store_options {
 	struct pool *pool;        // borrowed; must outlive the store
 	uint64_t quota_bytes;     // per uid; 0 = unlimited
 	uint32_t quota_contexts;  // per uid; 0 = unlimited
-	float default_budget;     // share of rows where a spec names none; 0 = .01
 	uint64_t (*now_ns)(void); // CLOCK_REALTIME; NULL = the system's
 };
 int store_create(const struct store_options *options, struct store **store);
@@ -92,6 +91,7 @@ uint64_t store_uid_bytes(struct store *s, uint32_t uid);
 // ---- accessors (any thread) ------------------------------------------------------------------------------------------
 const struct layer *context_layer(const struct context *c, uint32_t layer); // NULL if out of range or not GLOBAL
 uint32_t context_layer_count(const struct context *c);
+uint32_t context_strips(const struct context *c); // KV heads of all global layers
 const struct mpig_wire_layer *context_spec_layer(const struct context *c,
                                                  uint32_t layer); // any kind, defaults resolved; NULL out of range
 uint64_t context_committed(const struct context *c);              // acquire
@@ -167,6 +167,9 @@ uint64_t context_rows(const struct context *c, uint32_t layer); // appended so f
 void *context_private(const struct context *c);
 // Replaces, and releases, what was there.
 void context_private_set(struct context *c, void *data, void (*release)(void *data));
+// A second one, which any job may read at any time; set once (false: somebody was faster, and `data` stays the caller's).
+void *context_companion(const struct context *c);
+bool context_companion_set(struct context *c, void *data, void (*release)(void *data));
 // Commits tokens [position, position + count): every global layer must hold them (MPIG_ERANGE names the layer in why). Re-committing
 // the same position with the same ids is success.
 int context_commit(struct store *s, struct context *c, uint64_t position, uint64_t count, const uint32_t *tokens, char *why);

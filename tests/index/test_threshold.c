@@ -16,7 +16,7 @@ static double expected_rows(const float *s, uint32_t n, double repeat, float tau
 }
 
 // The relative variance as documented: T and Q below tau, certain pilot rows once in Z.
-static double relative_variance(const float *s, uint32_t n, double repeat, double exact_lse, float tau)
+static double closed_form(const float *s, uint32_t n, double repeat, double exact_lse, float tau)
 {
 	double t = 0, q = 0, z = 0, shift = (double)tau;
 	for (uint32_t i = 0; i < n; i++) {
@@ -167,12 +167,11 @@ START_TEST(error_target_is_met_and_tight)
 						float lse = (float)exact[x];
 						float tau = tau_for_error(&k[isa], s, N, repeat, eps[e], lse, 1, 1e9, w);
 						double goal = eps[e] * eps[e];
-						ck_assert_double_lt(relative_variance(s, N, repeat, exact[x], tau),
-						                    goal * (1 + 1e-5));
+						ck_assert_double_lt(closed_form(s, N, repeat, exact[x], tau), goal * (1 + 1e-5));
 						if (expected_rows(s, N, repeat, tau) < 1.00001)
 							continue; // the floor binds
 						tight++;
-						ck_assert_msg(relative_variance(s, N, repeat, exact[x], tau + 1.1e-3f) >
+						ck_assert_msg(closed_form(s, N, repeat, exact[x], tau + 1.1e-3f) >
 						                      goal * (1 - 1e-5),
 						              "eps %g, exact %g, spread %g, repeat %u: tau %g is not the largest",
 						              eps[e], exact[x], (double)spreads[spread], repeat, (double)tau);
@@ -243,8 +242,68 @@ START_TEST(variance_is_what_was_asked)
 }
 END_TEST
 
+START_TEST(relative_variance_is_the_closed_form)
+{
+	enum { N = 5003 };
+	struct kernels k[ISAS_MAX];
+	float *s = floats(N), *w = floats(N);
+	const double exact[] = {(double)-INFINITY, 5, 9};
+	for (uint32_t isa = 0, count = isas(k); isa < count; isa++)
+		for (uint32_t x = 0; x < 3; x++)
+			for (uint32_t repeat = 1; repeat <= 16; repeat *= 16)
+				for (float tau = -3; tau < 30; tau += 1.7f) {
+					gaussian(s, N, 9, 2, 0);
+					double want = closed_form(s, N, repeat, exact[x], tau);
+					double got = relative_variance(&k[isa], s, N, repeat, (float)exact[x], tau, w);
+					ck_assert_msg(fabs(got / want - 1) < 1e-4, "%s: tau %g: %g, not %g", k[isa].isa,
+					              (double)tau, got, want);
+				}
+	ck_assert_double_eq(relative_variance(k, s, N, 1, 0, -INFINITY, w), 0); // every row is certain
+	ck_assert_double_eq(relative_variance(k, s, 0, 1, 0, 1, w), 0);
+	s[7] = NAN;
+	ck_assert_double_eq(relative_variance(k, s, N, 1, 0, 1, w), 0);
+	free(s);
+	free(w);
+}
+END_TEST
+
+// The variance of the sample's mass by its definition, sum of w^2 (1 - pi) / pi over all rows, in double.
+START_TEST(the_closed_form_is_the_variance_of_a_poisson_sample)
+{
+	enum { N = 2000 };
+	struct kernels k;
+	float *s = floats(N), *w = floats(N);
+	kernels_init_c(&k);
+	gaussian(s, N, 10, 2, 0);
+	for (float tau = -2; tau < 12; tau += 1) {
+		double variance = 0, mass = 0;
+		for (uint32_t i = 0; i < N; i++) {
+			double weight = exp((double)s[i]), pi = fmin(1, exp((double)s[i] - (double)tau));
+			variance += weight * weight * (1 - pi) / pi;
+			mass += weight;
+		}
+		ck_assert_double_eq_tol(relative_variance(&k, s, N, 1, -INFINITY, tau, w) / (variance / mass / mass), 1, 1e-4);
+	}
+	free(s);
+	free(w);
+}
+END_TEST
+
+START_TEST(the_floor_grows_like_a_root_for_long_ranges)
+{
+	ck_assert_double_eq_tol(floor_rows(.005, 20000), 100, 1e-9);
+	ck_assert_double_eq_tol(floor_rows(.005, BUDGET_LINEAR_ROWS), .005 * 98304, 1e-9);
+	ck_assert_double_eq_tol(floor_rows(.005, 4 * BUDGET_LINEAR_ROWS), 2 * .005 * 98304, 1e-9);
+	ck_assert_double_eq_tol(floor_rows(.005, BUDGET_LINEAR_ROWS + 1) / floor_rows(.005, BUDGET_LINEAR_ROWS), 1, 1e-5);
+	ck_assert_double_eq(floor_rows(.005, 0), 0);
+	ck_assert_double_lt(floor_rows(.005, UINT64_C(1) << 31), .0001 * 0x1p31);
+}
+END_TEST
+
 int main(void)
 {
 	return RUN_TESTS("threshold", rows_equal_budget, rows_equal_budget_beyond_fp32, tau_falls_as_the_budget_grows,
-	                 degenerate_input, error_target_is_met_and_tight, error_target_is_clamped, variance_is_what_was_asked);
+	                 degenerate_input, error_target_is_met_and_tight, error_target_is_clamped, variance_is_what_was_asked,
+	                 relative_variance_is_the_closed_form, the_closed_form_is_the_variance_of_a_poisson_sample,
+	                 the_floor_grows_like_a_root_for_long_ranges);
 }

@@ -17,6 +17,7 @@
 #define ENTRIES 8u
 #define SLOTS 4u
 #define SLOT_BYTES 8192u
+#define LAST_RESERVED (sizeof((struct mpig_slot_header){0}.reserved) - 1)
 
 static struct session *session;
 static struct queue *q;
@@ -307,8 +308,8 @@ static const struct bad_entry {
 	{"no slot", {.op = MPIG_OP_ATTEND, .count = 1, .slot = MPIG_NO_SLOT}, {0}, MPIG_EINVAL},
 	{"no slot", {.op = MPIG_OP_APPEND, .count = 1, .slot = MPIG_NO_SLOT}, {0}, MPIG_EINVAL},
 	{"no slot", {.op = MPIG_OP_COMMIT, .count = 1, .slot = MPIG_NO_SLOT}, {0}, MPIG_EINVAL},
-	{"reserved in the slot", {.op = MPIG_OP_ATTEND, .count = 1}, {.reserved = {[87] = 1}}, MPIG_EPROTO},
-	{"unknown part", {.op = MPIG_OP_ATTEND, .count = 1}, {.present = 8}, MPIG_EPROTO},
+	{"reserved in the slot", {.op = MPIG_OP_ATTEND, .count = 1}, {.reserved = {[83] = 1}}, MPIG_EPROTO},
+	{"unknown part", {.op = MPIG_OP_ATTEND, .count = 1}, {.present = MPIG_PRESENT_FLAGS + 1}, MPIG_EPROTO},
 	{"another's part", {.op = MPIG_OP_ATTEND, .count = 1}, {.present = MPIG_HAS_QUERIES}, MPIG_EINVAL},
 	{"another's part", {.op = MPIG_OP_APPEND, .count = 1}, {.present = MPIG_HAS_WINDOW_LSE}, MPIG_EINVAL},
 	{"dtype", {.op = MPIG_OP_ATTEND, .count = 1, .dtype = MPIG_I8}, {0}, MPIG_EINVAL},

@@ -122,7 +122,7 @@ START_TEST(defaults_are_resolved)
 		ck_assert_uint_eq(l->code_bytes_per_row, code_bytes[i]);
 		ck_assert_uint_eq(l->wire.default_proposal, proposal[i]);
 		ck_assert_float_eq_tol(l->scale, i == 4 ? .5f : 1 / sqrtf((float)dims[i]), 1e-7f);
-		ck_assert_float_eq(l->wire.default_budget, i == 4 ? .25f : .01f);
+		ck_assert_float_eq(l->wire.default_budget, i == 4 ? .25f : 0);
 		ck_assert_uint_eq(l->shape.d_v, i == 4 ? 64 : dims[i]);
 		ck_assert_uint_eq(l->wire.row_dtype, i == 2 ? MPIG_I8 : MPIG_BF16);
 	}

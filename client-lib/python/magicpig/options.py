@@ -12,23 +12,31 @@ from .records import PROPOSALS
 class Options:
     """How steps after the prompt attend.
 
-    proposal: dense, signature, paper, topk, uniform, or "window" (no rows of the daemon: a baseline). budget: share of rows;
-    0 = the layer's default. window: at least this many recent rows are exact. sinks: so are the first rows. sampled_layers:
-    the others attend densely; None = all sampled. error_target: eps of the adaptive budget instead of a fixed one."""
+    proposal: dense, signature, paper, topk, uniform, or "window" (no rows of the daemon: a baseline). budget: share of rows.
+    window: at least this many recent rows are exact. sinks: so are the first rows. sampled_layers: the others attend
+    densely; None = all sampled. error_target: eps of an adaptive budget, which comes before a share; with neither the layer's
+    default counts, and then the daemon's, which is adaptive."""
 
     proposal: str = "signature"
-    budget: float = 0.01
+    budget: float = 0.0
     window: int = 64
     sinks: int = 4
     seed: int = 0
     sampled_layers: Sequence[int] | None = None
     error_target: float = 0.0
 
+    @property
+    def may_adapt(self) -> bool:
+        """Whether the daemon may set the rows by error: then the mass of the exact part matters."""
+        return self.error_target > 0 or self.budget == 0
+
     def check(self) -> Options:
         if self.proposal != "window" and self.proposal not in PROPOSALS:
             raise ValueError(f"proposal: {self.proposal!r} is not one of window, {', '.join(PROPOSALS)}")
         if not 0 <= self.budget <= 1:
             raise ValueError(f"budget: {self.budget} is not within 0..1")
+        if not 0 <= self.error_target <= 1:
+            raise ValueError(f"error_target: {self.error_target} is not within 0..1")
         if self.window < 1 or self.sinks < 0:
             raise ValueError(f"window ({self.window}) must be at least 1 and sinks ({self.sinks}) at least 0")
         return self

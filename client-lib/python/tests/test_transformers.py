@@ -223,6 +223,23 @@ def test_requests_carry_the_options(llama, ids):
         assert client.store.contexts["options"].seals == 1
 
 
+def test_adaptive_budgets_get_the_last_steps_mass(llama, ids):
+    """The first step sends its own exact part's LSE, each later one what its predecessor measured, before any merge."""
+    client = FakeClient(Store())
+    with MagicPigCache(client, llama, "adaptive", **{**OPTIONS, "proposal": "signature"}) as cache:
+        run(llama, cache, ids[:, : PROMPT + 1], [PROMPT, 1])
+        sent = []
+        for step in range(2):
+            measured = [layer.last_lse.clone() for layer in cache.layers]
+            before = len(client.attends)
+            run(llama, cache, ids[:, PROMPT + 1 + step : PROMPT + 2 + step], [1])
+            for (layer, asked), expected in zip(client.attends[before:], measured):
+                assert asked["budget"] == 0 and asked["error_target"] == 0
+                assert torch.equal(asked["window_lse"][0], expected)
+            sent.append(measured)
+        assert not any(torch.equal(a, b) for a, b in zip(*sent))
+
+
 def test_short_contexts_stay_here(llama, ids):
     client = FakeClient(Store())
     with MagicPigCache(client, llama, "short", **OPTIONS) as cache:
