@@ -66,6 +66,14 @@ def test_every_setting_has_an_index():
         assert any(settings.fits(matched, i) and settings.fits(reference, i) for i in found)  # its budget is known there
 
 
+def test_points_of_one_curve():
+    family = {s.name: s.family for s in settings.full()}
+    assert family["signature b=2 0.5 %"] == family["signature b=2 4 %"] == family[settings.MATCHED] == "signature b=2"
+    assert family["paper (8,75)"] == family[settings.REFERENCE] == "paper" != family["paper (10,150), layers 0 and n/2 dense"]
+    assert family["topk 1 %"] == "topk" and family["uniform 4 %"] == "uniform"
+    assert family[settings.ADAPTIVE] == settings.ADAPTIVE
+
+
 def test_new_proposals_appear_by_themselves(monkeypatch):
     monkeypatch.setitem(settings.PROPOSALS, "crystalball", 99)
     names = [s.name for s in settings.quick() if s.proposal == "crystalball"]
@@ -106,8 +114,8 @@ def test_the_best_baseline_is_compared_at_equal_bytes():
         "ours": dict(proposal="signature b=2", family="s", bytes=100, err=0.1),
         "cheap": dict(proposal="uniform", family="uniform", bytes=50, err=0.5),
         "dear": dict(proposal="topk", family="topk", bytes=1000, err=0.01),  # cannot be had for 100
-        "p1": dict(proposal="paper", family="paper (8,75)", bytes=50, err=0.4),
-        "p2": dict(proposal="paper", family="paper (10,150)", bytes=200, err=0.1),
+        "p1": dict(proposal="paper", family="paper", bytes=50, err=0.4),
+        "p2": dict(proposal="paper", family="paper", bytes=200, err=0.1),
     }
     assert targets.best_baseline(lines, 100, lambda l: l["err"]) == ("paper", pytest.approx(0.2))
 

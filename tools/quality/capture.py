@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import time
 
@@ -69,6 +70,7 @@ def capture(name: str, kind: str, number: int, loaded: tuple, context: int, cach
 
 
 def _prefill(model, ids: list[int], sealed: int, tap: _Tap, say) -> np.ndarray:
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     AttentionInterface.register(NAME, tap)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     model.set_attn_implementation(NAME)

@@ -87,7 +87,7 @@ def evaluate(
             budgets = {s.name: budget(s, done) for s in here if s.name in done.arrays}
             if model_run is not None:
                 with_window = [s for s in chosen if s.proposal == "window" and first and index == table.indexes(wanted)[0]]
-                ran = [s for s in here if s.name in done.arrays] + with_window
+                ran = [s for s in here if s.name in done.arrays and s.whole_model] + with_window
                 for name, values in model_run(client, queue, context, document, fingerprint, ran, budgets, seed).items():
                     done.arrays.setdefault(name, {}).update(values)
         if coloured is not None:

@@ -108,14 +108,16 @@ def _gemma(build: pathlib.Path) -> tuple:
     import torch
     from transformers import AutoModelForCausalLM
 
+    checkpoint.quiet()
     path = _gemma_gguf(build / "quality" / "gemma")
     fields = gguf.GGUFReader(path).fields
     tokens = fields["tokenizer.ggml.tokens"].contents()
     encode = ScoreTokenizer(tokens, fields["tokenizer.ggml.scores"].contents())
     torch.set_grad_enabled(False)
-    model = AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.float32, attn_implementation="sdpa"
-    ).eval()
+    ready = path.parent / "model"
+    if not (ready / "config.json").exists():  # dequantised once
+        checkpoint.save(AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32), ready)
+    model = AutoModelForCausalLM.from_pretrained(ready, attn_implementation="sdpa").eval()
     return model, encode, [2]
 
 

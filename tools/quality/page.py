@@ -27,7 +27,7 @@ figure{margin:0;max-width:100%}figcaption{font-size:.9em;font-weight:600}svg{max
 
 def make(report: dict) -> str:
     places = list(dict.fromkeys((line["model"], line["text"]) for line in report["summary"]))
-    families = list(dict.fromkeys(_family(line) for line in report["summary"]))
+    families = list(dict.fromkeys(line["family"] for line in report["summary"]))
     colour = {family: PALETTE[i % len(PALETTE)] for i, family in enumerate(families)}
     body = [_intro(report), "<h2>Targets</h2>", _targets(report["targets"]), _refused(report["refused"])]
     for place in places:
@@ -64,12 +64,8 @@ def _refused(items: list[dict]) -> str:
     return "".join(f'<p class="key">Not run: {html.escape(name)} ({html.escape(reason)}).</p>' for name, reason in names)
 
 
-def _family(line: dict) -> str:
-    return "paper" if line["proposal"] == "paper" else line["family"] if line["family"] != "signature b=2, rows of paper" else "signature b=2"
-
-
 def _key(colour: dict[str, str], lines: list[dict]) -> str:
-    present = dict.fromkeys(_family(line) for line in lines)
+    present = dict.fromkeys(line["family"] for line in lines)
     return '<p class="key">' + "".join(f'<b style="background:{colour[f]}"></b>{html.escape(f)}' for f in present) + "</p>"
 
 
@@ -153,8 +149,8 @@ def _curves(caption: str, lines: list[dict], cost, value, x_title: str, y_title:
     parts = [_frame(x, y, x_title, y_title, True)]
     if level:
         parts.append(f'<line x1="{LEFT}" x2="{W - RIGHT}" y1="{y(level):.1f}" y2="{y(level):.1f}" stroke="var(--soft)" stroke-dasharray="5 4"/><text x="{W - RIGHT - 3}" y="{y(level) - 4:.1f}" text-anchor="end">window alone</text>')
-    for family in dict.fromkeys(_family(line) for line in lines):
-        own = sorted((line for line in lines if _family(line) == family), key=cost)
+    for family in dict.fromkeys(line["family"] for line in lines):
+        own = sorted((line for line in lines if line["family"] == family), key=cost)
         path = " ".join(f"{x(cost(line)):.1f},{y(value(line)):.1f}" for line in own)
         parts.append(f'<polyline points="{path}" fill="none" stroke="{colour[family]}" stroke-width="1.6"/>')
         for line in own:

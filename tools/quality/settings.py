@@ -5,7 +5,7 @@ appears in the report by itself; one the daemon refuses is listed with its reaso
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from magicpig.records import PROPOSALS
 
@@ -29,11 +29,16 @@ class Setting:
     row_dtype: str = "f16"
     redraw: bool = True            # differs from seed to seed
     oracle: bool = False           # looks at every key: a bound, not a competitor
+    whole_model: bool = True       # also run the model on it; the exact top-k orders all rows of all heads, which takes minutes
 
     @property
     def family(self) -> str:
         """Settings of one family are points of one curve."""
-        return self.name.rsplit(" ", 1)[0] if self.name.endswith("%") else self.name
+        if self.proposal == "paper" and not self.dense_layers:
+            return "paper"
+        if self.match:
+            return self.label
+        return self.name.rsplit(" ", 2)[0] if self.name.endswith(" %") else self.name
 
     @property
     def label(self) -> str:
@@ -72,7 +77,7 @@ def quick() -> list[Setting]:
         Setting(ADAPTIVE, "signature", bits=2, error_target=0.02),
         *_signature(1, (0.01, 0.04)),
         *_signature(4, (0.01, 0.04)),
-        *_fixed("topk", redraw=False, oracle=True),
+        *(replace(s, whole_model=s.budget == 0.02) for s in _fixed("topk", redraw=False, oracle=True)),
         *_fixed("uniform"),
         *unknown(),
     ]

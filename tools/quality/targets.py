@@ -68,13 +68,12 @@ def equal_bytes(group: Group, lines: dict[str, dict]) -> list[Line]:
 
 
 def best_baseline(lines: dict[str, dict], cost: float, value) -> tuple[str, float] | None:
-    """(name, error) of the family with the least error at this cost; every table shape is a point of the family `paper`."""
+    """(name, error) of the family with the least error at this cost."""
     curves: dict[str, list[tuple[float, float]]] = {}
     for line in lines.values():
         if line["proposal"].startswith("signature") or line["proposal"] in ("dense",) or value(line) is None:
             continue
-        family = "paper" if line["proposal"] == "paper" else line["family"]
-        curves.setdefault(family, []).append((line["bytes"], value(line)))
+        curves.setdefault(line["family"], []).append((line["bytes"], value(line)))
     found = [(name, error) for name, curve in curves.items() if (error := at(curve, cost)) is not None]
     return min(found, key=lambda pair: pair[1]) if found else None
 

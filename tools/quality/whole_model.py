@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Callable
 
 import numpy as np
@@ -25,6 +26,7 @@ class ModelRun:
     def __call__(self, client, queue, context, document: Document, fingerprint: bytes, chosen: list[Setting], budgets: dict[str, float], seed: int) -> dict:
         kl: dict[str, list[dict]] = {setting.name: [] for setting in chosen}
         context.close()  # the cache takes the writer's lease
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - 1))  # one core belongs to the daemon: idle threads of torch spin
         for block in range(document.blocks):
             begin = document.sealed + block * BLOCK
             if block:
