@@ -109,15 +109,16 @@ def test_a_text_where_the_window_is_enough_does_not_count(group):
     assert [line["met"] for line in found] == [None] and "does not count" in found[0]["figures"]
 
 
-def test_the_best_baseline_is_compared_at_equal_bytes():
+def test_baselines_are_met_at_their_own_bytes():
+    ours = dict(proposal="signature b=2", family="signature b=2", setting="s")
     lines = {
-        "ours": dict(proposal="signature b=2", family="s", bytes=100, err=0.1),
-        "cheap": dict(proposal="uniform", family="uniform", bytes=50, err=0.5),
-        "dear": dict(proposal="topk", family="topk", bytes=1000, err=0.01),  # cannot be had for 100
-        "p1": dict(proposal="paper", family="paper", bytes=50, err=0.4),
-        "p2": dict(proposal="paper", family="paper", bytes=200, err=0.1),
+        "s1": dict(ours, bytes=100, err=0.1), "s2": dict(ours, bytes=400, err=0.025),
+        "cheap": dict(proposal="uniform", family="uniform", setting="cheap", bytes=50, err=0.5),  # we cannot be had for 50
+        "dear": dict(proposal="topk", family="topk", setting="dear", bytes=1000, err=0.1),
+        "table": dict(proposal="paper", family="paper", setting="table", bytes=200, err=0.1),
     }
-    assert targets.best_baseline(lines, 100, lambda l: l["err"]) == ("paper", pytest.approx(0.2))
+    assert targets.worst_ratio(lines, lambda l: l["err"]) == ("table", pytest.approx(0.5), ["cheap"])
+    assert targets.worst_ratio({"s1": lines["s1"]}, lambda l: l["err"]) is None
 
 
 def test_json_has_no_nan_and_all_heads(group, tmp_path):

@@ -167,11 +167,15 @@ def measure(client, tensors, chosen: list, seeds: range, probe_seeds: int, cache
     from evaluate import Evaluation, evaluate
     from summary import Measured
 
-    references = [heads.reference(tensors, m) for m in range(len(tensors.measured))]
-    measured, ready = Measured.of(tensors, references), None
+    names = {seed: None if cache is None else cache / f"{seed}{'' if model_run else '-heads'}.npz" for seed in seeds}
+    exact = None if cache is None else cache / "exact.npz"
+    references, ready = None, None
+    if exact is None or not all(path.exists() for path in (exact, *names.values())):
+        references = [heads.reference(tensors, m) for m in range(len(tensors.measured))]
+    measured = Measured.of(tensors, references, exact)
     for seed in seeds:
         progress.start(f"{tensors.name}, seed {seed}")
-        path = None if cache is None else cache / f"{seed}{'' if model_run else '-heads'}.npz"
+        path = names[seed]
         fresh = path is None or not path.exists()
         if fresh:
             ready = ready or (model_run() if model_run else None)

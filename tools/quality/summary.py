@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pathlib
 from dataclasses import dataclass, field
 from typing import Iterator
 
 import numpy as np
 
-from document import SINKS, Document
+from document import SINKS, Document, write_npz
 from evaluate import Evaluation
 from heads import Reference
 from metrics import quantiles
@@ -27,10 +28,18 @@ class Measured:
     evaluations: dict[int, Evaluation] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, document: Document, references: list[Reference]) -> Measured:
+    def of(cls, document: Document, references: list[Reference] | None, cache: pathlib.Path | None) -> Measured:
+        """references None: from the cache, which an earlier call has written."""
         row_bytes = (document.k.shape[3] + document.v.shape[3]) * 2
+        if references is None:
+            with np.load(cache, allow_pickle=False) as stored:
+                found = {name: stored[name] for name in ("n_eff", "daemon_mass")}
+        else:
+            found = {name: np.stack([getattr(r, name) for r in references]) for name in ("n_eff", "daemon_mass")}
+            if cache is not None:
+                write_npz(cache, found)
         light = Document(**{**vars(document), "logits": None})
-        return cls(light, *(np.stack([getattr(r, name) for r in references]) for name in ("n_eff", "daemon_mass")), row_bytes)
+        return cls(light, **found, row_bytes=row_bytes)
 
 
 @dataclass
