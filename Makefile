@@ -117,7 +117,7 @@ $(B)/flags: FORCE
 # ---- what people type --------------------------------------------------------------------------------------------------
 VENV     ?= build/venv
 # Python tests of parts that are in the tree; C tests that mean something under ThreadSanitizer.
-PYTESTS  := $(wildcard tests/python client-lib/python/tests tests/cli)
+PYTESTS  := $(wildcard tests/python client-lib/python/tests tests/cli tests/quality)
 TSAN_TESTS = $(filter $(B)/tests/shm/test_ring% $(B)/tests/engine/% $(B)/tests/server/test_worker,$(TESTS))
 HEADERS  := $(shell find shm client-lib config daemon tools tests -name '*.h' 2>/dev/null)
 TEST_ENV  = MAGICPIGD=$(abspath $(B))/magicpigd MAGICPIGCTL=$(abspath $(B))/magicpigctl \
@@ -125,18 +125,23 @@ TEST_ENV  = MAGICPIGD=$(abspath $(B))/magicpigd MAGICPIGCTL=$(abspath $(B))/magi
 TEST_LIMIT ?= $(if $(MPIG_LONG),3600,300)
 CLANG_FORMAT ?= $(or $(shell command -v clang-format),clang-format-14)
 
-.PHONY: FORCE check-c quality-demo
+.PHONY: FORCE check-c quality-demo quality quality-quick
 
 all: ## build everything (the default)
 
 help: ## this list
 	@echo 'Usage: make [TARGET] [V=1] [B=build] [CC=gcc] [PREFIX=/usr/local] [DESTDIR=]'
-	@awk -F ':[^#]*## ' '/^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':[^#]*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 demo: deps python-deps all ## a language model decodes from KV that lives in the daemon, is killed and goes on
 	@$(VENV)/bin/python tools/demo/demo.py --build $(B)
 quality-demo: deps python-deps all ## the demo, with every planted fact over several seeds (tens of minutes)
 	@$(VENV)/bin/python tools/demo/demo.py --build $(B) --quality
+
+quality: deps python-deps all ## how near the answers come to full attention, on two models (hours; QUICK=1: a fixture)
+	@$(VENV)/bin/python tools/quality/quality.py --build $(B) $(if $(QUICK),--quick) $(QUALITY)
+quality-quick: deps python-deps all ## the same on committed tensors, with thresholds (a minute)
+	@$(VENV)/bin/python tools/quality/quality.py --build $(B) --quick $(QUALITY)
 
 check: deps python-deps all $(TESTS) ## all tests, C and Python
 	@$(TEST_ENV) tools/build/run-tests --limit $(TEST_LIMIT) --pytest $(VENV)/bin/python $(PYTESTS) -- $(sort $(TESTS))
@@ -200,8 +205,8 @@ uninstall: ## remove what install has put there
 	rm -f $(DESTDIR)$(SYSCONFDIR)/magicpig/magicpigd.conf.sample
 	-rmdir $(DESTDIR)$(SYSCONFDIR)/magicpig 2>/dev/null
 
-clean: ## remove what was built (the Python environment and the demo's model stay)
-	rm -rf build-asan build-tsan $(filter-out $(B)/venv $(B)/demo,$(wildcard $(B)/*))
+clean: ## remove what was built (the Python environment, the demo's model and the captures of quality stay)
+	rm -rf build-asan build-tsan $(filter-out $(B)/venv $(B)/demo $(B)/quality,$(wildcard $(B)/*))
 
 format: ## run clang-format over all C files
 	$(CLANG_FORMAT) -i $(sort $(HEADERS) $(wildcard shm/*.c client-lib/*/*.c config/*.c daemon/*.c daemon/*/*.c tools/*/*.c) \

@@ -18,7 +18,7 @@ import sys
 import time
 
 TREE = pathlib.Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(TREE / "client-lib" / "python"), str(TREE / "tools" / "demo")]
+sys.path[:0] = [str(TREE / "client-lib" / "python"), str(TREE / "tools" / "demo"), str(TREE / "tools" / "common")]
 TOKENS_AFTER_ANSWER = 4  # process A decodes this many more before it is killed
 
 
@@ -58,12 +58,12 @@ def main() -> int:
 
 
 def drive(arguments: argparse.Namespace) -> int:
-    import model
+    import checkpoint
     from private_daemon import PrivateDaemon
 
     begin = time.monotonic()
     arguments.model = arguments.build / "demo" / "model"
-    model.ensure(arguments.model)
+    checkpoint.ensure(arguments.model)
     pool = "3G" if arguments.quality else "2G"
     with PrivateDaemon(arguments.build / "magicpigd", pool_size=pool, instance="demo") as daemon:
         try:

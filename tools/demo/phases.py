@@ -12,9 +12,9 @@ import time
 import numpy as np
 import torch
 
+import checkpoint
 import magicpig
 import measure
-import model as checkpoint
 import quality
 import text
 from magicpig.transformers import MagicPigCache, register

@@ -8,7 +8,7 @@ import torch
 torch.set_num_threads(1)  # the models are tiny, and the daemon needs a core too
 
 TREE = pathlib.Path(__file__).resolve().parents[3]
-sys.path[:0] = [str(TREE / "client-lib" / "python"), str(TREE / "tools" / "demo"), str(pathlib.Path(__file__).parent)]
+sys.path[:0] = [str(TREE / "client-lib" / "python"), str(TREE / "tools" / "common"), str(pathlib.Path(__file__).parent)]
 BUILD = pathlib.Path(os.environ.get("MAGICPIG_BUILD", TREE / "build")).resolve()
 os.environ.setdefault("MAGICPIG_LIBRARY", str(BUILD / "libmagicpig.so.0"))
 

