@@ -120,14 +120,17 @@ struct mpig_slot_header {
 	float budget_cap;
 	uint32_t query_count;    // APPEND with MPIG_HAS_QUERIES: recent query tokens R
 	uint64_t query_position; // ATTEND: absolute position of query token 0 (ALiBi, random streams)
-	uint8_t reserved[88];
+	float delta;             // ATTEND: verified: a head's merged output may err by more than error_target this often; 0 = no
+	uint8_t reserved[84];
 };
 
 enum mpig_present {
 	MPIG_HAS_WINDOW_LSE = 1u << 0, // ATTEND: LSE of the client's exact part, per token and head
 	MPIG_HAS_SIGNATURE = 1u << 1,  // ATTEND: rotated int8 queries and their scales, computed by the client
 	MPIG_HAS_QUERIES = 1u << 2,    // APPEND: the layer's recent queries follow V (they set the balance)
-	MPIG_PRESENT_FLAGS = 0x07
+	MPIG_HAS_WINDOW_OUT =
+		1u << 3, // ATTEND: output of the client's exact part, per token and head; with delta and a window LSE
+	MPIG_PRESENT_FLAGS = 0x0f
 };
 
 enum mpig_sq_flags {
@@ -186,6 +189,7 @@ MPIG_ASSERT_OFFSET(mpig_cqe, service_ns, 40);
 MPIG_ASSERT_OFFSET(mpig_cqe, sequence, 56);
 MPIG_ASSERT_SIZE(mpig_slot_header, MPIG_SLOT_HEADER_BYTES);
 MPIG_ASSERT_OFFSET(mpig_slot_header, query_position, 32);
+MPIG_ASSERT_OFFSET(mpig_slot_header, delta, 40);
 MPIG_ASSERT_SIZE(mpig_queue_header, MPIG_QUEUE_HEADER_BYTES);
 MPIG_ASSERT_OFFSET(mpig_queue_header, sq_tail, 128);
 MPIG_ASSERT_OFFSET(mpig_queue_header, cq_head, 256);
@@ -198,6 +202,7 @@ MPIG_ASSERT_OFFSET(mpig_queue_header, cq_tail, 512);
 //   ATTEND   q       [T][query heads][d_k]           dtype of the entry
 //            signature  [T][query heads][d_pad] int8, then scales [T][query heads] f32     if MPIG_HAS_SIGNATURE
 //            window LSE [T][query heads] f32                                               if MPIG_HAS_WINDOW_LSE
+//            window out [T][query heads][d_v] f32                                          if MPIG_HAS_WINDOW_OUT
 //            out     [T][query heads][d_v] f32       written by the daemon, as are the four below
 //            lse, V, A  [T][query heads] f32 each; rows [T][query heads] u32
 //   APPEND   K       [count][KV heads][d_k], V [count][KV heads][d_v]      dtype of the entry
@@ -210,7 +215,7 @@ struct mpig_layer_shape {
 };
 
 struct mpig_payload_layout { // byte offsets from the start of the slot; 0 = absent
-	uint64_t q, signature, signature_scale, window_lse;
+	uint64_t q, signature, signature_scale, window_lse, window_out;
 	uint64_t out, lse, error_v, error_a, rows;
 	uint64_t k, v, queries, tokens;
 	uint64_t bytes; // total, slot header included
@@ -247,6 +252,8 @@ static inline struct mpig_payload_layout mpig_attend_layout(const struct mpig_la
 	}
 	if (present & MPIG_HAS_WINDOW_LSE)
 		l.window_lse = mpig_layout_part(&at, heads * 4);
+	if (present & MPIG_HAS_WINDOW_OUT)
+		l.window_out = mpig_layout_part(&at, heads * s->d_v * 4);
 	l.out = mpig_layout_part(&at, heads * s->d_v * 4);
 	l.lse = mpig_layout_part(&at, heads * 4);
 	l.error_v = mpig_layout_part(&at, heads * 4);

@@ -252,6 +252,12 @@ struct mpig_attend {
 	const int8_t *signature;      /* [T][query_heads][d_pad] rotated queries computed by the caller, or NULL */
 	const float *signature_scale; /* [T][query_heads] */
 	uint32_t signature_version;
+	float delta; /* > 0: verified: a head's output, merged with window_out, is to be within error_target of the exact one
+	                (relative L2 norm) with probability 1 - delta. Takes two samples, and as many rows as that needs: the
+	                cap's default is 1. Needs error_target; SIGNATURE or DENSE */
+	const float
+		*window_out; /* with delta: [T][query_heads][d_v] output of the caller's exact part, with its window_lse; NULL:
+	                            the promise is about the daemon's part alone */
 };
 struct mpig_result { /* arrays of the caller; NULL where not wanted */
 	size_t size;

@@ -92,6 +92,11 @@ static int attend_check(const mpig_queue *q, const struct mpig_attend *a, const 
 	if (!(a->error_target >= 0) || isinf(a->error_target))
 		return error_set(c, MPIG_EINVAL, "attend.error_target = %g: must be positive, or 0 for a fixed budget",
 		                 (double)a->error_target);
+	if (!(a->delta >= 0 && a->delta < 1) || (a->delta > 0 && !(a->error_target > 0)))
+		return error_set(c, MPIG_EINVAL, "attend.delta = %g: above 0 and below 1, with an error_target, or 0",
+		                 (double)a->delta);
+	if (a->window_out && !(a->window_lse && a->delta > 0))
+		return error_set(c, MPIG_EINVAL, "attend.window_out needs attend.window_lse and attend.delta");
 	if (a->begin > MPIG_MAX_TOKENS || (a->end > 0 && (uint64_t)a->end < a->begin))
 		return error_set(c, MPIG_ERANGE,
 		                 "attend.begin = %llu, attend.end = %lld: the range is empty or beyond %llu tokens",
@@ -115,6 +120,7 @@ static void attend_payload(uint8_t *slot, const struct mpig_attend *a, const str
 		.budget_floor = a->budget_floor,
 		.budget_cap = a->budget_cap,
 		.query_position = query_position,
+		.delta = a->delta,
 	};
 	memcpy(slot, &header, sizeof(header));
 	memcpy(slot + l->q, a->q, heads * s->d_k * mpig_dtype_bytes((uint32_t)a->dtype));
@@ -124,6 +130,8 @@ static void attend_payload(uint8_t *slot, const struct mpig_attend *a, const str
 	}
 	if (a->window_lse)
 		memcpy(slot + l->window_lse, a->window_lse, heads * 4);
+	if (a->window_out)
+		memcpy(slot + l->window_out, a->window_out, heads * s->d_v * 4);
 }
 
 int64_t submit_attend(mpig_queue *q, mpig_context *x, const struct mpig_attend *attend, struct mpig_result *result,
@@ -140,7 +148,8 @@ int64_t submit_attend(mpig_queue *q, mpig_context *x, const struct mpig_attend *
 	if (rc)
 		return rc;
 	uint32_t tokens = a.tokens ? a.tokens : 1;
-	uint32_t present = (a.window_lse ? MPIG_HAS_WINDOW_LSE : 0u) | (a.signature ? MPIG_HAS_SIGNATURE : 0u);
+	uint32_t present = (a.window_lse ? MPIG_HAS_WINDOW_LSE : 0u) | (a.signature ? MPIG_HAS_SIGNATURE : 0u) |
+	                   (a.window_out ? MPIG_HAS_WINDOW_OUT : 0u);
 	struct mpig_layer_shape shape = layer_shape(wire);
 	struct mpig_payload_layout layout = mpig_attend_layout(&shape, tokens, (uint32_t)a.dtype, present);
 	rc = slot_check(q, "this attend", layout.bytes);

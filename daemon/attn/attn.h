@@ -39,7 +39,8 @@ static inline float *attn_partial_bv(struct attn_partial *p, uint32_t d_v)
 }
 
 void attn_partial_clear(struct attn_partial *p, uint32_t d_v);
-// One head over n selected rows (index) with -log pi (neg_log_pi, or NULL: all certain). Overwrites *p. scratch: 2 * n floats.
+// One head over n selected rows (index) with -log pi (neg_log_pi, or NULL: all certain). Overwrites *p. scratch: 2 * n floats; with
+// neg_log_pi they hold e_i and then (1 - pi_i) e_i^2 afterwards, unless p->m is -inf.
 void attn_selected(const struct kernels *k, const struct row_format *f, const uint8_t *rows, const uint32_t *index,
                    const float *neg_log_pi, uint32_t n, const float *q, const struct attn_head *h, struct attn_partial *p,
                    float *scratch);

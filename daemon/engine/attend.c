@@ -20,11 +20,14 @@ static int choose_budget(struct job *j, const struct layer *layer)
 	struct attend *a = &j->attend;
 	float share = j->request.entry.budget > 0 ? j->request.entry.budget : layer->wire.default_budget;
 	a->budget = share > 0 ? share : engine->default_budget;
+	if (h->delta > 0 && a->proposal != MPIG_PROPOSAL_SIGNATURE && a->proposal != MPIG_PROPOSAL_DENSE)
+		return job_fail(j, MPIG_ENOTSUP, "delta: proposal %u cannot be verified", a->proposal);
 	if (a->proposal != MPIG_PROPOSAL_SIGNATURE)
 		return 0;
+	a->delta = h->delta;
 	a->error_target = h->error_target > 0 ? h->error_target : share > 0 ? 0 : engine->error_target;
 	a->budget_floor = h->budget_floor > 0 ? h->budget_floor : engine->budget_floor;
-	a->budget_cap = h->budget_cap > 0 ? h->budget_cap : engine->budget_cap;
+	a->budget_cap = h->budget_cap > 0 ? h->budget_cap : h->delta > 0 ? 1 : engine->budget_cap;
 	if (a->budget_cap < a->budget_floor && h->budget_cap > 0 && h->budget_floor > 0)
 		return job_fail(j, MPIG_EINVAL, "budget_cap %g is below budget_floor %g", (double)a->budget_cap,
 		                (double)a->budget_floor);
@@ -49,7 +52,12 @@ static int check_request(struct job *j, const struct layer *layer)
 	if (!(h->budget_floor >= 0 && h->budget_floor <= 1 && h->budget_cap >= 0 && h->budget_cap <= 1))
 		return job_fail(j, MPIG_EINVAL, "budget_floor %g or budget_cap %g not in [0, 1]", (double)h->budget_floor,
 		                (double)h->budget_cap);
-	if (h->present & ~(uint32_t)(MPIG_HAS_WINDOW_LSE | MPIG_HAS_SIGNATURE))
+	if (!(h->delta >= 0 && h->delta < 1) || (h->delta > 0 && !(h->error_target > 0)))
+		return job_fail(j, MPIG_EINVAL, "delta %g not in (0, 1), or without an error_target (%g)", (double)h->delta,
+		                (double)h->error_target);
+	if ((h->present & MPIG_HAS_WINDOW_OUT) && !(h->present & MPIG_HAS_WINDOW_LSE))
+		return job_fail(j, MPIG_EINVAL, "a window output without its LSE");
+	if (h->present & ~(uint32_t)(MPIG_HAS_WINDOW_LSE | MPIG_HAS_SIGNATURE | MPIG_HAS_WINDOW_OUT))
 		return job_fail(j, MPIG_EPROTO, "present 0x%x has bits that ATTEND does not know", h->present);
 	a->layout = mpig_attend_layout(&layer->shape, e->count, e->dtype, h->present);
 	if (!j->request.payload_in || a->layout.bytes > j->request.slot_bytes)
@@ -99,6 +107,12 @@ static void set_limits(struct job *j)
 	}
 }
 
+static bool copy_window_out(const struct attend *a, const uint8_t *given, size_t from, size_t to)
+{
+	size_t d_v = a->layer->shape.d_v;
+	return payload_to_f32(given + from * d_v * sizeof(float), MPIG_F32, d_v, a->window_out + to * d_v);
+}
+
 // [T][query heads] of the payload to [KV head][t][j].
 static int copy_queries(struct job *j, struct engine_scratch *scratch)
 {
@@ -122,6 +136,9 @@ static int copy_queries(struct job *j, struct engine_scratch *scratch)
 					return job_fail(j, MPIG_ENAN, "the window LSE of layer %u holds NaN",
 					                j->request.entry.layer);
 			}
+			if (a->window_out && !copy_window_out(a, slot + a->layout.window_out, from, to))
+				return job_fail(j, MPIG_ENAN, "the window output of layer %u holds NaN or infinity",
+				                j->request.entry.layer);
 			if (a->client_signature) {
 				size_t p = a->layer->d_pad;
 				float scale;
@@ -159,9 +176,15 @@ static void carve_arrays(struct job *j, struct carve *c)
 		a->signature = carve(c, all, a->layer->d_pad);
 		a->sig = carve(c, all, sizeof(struct sig_query));
 	}
-	if (a->error_target > 0) {
+	if (a->error_target > 0 && !(a->delta > 0)) {
 		a->ratio = carve(c, s->kv_heads, sizeof(float));
 		a->predicted = carve(c, all, sizeof(float));
+	}
+	if (a->delta > 0) {
+		bool window = j->request.slot.present & MPIG_HAS_WINDOW_OUT;
+		a->lowest = carve(c, all, sizeof(float));
+		a->window_out = window ? carve(c, all * s->d_v, sizeof(float)) : NULL;
+		a->heavy = carve(c, all * a->main_units, sizeof(struct heavy));
 	}
 	if (a->proposal == MPIG_PROPOSAL_PAPER) {
 		a->bucket = carve(c, all, a->layer->wire.paper_l * sizeof(uint16_t));
@@ -244,8 +267,16 @@ int attend_plan(struct job *j, struct engine_scratch *scratch)
 	j->ops = ops_of[a->proposal]; // from here on attend_release undoes everything
 	bool unindexed = a->proposal == MPIG_PROPOSAL_SIGNATURE && !a->view.strip[0].params.mu;
 	bool cheap = a->error_target > 0 && end - begin < DENSE_ROWS;
-	if (unindexed || cheap)
+	if (unindexed || cheap) {
 		j->ops = &dense_ops;
+		a->delta = a->error_target = 0; // exact anyway
+	}
+	if (a->delta > 0) {
+		j->ops = &verified_ops;
+		a->measuring = true;
+		a->deviations = verify_deviations((double)a->delta);
+		a->seed = verify_seed(a->seed);
+	}
 	if ((status = lay_out(j)))
 		return status;
 	if (a->ratio)
@@ -253,6 +284,8 @@ int attend_plan(struct job *j, struct engine_scratch *scratch)
 	a->client_signature = a->sig && (j->request.slot.present & MPIG_HAS_SIGNATURE) &&
 	                      j->request.slot.signature_version == a->view.signature_version;
 	set_limits(j);
+	if (a->heavy) // units without an index note nothing
+		memset(a->heavy, 0, (size_t)a->layer->shape.kv_heads * a->main_units * a->queries * sizeof(*a->heavy));
 	if ((status = copy_queries(j, scratch)))
 		return status;
 	if (a->signs)
@@ -295,12 +328,18 @@ struct attn_head attend_logits(const struct attend *a, uint32_t g, uint32_t r, u
 	return h;
 }
 
-// What the sample of query r says about the variance of the mass, over what was predicted for it. a: the answer's error term.
-static float realised(const struct attend *a, uint32_t g, uint32_t r, float lse, float error_a)
+static double realised(const struct attend *a, uint32_t g, uint32_t r, float lse, float error_a)
 {
 	size_t at = (size_t)g * a->queries + r;
 	double share = a->window_lse ? 1 / (1 + exp((double)a->window_lse[at] - (double)lse)) : 1;
-	return (float)((double)error_a * share * share / (double)a->predicted[at]);
+	return (double)error_a * share * share / (double)a->predicted[at];
+}
+
+void attend_merge(const struct attend *a, uint32_t g, uint32_t r, struct attn_partial *total)
+{
+	attn_partial_clear(total, a->layer->shape.d_v);
+	for (uint32_t u = 0; u < a->main_units; u++)
+		attn_partial_merge(total, attend_partial(a, g, u, r), a->layer->shape.d_v);
 }
 
 // Merges the group's units in their order and writes the answer of its heads into the slot.
@@ -314,12 +353,8 @@ int attend_close(struct job *j, uint32_t g, struct engine_scratch *scratch)
 		return job_fail(j, MPIG_ENOMEM, "no memory to merge");
 	struct attn_partial *total = (struct attn_partial *)memory;
 	float *out = (float *)(memory + a->partial_bytes);
-	double ratio = 0;
-	uint32_t ratios = 0;
 	for (uint32_t r = 0; r < a->queries; r++) {
-		attn_partial_clear(total, d_v);
-		for (uint32_t u = 0; u < a->main_units; u++)
-			attn_partial_merge(total, attend_partial(a, g, u, r), d_v);
+		attend_merge(a, g, r, total);
 		float lse, v, aa;
 		attn_partial_finish(total, d_v, out, &lse, &v, &aa);
 		size_t at = (size_t)attend_token(a, r) * a->layer->shape.query_heads + attend_head(a, g, r);
@@ -328,13 +363,9 @@ int attend_close(struct job *j, uint32_t g, struct engine_scratch *scratch)
 		memcpy(slot + a->layout.error_v + at * 4, &v, 4);
 		memcpy(slot + a->layout.error_a + at * 4, &aa, 4);
 		memcpy(slot + a->layout.rows + at * 4, &total->rows, 4);
-		if (a->predicted && a->predicted[(size_t)g * a->queries + r] > 0) {
-			ratio += (double)realised(a, g, r, lse, aa);
-			ratios++;
-		}
+		if (a->predicted && a->predicted[(size_t)g * a->queries + r] > 0 && a->tokens == 1)
+			ratio_note(j->request.context, a->layer, g, a->position, realised(a, g, r, lse, aa));
 	}
-	if (ratios && a->tokens == 1)
-		ratio_note(j->request.context, a->layer, g, a->position, ratio / ratios);
 	return 0;
 }
 

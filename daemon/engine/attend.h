@@ -6,7 +6,17 @@
 #include "daemon/engine/job.h"
 #include "daemon/store/format.h"
 
-extern const struct job_ops dense_ops, signature_ops, paper_ops, topk_ops, uniform_ops;
+// Rows of one unit for one query: while measuring those with the largest terms of the variance, for the answer those that are certain.
+enum { HEAVY_ROWS = 8 };
+struct heavy {
+	uint32_t n, row[HEAVY_ROWS]; // rows as in a selection
+	float term[HEAVY_ROWS];      // (1 - pi) e^2, descending
+	float neg_log_pi[HEAVY_ROWS];
+	uint32_t noise_n;     // uncertain rows of the sample, and of their logit's excess over the estimate:
+	double noise, noise2; // sum, sum of squares
+};
+
+extern const struct job_ops dense_ops, signature_ops, verified_ops, paper_ops, topk_ops, uniform_ops;
 
 // Query r = t * G + j of KV head g.
 static inline const float *attend_query(const struct attend *a, uint32_t g, uint32_t r)
@@ -25,6 +35,10 @@ static inline uint32_t attend_head(const struct attend *a, uint32_t g, uint32_t 
 static inline struct attn_partial *attend_partial(const struct attend *a, uint32_t g, uint32_t unit, uint32_t r)
 {
 	return (struct attn_partial *)(a->partial + (((size_t)g * a->main_units + unit) * a->queries + r) * a->partial_bytes);
+}
+static inline struct heavy *attend_heavy(const struct attend *a, uint32_t g, uint32_t unit, uint32_t r)
+{
+	return a->heavy + ((size_t)g * a->main_units + unit) * a->queries + r;
 }
 // Rows of [first, first + n) that query r sees: a prefix.
 static inline uint32_t attend_visible(const struct attend *a, uint32_t r, uint64_t first, uint32_t n)
@@ -46,7 +60,19 @@ void attend_count(struct attend *a, uint64_t rows, uint64_t bytes);
 int attend_finish(struct job *j, struct engine_scratch *s);
 // A unit that attends every visible row of a span.
 int attend_span(struct job *j, uint32_t group, uint32_t unit, const struct span *span, struct engine_scratch *s);
+// The query's units merged in their order into total (partial_bytes).
+void attend_merge(const struct attend *a, uint32_t g, uint32_t r, struct attn_partial *total);
 int attend_close(struct job *j, uint32_t group, struct engine_scratch *s);
 void attend_release(struct job *j);
+
+// ---- verify.c
+double verify_deviations(double delta); // z with P(|normal| > z) = delta
+uint64_t verify_seed(uint64_t seed);    // of the sample that only measures
+// A sample's rows, their -log pi, and what attn_selected left: weights[n] = e_i, then terms [n]. top: m - tau.
+void heavy_note(struct heavy *heavy, const uint32_t *row, const float *neg_log_pi, const float *weights, uint32_t n, float top);
+// Returns the new n; row and neg_log_pi have room for HEAVY_ROWS more.
+uint32_t heavy_force(const struct heavy *heavy, uint32_t *row, float *neg_log_pi, uint32_t n);
+int verify_close(struct job *j, uint32_t group, struct engine_scratch *s);
+int verify_finish(struct job *j, struct engine_scratch *s);
 
 #endif

@@ -119,12 +119,19 @@ static void sign_queries(struct job *j, uint32_t g)
 				q_mu += q[d] * params.mu[d];
 		else
 			sig_encode_query(j->engine->kernels, &params, q, signature, &scale, &q_mu, rotated);
-		int32_t sum = 0;
-		for (uint32_t d = 0; d < params.d_pad; d++)
+		int32_t sum = 0, square = 0;
+		for (uint32_t d = 0; d < params.d_pad; d++) {
 			sum += signature[d];
+			square += signature[d] * signature[d];
+		}
+		// A verified answer takes each row for as large as the codes' noise may hide: that noise goes with g, as the estimate
+		// does, so that it is a part of the zero point.
+		float hidden = 0;
+		if (a->delta > 0)
+			hidden = (float)a->deviations * sig_noise(params.bits) * sqrtf((float)square);
 		*sq = (struct sig_query){.q = signature,
 		                         .factor = scale * a->layer->scale,
-		                         .zero = offset * (float)sum,
+		                         .zero = offset * (float)sum - hidden,
 		                         .bias = q_mu * a->layer->scale};
 	}
 }
@@ -221,10 +228,13 @@ static float pilot_threshold(struct job *j, uint32_t g, uint32_t r, const float 
 		return tau_for_budget(k, estimate, n, repeat, a->budget * (double)rows, w);
 	size_t at = (size_t)g * a->queries + r;
 	float window = a->window_lse ? a->window_lse[at] : -INFINITY;
-	double eps = a->error_target / sqrt((double)a->ratio[g]);
-	float tau = tau_for_error(k, estimate, n, repeat, eps, window, floor_rows(a->budget_floor, rows),
-	                          a->budget_cap * (double)rows, w);
-	a->predicted[at] = (float)relative_variance(k, estimate, n, repeat, window, tau, w);
+	double floor = floor_rows(a->budget_floor, rows), cap = a->budget_cap * (double)rows;
+	double eps = a->error_target / (a->delta > 0 ? a->deviations : sqrt((double)a->ratio[g]));
+	float tau = tau_for_error(k, estimate, n, repeat, eps, window, floor, cap, w);
+	if (a->delta > 0)
+		a->lowest[at] = tau_for_budget(k, estimate, n, repeat, cap, w);
+	else
+		a->predicted[at] = (float)relative_variance(k, estimate, n, repeat, window, tau, w);
 	return tau;
 }
 
@@ -291,8 +301,8 @@ static int signature_main(struct job *j, uint32_t g, uint32_t unit, struct engin
 {
 	struct attend *a = &j->attend;
 	const struct span *span = &a->view.strip[g].spans[unit];
-	if (!span->codes)
-		return attend_span(j, g, unit, span, s);
+	if (!span->codes) // exact: verified answers have it from the first sample
+		return a->delta > 0 && !a->measuring ? 0 : attend_span(j, g, unit, span, s);
 	const uint32_t most = BLOCK_MAX_ROWS;
 	uint8_t *memory = scratch_get(s, most * (SIG_MAX_HEADS * 8 + 16));
 	if (!memory)
@@ -318,6 +328,9 @@ static int signature_main(struct job *j, uint32_t g, uint32_t unit, struct engin
 				float tau = signature_query(a, g, r0 + i)->tau, *neg_log_pi = hits[i].estimate;
 				for (uint32_t n = 0; n < hits[i].n; n++)
 					neg_log_pi[n] = fmaxf(0, tau - hits[i].estimate[n]);
+				struct heavy *heavy = a->delta > 0 ? attend_heavy(a, g, unit, r0 + i) : NULL;
+				if (heavy && !a->measuring)
+					hits[i].n = heavy_force(heavy, hits[i].row, neg_log_pi, hits[i].n);
 				row_set_add(&set, hits[i].row, hits[i].n);
 				struct selection sel = {.base = span->rows - (size_t)span->block_row * a->layer->rows.stride,
 				                        .first = span->first - span->block_row,
@@ -325,7 +338,11 @@ static int signature_main(struct job *j, uint32_t g, uint32_t unit, struct engin
 				                        .index = hits[i].row,
 				                        .neg_log_pi = neg_log_pi,
 				                        .n = hits[i].n};
-				attend_selection(j, g, r0 + i, &sel, attend_partial(a, g, unit, r0 + i), scratch);
+				struct attn_partial *p = attend_partial(a, g, unit, r0 + i);
+				attend_selection(j, g, r0 + i, &sel, p, scratch);
+				if (heavy && a->measuring)
+					heavy_note(heavy, sel.index, neg_log_pi, scratch, p->m > -INFINITY ? sel.n : 0,
+					           p->m - tau);
 			}
 		}
 	}
@@ -336,6 +353,9 @@ static int signature_main(struct job *j, uint32_t g, uint32_t unit, struct engin
 
 const struct job_ops signature_ops = {
 	.pre = signature_pre, .main = signature_main, .close = attend_close, .finish = attend_finish, .release = attend_release};
+
+const struct job_ops verified_ops = {
+	.pre = signature_pre, .main = signature_main, .close = verify_close, .finish = verify_finish, .release = attend_release};
 
 // ---- uniform ---------------------------------------------------------------------------------------------------------
 static int uniform_main(struct job *j, uint32_t g, uint32_t unit, struct engine_scratch *s)

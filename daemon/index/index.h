@@ -36,6 +36,8 @@ size_t sig_code_bytes(uint32_t d_pad, uint32_t bits, uint32_t rows);
 // Encodes one key into row `row` of a code array and its factor: g = |x|^2 / <level, x>. scratch: d_pad floats.
 void sig_encode(const struct kernels *k, const struct sig_params *p, const float *key, uint8_t *codes, uint16_t *factors,
                 uint32_t row, float *scratch);
+// Standard deviation of an estimate's error, over g |q'| layer scale, for keys and rotations as the README assumes: at 1, 2 and 4 bits.
+float sig_noise(uint32_t bits);
 // Query side: q [d_k] fp32 -> out [d_pad] int8 and its scale (max |q'| / 127, round to nearest even), and q.mu.
 // This is the reference for the GPU kernel: same operations, same order.
 void sig_encode_query(const struct kernels *k, const struct sig_params *p, const float *q, int8_t *out, float *scale, float *q_mu,

@@ -259,7 +259,7 @@ static const struct {
 } rules[MPIG_OP_COUNT] = {
 	[MPIG_OP_NOP] = {0},
 	[MPIG_OP_ATTEND] = {MPIG_SQE_END_RELATIVE | MPIG_SQE_SEED_SEQUENCE | MPIG_SQE_CAUSAL,
-                            MPIG_HAS_WINDOW_LSE | MPIG_HAS_SIGNATURE, true, true, true},
+                            MPIG_HAS_WINDOW_LSE | MPIG_HAS_SIGNATURE | MPIG_HAS_WINDOW_OUT, true, true, true},
 	[MPIG_OP_APPEND] = {0, MPIG_HAS_QUERIES, true, true, true},
 	[MPIG_OP_COMMIT] = {MPIG_SQE_SEAL, 0, false, false, false},
 	[MPIG_OP_TRUNCATE] = {0},

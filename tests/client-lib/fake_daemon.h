@@ -83,7 +83,7 @@ struct fake {
 	struct mpig_slot_header last_slot;
 };
 
-// What ATTEND answers, per head h and dimension j; the tests expect exactly this.
+// What ATTEND answers, per head h and dimension j, to which it adds the window's output; the tests expect exactly this.
 static inline float fake_attend(float q0, float window_lse, uint64_t seed, uint64_t j)
 {
 	return q0 + 2 * window_lse + (float)seed + (float)j / 1024;
@@ -113,7 +113,10 @@ static int fake_serve_attend(struct fake *f, uint8_t *slot, const struct mpig_sq
 			q0 += scale * (float)(int8_t)slot[l.signature + h * mpig_padded_dim(s.d_k)];
 		}
 		for (uint64_t j = 0; j < s.d_v; j++) {
-			float out = fake_attend(q0, window, e->seed, j);
+			float out = fake_attend(q0, window, e->seed, j), window_out = 0;
+			if (l.window_out)
+				memcpy(&window_out, slot + l.window_out + (h * s.d_v + j) * 4, 4);
+			out += window_out;
 			memcpy(slot + l.out + (h * s.d_v + j) * 4, &out, 4);
 		}
 		float part[3] = {q0, .25f, .5f};

@@ -72,7 +72,7 @@ START_TEST(attend_carries_every_part)
 {
 	struct scene s;
 	struct answer got;
-	float window[T * HEADS], scale[T * HEADS];
+	float window[T * HEADS], scale[T * HEADS], window_out[T * HEADS * 64];
 	int8_t signature[T * HEADS * 64];
 	scene_init(&s, 8, 4, 65536);
 	answer_init(&got);
@@ -96,8 +96,10 @@ START_TEST(attend_carries_every_part)
 		window[i] = (float)i * .5f;
 		scale[i] = (float)i;
 	}
-	for (int i = 0; i < T * HEADS * 64; i++)
+	for (int i = 0; i < T * HEADS * 64; i++) {
 		signature[i] = (int8_t)(i % 50);
+		window_out[i] = (float)(i % 1000);
+	}
 	struct mpig_attend a = s.attend;
 	a.tokens = T;
 	a.end = 200;
@@ -109,6 +111,8 @@ START_TEST(attend_carries_every_part)
 	a.causal_base = 190;
 	a.query_position = 299;
 	a.error_target = .02f;
+	a.delta = .1f;
+	a.window_out = window_out;
 	a.budget = .25f;
 	a.proposal = MPIG_PROPOSAL_TOPK;
 	answer_init(&got);
@@ -119,7 +123,8 @@ START_TEST(attend_carries_every_part)
 		ck_assert_float_eq(got.v[h], .25f);
 		ck_assert_float_eq(got.a[h], .5f);
 		for (unsigned j = 0; j < 64; j++)
-			ck_assert_float_eq(got.out[h * 64 + (int)j], fake_attend(q0, window[h], 5, j));
+			ck_assert_float_eq(got.out[h * 64 + (int)j],
+			                   fake_attend(q0, window[h], 5, j) + window_out[h * 64 + (int)j]);
 	}
 	e = logged(0);
 	ck_assert_uint_eq(e.flags, MPIG_SQE_CAUSAL);
@@ -131,6 +136,8 @@ START_TEST(attend_carries_every_part)
 	ck_assert_uint_eq(h.query_position, 299);
 	ck_assert_uint_eq(h.signature_version, 6);
 	ck_assert_float_eq(h.error_target, .02f);
+	ck_assert_float_eq(h.delta, .1f);
+	ck_assert_uint_eq(h.present, MPIG_HAS_WINDOW_LSE | MPIG_HAS_WINDOW_OUT | MPIG_HAS_SIGNATURE);
 	got.result = (struct mpig_result){.size = sizeof(got.result)}; // nothing wanted
 	ck_assert_int_eq(mpig_attend(s.q, s.x, &a, &got.result), MPIG_OK);
 	mpig_disconnect(s.c);
@@ -161,6 +168,11 @@ START_TEST(bad_requests_never_reach_the_ring)
 	REFUSED(MPIG_EINVAL, "attend.budget = 1.5", a.budget = 1.5f);
 	REFUSED(MPIG_EINVAL, "attend.budget", a.budget = NAN);
 	REFUSED(MPIG_EINVAL, "attend.error_target", a.error_target = NAN);
+	REFUSED(MPIG_EINVAL, "attend.delta", a.delta = .1f);
+	REFUSED(MPIG_EINVAL, "attend.delta", a.delta = 1; a.error_target = .1f);
+	REFUSED(MPIG_EINVAL, "attend.delta", a.delta = NAN; a.error_target = .1f);
+	REFUSED(MPIG_EINVAL, "attend.window_out", a.window_out = s.query; a.delta = .1f; a.error_target = .1f);
+	REFUSED(MPIG_EINVAL, "attend.window_out", a.window_out = s.query; a.window_lse = s.query);
 	REFUSED(MPIG_EINVAL, "attend.proposal = 6", a.proposal = 6);
 	REFUSED(MPIG_ELIMIT, "at most 4096", a.tokens = 4097);
 	REFUSED(MPIG_ERANGE, "attend.begin = 10", a.begin = 10; a.end = 9);

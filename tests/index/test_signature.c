@@ -272,7 +272,8 @@ START_TEST(query_codes)
 END_TEST
 
 // q.k by way of the signature and the estimate kernel.
-static float estimate(const struct kernels *k, const struct sig_params *p, const float *key, const float *q)
+// g, if not NULL, gets the key's factor.
+static float estimate_with_factor(const struct kernels *k, const struct sig_params *p, const float *key, const float *q, float *g)
 {
 	uint8_t codes[16 * SIG_MAX_DIM / 2];
 	uint16_t factor[16];
@@ -286,7 +287,14 @@ static float estimate(const struct kernels *k, const struct sig_params *p, const
 		sum += q8[j];
 	struct sig_query query = {.q = q8, .factor = scale, .zero = (float)(offset_of(p->bits) * sum), .bias = q_mu};
 	k->sig_estimate(codes, factor, 1, p->d_pad, p->bits, &query, 1, out, 16);
+	if (g)
+		*g = f16_to_f32(factor[0]);
 	return out[0];
+}
+
+static float estimate(const struct kernels *k, const struct sig_params *p, const float *key, const float *q)
+{
+	return estimate_with_factor(k, p, key, q, NULL);
 }
 
 START_TEST(unbiased_over_rotations)
@@ -335,18 +343,21 @@ START_TEST(noise_of_gaussian_keys)
 		memset(s.mu, 0, sizeof(s.mu));
 		for (uint32_t j = 0; j < D; j++)
 			s.balance[j] = 1;
-		double square = 0;
+		double square = 0, by_factor = 0;
 		for (uint32_t i = 0; i < PAIRS; i++) {
-			float key[D], q[D];
+			float key[D], q[D], g;
 			rng_gaussian(&rng, key, D);
 			rng_gaussian(&rng, q, D);
-			double error = (double)estimate(&k[isa], &s.p, key, q) - dot(key, q, D);
+			double error = (double)estimate_with_factor(&k[isa], &s.p, key, q, &g) - dot(key, q, D);
+			by_factor += error * error / ((double)g * (double)g * dot(q, q, D) * PAIRS);
 			double qx = dot(key, q, D), perpendicular = dot(key, key, D) * dot(q, q, D) - qx * qx;
 			square += error * error / perpendicular * (D - 1) / PAIRS;
 		}
 		double expected = sqrt(1 / rho2[b] - 1);
 		ck_assert_msg(fabs(sqrt(square) / expected - 1) < .04, "%u bits: noise %g, expected %g", BITS[b], sqrt(square),
 		              expected);
+		ck_assert_msg(fabs(sqrt(by_factor) / (double)sig_noise(BITS[b]) - 1) < .04,
+		              "%u bits: noise %g g |q|, expected %g", BITS[b], sqrt(by_factor), (double)sig_noise(BITS[b]));
 	}
 }
 END_TEST

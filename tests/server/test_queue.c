@@ -287,6 +287,10 @@ static const struct bad_entry {
 	int status;
 } bad_entries[] = {
 	{"good attend", {.op = MPIG_OP_ATTEND, .count = 16, .budget = 1}, {0}, MPIG_OK},
+	{"good verified attend",
+         {.op = MPIG_OP_ATTEND, .count = 1},
+         {.present = MPIG_HAS_WINDOW_LSE | MPIG_HAS_SIGNATURE | MPIG_HAS_WINDOW_OUT, .error_target = .1f, .delta = .1f},
+         MPIG_OK},
 	{"good append",
          {.op = MPIG_OP_APPEND, .count = 1, .dtype = MPIG_F16},
          {.present = MPIG_HAS_QUERIES, .query_count = 4},
@@ -307,8 +311,8 @@ static const struct bad_entry {
 	{"no slot", {.op = MPIG_OP_ATTEND, .count = 1, .slot = MPIG_NO_SLOT}, {0}, MPIG_EINVAL},
 	{"no slot", {.op = MPIG_OP_APPEND, .count = 1, .slot = MPIG_NO_SLOT}, {0}, MPIG_EINVAL},
 	{"no slot", {.op = MPIG_OP_COMMIT, .count = 1, .slot = MPIG_NO_SLOT}, {0}, MPIG_EINVAL},
-	{"reserved in the slot", {.op = MPIG_OP_ATTEND, .count = 1}, {.reserved = {[87] = 1}}, MPIG_EPROTO},
-	{"unknown part", {.op = MPIG_OP_ATTEND, .count = 1}, {.present = 8}, MPIG_EPROTO},
+	{"reserved in the slot", {.op = MPIG_OP_ATTEND, .count = 1}, {.reserved = {[83] = 1}}, MPIG_EPROTO},
+	{"unknown part", {.op = MPIG_OP_ATTEND, .count = 1}, {.present = 16}, MPIG_EPROTO},
 	{"another's part", {.op = MPIG_OP_ATTEND, .count = 1}, {.present = MPIG_HAS_QUERIES}, MPIG_EINVAL},
 	{"another's part", {.op = MPIG_OP_APPEND, .count = 1}, {.present = MPIG_HAS_WINDOW_LSE}, MPIG_EINVAL},
 	{"dtype", {.op = MPIG_OP_ATTEND, .count = 1, .dtype = MPIG_I8}, {0}, MPIG_EINVAL},

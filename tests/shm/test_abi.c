@@ -34,7 +34,7 @@ static const struct field fields[] = {
 	F(mpig_slot_header, error_target, 16, 4), F(mpig_slot_header, budget_floor, 20, 4),
 	F(mpig_slot_header, budget_cap, 24, 4),
 	F(mpig_slot_header, query_count, 28, 4), F(mpig_slot_header, query_position, 32, 8),
-	F(mpig_slot_header, reserved, 40, 88),
+	F(mpig_slot_header, delta, 40, 4), F(mpig_slot_header, reserved, 44, 84),
 
 	F(mpig_queue_header, magic, 0, 4), F(mpig_queue_header, abi_version, 4, 4), F(mpig_queue_header, features, 8, 8),
 	F(mpig_queue_header, region_bytes, 16, 8), F(mpig_queue_header, entries, 24, 4), F(mpig_queue_header, slot_count, 28, 4),
@@ -92,7 +92,8 @@ START_TEST(enumerators_keep_their_numbers)
 	ck_assert_int_eq(MPIG_HAS_WINDOW_LSE, 1);
 	ck_assert_int_eq(MPIG_HAS_SIGNATURE, 2);
 	ck_assert_int_eq(MPIG_HAS_QUERIES, 4);
-	ck_assert_int_eq(MPIG_PRESENT_FLAGS, 7);
+	ck_assert_int_eq(MPIG_HAS_WINDOW_OUT, 8);
+	ck_assert_int_eq(MPIG_PRESENT_FLAGS, 15);
 	ck_assert_int_eq(MPIG_SQ_NEED_WAKEUP, 1);
 	ck_assert_int_eq(MPIG_SQ_CLOSED, 2);
 	ck_assert_uint_eq(MPIG_QUEUE_MAGIC, 0x5147504d);

@@ -167,6 +167,8 @@ class Attend(Structure):
         ("signature", c_void_p),
         ("signature_scale", c_void_p),
         ("signature_version", c_uint32),
+        ("delta", c_float),
+        ("window_out", c_void_p),
     ]
 
 

@@ -66,6 +66,8 @@ class Queue:
         budget_floor: float = 0.0,
         budget_cap: float = 0.0,
         window_lse: Array | None = None,
+        delta: float = 0.0,
+        window_out: Array | None = None,
         errors: bool = False,
         result: AttendResult | None = None,
     ) -> tuple[_lib.Attend, AttendResult]:
@@ -93,11 +95,15 @@ class Queue:
             error_target=error_target,
             budget_floor=budget_floor,
             budget_cap=budget_cap,
+            delta=delta,
         )
         if window_lse is not None:
             lse_shape = wanted[:2] if window_lse.ndim == 2 else wanted[1:2]
             raw.window_lse = address(window_lse, "window_lse", ("f32",), lse_shape)
         d_v = shape.d_v or shape.d_k
+        if window_out is not None:
+            out_shape = (*wanted[:2], d_v) if window_out.ndim == 3 else (wanted[1], d_v)
+            raw.window_out = address(window_out, "window_out", ("f32",), out_shape)
         if result is None:
             result = AttendResult.new(q, tokens, shape.query_heads, d_v, errors)
         elif tuple(result.out.shape) != (tokens, shape.query_heads, d_v):
@@ -108,7 +114,9 @@ class Queue:
         """Attends to rows begin..end of one layer. q [T, heads, d_k] or [heads, d_k] in fp32, fp16 or bf16.
 
         Options: proposal, begin, end (<= 0: relative to the committed length), budget, seed, query_position, causal_base,
-        error_target, budget_floor, budget_cap, window_lse, errors (also return the error terms), result (to reuse one)."""
+        error_target, budget_floor, budget_cap, window_lse, delta (a verified answer: the merged output errs by more than
+        error_target with at most this probability), window_out (the caller's part of it), errors (also return the error
+        terms), result (to reuse one)."""
         raw, result = self._pack_attend(context, layer, q, **options)
         call = self._lib.mpig_attend
         self.client._check(call(self._open_handle(), context._open_handle(), byref(raw), byref(result.raw)))

@@ -166,6 +166,35 @@ def test_poll_returns_every_ticket(client):
         assert not queue.poll()
 
 
+def test_rows_by_error_and_verified(client):
+    """No share named: by error, dense below 4,096 rows. With delta: within eps of the exact output, over 6 heads with delta = 1e-6."""
+    n, window = 6000, 100
+    random = np.random.default_rng(6)
+    k, v = random.normal(size=(2, n, KV, D)).astype(np.float32)
+    q = 2 * random.normal(size=(1, HEADS, D)).astype(np.float32)
+    with client.create("adaptive", magicpig.Spec([LAYER])) as context, client.queue() as queue:
+        queue.append(context, 0, 0, k, v)
+        queue.commit(context, 0, range(n), seal=True)
+        by_error = queue.attend(context, 0, q, seed=1)
+        assert 0.004 * n < by_error.rows.min() and by_error.rows.max() < 0.1 * n
+        assert (queue.attend(context, 0, q, end=4000).rows == 4000).all()
+        huge = np.full((1, HEADS), 50, np.float32)  # the caller has all the mass: the floor
+        assert (queue.attend(context, 0, q, seed=1, window_lse=huge).rows < 0.007 * n).all()
+        mine = queue.attend(context, 0, q, proposal="dense", begin=n - window)
+        verified = queue.attend(
+            context, 0, q, end=-window, seed=1, error_target=0.2, delta=1e-6, window_lse=mine.lse, window_out=mine.out
+        )
+        assert verified.rows.max() < n - window and verified.rows_read > 0
+        out, lse = verified.out.copy(), verified.lse.copy()
+        magicpig.merge(out, lse, mine.out, mine.lse)
+        expected = queue.attend(context, 0, q, proposal="dense").out
+        assert (np.linalg.norm(out - expected, axis=-1) < 0.2 * np.linalg.norm(expected, axis=-1)).all()
+        with pytest.raises(magicpig.Error):
+            queue.attend(context, 0, q, delta=0.1)
+        with pytest.raises(ValueError):
+            queue.attend(context, 0, q, error_target=0.2, delta=0.1, window_lse=mine.lse, window_out=mine.out[:, :2])
+
+
 def test_same_seed_same_bits(client):
     k, v = rows(4)
     q = np.random.default_rng(5).normal(size=(1, HEADS, D)).astype(np.float32)
