@@ -121,6 +121,11 @@ def test_baselines_are_met_at_their_own_bytes():
     assert targets.worst_ratio({"s1": lines["s1"]}, lambda l: l["err"]) is None
 
 
+def test_dense_layers_do_not_enter_the_median(group):
+    found = [line for line in made(group)["targets"] if line["what"].startswith("median error over that of every")]
+    assert len(found) == 1 and "dense" not in found[0]["figures"]
+
+
 def test_json_has_no_nan_and_all_heads(group, tmp_path):
     path = tmp_path / "r" / "report.json"
     report.write(made(group), path)

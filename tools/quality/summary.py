@@ -111,7 +111,7 @@ def aggregate(group: Group, setting: Setting) -> dict | None:
     line = {
         "model": group.model, "text": group.text, "setting": setting.name, "proposal": setting.label, "family": setting.family,
         "parameters": {"budget": setting.budget, "error_target": setting.error_target, "bits": setting.bits, "paper": list(setting.paper), "rows": setting.row_dtype},
-        "oracle": setting.oracle, "documents": err.shape[0], "seeds": err.shape[1], "heads": err.shape[2] * err.shape[4],
+        "oracle": setting.oracle, "dense_layers": setting.dense_layers, "documents": err.shape[0], "seeds": err.shape[1], "heads": err.shape[2] * err.shape[4],
         "kept": float(kept.mean()), "bytes": float(read.mean()) + group.exact_bytes(),
         "bytes_share": (float(read.mean()) + group.exact_bytes()) / group.all_bytes(),
         "us": float(np.median(ns)) / 1e3, "err": quantiles(err),

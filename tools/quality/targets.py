@@ -65,7 +65,8 @@ def equal_bytes(group: Group, lines: dict[str, dict]) -> list[Line]:
 
 
 def _error(line: dict) -> float | None:
-    return line["err"]["median"]
+    """None where some layers are dense: a median over exact and sampled heads says nothing of either."""
+    return None if line.get("dense_layers") else line["err"]["median"]
 
 
 def _kl(line: dict) -> float | None:
