@@ -57,7 +57,7 @@ static void seal_parent(struct store *s, struct fork_plan *plan)
 		struct trash **trash = &plan->trash[i - plan->first_unsealed];
 		uint32_t rows = ref_rows(plan->parent, plan->snap, i);
 		segment_trash_fill(s, seg, rows, true, *trash);
-		pool_publish_word32(s->pool, &seg->record->sealed_rows, rows);
+		segment_publish_sealed(s->pool, seg->record, rows);
 		context_retire(s, plan->parent, &(*trash)->garbage);
 		*trash = NULL;
 	}
@@ -132,7 +132,7 @@ static int fork_locked(struct store *s, const struct credentials *who, struct co
 	struct context *child = NULL;
 	if (!status)
 		status = context_build(s, &draft, parent->spec, &child, why);
-	if (!status && chain_reserve(child, tokens))
+	if (!status && (chain_complete(parent) || chain_reserve(child, tokens)))
 		status = refuse(why, MPIG_ENOMEM, "the daemon has no memory to fork '%s'", parent->name);
 	if (!status)
 		status = share(s, &plan, child, why);

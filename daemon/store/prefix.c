@@ -37,6 +37,17 @@ void chain_extend(struct context *c, uint64_t committed)
 	}
 }
 
+int chain_complete(struct context *c)
+{
+	uint64_t committed = context_committed(c);
+	if (c->chain_count == committed / CHAIN_TOKENS)
+		return 0;
+	if (chain_reserve(c, committed))
+		return MPIG_ENOMEM;
+	chain_extend(c, committed);
+	return 0;
+}
+
 struct query {
 	const uint32_t *tokens;
 	uint64_t count;
@@ -79,7 +90,8 @@ static struct context *best_match(const struct store *s, const struct credential
 	struct context *best = NULL;
 	for (size_t i = 0; i < s->count; i++) {
 		struct context *c = s->context[i];
-		if (memcmp(c->fingerprint, fingerprint, sizeof c->fingerprint) || !access_check(&c->identity, who, ACCESS_READ))
+		if (memcmp(c->fingerprint, fingerprint, sizeof c->fingerprint) || !access_check(&c->identity, who, ACCESS_READ) ||
+		    c->damage || chain_complete(c))
 			continue;
 		uint64_t n = common(c, q);
 		if (!best || n > *matched || (n == *matched && context_committed(c) < context_committed(best))) {

@@ -25,16 +25,11 @@ uint64_t store_now(const struct store *s)
 	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-int store_create(const struct store_options *options, struct store **out)
+struct store *store_new(const struct store_options *options)
 {
-	const struct superblock *sb = pool_superblock(options->pool);
-	const uint64_t *table = pool_at(options->pool, sb->contexts_offset);
-	for (uint32_t i = 0; i < sb->contexts_max; i++)
-		if (table[i])
-			return MPIG_ENOTSUP; // a pool with contexts needs its free map derived first
 	struct store *s = calloc(1, sizeof *s);
 	if (!s)
-		return MPIG_ENOMEM;
+		return NULL;
 	s->pool = options->pool;
 	s->options = *options;
 	if (!(s->options.default_budget > 0))
@@ -42,6 +37,19 @@ int store_create(const struct store_options *options, struct store **out)
 	s->next_id = 1;
 	s->metadata_bytes = pool_used(options->pool);
 	pthread_mutex_init(&s->lock, NULL);
+	return s;
+}
+
+int store_create(const struct store_options *options, struct store **out)
+{
+	const struct superblock *sb = pool_superblock(options->pool);
+	const uint64_t *table = pool_at(options->pool, sb->contexts_offset);
+	for (uint32_t i = 0; i < sb->contexts_max; i++)
+		if (table[i])
+			return MPIG_ENOTSUP; // its free map has to be derived first: store_attach
+	struct store *s = store_new(options);
+	if (!s)
+		return MPIG_ENOMEM;
 	*out = s;
 	return 0;
 }
@@ -205,6 +213,7 @@ void context_unref(struct context *c)
 	spec_unref(c->spec);
 	free(c->rows);
 	free(c->chain);
+	free(c->damage);
 	free(c);
 }
 
