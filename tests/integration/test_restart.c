@@ -90,8 +90,7 @@ struct decoder {
 // A commit whose answer was lost may have been done: the length says so once the client is through again.
 static int decode_step(struct decoder *c, uint64_t token)
 {
-	int status = mpig_context_committed(c->x) > token ? MPIG_OK
-	                                                  : test_client_fill(&c->s, c->x, &data, token, token + 1, 0);
+	int status = mpig_context_committed(c->x) > token ? MPIG_OK : test_client_fill(&c->s, c->x, &data, token, token + 1, 0);
 	return status ? status : ask(&c->s, c->x, (int64_t)token + 1, token, &c->answer[token - PREFILL]);
 }
 
