@@ -22,6 +22,9 @@
 #define OPTIONS_NAME_BYTES 64
 #define OPTIONS_WHY_BYTES 512
 
+enum option_restart { RESTART_ATTACH, RESTART_FRESH };
+enum option_verify { OPTION_VERIFY_NONE, OPTION_VERIFY_HEADER, OPTION_VERIFY_FULL };
+
 struct options {
 	struct {
 		char instance[OPTIONS_NAME_BYTES];
@@ -35,6 +38,9 @@ struct options {
 		char dir[OPTIONS_PATH_BYTES]; // "" until options_resolve
 		uint64_t size;                // bytes; 0 = half of MemAvailable
 		bool lock_memory, huge_pages;
+		int restart; // enum option_restart
+		bool keep;
+		int verify; // enum option_verify
 	} pool;
 	struct {
 		uint32_t count; // 0 = one per CPU of `cpus`

@@ -96,6 +96,32 @@ static bool parse_level(const char *text, int *value)
 	return false;
 }
 
+// The words of an option that has some, in the order of its enum; NULL after the last.
+static const char *const *words_of(const struct option *option)
+{
+	static const char *const restart[] = {"attach", "fresh", NULL}, *const verify[] = {"none", "header", "full", NULL};
+	return option->type == OPTION_RESTART ? restart : verify;
+}
+
+static bool parse_word(const struct option *option, const char *text, int *value)
+{
+	const char *const *words = words_of(option);
+	for (int i = 0; words[i]; i++)
+		if (strcmp(text, words[i]) == 0) {
+			*value = i;
+			return true;
+		}
+	return false;
+}
+
+static void list_words(const struct option *option, char *text, size_t bytes)
+{
+	const char *const *words = words_of(option);
+	size_t used = 0;
+	for (int i = 0; words[i] && used < bytes; i++)
+		used += (size_t)snprintf(text + used, bytes - used, "%s%s", i == 0 ? "" : words[i + 1] ? ", " : " or ", words[i]);
+}
+
 static bool parse_mode(const char *text, uint32_t *value)
 {
 	if (!*text || strspn(text, "01234567") != strlen(text) || strlen(text) > 5)
@@ -160,6 +186,9 @@ static bool parse_value(const struct option *option, const char *text, void *val
 		return true;
 	case OPTION_LEVEL:
 		return parse_level(text, value);
+	case OPTION_RESTART:
+	case OPTION_VERIFY:
+		return parse_word(option, text, value);
 	case OPTION_BOOL:
 		return parse_bool(text, value);
 	case OPTION_MODE:
@@ -216,6 +245,10 @@ void option_format(const struct option *option, const void *value, char *text, s
 	case OPTION_LEVEL:
 		snprintf(text, bytes, "%s", log_level_names[*(const int *)value & 3]);
 		break;
+	case OPTION_RESTART:
+	case OPTION_VERIFY:
+		snprintf(text, bytes, "%s", words_of(option)[*(const int *)value]);
+		break;
 	case OPTION_BOOL:
 		snprintf(text, bytes, "%s", *(const bool *)value ? "yes" : "no");
 		break;
@@ -259,6 +292,10 @@ void option_describe(const struct option *option, char *text, size_t bytes)
 		break;
 	case OPTION_LEVEL:
 		snprintf(text, bytes, "error, warn, info or debug");
+		break;
+	case OPTION_RESTART:
+	case OPTION_VERIFY:
+		list_words(option, text, bytes);
 		break;
 	case OPTION_BOOL:
 		snprintf(text, bytes, "yes or no");

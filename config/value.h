@@ -18,7 +18,9 @@ enum option_type {
 	OPTION_CPUS,         // cpu_set_t
 	OPTION_LEVEL,        // int, enum log_level
 	OPTION_BOOL,         // bool
-	OPTION_MODE          // uint32_t
+	OPTION_MODE,         // uint32_t
+	OPTION_RESTART,      // int, enum option_restart
+	OPTION_VERIFY        // int, enum option_verify
 };
 
 struct option {

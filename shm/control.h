@@ -134,6 +134,10 @@ struct mpig_ctl_open { // OPEN, SHOW (handle ignored), DROP, FORK (new_name), CH
 	uint8_t reserved[32];
 };
 
+enum mpig_context_flags {
+	MPIG_CONTEXT_QUARANTINED = 1u << 0, // damaged: listed and dropped, nothing else
+};
+
 // A context as others see it.
 struct mpig_wire_context {
 	char name[MPIG_NAME_BYTES];
@@ -153,7 +157,8 @@ struct mpig_wire_context {
 	uint32_t readers;           // connections that have it open
 	uint32_t writer_pid;        // 0 = no lease
 	uint32_t handle;
-	uint8_t reserved[64];
+	uint32_t flags; // enum mpig_context_flags
+	uint8_t reserved[60];
 };
 
 struct mpig_ctl_context_reply { // CREATE, OPEN, OPEN_PREFIX, FORK, SHOW

@@ -12,7 +12,7 @@ enum {
 	ENCODE_ROWS = 4096, // rows of one unit
 };
 
-static uint64_t table_bytes(const struct layer *layer, uint32_t rows)
+uint64_t engine_table_bytes(const struct layer *layer, uint32_t rows)
 {
 	return layer->wire.paper_l ? paper_table_bytes(layer->wire.paper_k, layer->wire.paper_l, rows) : 0;
 }
@@ -128,7 +128,7 @@ static int next_segment(struct job *j)
 {
 	struct commit *c = &j->commit;
 	char why[MPIG_TEXT_BYTES] = "";
-	int status = context_seal_begin(j->engine->store, j->request.context, table_bytes, &c->plan, why);
+	int status = context_seal_begin(j->engine->store, j->request.context, engine_table_bytes, &c->plan, why);
 	if (status)
 		return job_fail(j, status, "the tokens are committed but not indexed: %s", why);
 	if (!c->plan.rows)

@@ -28,6 +28,7 @@ struct engine_options {
 };
 int engine_create(const struct engine_options *options, struct engine **engine); // builds the noise table
 void engine_destroy(struct engine *engine);
+uint64_t engine_table_bytes(const struct layer *layer, uint32_t rows); // of SimHash tables; store_attach checks them by it
 
 // Scratch of one thread. Grows on demand; MPIG_ENOMEM fails the job, not the daemon.
 struct engine_scratch;

@@ -45,6 +45,7 @@ struct server {
 	uint64_t next_holder;
 	uint32_t quiet_ticks;
 	bool draining, stopping, hurry;
+	bool attached, started; // to a pool an earlier daemon left; ready to serve
 };
 
 // Runs the daemon until it is told to stop. All errors are logged. The process's exit status.

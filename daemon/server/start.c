@@ -1,4 +1,5 @@
 // The daemon's parts, started in order and stopped backwards.
+#include <assert.h>
 #include <errno.h>
 #include <grp.h>
 #include <signal.h>
@@ -10,6 +11,7 @@
 #include <unistd.h>
 
 #include "daemon/base/affinity.h"
+#include "daemon/base/clock.h"
 #include "daemon/base/log.h"
 #include "daemon/server/peer.h"
 #include "daemon/server/server.h"
@@ -76,6 +78,58 @@ static uint32_t choose_cpus(const struct options *o, cpu_set_t *cpus)
 	return count;
 }
 
+static int open_pool(struct server *s)
+{
+	const struct options *o = &s->options;
+	struct pool_options pool = {.dir = o->pool.dir,
+	                            .instance = o->daemon.instance,
+	                            .bytes = o->pool.size,
+	                            .lock_memory = o->pool.lock_memory,
+	                            .huge_pages = o->pool.huge_pages};
+	char why[OPTIONS_WHY_BYTES] = "";
+	int status = o->pool.restart == RESTART_ATTACH ? pool_open(&pool, &s->pool, why, sizeof why) : MPIG_ENOENT;
+	s->attached = status == MPIG_OK;
+	if (status == MPIG_ENOENT)
+		status = pool_create(&pool, &s->pool, why, sizeof why);
+	if (status != MPIG_OK) {
+		log_error("pool: %s", why);
+		return -1;
+	}
+	uint64_t mib = pool_bytes(s->pool) >> 20, asked = o->pool.size >> 20;
+	if (s->attached && asked && asked / 2 != mib / 2)
+		log_warn("pool.size = %lluM, but the pool attached has %lluM: a pool keeps the size it was made with",
+		         (unsigned long long)asked, (unsigned long long)mib);
+	return 0;
+}
+
+static void warn(void *arg, const char *text)
+{
+	(void)arg;
+	log_warn("%s", text);
+}
+
+static int open_store(struct server *s)
+{
+	static_assert((int)OPTION_VERIFY_HEADER == (int)VERIFY_HEADER && (int)OPTION_VERIFY_FULL == (int)VERIFY_FULL,
+	              "the option's words are the store's levels");
+	const struct options *o = &s->options;
+	struct store_options store = {.pool = s->pool,
+	                              .quota_bytes = o->limits.bytes_per_uid,
+	                              .quota_contexts = o->limits.contexts_per_uid};
+	if (!s->attached)
+		return store_create(&store, &s->store);
+	struct store_attach_options attach = {
+		.verify = (enum verify_level)o->pool.verify, .table_bytes = engine_table_bytes, .warn = warn};
+	struct store_attached found;
+	uint64_t begin = mono_ns();
+	int status = store_attach(&store, &attach, &s->store, &found);
+	if (status == MPIG_OK)
+		log_info("attached %llu contexts, %llu tokens in %.1f ms; %llu quarantined", (unsigned long long)found.contexts,
+		         (unsigned long long)found.tokens, (double)(mono_ns() - begin) / 1e6,
+		         (unsigned long long)found.quarantined);
+	return status;
+}
+
 static int start_memory(struct server *s)
 {
 	const struct options *o = &s->options;
@@ -87,24 +141,14 @@ static int start_memory(struct server *s)
 		return -1;
 	}
 	kernels_init(&s->kernels, cpu_features() & mask, s->kernels_name, sizeof s->kernels_name);
-	struct pool_options pool = {.dir = o->pool.dir,
-	                            .instance = o->daemon.instance,
-	                            .bytes = o->pool.size,
-	                            .lock_memory = o->pool.lock_memory,
-	                            .huge_pages = o->pool.huge_pages};
-	char why[OPTIONS_WHY_BYTES] = "";
-	if (pool_create(&pool, &s->pool, why, sizeof why) != MPIG_OK) {
-		log_error("pool: %s", why);
+	if (open_pool(s) != 0)
 		return -1;
-	}
-	struct store_options store = {
-		.pool = s->pool, .quota_bytes = o->limits.bytes_per_uid, .quota_contexts = o->limits.contexts_per_uid};
 	struct engine_options engine = {.kernels = &s->kernels,
 	                                .error_target = o->engine.error_target,
 	                                .budget_floor = o->engine.budget_floor,
 	                                .budget_cap = o->engine.budget_cap,
 	                                .default_budget = o->engine.default_budget};
-	int status = store_create(&store, &s->store);
+	int status = open_store(s);
 	engine.store = s->store;
 	if (status == MPIG_OK)
 		status = engine_create(&engine, &s->engine);
@@ -194,6 +238,7 @@ int server_start(struct server *s)
 	if (start_stats(s, workers, gid) != 0 || start_workers(s, workers, &cpus) != 0 || start_listening(s, gid) != 0)
 		return -1;
 	server_refresh_stats(s);
+	s->started = true;
 	char list[128];
 	cpu_list_format(&cpus, list, sizeof list);
 	log_info("magicpigd %s ready: instance %s on %s, pool of %llu MiB in %s, %u workers on CPUs %s, kernels %s, %s",
@@ -233,8 +278,11 @@ void server_stop(struct server *s)
 	if (s->stats.stats)
 		stats_close(&s->stats);
 	if (s->pool) {
-		pool_close(s->pool, true);
-		rmdir(s->options.pool.dir); // if it is empty and we may; the next start makes it again
+		// A start that failed takes away only what it made itself.
+		bool remove = s->started ? !s->options.pool.keep : !s->attached;
+		pool_close(s->pool, remove);
+		if (remove)
+			rmdir(s->options.pool.dir); // if it is empty and we may; the next start makes it again
 	}
 	account_free(&s->accounts);
 	listener_close(&s->listener, true);

@@ -117,6 +117,42 @@ uint32_t extent_map_take(struct extent_map *map, uint32_t n)
 	return first;
 }
 
+bool extent_map_claim(struct extent_map *map, uint32_t first, uint32_t n)
+{
+	if (!n || first >= map->granules || n > map->granules - first || !extent_map_all_free(map, first, n))
+		return false;
+	uint32_t a = first / 64, b = (first + n - 1) / 64;
+	for (uint32_t w = a; w <= b; w++)
+		map->used[w] |= word_mask(w, first, n);
+	map->free -= n;
+	update(map, a, b);
+	return true;
+}
+
+// The first granule at `from` or later whose bit is `used`; `granules` if there is none.
+static uint32_t next_granule(const struct extent_map *map, uint32_t from, bool used)
+{
+	for (uint32_t w = from / 64; from < map->granules && w <= (map->granules - 1) / 64; w++) {
+		uint64_t bits = used ? map->used[w] : ~map->used[w];
+		if (w == from / 64)
+			bits &= ~UINT64_C(0) << (from % 64);
+		if (bits) {
+			uint32_t found = w * 64 + (uint32_t)__builtin_ctzll(bits);
+			return found < map->granules ? found : map->granules;
+		}
+	}
+	return map->granules;
+}
+
+uint32_t extent_map_free_run(const struct extent_map *map, uint32_t from, uint32_t *n)
+{
+	uint32_t first = next_granule(map, from, false);
+	if (first >= map->granules)
+		return EXTENT_NONE;
+	*n = next_granule(map, first, true) - first;
+	return first;
+}
+
 void extent_map_give(struct extent_map *map, uint32_t first, uint32_t n)
 {
 	assert(n && first < map->granules && n <= map->granules - first);

@@ -24,6 +24,10 @@ int extent_map_init(struct extent_map *map, uint32_t granules); // all free; 0, 
 void extent_map_fini(struct extent_map *map);
 // The first run of n free granules, now used; EXTENT_NONE if there is none.
 uint32_t extent_map_take(struct extent_map *map, uint32_t n);
+// Takes exactly [first, first + n), if all of it is inside the map and free.
+bool extent_map_claim(struct extent_map *map, uint32_t first, uint32_t n);
+// The first free run at `from` or later and its length; EXTENT_NONE if there is none.
+uint32_t extent_map_free_run(const struct extent_map *map, uint32_t from, uint32_t *n);
 // Gives [first, first + n) back. All of it must be in use: giving twice aborts.
 void extent_map_give(struct extent_map *map, uint32_t first, uint32_t n);
 bool extent_map_all_used(const struct extent_map *map, uint32_t first, uint32_t n);

@@ -129,7 +129,7 @@ static int commit_locked(struct store *s, struct context *c, uint64_t position, 
 			              "commit of tokens up to %" PRIu64 ": layer %u holds rows of %" PRIu64
 			              " only; append them first",
 			              end, i, (uint64_t)atomic_load(&c->rows[i]));
-	if (prefix_extend(s, c, tokens + (committed - position), end - committed))
+	if (prefix_complete(s, c) || prefix_extend(s, c, tokens + (committed - position), end - committed))
 		return refuse(why, MPIG_ENOMEM, "the daemon has no memory to index %" PRIu64 " tokens", end);
 	tokens_write(c, committed, end - committed, tokens + (committed - position));
 	set_committed(s, c, end);

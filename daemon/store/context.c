@@ -25,7 +25,7 @@ struct context *name_find(const struct store *s, const char *name)
 	return c;
 }
 
-int name_check(const struct store *s, const char *name, const char *field, char *why)
+int name_valid(const char *name, const char *field, char *why)
 {
 	size_t n = strnlen(name, MPIG_NAME_BYTES);
 	if (n < 1 || n >= MPIG_NAME_BYTES)
@@ -36,13 +36,19 @@ int name_check(const struct store *s, const char *name, const char *field, char 
 			              (unsigned char)name[i]);
 	if (!strcmp(name, ".") || !strcmp(name, ".."))
 		return refuse(why, MPIG_EINVAL, "%s: '%s' is not a name", field, name);
-	if (name_find(s, name))
-		return refuse(why, MPIG_EEXIST, "a context named '%s' exists: drop it, or choose another name", name);
 	return 0;
 }
 
-int context_find(const struct store *s, const struct credentials *who, const char *name, enum access want, struct context **out,
-                 char *why)
+int name_check(const struct store *s, const char *name, const char *field, char *why)
+{
+	int status = name_valid(name, field, why);
+	if (!status && name_find(s, name))
+		return refuse(why, MPIG_EEXIST, "a context named '%s' exists: drop it, or choose another name", name);
+	return status;
+}
+
+int context_lookup(const struct store *s, const struct credentials *who, const char *name, enum access want, struct context **out,
+                   char *why)
 {
 	struct context *c = name_find(s, name);
 	if (!c)
@@ -57,9 +63,21 @@ int context_find(const struct store *s, const struct credentials *who, const cha
 	return 0;
 }
 
+int context_find(const struct store *s, const struct credentials *who, const char *name, enum access want, struct context **out,
+                 char *why)
+{
+	struct context *c;
+	int status = context_lookup(s, who, name, want, &c, why);
+	if (!status && c->damage)
+		return refuse(why, MPIG_ECORRUPT, "context '%s' is quarantined and can only be dropped: %s", c->name, c->damage);
+	if (!status)
+		*out = c;
+	return status;
+}
+
 // ---- making ----------------------------------------------------------------------------------------------------------
 
-static uint64_t spec_bytes(const struct spec *spec)
+uint64_t spec_bytes(const struct spec *spec)
 {
 	return pool_round(sizeof(struct record_header) + (uint64_t)spec->layer_count * sizeof(struct mpig_wire_layer));
 }
@@ -153,7 +171,7 @@ int context_build(struct store *s, const struct context_draft *draft, struct spe
 	c->table_slot = slot;
 	c->offset = extents_next(&x);
 	c->record = pool_at(s->pool, c->offset);
-	c->record->spec_offset = extents_next(&x);
+	c->record->spec_offset = c->spec_offset = extents_next(&x);
 	snap->list_offset = list ? extents_next(&x) : 0;
 	snap->list_bytes = list;
 	c->fixed_bytes = record + specs;
@@ -167,7 +185,8 @@ int context_build(struct store *s, const struct context_draft *draft, struct spe
 
 void context_free_records(struct store *s, const struct context *c, const struct snapshot *snap)
 {
-	pool_free(s->pool, c->record->spec_offset, spec_bytes(c->spec));
+	if (c->spec_offset)
+		pool_free(s->pool, c->spec_offset, spec_bytes(c->spec));
 	pool_free(s->pool, c->offset, pool_round(sizeof(struct context_record)));
 	if (snap->list_offset)
 		pool_free(s->pool, snap->list_offset, snap->list_bytes);
@@ -318,6 +337,7 @@ static void fill_info(const struct context *c, struct mpig_wire_context *out)
 		.signature_version = context_signature_version(c),
 		.metadata_bytes = context_own_bytes(c),
 		.writer_pid = atomic_load(&c->holder) ? c->writer_pid : 0,
+		.flags = c->damage ? MPIG_CONTEXT_QUARANTINED : 0,
 	};
 	memcpy(out->name, c->name, sizeof out->name);
 	memcpy(out->fingerprint, c->fingerprint, sizeof out->fingerprint);

@@ -57,7 +57,7 @@ static void seal_parent(struct store *s, struct fork_plan *plan)
 		struct trash **trash = &plan->trash[i - plan->first_unsealed];
 		uint32_t rows = ref_rows(plan->parent, plan->snap, i);
 		segment_trash_fill(s, seg, rows, true, *trash);
-		pool_publish_word32(s->pool, &seg->record->sealed_rows, rows);
+		segment_publish_sealed(s->pool, seg->record, rows);
 		context_retire(s, plan->parent, &(*trash)->garbage);
 		*trash = NULL;
 	}
@@ -142,7 +142,7 @@ static int fork_locked(struct store *s, const struct credentials *who, struct co
 	}
 	seal_parent(s, &plan);
 	plan_fini(&plan);
-	prefix_share(child, parent, tokens);
+	prefix_share(s, child, parent, tokens);
 	atomic_store(&child->committed, tokens);
 	context_announce(s, child);
 	context_ref(child);

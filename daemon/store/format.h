@@ -4,7 +4,8 @@
 //   superblock -> context table: u64 [contexts_max], 0 = free
 //     context record
 //       immutable: id, name, fingerprint, spec offset, seed, creation                     (checksummed)
-//       word:      state (LIVE, DROPPED)          one store drops a context
+//       word:      state (LIVE, DROPPED,          one store drops a context
+//                  QUARANTINED)                   found damaged when attached
 //       word:      committed                      one release store commits
 //       slots A, B: owner, group, mode, segment list, parameters    the newer one with a valid checksum counts
 //       -> spec: layer_count x struct mpig_wire_layer                                     (checksummed)
@@ -85,7 +86,7 @@ struct context_slot { // two of them; pool_publish() writes the older one whole
 	uint64_t checksum; // XXH3 of the above
 };
 
-enum context_state { CONTEXT_LIVE = 1, CONTEXT_DROPPED = 2 };
+enum context_state { CONTEXT_LIVE = 1, CONTEXT_DROPPED = 2, CONTEXT_QUARANTINED = 3 };
 
 struct context_record {
 	struct record_header header; // checksum: up to `state`
@@ -113,10 +114,10 @@ struct segment_ref {
 };
 
 struct segment_record {
-	struct record_header header;
-	uint64_t generation_offset; // 0 = no index yet
-	uint64_t centres_offset;    // int8 rows: float [strips][max d_k]; 0 = none
-	uint32_t sealed_rows;       // 0 = open
+	struct record_header header; // checksum, when sealed: of these and all records it leads to (checksum.c)
+	uint64_t generation_offset;  // 0 = no index yet
+	uint64_t centres_offset;     // int8 rows: float [strips][max d_k]; 0 = none
+	uint32_t sealed_rows;        // 0 = open
 	uint32_t block_count;
 	uint32_t strips, reserved;
 	struct {
@@ -125,16 +126,16 @@ struct segment_record {
 	} block[SEGMENT_MAX_BLOCKS];
 };
 
-struct block_record { // followed by u64 rows_offset[strips], then u32 token[rows]
-	struct record_header header;
+struct block_record {                // followed by u64 rows_offset[strips], then u32 token[rows]
+	struct record_header header; // checksum: of the sealed rows and their token ids; 0: none
 	uint32_t rows, strips;
 };
 
 struct table_extent {
 	uint64_t offset, bytes;
 };
-struct generation_record { // followed by struct table_extent[strips] (paper; offset 0 = none)
-	struct record_header header;
+struct generation_record {           // followed by struct table_extent[strips] (paper; offset 0 = none)
+	struct record_header header; // checksum: of the tables; 0: none
 	uint64_t params_offset;
 	uint32_t version; // of the parameters
 	uint32_t strips;
@@ -143,8 +144,8 @@ struct generation_record { // followed by struct table_extent[strips] (paper; of
 	uint64_t code_block[SEGMENT_MAX_BLOCKS]; // parallel to the segment's blocks; 0 = no codes
 };
 
-struct code_block_record { // followed by u64 codes_offset[strips]
-	struct record_header header;
+struct code_block_record {           // followed by u64 codes_offset[strips]
+	struct record_header header; // checksum: of the sealed rows' codes; 0: none
 	uint32_t rows, strips;
 };
 

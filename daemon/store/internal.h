@@ -74,6 +74,7 @@ struct segment {
 	uint32_t refs;     // contexts
 	uint64_t rows_bytes, index_bytes, metadata_bytes;
 	struct charge charge;
+	bool damaged; // found so while attaching
 };
 
 struct ref {
@@ -93,9 +94,10 @@ struct context {
 	_Atomic uint32_t refs;
 	_Atomic bool dropped;
 	struct spec *spec;
-	uint64_t offset;
+	uint64_t offset, spec_offset; // spec_offset 0: a damaged context without one
 	struct context_record *record;
 	uint32_t table_slot;
+	char *damage; // why it is quarantined: neither read nor written, only listed and dropped; NULL: it is not
 	struct identity identity;
 	uint64_t id, parent_id, fork_tokens, created_ns, seed;
 	char name[MPIG_NAME_BYTES];
@@ -142,6 +144,7 @@ struct prefix_index {
 	struct prefix_tree *tree;
 	struct prefix_node **bucket; // children by (parent, first token)
 	size_t buckets, nodes;       // buckets: a power of two
+	bool late;                   // some context has no place yet
 };
 
 struct store {
@@ -160,6 +163,7 @@ struct store {
 };
 
 // store.c
+struct store *store_new(const struct store_options *options); // without contexts; NULL without memory
 void store_lock(struct store *s);
 void store_unlock(struct store *s); // and destroys what was buried meanwhile
 void store_bury(struct store *s, struct garbage *g);
@@ -238,6 +242,40 @@ struct trash *segment_trash_new(const struct store *s, const struct segment *seg
 void segment_trash_fill(struct store *s, struct segment *seg, uint32_t rows, bool trim, struct trash *trash);
 struct generation_record *segment_generation(const struct pool *pool, const struct segment *seg);
 
+// checksum.c: what a sealed segment says about itself. 0 means none.
+uint64_t segment_checksum(const struct pool *pool, const struct segment_record *r, uint32_t sealed_rows); // its records
+struct content_sums { // of what its records lead to
+	uint64_t block[SEGMENT_MAX_BLOCKS], code_block[SEGMENT_MAX_BLOCKS], tables;
+};
+uint64_t block_content(const struct pool *pool, const struct spec *spec, const struct segment_record *r, uint32_t block,
+                       uint32_t rows); // token ids and rows; `rows`: of the segment, sealed or to be sealed
+uint64_t code_block_content(const struct pool *pool, const struct spec *spec, const struct segment_record *r, uint32_t block,
+                            uint64_t code_block, uint32_t rows);
+uint64_t table_content(const struct pool *pool, const struct table_extent *table, uint32_t strip); // of all strips: their sum
+uint64_t checksum_of_sum(uint64_t sum);
+struct segment_walk { // of a verification, part by part: blocks, then tables
+	uint32_t step;
+	bool damaged;
+	uint64_t sum; // of the tables so far
+	uint64_t bytes;
+	uint32_t checked, unchecked; // parts with and without a checksum
+};
+// Verifies the next part of a sealed segment; false when there was none.
+bool segment_verify_step(const struct pool *pool, const struct segment *seg, struct segment_walk *walk);
+// The one store that seals a segment; its checksum is stored before.
+void segment_publish_sealed(struct pool *pool, struct segment_record *r, uint32_t rows);
+
+// check.c: records in the pool before anybody believes them. All return false with `why` filled.
+void *record_at(const struct pool *pool, uint64_t offset, enum record_kind kind, uint64_t bytes); // NULL: it is not one
+struct segment_use {                                                                              // of a segment by a context
+	const struct pool *pool;
+	const struct spec *spec;
+	uint64_t offset, params_offset;
+	uint32_t rows; // the context uses, committed
+	uint64_t (*table_bytes)(const struct layer *, uint32_t rows);
+};
+bool segment_check(const struct segment_use *use, char *why);
+
 // snapshot.c
 struct snapshot *snapshot_new(uint32_t count);
 void snapshot_install(struct store *s, struct context *c, struct snapshot *next, uint32_t keep); // retires the old one
@@ -254,7 +292,9 @@ struct context_draft { // a context being made
 	uint32_t segment_count;
 	uint64_t more_bytes; // the owner will be charged for beyond the context's own records
 };
-int name_check(const struct store *s, const char *name, const char *field, char *why);
+int name_valid(const char *name, const char *field, char *why);
+int name_check(const struct store *s, const char *name, const char *field, char *why); // valid, and free
+uint64_t spec_bytes(const struct spec *spec);
 // Memory and charges of a context nobody sees yet: the caller sets committed, snapshot refs and params, then announces or
 // discards it. Takes a reference of the spec.
 int context_build(struct store *s, const struct context_draft *draft, struct spec *spec, struct context **out, char *why);
@@ -263,7 +303,9 @@ void context_announce(struct store *s, struct context *c); // from here on it ex
 int context_alive(const struct context *c, char *why);
 struct context *name_find(const struct store *s, const char *name);
 uint32_t name_bucket(const char *name);
-// A context `who` may use in the way wanted, by name.
+// A context `who` may use in the way wanted, by name. lookup: quarantined ones too.
+int context_lookup(const struct store *s, const struct credentials *who, const char *name, enum access want, struct context **out,
+                   char *why);
 int context_find(const struct store *s, const struct credentials *who, const char *name, enum access want, struct context **out,
                  char *why);
 uint64_t context_own_bytes(const struct context *c); // record, spec, list
@@ -272,9 +314,11 @@ void context_free_records(struct store *s, const struct context *c, const struct
 // prefix.c
 // The context has `count` more tokens. MPIG_ENOMEM: the tree is as before.
 int prefix_extend(struct store *s, struct context *c, const uint32_t *token, uint64_t count);
-void prefix_cut(struct store *s, struct context *c, uint64_t tokens);                    // it has only so many; 0: it is gone
-void prefix_share(struct context *child, const struct context *parent, uint64_t tokens); // it begins with so many of its parent
-void prefix_close(struct store *s);                                                      // when no context is left in it
+void prefix_cut(struct store *s, struct context *c, uint64_t tokens); // it has only so many; 0: it is gone
+void prefix_share(struct store *s, struct context *child, const struct context *parent, uint64_t tokens); // begins as its parent
+// Puts an attached context, which has no place yet, where its committed tokens lead. 0 or MPIG_ENOMEM.
+int prefix_complete(struct store *s, struct context *c);
+void prefix_close(struct store *s); // when no context is left in it
 
 // commit.c
 struct drain {

@@ -121,7 +121,7 @@ int store_context_drop(struct store *s, const struct credentials *who, const cha
 {
 	struct context *c;
 	store_lock(s);
-	int status = context_find(s, who, name, ACCESS_OWN, &c, why);
+	int status = context_lookup(s, who, name, ACCESS_OWN, &c, why);
 	if (!status) {
 		pool_publish_word(s->pool, &c->record->state, CONTEXT_DROPPED);
 		uint64_t *table = pool_at(s->pool, pool_superblock(s->pool)->contexts_offset);

@@ -144,6 +144,88 @@ void pool_free(struct pool *pool, uint64_t offset, uint64_t bytes)
 	pthread_mutex_unlock(&n->lock);
 }
 
+// ---- attaching -------------------------------------------------------------------------------------------------------
+
+bool pool_inside(const struct pool *pool, uint64_t offset, uint64_t bytes)
+{
+	if (!bytes || offset % POOL_GRANULE || offset >= pool->bytes || bytes > pool->part)
+		return false;
+	uint64_t at = offset % pool->part;
+	return at && bytes <= pool->part - at; // at 0 is a superblock
+}
+
+static struct node *node_of(struct pool *pool, uint64_t offset, uint64_t bytes)
+{
+	return bytes % POOL_GRANULE == 0 && pool_inside(pool, offset, bytes) ? &pool->node[offset / pool->part] : NULL;
+}
+
+bool pool_claim(struct pool *pool, uint64_t offset, uint64_t bytes)
+{
+	struct node *n = node_of(pool, offset, bytes);
+	if (!n)
+		return false;
+	uint64_t at = offset - n->offset;
+	pthread_mutex_lock(&n->lock);
+	bool claimed = extent_map_claim(&n->map, (uint32_t)(at / POOL_GRANULE), (uint32_t)(bytes / POOL_GRANULE));
+	pthread_mutex_unlock(&n->lock);
+	return claimed;
+}
+
+void pool_unclaim(struct pool *pool, uint64_t offset, uint64_t bytes)
+{
+	struct node *n = node_of(pool, offset, bytes);
+	assert(n);
+	pthread_mutex_lock(&n->lock);
+	extent_map_give(&n->map, (uint32_t)((offset - n->offset) / POOL_GRANULE), (uint32_t)(bytes / POOL_GRANULE));
+	pthread_mutex_unlock(&n->lock);
+}
+
+bool pool_is_free(struct pool *pool, uint64_t offset, uint64_t bytes)
+{
+	for (uint64_t end = offset + bytes, n; offset < end; offset += n) {
+		struct node *node = &pool->node[offset / pool->part];
+		uint64_t at = offset - node->offset;
+		n = end - offset < pool->part - at ? end - offset : pool->part - at;
+		pthread_mutex_lock(&node->lock);
+		bool all = extent_map_all_free(&node->map, (uint32_t)(at / POOL_GRANULE), (uint32_t)(n / POOL_GRANULE));
+		pthread_mutex_unlock(&node->lock);
+		if (!all)
+			return false;
+	}
+	return true;
+}
+
+// Of huge pages in use only the free part is cleared; one without any use may have no memory behind it and is not touched.
+static void scrub_pages(const struct pool *pool, const struct node *n, uint64_t at, uint64_t bytes)
+{
+	uint32_t per_page = (uint32_t)(pool->page / POOL_GRANULE);
+	for (uint64_t page = at / pool->page; page <= (at + bytes - 1) / pool->page; page++) {
+		uint64_t lo = page * pool->page, begin = at > lo ? at : lo;
+		uint64_t end = at + bytes < lo + pool->page ? at + bytes : lo + pool->page;
+		if (extent_map_all_free(&n->map, (uint32_t)page * per_page, per_page))
+			punch(n, lo, pool->page);
+		else
+			memset(n->base + begin, 0, end - begin);
+	}
+}
+
+void pool_scrub(struct pool *pool)
+{
+	for (uint32_t i = 0; i < pool->nodes; i++) {
+		struct node *n = &pool->node[i];
+		uint32_t from = 0, first, run;
+		pthread_mutex_lock(&n->lock);
+		for (; (first = extent_map_free_run(&n->map, from, &run)) != EXTENT_NONE; from = first + run) {
+			uint64_t at = (uint64_t)first * POOL_GRANULE, bytes = (uint64_t)run * POOL_GRANULE;
+			if (pool->page == POOL_GRANULE)
+				punch(n, at, bytes);
+			else
+				scrub_pages(pool, n, at, bytes);
+		}
+		pthread_mutex_unlock(&n->lock);
+	}
+}
+
 // ---- accessors -------------------------------------------------------------------------------------------------------
 
 void *pool_at(const struct pool *pool, uint64_t offset)

@@ -21,6 +21,11 @@ struct pool_options {
 // 0 or MPIG_EBUSY, MPIG_EACCES, MPIG_ENOSPC, MPIG_EIO, MPIG_ENOMEM, MPIG_EINVAL (options; not a tmpfs or hugetlbfs);
 // `why` (>= 256 bytes) says what, where, what to do. On failure nothing is left behind.
 int pool_create(const struct pool_options *options, struct pool **pool, char *why, size_t why_bytes);
+// The pool an earlier daemon of this instance left, as it is; its size and number of nodes are the file's, not the options'.
+// Everything but the superblocks and the context table counts as free: store_attach claims what contexts reach, then scrubs the
+// rest. MPIG_ENOENT: there is no pool (pool_create makes one); otherwise nothing of what is there has been touched: MPIG_EVERSION
+// (another layout, or features unknown here), MPIG_EEXIST (of another instance), MPIG_ECORRUPT, and what pool_create answers.
+int pool_open(const struct pool_options *options, struct pool **pool, char *why, size_t why_bytes);
 // Unmaps; removes the file if `remove`.
 void pool_close(struct pool *pool, bool remove);
 
@@ -29,6 +34,15 @@ void pool_close(struct pool *pool, bool remove);
 uint64_t pool_alloc(struct pool *pool, uint64_t bytes, int node);
 // Gives [offset, offset + bytes) back (any granule-aligned part of an allocation, so that a tail can be trimmed). Thread-safe.
 void pool_free(struct pool *pool, uint64_t offset, uint64_t bytes);
+// Whether [offset, offset + bytes) could be an extent: begins at a granule, lies on one node, is not a superblock. For offsets that are
+// not trusted yet.
+bool pool_inside(const struct pool *pool, uint64_t offset, uint64_t bytes);
+// For attaching, before anything is allocated. Takes exactly [offset, offset + bytes), which may be anything: false if it is not
+// whole granules of one node or not free.
+bool pool_claim(struct pool *pool, uint64_t offset, uint64_t bytes);
+void pool_unclaim(struct pool *pool, uint64_t offset, uint64_t bytes); // a claim, taken back; its bytes stay as they are
+bool pool_is_free(struct pool *pool, uint64_t offset, uint64_t bytes); // whole granules, on any nodes
+void pool_scrub(struct pool *pool); // what is free is zero from here on: punched out, so that pool_alloc keeps its promise
 static inline uint64_t pool_round(uint64_t bytes)
 {
 	return (bytes + 4095) & ~UINT64_C(4095);

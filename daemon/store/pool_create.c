@@ -23,14 +23,8 @@
 
 #define TMPFS_FS_MAGIC 0x01021994
 #define HUGETLB_FS_MAGIC 0x958458f6
-#define POOL_MIN_BYTES (UINT64_C(4) << 20) // per node
 
-struct reason {
-	char *text;
-	size_t bytes;
-};
-
-__attribute__((format(printf, 3, 4))) static int fail(const struct reason *why, int status, const char *format, ...)
+int pool_fail(const struct reason *why, int status, const char *format, ...)
 {
 	va_list args;
 	va_start(args, format);
@@ -39,7 +33,7 @@ __attribute__((format(printf, 3, 4))) static int fail(const struct reason *why, 
 	return status;
 }
 
-static int errno_status(int error)
+int pool_errno_status(int error)
 {
 	return error == EACCES || error == EPERM || error == EROFS || error == ELOOP || error == ENOTDIR ? MPIG_EACCES
 	       : error == ENOSPC || error == EDQUOT || error == EFBIG                                    ? MPIG_ENOSPC
@@ -49,33 +43,37 @@ static int errno_status(int error)
 
 // ---- directory and files ---------------------------------------------------------------------------------------------
 
-static int open_directory(struct pool *pool, const char *dir, const struct reason *why)
+int pool_open_directory(struct pool *pool, bool create, const struct reason *why)
 {
+	const char *dir = pool->dir;
+	if (!create && access(dir, F_OK) && errno == ENOENT)
+		return pool_fail(why, MPIG_ENOENT, "pool directory %s does not exist", dir);
 	if (mkdir(dir, 0700) == 0)
 		pool->made_dir = true;
 	else if (errno != EEXIST)
-		return fail(why, errno_status(errno), "pool directory %s: cannot create: %s", dir, strerror(errno));
+		return pool_fail(why, pool_errno_status(errno), "pool directory %s: cannot create: %s", dir, strerror(errno));
 	pool->dir_fd = open(dir, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
 	if (pool->dir_fd < 0 && (errno == ELOOP || errno == ENOTDIR))
-		return fail(why, MPIG_EACCES, "pool directory %s is a symbolic link or not a directory: name a real directory",
-		            dir);
+		return pool_fail(why, MPIG_EACCES,
+		                 "pool directory %s is a symbolic link or not a directory: name a real directory", dir);
 	if (pool->dir_fd < 0)
-		return fail(why, errno_status(errno), "pool directory %s: cannot open: %s", dir, strerror(errno));
+		return pool_fail(why, pool_errno_status(errno), "pool directory %s: cannot open: %s", dir, strerror(errno));
 	struct stat st;
 	if (fstat(pool->dir_fd, &st))
-		return fail(why, MPIG_EIO, "pool directory %s: %s", dir, strerror(errno));
+		return pool_fail(why, MPIG_EIO, "pool directory %s: %s", dir, strerror(errno));
 	if (st.st_uid != geteuid())
-		return fail(why, MPIG_EACCES,
-		            "pool directory %s belongs to uid %u, not to this daemon's %u: choose another, or chown it", dir,
-		            st.st_uid, geteuid());
+		return pool_fail(why, MPIG_EACCES,
+		                 "pool directory %s belongs to uid %u, not to this daemon's %u: choose another, or chown it", dir,
+		                 st.st_uid, geteuid());
 	if (st.st_mode & 022)
-		return fail(why, MPIG_EACCES, "pool directory %s has mode %04o and others may write there: chmod 700 it", dir,
-		            st.st_mode & 07777);
+		return pool_fail(why, MPIG_EACCES, "pool directory %s has mode %04o and others may write there: chmod 700 it",
+		                 dir, st.st_mode & 07777);
 	struct statfs fs;
 	if (fstatfs(pool->dir_fd, &fs))
-		return fail(why, MPIG_EIO, "pool directory %s: %s", dir, strerror(errno));
+		return pool_fail(why, MPIG_EIO, "pool directory %s: %s", dir, strerror(errno));
 	if ((uint32_t)fs.f_type != TMPFS_FS_MAGIC && (uint32_t)fs.f_type != HUGETLB_FS_MAGIC)
-		return fail(why, MPIG_EINVAL, "pool directory %s is not on a tmpfs or hugetlbfs: use one below /dev/shm", dir);
+		return pool_fail(why, MPIG_EINVAL, "pool directory %s is not on a tmpfs or hugetlbfs: use one below /dev/shm",
+		                 dir);
 	pool->page = (uint32_t)fs.f_type == HUGETLB_FS_MAGIC ? (uint64_t)fs.f_bsize : POOL_GRANULE;
 	return 0;
 }
@@ -83,51 +81,60 @@ static int open_directory(struct pool *pool, const char *dir, const struct reaso
 static int check_file(const struct pool *pool, const struct node *n, const struct stat *st, const struct reason *why)
 {
 	if (!S_ISREG(st->st_mode) || st->st_uid != geteuid() || (st->st_mode & 077))
-		return fail(why, MPIG_EACCES,
-		            "pool file %s/%s is not a private file of uid %u: remove it, or choose another pool directory",
-		            pool->dir, n->name, geteuid());
+		return pool_fail(why, MPIG_EACCES,
+		                 "pool file %s/%s is not a private file of uid %u: remove it, or choose another pool directory",
+		                 pool->dir, n->name, geteuid());
 	if (st->st_nlink != 1)
-		return fail(why, MPIG_EACCES, "pool file %s/%s has %lu links: someone else holds a name of it; remove it",
-		            pool->dir, n->name, (unsigned long)st->st_nlink);
+		return pool_fail(why, MPIG_EACCES, "pool file %s/%s has %lu links: someone else holds a name of it; remove it",
+		                 pool->dir, n->name, (unsigned long)st->st_nlink);
 	return 0;
 }
 
-// The file, locked and empty. A daemon that ends may unlink the name between our open and our lock: then there is a new one to
-// open.
-static int open_file(const struct pool *pool, struct node *n, const struct reason *why)
+// A daemon that ends may unlink the name between our open and our lock: then there is a new one to open.
+int pool_lock_file(const struct pool *pool, struct node *n, bool create, const struct reason *why)
 {
 	for (int attempt = 0; attempt < 16; attempt++) {
-		int fd = openat(pool->dir_fd, n->name, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
+		int fd = openat(pool->dir_fd, n->name, O_RDWR | (create ? O_CREAT : 0) | O_NOFOLLOW | O_CLOEXEC, 0600);
+		if (fd < 0 && errno == ENOENT)
+			return pool_fail(why, MPIG_ENOENT, "pool file %s/%s does not exist", pool->dir, n->name);
 		if (fd < 0)
-			return fail(why, errno_status(errno), "pool file %s/%s: cannot open: %s", pool->dir, n->name,
-			            strerror(errno));
+			return pool_fail(why, pool_errno_status(errno), "pool file %s/%s: cannot open: %s", pool->dir, n->name,
+			                 strerror(errno));
 		struct stat ours, named;
 		int status = 0;
 		if (fstat(fd, &ours))
-			status = fail(why, MPIG_EIO, "pool file %s/%s: %s", pool->dir, n->name, strerror(errno));
+			status = pool_fail(why, MPIG_EIO, "pool file %s/%s: %s", pool->dir, n->name, strerror(errno));
 		else if (ours.st_nlink)
 			status = check_file(pool, n, &ours, why);
 		if (!status && flock(fd, LOCK_EX | LOCK_NB))
 			status = errno == EWOULDBLOCK
-			                 ? fail(why, MPIG_EBUSY,
-			                        "pool file %s/%s is locked: another daemon uses this pool directory; "
-			                        "stop it, or choose another",
-			                        pool->dir, n->name)
-			                 : fail(why, MPIG_EIO, "pool file %s/%s: flock: %s", pool->dir, n->name, strerror(errno));
+			                 ? pool_fail(why, MPIG_EBUSY,
+			                             "pool file %s/%s is locked: another daemon uses this pool directory; "
+			                             "stop it, or choose another",
+			                             pool->dir, n->name)
+			                 : pool_fail(why, MPIG_EIO, "pool file %s/%s: flock: %s", pool->dir, n->name,
+			                             strerror(errno));
 		if (status) {
 			close(fd);
 			return status;
 		}
 		if (fstatat(pool->dir_fd, n->name, &named, AT_SYMLINK_NOFOLLOW) == 0 && named.st_ino == ours.st_ino) {
 			n->fd = fd;
-			if (ftruncate(fd, 0))
-				return fail(why, errno_status(errno), "pool file %s/%s: cannot empty: %s", pool->dir, n->name,
-				            strerror(errno));
 			return 0;
 		}
 		close(fd);
 	}
-	return fail(why, MPIG_EBUSY, "pool file %s/%s keeps changing: another daemon starts and stops there", pool->dir, n->name);
+	return pool_fail(why, MPIG_EBUSY, "pool file %s/%s keeps changing: another daemon starts and stops there", pool->dir,
+	                 n->name);
+}
+
+static int open_empty_file(const struct pool *pool, struct node *n, const struct reason *why)
+{
+	int status = pool_lock_file(pool, n, true, why);
+	if (!status && ftruncate(n->fd, 0))
+		return pool_fail(why, pool_errno_status(errno), "pool file %s/%s: cannot empty: %s", pool->dir, n->name,
+		                 strerror(errno));
+	return status;
 }
 
 // ---- size ------------------------------------------------------------------------------------------------------------
@@ -163,43 +170,44 @@ static int choose_size(struct pool *pool, uint64_t asked, const struct reason *w
 {
 	struct statfs fs;
 	if (fstatfs(pool->dir_fd, &fs))
-		return fail(why, MPIG_EIO, "pool directory %s: %s", pool->dir, strerror(errno));
+		return pool_fail(why, MPIG_EIO, "pool directory %s: %s", pool->dir, strerror(errno));
 	uint64_t room =
 		fs.f_blocks ? (uint64_t)fs.f_bavail * (uint64_t)fs.f_bsize : UINT64_MAX; // no blocks: a mount without a limit
 	uint64_t bytes = asked ? asked : default_bytes(pool);
 	if (asked > room)
-		return fail(why, MPIG_ENOSPC,
-		            "a pool of %" PRIu64 " MiB was asked for, but %s has %" PRIu64 " MiB free: "
-		            "lower the pool size, free space there, or remount it with a larger size=",
-		            asked >> 20, pool->dir, room >> 20);
+		return pool_fail(why, MPIG_ENOSPC,
+		                 "a pool of %" PRIu64 " MiB was asked for, but %s has %" PRIu64 " MiB free: "
+		                 "lower the pool size, free space there, or remount it with a larger size=",
+		                 asked >> 20, pool->dir, room >> 20);
 	if (bytes > room)
 		bytes = room;
 	uint64_t unit = pool->page > HUGE_PAGE ? pool->page : HUGE_PAGE;
 	pool->part = bytes / pool->nodes / unit * unit;
 	pool->bytes = pool->part * pool->nodes;
 	if (pool->part < POOL_MIN_BYTES)
-		return fail(why, asked ? MPIG_EINVAL : MPIG_ENOSPC,
-		            "a pool of %" PRIu64 " MiB in %u part(s) is too small: at least %" PRIu64 " MiB each are needed%s",
-		            bytes >> 20, pool->nodes, POOL_MIN_BYTES >> 20,
-		            asked ? ", raise the pool size" : "; free memory, or set the pool size");
+		return pool_fail(why, asked ? MPIG_EINVAL : MPIG_ENOSPC,
+		                 "a pool of %" PRIu64 " MiB in %u part(s) is too small: at least %" PRIu64
+		                 " MiB each are needed%s",
+		                 bytes >> 20, pool->nodes, POOL_MIN_BYTES >> 20,
+		                 asked ? ", raise the pool size" : "; free memory, or set the pool size");
 	if (pool->part / POOL_GRANULE > INT32_MAX)
-		return fail(why, MPIG_EINVAL,
-		            "a pool of %" PRIu64 " MiB per node is above the limit of %" PRIu64 " MiB: lower the pool size",
-		            pool->part >> 20, (INT32_MAX * (uint64_t)POOL_GRANULE) >> 20);
+		return pool_fail(why, MPIG_EINVAL,
+		                 "a pool of %" PRIu64 " MiB per node is above the limit of %" PRIu64 " MiB: lower the pool size",
+		                 pool->part >> 20, (INT32_MAX * (uint64_t)POOL_GRANULE) >> 20);
 	return 0;
 }
 
 // ---- mapping ---------------------------------------------------------------------------------------------------------
 
 // Reserves addresses for the whole pool, huge-page-aligned, then lays the files into them.
-static int map_files(struct pool *pool, bool lock_memory, const struct reason *why)
+int pool_map(struct pool *pool, bool lock_memory, const struct reason *why)
 {
 	uint64_t align = pool->page > HUGE_PAGE ? pool->page : HUGE_PAGE;
 	unsigned char *hint = mmap(NULL, pool->bytes + align, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (hint == MAP_FAILED)
-		return fail(why, errno_status(errno),
-		            "cannot reserve %" PRIu64 " MiB of addresses for the pool: %s (see ulimit -v)", pool->bytes >> 20,
-		            strerror(errno));
+		return pool_fail(why, pool_errno_status(errno),
+		                 "cannot reserve %" PRIu64 " MiB of addresses for the pool: %s (see ulimit -v)",
+		                 pool->bytes >> 20, strerror(errno));
 	unsigned char *base = hint + (align - (uintptr_t)hint % align) % align;
 	if (base > hint)
 		munmap(hint, (size_t)(base - hint));
@@ -211,11 +219,11 @@ static int map_files(struct pool *pool, bool lock_memory, const struct reason *w
 		n->offset = i * pool->part;
 		n->base = base + n->offset;
 		if (ftruncate(n->fd, (off_t)pool->part))
-			return fail(why, errno_status(errno), "pool file %s/%s: cannot grow to %" PRIu64 " MiB: %s", pool->dir,
-			            n->name, pool->part >> 20, strerror(errno));
+			return pool_fail(why, pool_errno_status(errno), "pool file %s/%s: cannot grow to %" PRIu64 " MiB: %s",
+			                 pool->dir, n->name, pool->part >> 20, strerror(errno));
 		if (mmap(n->base, pool->part, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, n->fd, 0) == MAP_FAILED)
-			return fail(why, errno_status(errno), "pool file %s/%s: cannot map %" PRIu64 " MiB: %s", pool->dir,
-			            n->name, pool->part >> 20, strerror(errno));
+			return pool_fail(why, pool_errno_status(errno), "pool file %s/%s: cannot map %" PRIu64 " MiB: %s",
+			                 pool->dir, n->name, pool->part >> 20, strerror(errno));
 		if (lock_memory)
 			(void)mlock2(n->base, pool->part, MLOCK_ONFAULT); // best effort: RLIMIT_MEMLOCK decides
 		if (pool->nodes > 1 && numa_available() >= 0 && (int)i <= numa_max_node()) {
@@ -228,17 +236,24 @@ static int map_files(struct pool *pool, bool lock_memory, const struct reason *w
 
 // ---- superblock ------------------------------------------------------------------------------------------------------
 
-static int format_node(struct pool *pool, uint32_t i, const char *instance, const uint8_t id[16], const struct reason *why)
+int pool_prepare_node(struct pool *pool, uint32_t i, const struct reason *why)
 {
 	struct node *n = &pool->node[i];
 	if (extent_map_init(&n->map, (uint32_t)(pool->part / POOL_GRANULE)))
-		return fail(why, MPIG_ENOMEM, "no memory for the free map of a pool of %" PRIu64 " MiB", pool->bytes >> 20);
+		return pool_fail(why, MPIG_ENOMEM, "no memory for the free map of a pool of %" PRIu64 " MiB", pool->bytes >> 20);
 	if (pool->huge_pages && !(n->filled = calloc((pool->part / HUGE_PAGE + 63) / 64, sizeof *n->filled)))
-		return fail(why, MPIG_ENOMEM, "no memory for the page map of a pool of %" PRIu64 " MiB", pool->bytes >> 20);
+		return pool_fail(why, MPIG_ENOMEM, "no memory for the page map of a pool of %" PRIu64 " MiB", pool->bytes >> 20);
 	uint64_t table = i ? 0 : pool_round(sizeof(uint64_t) * POOL_MAX_CONTEXTS);
 	if (pool_take(pool, n, POOL_GRANULE + table) != n->offset)
-		return fail(why, MPIG_ENOSPC, "%s has no room for the pool's first %" PRIu64 " KiB: free space there", pool->dir,
-		            (POOL_GRANULE + table) >> 10);
+		return pool_fail(why, MPIG_ENOSPC, "%s has no room for the pool's first %" PRIu64 " KiB: free space there",
+		                 pool->dir, (POOL_GRANULE + table) >> 10);
+	return 0;
+}
+
+// A superblock counts once its magic number is there, and a pool once that of node 0 is: it is written last.
+static void format_node(struct pool *pool, uint32_t i, const char *instance, const uint8_t id[16])
+{
+	struct node *n = &pool->node[i];
 	struct timespec now;
 	clock_gettime(CLOCK_REALTIME, &now);
 	struct superblock sb = {
@@ -259,8 +274,9 @@ static int format_node(struct pool *pool, uint32_t i, const char *instance, cons
 	memcpy(sb.instance_id, id, 16);
 	memcpy(sb.instance, instance, strnlen(instance, sizeof sb.instance - 1));
 	sb.header.checksum = record_checksum(&sb, sizeof sb);
+	sb.pool_magic = 0;
 	pool_publish(pool, n->base, &sb, sizeof sb);
-	return 0;
+	pool_publish_word(pool, &((struct superblock *)(void *)n->base)->pool_magic, POOL_MAGIC);
 }
 
 static bool instance_valid(const char *instance)
@@ -269,46 +285,57 @@ static bool instance_valid(const char *instance)
 	return n && n < 64 && instance[0] != '.' && !strchr(instance, '/');
 }
 
-int pool_create(const struct pool_options *options, struct pool **out, char *text, size_t text_bytes)
+int pool_new(const struct pool_options *options, uint32_t nodes, struct pool **out, const struct reason *why)
 {
-	struct reason why = {text, text_bytes};
-	uint32_t nodes = options->nodes ? options->nodes : numa_available() < 0 ? 1 : (uint32_t)numa_max_node() + 1;
 	if (!options->dir || !*options->dir || strlen(options->dir) >= sizeof((struct pool *)0)->dir)
-		return fail(&why, MPIG_EINVAL, "pool directory: an absolute path of at most %zu bytes is needed",
-		            sizeof((struct pool *)0)->dir - 1);
+		return pool_fail(why, MPIG_EINVAL, "pool directory: an absolute path of at most %zu bytes is needed",
+		                 sizeof((struct pool *)0)->dir - 1);
 	if (!options->instance || !instance_valid(options->instance))
-		return fail(&why, MPIG_EINVAL, "instance name: 1 to 63 bytes, no '/', not starting with '.'");
+		return pool_fail(why, MPIG_EINVAL, "instance name: 1 to 63 bytes, no '/', not starting with '.'");
 	if (nodes > MAX_NODES)
-		return fail(&why, MPIG_EINVAL, "%u NUMA nodes: at most %u are supported", nodes, MAX_NODES);
+		return pool_fail(why, MPIG_EINVAL, "%u NUMA nodes: at most %u are supported", nodes, MAX_NODES);
 	struct pool *pool = calloc(1, sizeof *pool);
 	if (!pool)
-		return fail(&why, MPIG_ENOMEM, "no memory for the pool's own record");
+		return pool_fail(why, MPIG_ENOMEM, "no memory for the pool's own record");
 	*pool = (struct pool){.nodes = nodes, .dir_fd = -1, .huge_pages = options->huge_pages};
 	strcpy(pool->dir, options->dir);
-	for (uint32_t i = 0; i < nodes; i++) {
+	for (uint32_t i = 0; i < MAX_NODES; i++) {
 		struct node *n = &pool->node[i];
 		n->fd = -1;
 		pthread_mutex_init(&n->lock, NULL);
 		snprintf(n->name, sizeof n->name, "node%u.pool", i);
 	}
 	snprintf(pool->path, sizeof pool->path, "%s/%s", pool->dir, pool->node[0].name);
+	*out = pool;
+	return 0;
+}
 
+int pool_create(const struct pool_options *options, struct pool **out, char *text, size_t text_bytes)
+{
+	struct reason why = {text, text_bytes};
+	uint32_t nodes = options->nodes ? options->nodes : numa_available() < 0 ? 1 : (uint32_t)numa_max_node() + 1;
+	struct pool *pool;
+	int status = pool_new(options, nodes, &pool, &why);
+	if (status)
+		return status;
 	uint8_t id[16] = {0};
 	if (getrandom(id, sizeof id, 0) != sizeof id)
 		memcpy(id, &(struct timespec){.tv_sec = time(NULL), .tv_nsec = getpid()}, sizeof id);
-	int status = open_directory(pool, options->dir, &why);
+	status = pool_open_directory(pool, true, &why);
 	for (uint32_t i = 0; i < nodes && !status; i++)
-		status = open_file(pool, &pool->node[i], &why);
+		status = open_empty_file(pool, &pool->node[i], &why);
 	if (!status)
 		status = choose_size(pool, options->bytes, &why);
 	if (!status)
-		status = map_files(pool, options->lock_memory, &why);
+		status = pool_map(pool, options->lock_memory, &why);
 	for (uint32_t i = 0; i < nodes && !status; i++)
-		status = format_node(pool, i, options->instance, id, &why);
+		status = pool_prepare_node(pool, i, &why);
 	if (status) {
 		pool_close(pool, true);
 		return status;
 	}
+	for (uint32_t i = nodes; i-- > 0;)
+		format_node(pool, i, options->instance, id);
 	*out = pool;
 	return 0;
 }
@@ -319,7 +346,7 @@ void pool_close(struct pool *pool, bool remove)
 		return;
 	if (pool->base)
 		munmap(pool->base, pool->bytes);
-	for (uint32_t i = 0; i < pool->nodes; i++) {
+	for (uint32_t i = 0; i < MAX_NODES; i++) {
 		struct node *n = &pool->node[i];
 		if (n->fd >= 0) {
 			if (remove)

@@ -11,6 +11,12 @@
 
 #define HUGE_PAGE (UINT64_C(2) << 20)
 #define MAX_NODES 64u
+#define POOL_MIN_BYTES (UINT64_C(4) << 20) // per node
+
+struct reason { // where a failure is explained
+	char *text;
+	size_t bytes;
+};
 
 struct node {
 	pthread_mutex_t lock; // the map; on hugetlbfs also what fallocate and punch do to shared pages
@@ -37,5 +43,14 @@ struct pool {
 
 // An extent of whole granules on one node; its offset in the pool, UINT64_MAX on failure.
 uint64_t pool_take(struct pool *pool, struct node *n, uint64_t bytes);
+
+// What making a pool and opening one share (pool_create.c). `create`: what is missing is made; otherwise MPIG_ENOENT.
+__attribute__((format(printf, 3, 4))) int pool_fail(const struct reason *why, int status, const char *format, ...);
+int pool_errno_status(int error);
+int pool_new(const struct pool_options *options, uint32_t nodes, struct pool **pool, const struct reason *why);
+int pool_open_directory(struct pool *pool, bool create, const struct reason *why);
+int pool_lock_file(const struct pool *pool, struct node *n, bool create, const struct reason *why);
+int pool_map(struct pool *pool, bool lock_memory, const struct reason *why);    // bytes and part are known
+int pool_prepare_node(struct pool *pool, uint32_t i, const struct reason *why); // its free map, with superblock and table taken
 
 #endif

@@ -335,6 +335,23 @@ int prefix_extend(struct store *s, struct context *c, const uint32_t *token, uin
 	return 0;
 }
 
+int prefix_complete(struct store *s, struct context *c)
+{
+	enum { CHUNK = 4096 };
+	uint32_t token[CHUNK];
+	uint64_t committed = c->prefix || c->damage ? 0 : context_committed(c);
+	for (uint64_t done = 0; done < committed;) {
+		uint64_t n = committed - done < CHUNK ? committed - done : CHUNK;
+		tokens_read(c, done, n, token);
+		if (prefix_extend(s, c, token, n)) {
+			prefix_cut(s, c, 0);
+			return MPIG_ENOMEM;
+		}
+		done += n;
+	}
+	return 0;
+}
+
 // The node of c's path that holds its first `tokens`.
 static struct prefix_node *node_at(const struct context *c, uint64_t tokens)
 {
@@ -356,10 +373,22 @@ void prefix_cut(struct store *s, struct context *c, uint64_t tokens)
 	tidy(&s->prefix, old);
 }
 
-void prefix_share(struct context *child, const struct context *parent, uint64_t tokens)
+void prefix_share(struct store *s, struct context *child, const struct context *parent, uint64_t tokens)
 {
-	if (tokens)
+	if (tokens && parent->prefix)
 		end_at(child, node_at(parent, tokens), tokens);
+	else if (tokens)
+		s->prefix.late = true;
+}
+
+// Contexts that were attached get their places when somebody first searches: a daemon's start reads no token ids. One without memory
+// for it is not found, and tried again.
+static void complete_all(struct store *s)
+{
+	s->prefix.late = false;
+	for (size_t i = 0; i < s->count; i++)
+		if (prefix_complete(s, s->context[i]))
+			s->prefix.late = true;
 }
 
 void prefix_close(struct store *s)
@@ -441,6 +470,8 @@ int store_context_open_prefix(struct store *s, const struct credentials *who, co
 	uint64_t n = 0, least = min_tokens ? min_tokens : 1;
 	int status = 0;
 	store_lock(s);
+	if (s->prefix.late)
+		complete_all(s);
 	struct context *c = search(&s->prefix, who, fingerprint, tokens, count, &n);
 	if (c && n >= least) {
 		context_ref(c);

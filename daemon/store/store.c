@@ -25,21 +25,29 @@ uint64_t store_now(const struct store *s)
 	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
+struct store *store_new(const struct store_options *options)
+{
+	struct store *s = calloc(1, sizeof *s);
+	if (!s)
+		return NULL;
+	s->pool = options->pool;
+	s->options = *options;
+	s->next_id = 1;
+	s->metadata_bytes = pool_used(options->pool);
+	pthread_mutex_init(&s->lock, NULL);
+	return s;
+}
+
 int store_create(const struct store_options *options, struct store **out)
 {
 	const struct superblock *sb = pool_superblock(options->pool);
 	const uint64_t *table = pool_at(options->pool, sb->contexts_offset);
 	for (uint32_t i = 0; i < sb->contexts_max; i++)
 		if (table[i])
-			return MPIG_ENOTSUP; // a pool with contexts needs its free map derived first
-	struct store *s = calloc(1, sizeof *s);
+			return MPIG_ENOTSUP; // its free map has to be derived first: store_attach
+	struct store *s = store_new(options);
 	if (!s)
 		return MPIG_ENOMEM;
-	s->pool = options->pool;
-	s->options = *options;
-	s->next_id = 1;
-	s->metadata_bytes = pool_used(options->pool);
-	pthread_mutex_init(&s->lock, NULL);
 	*out = s;
 	return 0;
 }
@@ -206,6 +214,7 @@ void context_unref(struct context *c)
 		c->companion_release(c->companion);
 	spec_unref(c->spec);
 	free(c->rows);
+	free(c->damage);
 	free(c);
 }
 

@@ -19,6 +19,7 @@
 
 struct store;
 struct pool;
+struct layer;
 struct context; // opaque but for the accessors below
 
 struct credentials {
@@ -40,7 +41,30 @@ struct store_options {
 	uint32_t quota_contexts;  // per uid; 0 = unlimited
 	uint64_t (*now_ns)(void); // CLOCK_REALTIME; NULL = the system's
 };
-int store_create(const struct store_options *options, struct store **store);
+int store_create(const struct store_options *options, struct store **store); // MPIG_ENOTSUP: the pool holds contexts
+
+// What is looked at when a pool is attached. Offsets, lengths and counts are always checked, and so are the checksums of records that
+// lead to others; the time taken depends on the number of extents, not on what is in them. VERIFY_HEADER reads the index's parameters
+// too, VERIFY_FULL all rows, token ids, codes and tables of sealed segments.
+enum verify_level { VERIFY_NONE, VERIFY_HEADER, VERIFY_FULL };
+struct store_attach_options {
+	enum verify_level verify;
+	uint64_t (*table_bytes)(const struct layer *, uint32_t rows); // as context_seal_begin asks
+	void (*warn)(void *arg, const char *text); // once for every damaged or lost context; NULL: nobody listens
+	void *arg;
+};
+struct store_attached {
+	uint64_t contexts, tokens, segments, extents; // that are served
+	uint64_t quarantined;                         // listed, and kept until dropped as far as their records can be trusted
+	uint64_t lost;                                // entries of the context table that led nowhere, cleared
+};
+// A store over what a pool just opened (pool_open) holds: free map, catalogue, sharing and charges are derived from the records,
+// what was not committed is given back, and free memory is zeroed. 0 or MPIG_ENOMEM; then the pool is as it was.
+int store_attach(const struct store_options *options, const struct store_attach_options *attach, struct store **store,
+                 struct store_attached *attached);
+// Compares the pool's free map with what contexts reach: every byte has one owner or is free. For tests, with nothing going on.
+// 0, MPIG_ECORRUPT (see `why`), MPIG_ENOMEM.
+int store_audit(struct store *s, char *why);
 void store_destroy(struct store *store);
 
 // A layer of a context, derived from its spec once.

@@ -25,6 +25,7 @@ log_level = debug
 [pool]
 dir = /dev/shm/{instance}
 size = 64M
+keep = no
 [workers]
 count = 2
 """

@@ -73,6 +73,9 @@ static const struct good {
 	{"pool.size=1025", "pool.size = 1025\n"},
 	{"pool.size=0", "pool.size = 0\n"},
 	{"pool.size=1024T", "pool.size = 1024T\n"},
+	{"pool.restart=fresh", "pool.restart = fresh\n"},
+	{"pool.keep=off", "pool.keep = no\n"},
+	{"pool.verify=full", "pool.verify = full\n"},
 	{"workers.spin_us=50", "workers.spin_us = 50us\n"},
 	{"workers.spin_us=0", "workers.spin_us = 0us\n"},
 	{"workers.spin_us=1s", "workers.spin_us = 1s\n"},
@@ -100,6 +103,8 @@ static const struct bad {
 } bad[] = {
 	{"pool.size=1X", "command line: pool.size = 1X: allowed: size in bytes or with K, M, G, T, 0 to 1024T"},
 	{"pool.size=-1", "pool.size = -1: allowed: size"},
+	{"pool.restart=", "pool.restart = : allowed: attach or fresh"},
+	{"pool.verify=Full", "pool.verify = Full: allowed: none, header or full"},
 	{"pool.size=", "pool.size = : allowed: size"},
 	{"pool.size=1 G", "allowed: size"},
 	{"pool.size=1025T", "allowed: size"},
@@ -127,7 +132,8 @@ static const struct bad {
 	{"daemon.stats=x", "allowed: absolute path of at most 255 bytes, or none"},
 	{"daemon.instance=a/b", "allowed: name of at most 63 letters"},
 	{"daemon.instance=0123456789012345678901234567890123456789012345678901234567890123", "allowed: name of at most 63"},
-	{"pool.colour=1", "command line: unknown key 'colour' in [pool]; allowed: dir, size, lock_memory, huge_pages"},
+	{"pool.colour=1", "command line: unknown key 'colour' in [pool]; allowed: dir, size, lock_memory, huge_pages, "
+                          "restart, keep, verify"},
 	{"pond.size=1", "command line: unknown section [pond] (key 'size'); allowed: daemon, pool, workers, engine, limits"},
 	{"pool=1", "'pool=1' is not section.key=value"},
 	{"pool.size", "'pool.size' is not section.key=value"},

@@ -85,7 +85,7 @@ static void write_config(const struct test_daemon *d, const char *extra)
 	FILE *f = fopen(d->config, "w");
 	ck_assert_ptr_nonnull(f);
 	fprintf(f, "[daemon]\ninstance = %s\nsocket = %s\nlog_level = debug\n\n", strrchr(d->dir, '/') + 1, d->socket);
-	fprintf(f, "[pool]\ndir = %s\nsize = 256M\n\n[workers]\ncount = 2\n\n%s\n", d->pool_dir, extra ? extra : "");
+	fprintf(f, "[pool]\ndir = %s\nsize = 256M\nkeep = no\n\n[workers]\ncount = 2\n\n%s\n", d->pool_dir, extra ? extra : "");
 	ck_assert_int_eq(fclose(f), 0);
 }
 

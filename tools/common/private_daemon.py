@@ -55,7 +55,7 @@ class PrivateDaemon:
         config = self.home / "magicpigd.conf"
         config.write_text(
             f"[daemon]\ninstance = {self.instance}\nsocket = {self.socket}\nlog_level = {self.log_level}\n"
-            f"[pool]\ndir = {self.pool}\nsize = {self.pool_size}\n"
+            f"[pool]\ndir = {self.pool}\nsize = {self.pool_size}\nkeep = no\n"
         )
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(

@@ -16,7 +16,7 @@ static int write_config(const char *path, const char *dir, unsigned workers, uin
 		return -1;
 	fprintf(file,
 	        "[daemon]\ninstance = bench\nsocket = %s/magicpigd.sock\nlog_level = warn\n"
-	        "[pool]\ndir = %s/pool\nsize = %" PRIu64 "\n[workers]\ncount = %u\nspin_us = 500us\n",
+	        "[pool]\ndir = %s/pool\nsize = %" PRIu64 "\nkeep = no\n[workers]\ncount = %u\nspin_us = 500us\n",
 	        dir, dir, pool_bytes, workers);
 	return fclose(file);
 }

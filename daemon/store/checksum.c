@@ -1,0 +1,155 @@
+// Checksums of sealed segments. One over the segment's records, kept in the segment record, is checked whenever a pool is attached: with
+// it every offset the segment leads to can be trusted. Others over rows and token ids (in each block record), codes (in each code
+// block) and tables (in the generation) are made while sealing and checked on request.
+#include <xxhash.h>
+
+#include "daemon/store/internal.h"
+
+static uint64_t not_zero(uint64_t hash)
+{
+	return hash ? hash : 1;
+}
+
+uint64_t checksum_of_sum(uint64_t sum)
+{
+	return not_zero(sum);
+}
+
+// ---- the records -----------------------------------------------------------------------------------------------------
+
+static uint64_t hash_block(const struct pool *pool, const struct segment_record *r, uint32_t b, const struct generation_record *g,
+                           uint64_t h)
+{
+	const struct block_record *block = pool_at(pool, r->block[b].offset);
+	h = XXH3_64bits_withSeed(&r->block[b], sizeof r->block[b], h);
+	h = XXH3_64bits_withSeed(block, sizeof *block + (uint64_t)r->strips * 8, h);
+	if (!g)
+		return h;
+	h = XXH3_64bits_withSeed(&g->code_block[b], 8, h);
+	if (!g->code_block[b])
+		return h;
+	const struct code_block_record *cb = pool_at(pool, g->code_block[b]);
+	return XXH3_64bits_withSeed(cb, sizeof *cb + (uint64_t)r->strips * 8, h);
+}
+
+uint64_t segment_checksum(const struct pool *pool, const struct segment_record *r, uint32_t sealed_rows)
+{
+	uint64_t head[] = {r->generation_offset, r->centres_offset, sealed_rows, r->strips};
+	uint64_t h = XXH3_64bits(head, sizeof head);
+	struct generation_record *g = r->generation_offset ? pool_at(pool, r->generation_offset) : NULL;
+	uint32_t rows = 0;
+	for (uint32_t b = 0; rows < sealed_rows; rows += r->block[b++].rows)
+		h = hash_block(pool, r, b, g, h);
+	if (g)
+		h = XXH3_64bits_withSeed(g, offsetof(struct generation_record, code_block), h);
+	if (g && g->table_rows)
+		h = XXH3_64bits_withSeed(generation_tables(g), r->strips * sizeof(struct table_extent), h);
+	return not_zero(h);
+}
+
+void segment_publish_sealed(struct pool *pool, struct segment_record *r, uint32_t rows)
+{
+	pool_publish_word(pool, &r->header.checksum, segment_checksum(pool, r, rows));
+	pool_publish_word32(pool, &r->sealed_rows, rows);
+}
+
+// ---- what they lead to -----------------------------------------------------------------------------------------------
+
+static uint32_t used_rows(const struct segment_record *r, uint32_t b, uint32_t rows)
+{
+	uint32_t left = rows - r->block[b].first_row;
+	return left < r->block[b].rows ? left : r->block[b].rows;
+}
+
+uint64_t block_content(const struct pool *pool, const struct spec *spec, const struct segment_record *r, uint32_t b,
+                       uint32_t rows)
+{
+	struct block_record *block = pool_at(pool, r->block[b].offset);
+	uint32_t used = used_rows(r, b, rows);
+	uint64_t h = XXH3_64bits(block_tokens(block), (uint64_t)used * 4);
+	for (uint32_t strip = 0; strip < spec->strips; strip++)
+		h = XXH3_64bits_withSeed(pool_at(pool, block_rows(block)[strip]),
+		                         (uint64_t)used * spec_strip(spec, strip)->rows.stride, h);
+	return not_zero(h);
+}
+
+uint64_t code_block_content(const struct pool *pool, const struct spec *spec, const struct segment_record *r, uint32_t b,
+                            uint64_t code_block, uint32_t rows)
+{
+	struct code_block_record *cb = pool_at(pool, code_block);
+	uint32_t used = used_rows(r, b, rows), groups = (used + SIG_GROUP - 1) / SIG_GROUP;
+	uint64_t h = used;
+	for (uint32_t strip = 0; strip < spec->strips; strip++) {
+		const unsigned char *codes = pool_at(pool, code_offsets(cb)[strip]);
+		uint64_t per_row = layer_code_bytes(spec_strip(spec, strip));
+		if (!code_offsets(cb)[strip])
+			continue;
+		h = XXH3_64bits_withSeed(codes, groups * SIG_GROUP * per_row, h);
+		h = XXH3_64bits_withSeed(codes + r->block[b].rows * per_row, (uint64_t)used * 2, h);
+	}
+	return not_zero(h);
+}
+
+uint64_t table_content(const struct pool *pool, const struct table_extent *table, uint32_t strip)
+{
+	return table->offset ? XXH3_64bits_withSeed(pool_at(pool, table->offset), table->bytes, strip) : 0;
+}
+
+// ---- verification ----------------------------------------------------------------------------------------------------
+
+static void compare(struct segment_walk *walk, uint64_t stored, uint64_t found, uint64_t bytes)
+{
+	walk->damaged |= stored && stored != found;
+	walk->bytes += bytes;
+	walk->checked += stored != 0;
+	walk->unchecked += stored == 0;
+}
+
+static void verify_block(const struct pool *pool, const struct segment *seg, uint32_t b, struct segment_walk *walk)
+{
+	const struct segment_record *r = seg->record;
+	const struct generation_record *g = segment_generation(pool, seg);
+	const struct block_record *block = pool_at(pool, r->block[b].offset);
+	const struct code_block_record *cb = g && g->code_block[b] ? pool_at(pool, g->code_block[b]) : NULL;
+	uint64_t used = used_rows(r, b, r->sealed_rows), rows = 4, codes = 0;
+	for (uint32_t strip = 0; strip < seg->spec->strips; strip++) {
+		rows += spec_strip(seg->spec, strip)->rows.stride;
+		codes += spec_strip(seg->spec, strip)->code_bytes_per_row;
+	}
+	compare(walk, block->header.checksum, block->header.checksum ? block_content(pool, seg->spec, r, b, r->sealed_rows) : 0,
+	        used * rows);
+	if (cb)
+		compare(walk, cb->header.checksum,
+		        cb->header.checksum ? code_block_content(pool, seg->spec, r, b, g->code_block[b], r->sealed_rows) : 0,
+		        used * codes);
+}
+
+static uint32_t sealed_blocks(const struct segment_record *r)
+{
+	uint32_t blocks = 0;
+	for (uint32_t rows = 0; rows < r->sealed_rows; blocks++)
+		rows += r->block[blocks].rows;
+	return blocks;
+}
+
+bool segment_verify_step(const struct pool *pool, const struct segment *seg, struct segment_walk *walk)
+{
+	const struct segment_record *r = seg->record;
+	struct generation_record *g = segment_generation(pool, seg);
+	uint32_t blocks = sealed_blocks(r), strips = g && g->table_rows ? g->strips : 0, step = walk->step;
+	if (step >= blocks + strips)
+		return false;
+	walk->step++;
+	if (step == 0)
+		compare(walk, r->header.checksum, segment_checksum(pool, r, r->sealed_rows), pool_round(sizeof *r));
+	if (step < blocks) {
+		verify_block(pool, seg, step, walk);
+		return true;
+	}
+	const struct table_extent *table = &generation_tables(g)[step - blocks];
+	walk->sum += g->header.checksum ? table_content(pool, table, step - blocks) : 0;
+	walk->bytes += table->offset ? table->bytes : 0;
+	if (step + 1 == blocks + strips)
+		compare(walk, g->header.checksum, checksum_of_sum(walk->sum), 0);
+	return true;
+}
