@@ -6,7 +6,7 @@
 //   HELLO        ------------------->   versions, epoch, instance, limits
 //   QUEUE_CREATE [old memfd]  ------>   geometry + memfd, eventfd (SCM_RIGHTS)
 //   CREATE / OPEN / OPEN_PREFIX ---->   context record, bound to the client's handle
-//   CLOSE, DROP, LIST, SHOW, FORK, CHMOD, STATUS, PING, CONFIG_GET
+//   CLOSE, DROP, LIST, SHOW, FORK, CHMOD, STATUS, PING, CONFIG_GET, VERIFY
 #ifndef MPIG_SHM_CONTROL_H
 #define MPIG_SHM_CONTROL_H
 
@@ -37,6 +37,7 @@ enum mpig_control_op {
 	MPIG_CTL_CHMOD = 13,
 	MPIG_CTL_STATUS = 14,
 	MPIG_CTL_CONFIG_GET = 15,
+	MPIG_CTL_VERIFY = 16, // one part of a context a message, until the reply has more = 0
 	MPIG_CTL_COUNT
 };
 
@@ -164,6 +165,20 @@ struct mpig_wire_context {
 struct mpig_ctl_context_reply { // CREATE, OPEN, OPEN_PREFIX, FORK, SHOW
 	struct mpig_control_header h;
 	struct mpig_wire_context context;
+};
+
+// The daemon compares a part of a context (a block of rows, or a table, of a sealed segment) with its checksum, and keeps nothing
+// between messages: the next request carries what the reply said.
+struct mpig_ctl_verify { // request and reply
+	struct mpig_control_header h;
+	char name[MPIG_NAME_BYTES];
+	uint32_t segment, part;      // 0, 0 to begin
+	uint64_t sum;                // of the tables so far
+	uint64_t bytes;              // reply: that were read
+	uint32_t checked, unchecked; // reply: parts with a checksum, and without one (open segments have none)
+	uint32_t damaged;            // reply: parts that differ from theirs
+	uint32_t more;               // reply: 0 = that was all
+	uint8_t reserved[32];
 };
 
 struct mpig_ctl_list {

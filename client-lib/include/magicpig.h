@@ -175,7 +175,13 @@ struct mpig_context_info {
 	uint64_t created_ns, used_ns; /* CLOCK_REALTIME */
 	uint64_t parent_id, fork_tokens, matched, seed;
 	uint32_t uid, gid, mode, layer_count, global_layers, segments, signature_version, readers, writer_pid;
+	uint32_t flags; /* enum mpig_context_flags */
 };
+#ifndef MPIG_SHM_CONTROL_H
+enum mpig_context_flags {
+	MPIG_CONTEXT_QUARANTINED = 1 /* found damaged when the daemon started: can be listed and dropped, nothing else */
+};
+#endif
 
 /* Creates an empty context and takes its writer lease. name: 1..127 printable bytes without '/'. *context is owned by the
  * caller until mpig_context_close or mpig_disconnect. Errors: MPIG_EEXIST, MPIG_EINVAL (the text names field and limit),
@@ -208,6 +214,15 @@ MPIG_API int mpig_context_chmod(mpig_client *client, const char *name, unsigned 
 MPIG_API int mpig_context_info(mpig_client *client, const char *name, struct mpig_context_info *info);
 /* The layers of a context; returns their number, copies at most `max`. */
 MPIG_API int mpig_context_layers(mpig_client *client, const char *name, struct mpig_layer *layers, int max);
+struct mpig_verification {
+	size_t size;
+	uint64_t bytes;                       /* read */
+	uint32_t checked, unchecked, damaged; /* parts with a checksum; without one; of the former, those that differ from it */
+};
+/* Compares what a context holds in the daemon with the checksums made when it was sealed; what is not sealed yet has none. Reads
+ * all of it, in many requests: takes as long as memory takes. Errors: MPIG_ECORRUPT if something differs (*result is written)
+ * or the context is quarantined, MPIG_ENOENT, MPIG_EACCES. */
+MPIG_API int mpig_context_verify(mpig_client *client, const char *name, struct mpig_verification *result);
 /* Fills up to `max` records from *cursor (begin with 0; opaque after that) and advances it; returns how many, 0 at the end.
  * infos[0].size must be set: it is the stride of the array, and is written into every record. Only contexts the caller may
  * read are listed. */

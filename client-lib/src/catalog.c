@@ -30,6 +30,7 @@ static void info_from_wire(const struct mpig_wire_context *w, struct mpig_contex
 		.signature_version = w->signature_version,
 		.readers = w->readers,
 		.writer_pid = w->writer_pid,
+		.flags = w->flags,
 	};
 	memcpy(info->name, w->name, sizeof(info->name));
 	info->name[sizeof(info->name) - 1] = 0;
@@ -115,6 +116,44 @@ int mpig_context_layers(mpig_client *c, const char *name, struct mpig_layer *lay
 		rc = rc ? rc : (int)count;
 	}
 	pthread_mutex_unlock(&c->lock);
+	return rc;
+}
+
+static int verify_part(mpig_client *c, const char *name, struct mpig_ctl_verify *part)
+{
+	struct mpig_ctl_verify request = {.segment = part->segment, .part = part->part, .sum = part->sum};
+	memcpy(request.name, name, strlen(name));
+	pthread_mutex_lock(&c->lock); // for one part only: other threads' calls go between
+	int rc = client_call(c, MPIG_CTL_VERIFY, &request, sizeof(request), -1, sizeof(request), NULL);
+	if (rc == MPIG_OK)
+		memcpy(part, c->reply, sizeof(*part));
+	pthread_mutex_unlock(&c->lock);
+	return rc;
+}
+
+int mpig_context_verify(mpig_client *c, const char *name, struct mpig_verification *result)
+{
+	if (client_forked(c))
+		return MPIG_EFORK;
+	int rc = name_check(c, "name", name);
+	if (rc)
+		return rc;
+	if (!result)
+		return error_set(c, MPIG_EINVAL, "result is NULL");
+	struct mpig_verification sum = {0};
+	struct mpig_ctl_verify part = {.more = 1};
+	while (part.more && rc == MPIG_OK) {
+		rc = verify_part(c, name, &part);
+		sum.bytes += part.bytes;
+		sum.checked += part.checked;
+		sum.unchecked += part.unchecked;
+		sum.damaged += part.damaged;
+	}
+	if (rc == MPIG_OK)
+		rc = options_return(c, "mpig_verification", result, &sum, sizeof(sum));
+	if (rc == MPIG_OK && sum.damaged)
+		rc = error_set(c, MPIG_ECORRUPT, "%u of %u parts of '%s' differ from their checksums: drop it", sum.damaged,
+		               sum.checked, name);
 	return rc;
 }
 

@@ -9,6 +9,7 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
+#include "daemon/base/log.h"
 #include "daemon/server/peer.h"
 #include "shm/status.h"
 
@@ -296,4 +297,32 @@ int control_show(struct peer *p, struct request *r)
 	status = control_reply(p, r, reply, bytes, NULL, 0);
 	free(reply);
 	return status;
+}
+
+int control_verify(struct peer *p, struct request *r)
+{
+	const struct mpig_ctl_verify *in = (const void *)r->header;
+	if (!terminated(in->name, sizeof in->name))
+		return control_fail(r, MPIG_EPROTO, "VERIFY: name must end with a zero within %u bytes", MPIG_NAME_BYTES);
+	if (in->bytes || in->checked || in->unchecked || in->damaged || in->more || !zero(in->reserved, sizeof in->reserved))
+		return control_fail(r, MPIG_EPROTO, "VERIFY: fields of the reply and reserved bytes must be zero in a request");
+	struct verify_part part = {.segment = in->segment, .part = in->part, .sum = in->sum};
+	int status = store_context_verify(p->server->store, &p->who, in->name, &part, r->why);
+	if (status != MPIG_OK)
+		return status;
+	if (part.damaged)
+		log_error("context '%s': segment %u, part %u does not have its checksum: its rows or its index are damaged",
+		          in->name, in->segment, in->part);
+	struct mpig_ctl_verify reply = {
+		.segment = part.segment,
+		.part = part.part,
+		.sum = part.sum,
+		.bytes = part.bytes,
+		.checked = part.checked,
+		.unchecked = part.unchecked,
+		.damaged = part.damaged,
+		.more = part.more,
+	};
+	memcpy(reply.name, in->name, sizeof reply.name);
+	return control_reply(p, r, &reply, sizeof reply, NULL, 0);
 }

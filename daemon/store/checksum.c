@@ -153,3 +153,44 @@ bool segment_verify_step(const struct pool *pool, const struct segment *seg, str
 		compare(walk, g->header.checksum, checksum_of_sum(walk->sum), 0);
 	return true;
 }
+
+static void verify_pinned(const struct store *s, const struct context *c, struct verify_part *part)
+{
+	const struct snapshot *snap = atomic_load(&c->snapshot);
+	if (part->segment >= snap->count)
+		return;
+	const struct segment *seg = snap->ref[part->segment].segment;
+	struct segment_walk walk = {.step = part->part, .sum = part->part ? part->sum : 0};
+	part->more = true;
+	if (load_word32(&seg->record->sealed_rows) && segment_verify_step(s->pool, seg, &walk)) {
+		part->part++;
+	} else {
+		walk.unchecked += !seg->record->sealed_rows;
+		part->segment++;
+		part->part = 0;
+	}
+	part->sum = walk.sum;
+	part->bytes = walk.bytes;
+	part->checked = walk.checked;
+	part->unchecked = walk.unchecked;
+	part->damaged = walk.damaged;
+}
+
+int store_context_verify(struct store *s, const struct credentials *who, const char *name, struct verify_part *part, char *why)
+{
+	struct context *c;
+	store_lock(s);
+	int status = context_find(s, who, name, ACCESS_READ, &c, why);
+	if (!status)
+		context_ref(c);
+	store_unlock(s);
+	if (status)
+		return status;
+	*part = (struct verify_part){.segment = part->segment, .part = part->part, .sum = part->sum};
+	uint64_t epoch = context_pin(c);
+	if (!context_dropped(c))
+		verify_pinned(s, c, part);
+	context_unpin(c, epoch);
+	context_unref(c);
+	return 0;
+}

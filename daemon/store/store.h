@@ -95,6 +95,15 @@ int store_context_chmod(struct store *s, const struct credentials *who, const ch
 // Contexts with id > *cursor that `who` may read, ascending; returns how many were written, advances *cursor (0 = end).
 uint32_t store_context_list(struct store *s, const struct credentials *who, uint64_t *cursor, struct mpig_wire_context *out,
                             uint32_t max);
+// Compares the next part of a context with its checksum (checksum.c): part->segment and part->part say which, and are advanced; at
+// the end `more` is false. Readable contexts only. Takes the time of reading a block of rows of all layers.
+struct verify_part {
+	uint32_t segment, part;
+	uint64_t sum, bytes;
+	uint32_t checked, unchecked, damaged;
+	bool more;
+};
+int store_context_verify(struct store *s, const struct credentials *who, const char *name, struct verify_part *part, char *why);
 void store_context_info(struct store *s, struct context *c, struct mpig_wire_context *out);
 // A reference keeps the struct alive, not the data: operations on a dropped context answer MPIG_ENOENT.
 void context_ref(struct context *c);

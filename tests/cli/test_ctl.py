@@ -259,6 +259,49 @@ def test_drop_asks_on_a_terminal(daemon, book, answer, gone):
     assert good(daemon.ctl("ls", "-1")) == ("" if gone else "book\n")
 
 
+def damage_token_ids(daemon) -> None:
+    """Changes one of the book's token ids where the daemon keeps them."""
+    with open(daemon.pool / "node0.pool", "r+b") as pool:
+        ids = b"".join(number.to_bytes(4, "little") for number in range(200))
+        at = pool.read().find(ids)
+        assert at > 0
+        pool.seek(at + len(ids) - 4)
+        pool.write(b"\xff")
+
+
+def test_verify(daemon, book):
+    assert re.fullmatch(r"book: good, .* read, \d+ parts checked\n", good(daemon.ctl("verify")))
+    seen = json.loads(good(daemon.ctl("--json", "verify", "book")))
+    assert len(seen) == 1 and seen[0]["good"] and seen[0]["damaged"] == seen[0]["unchecked"] == 0
+    assert seen[0]["checked"] >= 4 and seen[0]["bytes"] > 300 * 3 * 2 * 2 * 64 * 2
+    assert daemon.ctl("verify", "missing").returncode == NOT_FOUND
+
+
+def test_verify_finds_damage(daemon, book):
+    damage_token_ids(daemon)
+    for arguments in (["book"], []):
+        result = daemon.ctl("verify", *arguments)
+        assert result.returncode == FAILED
+        assert re.fullmatch(r"book: DAMAGED, .* checked, 1 damaged\n", result.stdout)
+        assert "differ from their checksums" in result.stderr
+    assert "does not have its checksum" in daemon.log_text()
+    seen = json.loads(daemon.ctl("--json", "verify").stdout)
+    assert [(context["name"], context["good"], context["damaged"]) for context in seen] == [("book", False, 1)]
+
+
+def test_rows_that_are_not_sealed_have_no_checksum(daemon, client):
+    import magicpig
+    import numpy
+
+    rows = numpy.ones((5, 1, 64), dtype=numpy.float32)
+    layer = magicpig.Layer(query_heads=1, kv_heads=1, d_k=64)
+    with client.create("open", magicpig.Spec([layer], fingerprint=b"model")) as context, client.queue() as queue:
+        queue.append(context, 0, 0, rows, rows)
+        queue.commit(context, 0, numpy.arange(5, dtype=numpy.uint32))
+        assert good(daemon.ctl("verify", "open")) == "open: good, 0 B read, 0 parts checked, 1 without a checksum\n"
+    client.drop("open")
+
+
 def as_nobody(daemon, mode: int, *arguments: str):
     """magicpigctl as another user, copied to where that user may run it."""
     if os.getuid() != 0:
@@ -275,6 +318,8 @@ def as_nobody(daemon, mode: int, *arguments: str):
 
 def test_another_users_context_cannot_be_seen_or_dropped(daemon, book):
     assert as_nobody(daemon, 0o666, "ls").stdout == b"no contexts\n"
+    assert as_nobody(daemon, 0o666, "verify").stdout == b""
+    assert as_nobody(daemon, 0o666, "verify", "book").returncode in (NOT_FOUND, PERMISSION)
     assert as_nobody(daemon, 0o666, "drop", "--yes", "book").returncode in (NOT_FOUND, PERMISSION)
     assert good(daemon.ctl("ls", "-1")) == "book\n"
 

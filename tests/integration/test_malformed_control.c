@@ -344,6 +344,8 @@ static size_t request_size(unsigned op)
 		return sizeof(struct mpig_ctl_create) + 2 * sizeof(struct mpig_wire_layer);
 	case MPIG_CTL_LIST:
 		return sizeof(struct mpig_ctl_list);
+	case MPIG_CTL_VERIFY:
+		return sizeof(struct mpig_ctl_verify);
 	case MPIG_CTL_PING:
 	case MPIG_CTL_STATUS:
 	case MPIG_CTL_CONFIG_GET:

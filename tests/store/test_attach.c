@@ -1,5 +1,7 @@
 // Attaching what a daemon left: after a kill at any publication, and after damage. What was committed is served, bit for bit; what was not
 // is gone; every byte of the pool has one owner or is free; and work goes on.
+#include <time.h>
+
 #include "tests/store/crash.h"
 
 static char warnings[4][MPIG_TEXT_BYTES];
@@ -50,7 +52,8 @@ static void audit(void)
 	struct walk w;
 	walk_pool(&w, pool_at(f.pool, 0), pool_bytes(f.pool), NULL, NULL);
 	must(w.reached == pool_used(f.pool));
-	must(store_uid_bytes(f.store, 0) == w.reached - POOL_GRANULE - walk_round(8ull * POOL_MAX_CONTEXTS));
+	uint64_t fixed = (uint64_t)pool_nodes(f.pool) * POOL_GRANULE + walk_round(8ull * POOL_MAX_CONTEXTS);
+	must(store_uid_bytes(f.store, 0) == w.reached - fixed);
 	walk_free(&w);
 }
 
@@ -556,6 +559,187 @@ START_TEST(damaged_at_random)
 }
 END_TEST
 
+// ---- pools that are not opened ---------------------------------------------------------------------------------------
+
+static int open_status(const char *instance)
+{
+	struct pool_options p = {.dir = f.dir, .instance = instance};
+	struct pool *pool = NULL;
+	f.why[0] = 0;
+	int status = pool_open(&p, &pool, f.why, sizeof f.why);
+	must((status == 0) == (pool != NULL));
+	must(status == 0 || f.why[0]);
+	pool_close(pool, false);
+	return status;
+}
+
+// The status with *at changed, which is part of the superblock; its checksum is made to fit if `seal`.
+static int changed_status(uint64_t at, uint64_t value, size_t bytes, int seal)
+{
+	unsigned char *copy = malloc(POOL_BYTES), *after = malloc(POOL_BYTES);
+	must(copy && after);
+	memcpy(copy, image, POOL_BYTES);
+	memcpy(copy + at, &value, bytes);
+	struct superblock *sb = (void *)copy;
+	if (seal)
+		sb->header.checksum = walk_checksum(sb, sizeof *sb);
+	pool_file(copy, 1);
+	int status = open_status("test");
+	pool_file(after, 0);
+	must(!memcmp(copy, after, POOL_BYTES)); // untouched
+	free(copy);
+	free(after);
+	return status;
+}
+
+#define SB(member) offsetof(struct superblock, member)
+
+START_TEST(refused_and_left_alone)
+{
+	make_families();
+	must(open_status("test") == 0);
+	must(open_status("other") == MPIG_EEXIST && strstr(f.why, "other") && strstr(f.why, "fresh"));
+	must(changed_status(SB(layout_version), 2, 4, 1) == MPIG_EVERSION && strstr(f.why, "layout version 2"));
+	must(changed_status(SB(incompat), 4, 8, 1) == MPIG_EVERSION && strstr(f.why, "0x4"));
+	must(changed_status(SB(ro_compat), 1, 8, 1) == MPIG_EVERSION);
+	must(changed_status(SB(compat), 1, 8, 1) == 0);
+	must(changed_status(SB(compat), 1, 8, 0) == MPIG_ECORRUPT);
+	must(changed_status(SB(pool_magic), 17, 8, 1) == MPIG_ECORRUPT);
+	must(changed_status(SB(pool_magic), 0, 8, 1) == MPIG_ECORRUPT); // not unfinished: there are contexts
+	must(changed_status(SB(pool_bytes), POOL_BYTES / 2, 8, 1) == MPIG_ECORRUPT);
+	must(changed_status(SB(pool_bytes), UINT64_C(1) << 60, 8, 1) == MPIG_ECORRUPT);
+	must(changed_status(SB(node_count), 0, 4, 1) == MPIG_ECORRUPT);
+	must(changed_status(SB(node_count), 65, 4, 1) == MPIG_ECORRUPT);
+	must(changed_status(SB(node_count), 2, 4, 1) == MPIG_ECORRUPT);
+	must(changed_status(SB(contexts_offset), 8192, 8, 1) == MPIG_ECORRUPT);
+	must(changed_status(SB(contexts_max), 1u << 31, 4, 1) == MPIG_ECORRUPT);
+	must(changed_status(SB(granule), 65536, 4, 1) == MPIG_ECORRUPT);
+	pool_file(image, 1);
+	attach_at(VERIFY_FULL);
+	must(open_status("test") == MPIG_EBUSY); // the one that is open
+	unmake_families();
+}
+END_TEST
+
+START_TEST(nothing_to_open)
+{
+	snprintf(f.dir, sizeof f.dir, "/dev/shm/mpig-test-%d", (int)getpid());
+	must(open_status("test") == MPIG_ENOENT);
+	must(access(f.dir, F_OK) != 0); // opening makes no directory
+	fixture_pool(&f, POOL_BYTES, 1);
+	pool_publish_word(f.pool, &pool_superblock(f.pool)->pool_magic, 0); // as if killed just before
+	pool_close(f.pool, false);
+	must(open_status("test") == MPIG_ENOENT);
+	char path[96];
+	snprintf(path, sizeof path, "%s/node0.pool", f.dir);
+	must(truncate(path, 0) == 0);
+	must(open_status("test") == MPIG_ENOENT);
+	must(truncate(path, 5000) == 0);
+	must(open_status("test") == MPIG_ENOENT);
+	must(unlink(path) == 0 && open_status("test") == MPIG_ENOENT && rmdir(f.dir) == 0);
+}
+END_TEST
+
+// Two files: rows of KV head 1 are in the second.
+START_TEST(two_nodes)
+{
+	crash_open();
+	root = user(0);
+	fixture_pool(&f, 2 * POOL_BYTES, 2);
+	struct store_options o = {.pool = f.pool};
+	ck_assert_int_eq(store_create(&o, &f.store), 0);
+	do_create(0, 0);
+	do_append(0, 600, 600);
+	do_seal(0);
+	do_append(0, 50, 30);
+	context_unref(context[0]);
+	uint64_t used = pool_used(f.pool);
+	must(attach_again(VERIFY_FULL).contexts == 1 && pool_used(f.pool) == used);
+	check_whole(0);
+	audit();
+	detach();
+	char path[96], away[96];
+	snprintf(path, sizeof path, "%s/node1.pool", f.dir);
+	snprintf(away, sizeof away, "%s/away", f.dir);
+	must(rename(path, away) == 0);
+	must(open_status("test") == MPIG_ECORRUPT && strstr(f.why, "node1"));
+	must(rename(away, path) == 0);
+	attach_at(VERIFY_NONE);
+	check_whole(0);
+	close_last();
+}
+END_TEST
+
+// ---- how long --------------------------------------------------------------------------------------------------------
+
+static double ms_since(const struct timespec *begin)
+{
+	struct timespec now;
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (double)(now.tv_sec - begin->tv_sec) * 1e3 + (double)(now.tv_nsec - begin->tv_nsec) / 1e6;
+}
+
+// A context of 30 layers of 3 KV heads, sealed but for its last rows. Nothing is written into the rows: nobody looks.
+static void make_large(const char *name, uint32_t rows)
+{
+	enum { LAYERS = 30 };
+	struct mpig_wire_layer layer[LAYERS];
+	for (int i = 0; i < LAYERS; i++)
+		layer[i] = layer_of(9, 3, 64, 0, 2, 0, 0);
+	struct mpig_ctl_create body = create_of(name, LAYERS);
+	struct context *c;
+	struct seal_plan plan;
+	uint32_t *ids = calloc(rows, sizeof *ids);
+	must(store_context_create(f.store, &root, &body, layer, &c, f.why) == 0);
+	must(context_lease(f.store, c, &root, 1, f.why) == 0);
+	for (uint32_t at = 0, n = rows - 10; at < rows; at += n, n = 10) {
+		for (uint32_t i = 0; i < LAYERS; i++) {
+			ck_assert_msg(context_reserve(f.store, c, i, at, n, f.why) == 0, "%s", f.why);
+			context_appended(c, i, at + n);
+		}
+		must(context_commit(f.store, c, at, n, ids, f.why) == 0);
+		if (at)
+			break;
+		must(context_seal_begin(f.store, c, test_table_bytes, &plan, f.why) == 0 && plan.rows == n);
+		context_seal_finish(f.store, &plan, true);
+	}
+	context_release(f.store, c, 1);
+	context_unref(c);
+	free(ids);
+}
+
+// Reported, not asserted.
+START_TEST(takes_no_longer_with_longer_rows)
+{
+	uint64_t bytes = (getenv("MPIG_LONG") ? UINT64_C(9) << 30 : UINT64_C(600) << 20), count = bytes / (UINT64_C(220) << 20);
+	root = user(0);
+	fixture_open(&f, bytes, 0, 0);
+	for (uint64_t i = 0; i < count; i++) {
+		char name[16];
+		snprintf(name, sizeof name, "large%lu", (unsigned long)i);
+		make_large(name, 8192);
+	}
+	uint64_t used = pool_used(f.pool);
+	for (enum verify_level level = VERIFY_NONE; level <= VERIFY_FULL; level++) {
+		struct timespec begin;
+		detach();
+		struct pool_options p = {.dir = f.dir, .instance = "test"};
+		struct store_options o = {0};
+		struct store_attach_options a = {.verify = level, .table_bytes = test_table_bytes, .warn = warn};
+		struct store_attached attached;
+		clock_gettime(CLOCK_MONOTONIC, &begin);
+		must(pool_open(&p, &f.pool, f.why, sizeof f.why) == 0);
+		o.pool = f.pool;
+		must(store_attach(&o, &a, &f.store, &attached) == 0);
+		double ms = ms_since(&begin);
+		must(attached.contexts == count && attached.tokens == count * 8192 && pool_used(f.pool) == used);
+		printf("attach, verify level %d: %lu MiB, %lu extents in %.1f ms (%.0f ns an extent)\n", (int)level,
+		       (unsigned long)(used >> 20), (unsigned long)attached.extents, ms, ms * 1e6 / (double)attached.extents);
+	}
+	close_last();
+}
+END_TEST
+
 int main(void)
 {
 	Suite *suite = suite_create("attach");
@@ -571,6 +755,15 @@ int main(void)
 	tcase_add_test(t, two_claim_the_same_rows);
 	tcase_add_test(t, damaged_table);
 	tcase_add_loop_test(t, damaged_at_random, 0, 2);
+	suite_add_tcase(suite, t);
+	t = tcase_create("refusals");
+	tcase_add_test(t, refused_and_left_alone);
+	tcase_add_test(t, nothing_to_open);
+	tcase_add_test(t, two_nodes);
+	suite_add_tcase(suite, t);
+	t = tcase_create("time");
+	tcase_set_timeout(t, 600);
+	tcase_add_test(t, takes_no_longer_with_longer_rows);
 	suite_add_tcase(suite, t);
 	SRunner *runner = srunner_create(suite);
 	srunner_run_all(runner, CK_NORMAL);

@@ -29,4 +29,5 @@ void context_json(struct json *json, const struct mpig_context_info *info)
 	json_uint(json, "signature_version", info->signature_version);
 	json_uint(json, "readers", info->readers);
 	json_uint(json, "writer_pid", info->writer_pid);
+	json_bool(json, "quarantined", info->flags & MPIG_CONTEXT_QUARANTINED);
 }

@@ -97,7 +97,9 @@ static void print_table(const struct contexts *contexts)
 		snprintf(cell, sizeof(cell), "%u", info->layer_count);
 		table_cell(table, cell);
 		snprintf(cell, sizeof(cell), "%u%s", info->readers, info->writer_pid ? "+w" : "");
-		table_cell(table, info->readers || info->writer_pid ? cell : "-");
+		table_cell(table, info->flags & MPIG_CONTEXT_QUARANTINED ? "damaged"
+		                  : info->readers || info->writer_pid    ? cell
+		                                                         : "-");
 		table_cell(table, text_ago(cell, info->created_ns, now_ns));
 		table_cell(table, text_ago(cell, info->used_ns, now_ns));
 	}

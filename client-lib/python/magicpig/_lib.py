@@ -120,6 +120,7 @@ class ContextInfo(Structure):
         ("signature_version", c_uint32),
         ("readers", c_uint32),
         ("writer_pid", c_uint32),
+        ("flags", c_uint32),
     ]
 
 

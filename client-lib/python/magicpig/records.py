@@ -149,6 +149,7 @@ class ContextInfo:
     signature_version: int
     readers: int
     writer_pid: int
+    flags: int
 
 
 def record(cls: type, raw: ctypes.Structure) -> Any:
