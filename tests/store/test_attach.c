@@ -4,6 +4,7 @@
 
 #include "tests/store/crash.h"
 
+static uint64_t attach_killed_in;
 static char warnings[4][MPIG_TEXT_BYTES];
 static int warned;
 
@@ -168,9 +169,31 @@ static void go_on(uint64_t seed)
 	}
 }
 
+// A daemon that is killed while it attaches, at its k-th publication.
+static void attach_killed(uint64_t k)
+{
+	int status;
+	detach();
+	report->publications = 0;
+	die_at = k;
+	pid_t pid = fork();
+	must(pid >= 0);
+	if (!pid) {
+		pool_publish_hook = hook;
+		attach_at(VERIFY_NONE);
+		_exit(0);
+	}
+	must(waitpid(pid, &status, 0) == pid);
+	must(WIFSIGNALED(status) ? WTERMSIG(status) == SIGKILL : WEXITSTATUS(status) == 0);
+	attach_killed_in += WIFSIGNALED(status);
+	attach_at(VERIFY_NONE);
+}
+
 static void examine(uint64_t seed)
 {
 	root = user(0);
+	for (uint64_t k = 1; k < 5; k++) // an attach has few publications
+		attach_killed(k);
 	struct store_attached attached = attach_again(VERIFY_FULL);
 	must(attached.quarantined == 0 && attached.lost == 0 && warned == 0);
 	audit();
@@ -202,6 +225,7 @@ START_TEST(killed_at_any_publication)
 		close_last();
 	}
 	ck_assert_uint_gt(runs, 15);
+	ck_assert_uint_gt(attach_killed_in, 4);
 }
 END_TEST
 
