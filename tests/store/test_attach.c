@@ -229,6 +229,50 @@ START_TEST(killed_at_any_publication)
 }
 END_TEST
 
+// Killed at each publication of a seal; then a fork seals the segment, longer by some rows and without tables.
+static int die_in_seal(uint64_t k)
+{
+	int status;
+	memset(report, 0, sizeof *report);
+	die_at = UINT64_MAX;
+	pid_t pid = fork();
+	must(pid >= 0);
+	if (!pid) {
+		do_create(0, 1);
+		do_append(0, 300, 300);
+		die_at = k;
+		pool_publish_hook = hook;
+		do_seal(0);
+		_exit(0);
+	}
+	must(waitpid(pid, &status, 0) == pid);
+	return WIFEXITED(status);
+}
+
+START_TEST(killed_in_a_seal)
+{
+	crash_open();
+	root = user(0);
+	uint64_t k = 1;
+	for (int finished = 0; !finished; k++) {
+		fixture_open(&f, 12 << 20, 0, 0);
+		finished = die_in_seal(k);
+		attach_again(VERIFY_FULL);
+		must(check_told() == 1);
+		do_append(0, 20, 20);
+		do_fork(0, 1, 310);
+		let_go();
+		audit();
+		attach_again(VERIFY_FULL);
+		must(warned == 0 && check_told() == 2);
+		let_go();
+		audit();
+		close_last();
+	}
+	ck_assert_uint_gt(k, 12);
+}
+END_TEST
+
 // ---- damage ----------------------------------------------------------------------------------------------------------
 // Two families that share nothing: slots 0 and 1 (a fork of 0), 2 and 3 (a fork of 2); each has sealed, indexed rows and an open
 // segment.
@@ -770,6 +814,7 @@ int main(void)
 	TCase *t = tcase_create("attach");
 	tcase_set_timeout(t, getenv("MPIG_LONG") ? 3600 : 240);
 	tcase_add_loop_test(t, killed_at_any_publication, 0, 6);
+	tcase_add_test(t, killed_in_a_seal);
 	suite_add_tcase(suite, t);
 	t = tcase_create("damage");
 	tcase_set_timeout(t, getenv("MPIG_LONG") ? 3600 : 240);
