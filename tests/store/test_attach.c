@@ -4,6 +4,7 @@
 
 #include "tests/store/crash.h"
 
+static uint64_t attach_killed_in;
 static char warnings[4][MPIG_TEXT_BYTES];
 static int warned;
 
@@ -168,9 +169,31 @@ static void go_on(uint64_t seed)
 	}
 }
 
+// A daemon that is killed while it attaches, at its k-th publication.
+static void attach_killed(uint64_t k)
+{
+	int status;
+	detach();
+	report->publications = 0;
+	die_at = k;
+	pid_t pid = fork();
+	must(pid >= 0);
+	if (!pid) {
+		pool_publish_hook = hook;
+		attach_at(VERIFY_NONE);
+		_exit(0);
+	}
+	must(waitpid(pid, &status, 0) == pid);
+	must(WIFSIGNALED(status) ? WTERMSIG(status) == SIGKILL : WEXITSTATUS(status) == 0);
+	attach_killed_in += WIFSIGNALED(status);
+	attach_at(VERIFY_NONE);
+}
+
 static void examine(uint64_t seed)
 {
 	root = user(0);
+	for (uint64_t k = 1; k < 5; k++) // an attach has few publications
+		attach_killed(k);
 	struct store_attached attached = attach_again(VERIFY_FULL);
 	must(attached.quarantined == 0 && attached.lost == 0 && warned == 0);
 	audit();
@@ -202,6 +225,51 @@ START_TEST(killed_at_any_publication)
 		close_last();
 	}
 	ck_assert_uint_gt(runs, 15);
+	ck_assert_uint_gt(attach_killed_in, 4);
+}
+END_TEST
+
+// Killed at each publication of a seal; then a fork seals the segment, longer by some rows and without tables.
+static int die_in_seal(uint64_t k)
+{
+	int status;
+	memset(report, 0, sizeof *report);
+	die_at = UINT64_MAX;
+	pid_t pid = fork();
+	must(pid >= 0);
+	if (!pid) {
+		do_create(0, 1);
+		do_append(0, 300, 300);
+		die_at = k;
+		pool_publish_hook = hook;
+		do_seal(0);
+		_exit(0);
+	}
+	must(waitpid(pid, &status, 0) == pid);
+	return WIFEXITED(status);
+}
+
+START_TEST(killed_in_a_seal)
+{
+	crash_open();
+	root = user(0);
+	uint64_t k = 1;
+	for (int finished = 0; !finished; k++) {
+		fixture_open(&f, 12 << 20, 0, 0);
+		finished = die_in_seal(k);
+		attach_again(VERIFY_FULL);
+		must(check_told() == 1);
+		do_append(0, 20, 20);
+		do_fork(0, 1, 310);
+		let_go();
+		audit();
+		attach_again(VERIFY_FULL);
+		must(warned == 0 && check_told() == 2);
+		let_go();
+		audit();
+		close_last();
+	}
+	ck_assert_uint_gt(k, 12);
 }
 END_TEST
 
@@ -746,6 +814,7 @@ int main(void)
 	TCase *t = tcase_create("attach");
 	tcase_set_timeout(t, getenv("MPIG_LONG") ? 3600 : 240);
 	tcase_add_loop_test(t, killed_at_any_publication, 0, 6);
+	tcase_add_test(t, killed_in_a_seal);
 	suite_add_tcase(suite, t);
 	t = tcase_create("damage");
 	tcase_set_timeout(t, getenv("MPIG_LONG") ? 3600 : 240);
