@@ -23,7 +23,11 @@ static void check(const struct finished *x, const struct reference *r, uint32_t 
 {
 	ck_assert_double_lt(fabs((double)x->lse - r->lse), TOLERANCE + 1e-7 * fabs(r->lse));
 	ck_assert_double_lt(out_error(x->out, r->out, d_v), TOLERANCE);
-	ck_assert_double_le(fabs((double)x->v - r->v), 1e-3 * r->v);
+	// V is the difference of terms as large as A |out|^2, each with fp32 rounding of its own.
+	double square = 0;
+	for (uint32_t j = 0; j < d_v; j++)
+		square += r->out[j] * r->out[j];
+	ck_assert_double_le(fabs((double)x->v - r->v), 1e-3 * r->v + 2e-6 * r->a * square);
 	ck_assert_double_le(fabs((double)x->a - r->a), 2e-4 * r->a);
 }
 
