@@ -152,6 +152,16 @@ class ContextInfo:
     flags: int
 
 
+@dataclass
+class Verification:
+    """bytes read; parts with a checksum, without one (not sealed yet), and of the former those that differ from it."""
+
+    bytes: int
+    checked: int
+    unchecked: int
+    damaged: int
+
+
 def record(cls: type, raw: ctypes.Structure) -> Any:
     values = {}
     for name in cls.__dataclass_fields__:

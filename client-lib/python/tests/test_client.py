@@ -140,6 +140,17 @@ def test_append_commit_attend_read(client, kind):
         assert np.abs(read_k - np.asarray(k)[10:30]).max() < 5e-3 and np.abs(read_v - np.asarray(v)[10:30]).max() < 5e-3
 
 
+def test_verify(client):
+    k, v = rows(1, "numpy")
+    with client.create("verified", magicpig.Spec([LAYER], fingerprint=b"m")) as context, client.queue() as queue:
+        queue.append(context, 0, 0, k, v)
+        queue.commit(context, 0, range(ROWS), seal=True)
+    found = client.verify("verified")
+    assert found.checked > 0 and found.damaged == 0 and found.bytes >= k.nbytes + v.nbytes >> 1
+    with pytest.raises(magicpig.NotFound):
+        client.verify("nothing")
+
+
 def test_half_precision_inputs(client):
     k, v = rows(3, "torch")
     q = torch.randn(1, HEADS, D, generator=torch.Generator().manual_seed(1))
