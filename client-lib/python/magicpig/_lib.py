@@ -124,6 +124,16 @@ class ContextInfo(Structure):
     ]
 
 
+class Verification(Structure):
+    _fields_ = [
+        ("size", c_size_t),
+        ("bytes", c_uint64),
+        ("checked", c_uint32),
+        ("unchecked", c_uint32),
+        ("damaged", c_uint32),
+    ]
+
+
 class OpenOptions(Structure):
     _fields_ = [
         ("size", c_size_t),
@@ -197,6 +207,7 @@ STRUCTS = {
     "mpig_layer": Layer,
     "mpig_spec": Spec,
     "mpig_context_info": ContextInfo,
+    "mpig_verification": Verification,
     "mpig_open_options": OpenOptions,
     "mpig_queue_options": QueueOptions,
     "mpig_attend": Attend,
@@ -223,6 +234,7 @@ FUNCTIONS: dict[str, tuple[object, list[object]]] = {
     "mpig_context_drop": (c_int, [_handle, c_char_p]),
     "mpig_context_chmod": (c_int, [_handle, c_char_p, c_uint, c_uint32, c_uint32]),
     "mpig_context_info": (c_int, [_handle, c_char_p, POINTER(ContextInfo)]),
+    "mpig_context_verify": (c_int, [_handle, c_char_p, POINTER(Verification)]),
     "mpig_context_layers": (c_int, [_handle, c_char_p, POINTER(Layer), c_int]),
     "mpig_context_list": (c_int, [_handle, POINTER(c_uint64), POINTER(ContextInfo), c_int]),
     "mpig_context_name": (c_char_p, [_handle]),

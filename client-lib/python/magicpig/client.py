@@ -14,7 +14,7 @@ from typing import Any, Iterator
 from . import _lib, errors
 from .arrays import token_array
 from .queue import Queue
-from .records import ContextInfo, DaemonStatus, Layer, Spec, record
+from .records import ContextInfo, DaemonStatus, Layer, Spec, Verification, record
 
 _UNCHANGED = 0xFFFFFFFF  # of a uid or gid
 
@@ -156,6 +156,12 @@ class Client:
         raw = _lib.ContextInfo(size=ctypes.sizeof(_lib.ContextInfo))
         self._check(self._lib.mpig_context_info(self._open_handle(), name.encode(), byref(raw)))
         return record(ContextInfo, raw)
+
+    def verify(self, name: str) -> Verification:
+        """Compares what the daemon holds of a context with its checksums; raises magicpig.Error if it differs."""
+        raw = _lib.Verification(size=ctypes.sizeof(_lib.Verification))
+        self._check(self._lib.mpig_context_verify(self._open_handle(), name.encode(), byref(raw)))
+        return record(Verification, raw)
 
     def layers(self, name: str) -> list[Layer]:
         count = self._check(self._lib.mpig_context_layers(self._open_handle(), name.encode(), None, 0))

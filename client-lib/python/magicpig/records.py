@@ -152,6 +152,15 @@ class ContextInfo:
     flags: int
 
 
+@dataclass
+class Verification:
+    """What a comparison with checksums read, and how many parts of the context have a checksum or none."""
+
+    bytes: int
+    checked: int
+    unchecked: int
+
+
 def record(cls: type, raw: ctypes.Structure) -> Any:
     values = {}
     for name in cls.__dataclass_fields__:
