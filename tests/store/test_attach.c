@@ -604,7 +604,7 @@ START_TEST(damaged_at_random)
 		for (uint32_t i = 0; i < hits; i++)
 			place[i] = random_place(&random, record, records);
 		for (uint32_t i = 0; i < hits; i++)
-			image[place[i]] = (unsigned char)(next_below(&random, 3) ? image[place[i]] ^ 1 << next_below(&random, 8)
+			image[place[i]] = (unsigned char)(next_below(&random, 3) ? image[place[i]] ^ 1u << next_below(&random, 8)
 			                                                         : next_below(&random, 256));
 		pool_file(image, 1);
 		struct store_attached a = attach_at((enum verify_level)next_below(&random, 3));
