@@ -22,7 +22,7 @@ struct test_daemon {
 	int keeper_pipe;
 };
 
-// Writes a configuration (2 workers, a pool of 256 MiB) followed by `config_extra_lines` (sections and keys; later ones win; may
+// Writes a configuration (2 workers, a pool of 256 MiB, not kept) followed by `config_extra_lines` (sections and keys; later ones win; may
 // be NULL), starts a daemon and waits until its socket answers, at most 10 s. Fails the test otherwise.
 struct test_daemon *test_daemon_start(const char *config_extra_lines);
 // SIGTERM; asserts exit status 0 and that socket and pool are gone (of a pool directory that an earlier daemon left, only the
@@ -38,7 +38,8 @@ int test_daemon_wait(struct test_daemon *d);
 // SIGSTOP, returning when no thread of it runs any more; and SIGCONT.
 void test_daemon_freeze(struct test_daemon *d);
 void test_daemon_thaw(struct test_daemon *d);
-// Starts another daemon on the same configuration after the first one's end.
+// Starts another daemon on the same configuration after the first one's end. It attaches the pool that a killed one left; one that
+// stopped left none, unless the extra lines say keep = yes.
 void test_daemon_again(struct test_daemon *d);
 // Asserts that the daemon runs.
 void test_daemon_assert_alive(struct test_daemon *d);

@@ -158,7 +158,7 @@ class Client:
         return record(ContextInfo, raw)
 
     def verify(self, name: str) -> Verification:
-        """Compares all that a context holds with the checksums made when it was sealed. Raises Corrupt if something differs."""
+        """Compares what the daemon holds of a context with its checksums; raises magicpig.Error if it differs."""
         raw = _lib.Verification(size=ctypes.sizeof(_lib.Verification))
         self._check(self._lib.mpig_context_verify(self._open_handle(), name.encode(), byref(raw)))
         return record(Verification, raw)

@@ -154,12 +154,11 @@ class ContextInfo:
 
 @dataclass
 class Verification:
-    """bytes read; parts with a checksum, without one (not sealed yet), and of the former those that differ from it."""
+    """What a comparison with checksums read, and how many parts of the context have a checksum or none."""
 
     bytes: int
     checked: int
     unchecked: int
-    damaged: int
 
 
 def record(cls: type, raw: ctypes.Structure) -> Any:

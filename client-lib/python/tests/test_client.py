@@ -281,6 +281,9 @@ def test_status_config_and_lists(client):
         assert "pool.size" in client.config()
         client.chmod("listed", 0o600)
         assert client.info("listed").mode == 0o600
+        assert client.verify("listed").checked == 0  # nothing is sealed
+        with pytest.raises(magicpig.NotFound):
+            client.verify("missing")
 
 
 def test_closing_the_client_closes_the_rest(daemon_socket):
