@@ -15,6 +15,7 @@ struct head_result { // one KV head, one thread
 	uint32_t rows, d, group, bits;
 	double budget;
 	double dense_ms, signature_ms, paper_ms;
+	double pilot_ms, scan_ms;           // parts of signature_ms: up to the thresholds; the scan
 	double signature_rows, paper_rows;  // rows per query head
 	double index_us_per_row, append_us; // build at seal; one decoded token of one KV head
 };

@@ -22,16 +22,21 @@ static void append_all(struct fixture *f, struct context *c, uint32_t rows, floa
 	}
 }
 
+static struct mpig_sqe request(uint32_t layer, uint32_t rows, uint8_t proposal, float budget, uint64_t seed)
+{
+	return (struct mpig_sqe){.op = MPIG_OP_ATTEND,
+	                         .layer = (uint16_t)layer,
+	                         .count = 1,
+	                         .end = rows,
+	                         .proposal = proposal,
+	                         .budget = budget,
+	                         .seed = seed};
+}
+
 static double attend_ms(struct fixture *f, struct context *c, uint32_t layer, uint32_t rows, uint8_t proposal, uint64_t seed,
                         const float *q, double *kept)
 {
-	struct mpig_sqe e = {.op = MPIG_OP_ATTEND,
-	                     .layer = (uint16_t)layer,
-	                     .count = 1,
-	                     .end = rows,
-	                     .proposal = proposal,
-	                     .budget = .01f,
-	                     .seed = seed};
+	struct mpig_sqe e = request(layer, rows, proposal, .01f, seed);
 	struct mpig_layer_shape s = context_layer(c, layer)->shape;
 	struct mpig_payload_layout l = mpig_attend_layout(&s, 1, MPIG_F32, 0);
 	memcpy(f->slot + l.q, q, GROUP * D * sizeof(float));
@@ -44,6 +49,29 @@ static double attend_ms(struct fixture *f, struct context *c, uint32_t layer, ui
 		*kept += n / (double)GROUP;
 	}
 	return taken * 1e3;
+}
+
+// Where a signature request's time goes: up to the first unit's end it plans, signs the queries and sets the thresholds; a request
+// for almost no rows scans as one for 1 % does, and attends nothing.
+static void signature_stages(struct fixture *f, struct context *c, uint32_t layer, uint32_t rows, uint64_t seed, double *pilot_ms,
+                             double *scan_ms)
+{
+	struct engine_request r = {.entry = request(layer, rows, MPIG_PROPOSAL_SIGNATURE, 1e-6f, seed),
+	                           .payload_in = f->slot,
+	                           .payload_out = f->slot,
+	                           .slot_bytes = f->slot_bytes,
+	                           .context = c};
+	double start = seconds();
+	struct job *job = job_create(f->engine, &r, f->scratch[0]);
+	if (!job)
+		abort();
+	enum job_state state = job_run(job, 0, 1, f->scratch[0]);
+	*pilot_ms = (seconds() - start) * 1e3;
+	start = seconds();
+	while (state != JOB_DONE)
+		state = job_run(job, 0, 1, f->scratch[0]);
+	*scan_ms = (seconds() - start) * 1e3;
+	job_destroy(job);
 }
 
 struct head_result bench_head(uint32_t rows, uint32_t mask, int with_paper)
@@ -65,17 +93,20 @@ struct head_result bench_head(uint32_t rows, uint32_t mask, int with_paper)
 	r.index_us_per_row = (seconds() - start) * 1e6 / ((double)rows * STRIPS);
 	while (pool_collapse(f.pool, 64)) // as an idle daemon has done by now
 		;
-	double dense[REPETITIONS], signature[REPETITIONS], paper[REPETITIONS], ignored = 0;
+	double dense[REPETITIONS], signature[REPETITIONS], paper[REPETITIONS], pilot[REPETITIONS], scan[REPETITIONS], ignored = 0;
 	for (int i = 0; i < REPETITIONS; i++) {
 		fill_normal(q, GROUP * D, 100u + (uint64_t)i, 1);
 		uint32_t l = (uint32_t)i % STRIPS;
 		dense[i] = attend_ms(&f, c, l, rows, MPIG_PROPOSAL_DENSE, 1, q, &ignored);
 		signature[i] =
 			attend_ms(&f, c, (l + 2) % STRIPS, rows, MPIG_PROPOSAL_SIGNATURE, (uint64_t)i, q, &r.signature_rows);
+		signature_stages(&f, c, (l + 3) % STRIPS, rows, (uint64_t)i, &pilot[i], &scan[i]);
 		paper[i] = with_paper ? attend_ms(&f, c, (l + 4) % STRIPS, rows, MPIG_PROPOSAL_PAPER, 1, q, &r.paper_rows) : 0;
 	}
 	r.dense_ms = median(dense, REPETITIONS);
 	r.signature_ms = median(signature, REPETITIONS);
+	r.pilot_ms = median(pilot, REPETITIONS);
+	r.scan_ms = median(scan, REPETITIONS);
 	r.paper_ms = with_paper ? median(paper, REPETITIONS) : NAN;
 	r.signature_rows /= REPETITIONS;
 	r.paper_rows = with_paper ? r.paper_rows / REPETITIONS : NAN;

@@ -207,6 +207,8 @@ static void print_head(FILE *out, const struct results *r, int json)
 		{"dense_ms", "dense bf16 pass, 4 query heads, ms", h->dense_ms},
 		{"dense_share_of_stream", "  of stream bandwidth", h->rows * row_bytes / h->dense_ms * 1e-6 / r->roof.stream_gbs},
 		{"signature_ms", "signature b=2 at 1 %, ms", h->signature_ms},
+		{"pilot_ms", "  up to the thresholds", h->pilot_ms},
+		{"scan_ms", "  scan", h->scan_ms},
 		{"signature_roofline_ms", "  its bytes at stream and gather rates, ms", least_ms},
 		{"signature_rows", "  rows per query head", h->signature_rows},
 		{"dense_over_signature", "  times faster than dense", h->dense_ms / h->signature_ms},
