@@ -11,6 +11,12 @@ enum { DENSE_ROWS = 4096 }; // under an error target shorter ranges are not wort
 
 static const uint64_t MAX_JOB_BYTES = UINT64_C(4) << 30;
 
+static const struct proposal *const proposals[MPIG_PROPOSAL_COUNT] = {
+	[MPIG_PROPOSAL_DENSE] = &dense_proposal,     [MPIG_PROPOSAL_SIGNATURE] = &signature_proposal,
+	[MPIG_PROPOSAL_PAPER] = &paper_proposal,     [MPIG_PROPOSAL_TOPK] = &topk_proposal,
+	[MPIG_PROPOSAL_UNIFORM] = &uniform_proposal,
+};
+
 // How many rows: a share, or as many as an error target needs. A request's error target comes before its share, a share before
 // what the layer and the daemon say.
 static int choose_budget(struct job *j, const struct layer *layer)
@@ -39,6 +45,7 @@ static int check_request(struct job *j, const struct layer *layer)
 	const struct mpig_sqe *e = &j->request.entry;
 	const struct mpig_slot_header *h = &j->request.slot;
 	struct attend *a = &j->attend;
+	int status;
 	if (!e->count || e->count > MPIG_MAX_QUERY_TOKENS)
 		return job_fail(j, MPIG_EINVAL, "query tokens %u not in 1..%u", e->count, MPIG_MAX_QUERY_TOKENS);
 	if (e->dtype != MPIG_F32 && e->dtype != MPIG_BF16 && e->dtype != MPIG_F16)
@@ -64,10 +71,9 @@ static int check_request(struct job *j, const struct layer *layer)
 		return job_fail(j, MPIG_EINVAL, "the payload needs %llu bytes, the slot has %llu",
 		                (unsigned long long)a->layout.bytes, (unsigned long long)j->request.slot_bytes);
 	a->proposal = e->proposal ? e->proposal : layer->wire.default_proposal;
-	if (a->proposal == MPIG_PROPOSAL_SIGNATURE && !layer->wire.signature_bits)
-		return job_fail(j, MPIG_ENOTSUP, "layer %u has no signature index (signature_bits is 0)", e->layer);
-	if (a->proposal == MPIG_PROPOSAL_PAPER && !layer->wire.paper_l)
-		return job_fail(j, MPIG_ENOTSUP, "layer %u has no SimHash tables (paper_l is 0)", e->layer);
+	a->how = proposals[a->proposal];
+	if (a->how->check && (status = a->how->check(j, layer)))
+		return status;
 	return choose_budget(j, layer);
 }
 
@@ -153,47 +159,16 @@ static int copy_queries(struct job *j, struct engine_scratch *scratch)
 	return 0;
 }
 
-// Spans of the view that no SimHash table covers are units of their own after the tables.
-static void list_uncovered(struct attend *a)
-{
-	const struct strip_view *strip = a->view.strip;
-	for (uint32_t i = 0; i < a->view.span_count; i++)
-		if (strip->spans[i].table == UINT32_MAX)
-			a->dense_span[a->dense_spans++] = i;
-}
-
 static void carve_arrays(struct job *j, struct carve *c)
 {
 	struct attend *a = &j->attend;
 	const struct mpig_layer_shape *s = &a->layer->shape;
 	uint64_t all = (uint64_t)s->kv_heads * a->queries;
-	bool signature = a->proposal == MPIG_PROPOSAL_SIGNATURE;
 	a->q = carve(c, all * s->d_k, sizeof(float));
 	a->limit = carve(c, a->tokens, sizeof(uint64_t));
 	a->window_lse = j->request.slot.present & MPIG_HAS_WINDOW_LSE ? carve(c, all, sizeof(float)) : NULL;
-	if (signature) {
-		a->signs = carve(c, 3 * a->layer->d_pad, sizeof(float));
-		a->signature = carve(c, all, a->layer->d_pad);
-		a->sig = carve(c, all, sizeof(struct sig_query));
-	}
-	if (a->error_target > 0 && !(a->delta > 0)) {
-		a->ratio = carve(c, s->kv_heads, sizeof(float));
-		a->predicted = carve(c, all, sizeof(float));
-	}
-	if (a->delta > 0) {
-		bool window = j->request.slot.present & MPIG_HAS_WINDOW_OUT;
-		a->lowest = carve(c, all, sizeof(float));
-		a->window_out = window ? carve(c, all * s->d_v, sizeof(float)) : NULL;
-		a->heavy = carve(c, all * a->main_units, sizeof(struct heavy));
-	}
-	if (a->proposal == MPIG_PROPOSAL_PAPER) {
-		a->bucket = carve(c, all, a->layer->wire.paper_l * sizeof(uint16_t));
-		a->dense_span = carve(c, a->view.span_count, sizeof(uint32_t));
-	}
-	if (a->proposal == MPIG_PROPOSAL_TOPK) {
-		a->score = carve(c, all * (a->view.end - a->view.begin), sizeof(float));
-		a->threshold = carve(c, all, sizeof(float));
-	}
+	if (a->how->carve)
+		a->how->carve(j, c);
 	a->partial = carve(c, all * a->main_units, a->partial_bytes);
 }
 
@@ -201,12 +176,7 @@ static int lay_out(struct job *j)
 {
 	struct attend *a = &j->attend;
 	a->partial_bytes = (attn_partial_bytes(a->layer->shape.d_v) + 63) & ~(size_t)63;
-	a->main_units = a->view.span_count;
-	if (a->proposal == MPIG_PROPOSAL_PAPER) {
-		a->main_units = a->view.table_count;
-		for (uint32_t i = 0; i < a->view.span_count; i++)
-			a->main_units += a->view.strip->spans[i].table == UINT32_MAX;
-	}
+	a->main_units = a->how->main_units ? a->how->main_units(a) : a->view.span_count;
 	struct carve c = {0};
 	carve_arrays(j, &c);
 	if (c.overflow || c.used > MAX_JOB_BYTES)
@@ -221,11 +191,6 @@ static int lay_out(struct job *j)
 	return 0;
 }
 
-static const struct job_ops *const ops_of[MPIG_PROPOSAL_COUNT] = {
-	[MPIG_PROPOSAL_DENSE] = &dense_ops, [MPIG_PROPOSAL_SIGNATURE] = &signature_ops, [MPIG_PROPOSAL_PAPER] = &paper_ops,
-	[MPIG_PROPOSAL_TOPK] = &topk_ops,   [MPIG_PROPOSAL_UNIFORM] = &uniform_ops,
-};
-
 static int make_round(struct job *j)
 {
 	struct attend *a = &j->attend;
@@ -234,7 +199,7 @@ static int make_round(struct job *j)
 	if (!r)
 		return job_fail(j, MPIG_ENOMEM, "no memory for %u KV heads", groups);
 	for (uint32_t g = 0; g < groups; g++) {
-		r->group[g].pre_n = a->proposal == MPIG_PROPOSAL_TOPK ? a->main_units : j->ops->pre ? 1 : 0;
+		r->group[g].pre_n = a->how->pre_units ? a->how->pre_units(a) : a->how->ops.pre ? 1 : 0;
 		r->group[g].main_n = a->main_units;
 		if (!r->group[g].pre_n && !a->main_units)
 			r->group[g].pre_n = 1; // an empty range still has an answer to write
@@ -264,40 +229,28 @@ int attend_plan(struct job *j, struct engine_scratch *scratch)
 	if (status)
 		return job_fail(j, status, "rows %llu..%llu of layer %u: %s", (unsigned long long)begin, (unsigned long long)end,
 		                e->layer, mpig_status_text(status));
-	j->ops = ops_of[a->proposal]; // from here on attend_release undoes everything
 	bool unindexed = a->proposal == MPIG_PROPOSAL_SIGNATURE && !a->view.strip[0].params.mu;
 	bool cheap = a->error_target > 0 && end - begin < DENSE_ROWS;
 	if (unindexed || cheap) {
-		j->ops = &dense_ops;
+		a->how = &dense_proposal;
 		a->delta = a->error_target = 0; // exact anyway
 	}
 	if (a->delta > 0) {
-		j->ops = &verified_ops;
+		a->how = &verified_proposal;
 		a->measuring = true;
 		a->deviations = verify_deviations((double)a->delta);
 		a->seed = verify_seed(a->seed);
 	}
+	j->ops = &a->how->ops; // from here on attend_release undoes everything
 	if ((status = lay_out(j)))
 		return status;
-	if (a->ratio)
-		ratio_take(j->request.context, a->layer, a->tokens == 1, a->position, a->ratio);
 	a->client_signature = a->sig && (j->request.slot.present & MPIG_HAS_SIGNATURE) &&
 	                      j->request.slot.signature_version == a->view.signature_version;
 	set_limits(j);
-	if (a->heavy) // units without an index note nothing
-		memset(a->heavy, 0, (size_t)a->layer->shape.kv_heads * a->main_units * a->queries * sizeof(*a->heavy));
 	if ((status = copy_queries(j, scratch)))
 		return status;
-	if (a->signs)
-		sig_signs(context_seed(j->request.context), 0, 0, a->layer->d_pad, a->signs);
-	if (a->proposal == MPIG_PROPOSAL_PAPER) {
-		a->directions = directions_get(j->engine->directions, context_seed(j->request.context), a->layer->shape.d_k,
-		                               a->layer->wire.paper_k, a->layer->wire.paper_l);
-		if (!a->directions)
-			return job_fail(j, MPIG_ENOMEM, "no memory for %u x %u hash directions", a->layer->wire.paper_l,
-			                a->layer->wire.paper_k);
-		list_uncovered(a);
-	}
+	if (a->how->prepare && (status = a->how->prepare(j)))
+		return status;
 	return make_round(j);
 }
 

@@ -1,5 +1,5 @@
-// The two halves of an ATTEND: attend.c plans it and merges what its units found; proposal.c holds the units, one set of functions per
-// way of choosing rows.
+// The two halves of an ATTEND: attend.c plans it and merges what its units found; propose_*.c hold the units, a file per way of choosing
+// rows. All of them end in attn_selected or attn_dense, and leave one partial result per (unit, query).
 #ifndef MPIG_ENGINE_ATTEND_H
 #define MPIG_ENGINE_ATTEND_H
 
@@ -16,7 +16,17 @@ struct heavy {
 	double noise, noise2; // sum, sum of squares
 };
 
-extern const struct job_ops dense_ops, signature_ops, verified_ops, paper_ops, topk_ops, uniform_ops;
+// A way of choosing rows. What is NULL is not needed.
+struct proposal {
+	struct job_ops ops;
+	int (*check)(struct job *j, const struct layer *layer); // has the layer what it takes?
+	uint32_t (*pre_units)(const struct attend *a);          // of a KV head; NULL: one, if there is ops.pre
+	uint32_t (*main_units)(const struct attend *a);         // NULL: one per span
+	void (*carve)(struct job *j, struct carve *c);          // its arrays; called twice, after main_units is set
+	int (*prepare)(struct job *j);                          // once the queries are in place
+};
+extern const struct proposal dense_proposal, signature_proposal, verified_proposal, paper_proposal, topk_proposal,
+	uniform_proposal;
 
 // Query r = t * G + j of KV head g.
 static inline const float *attend_query(const struct attend *a, uint32_t g, uint32_t r)

@@ -17,6 +17,7 @@
 #include "daemon/index/index.h"
 
 struct directions;
+struct proposal;
 
 struct engine {
 	const struct kernels *kernels;
@@ -55,6 +56,7 @@ struct attend {
 	const struct layer *layer;
 	uint32_t tokens, group_heads, queries; // T, G, T * G queries of one KV head, ordered [t][j]
 	uint8_t proposal;
+	const struct proposal *how; // what serves it: dense where that is as cheap
 	float budget, error_target, budget_floor, budget_cap;
 	uint64_t seed, position;
 	struct mpig_payload_layout layout;

@@ -8,7 +8,7 @@
 // 2. Heavy rows that were found, whose terms are more than a sixteenth of that, are made certain, which spares lowering tau for all. To what
 //    is left 2 standard deviations of its estimate are added: Var(estimate) <= (largest term) * estimate.
 // 3. Heavy rows that were missed, because the code underrates them. A row's size is taken z deviations of the code's noise above its
-//    estimate (proposal.c: that noise is known, and goes with the factor g), and tau is at most the logit of a row that alone breaks the
+//    estimate (pilot.c: that noise is known, and goes with the factor g), and tau is at most the logit of a row that alone breaks the
 //    promise, less z deviations of the noise that the first sample has seen.
 #include <math.h>
 #include <string.h>

@@ -113,9 +113,8 @@ static int open_store(struct server *s)
 	static_assert((int)OPTION_VERIFY_HEADER == (int)VERIFY_HEADER && (int)OPTION_VERIFY_FULL == (int)VERIFY_FULL,
 	              "the option's words are the store's levels");
 	const struct options *o = &s->options;
-	struct store_options store = {.pool = s->pool,
-	                              .quota_bytes = o->limits.bytes_per_uid,
-	                              .quota_contexts = o->limits.contexts_per_uid};
+	struct store_options store = {
+		.pool = s->pool, .quota_bytes = o->limits.bytes_per_uid, .quota_contexts = o->limits.contexts_per_uid};
 	if (!s->attached)
 		return store_create(&store, &s->store);
 	struct store_attach_options attach = {

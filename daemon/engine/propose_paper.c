@@ -137,5 +137,47 @@ static int paper_main(struct job *j, uint32_t g, uint32_t unit, struct engine_sc
 	return attend_span(j, g, unit, &a->view.strip[g].spans[a->dense_span[unit - a->view.table_count]], s);
 }
 
-const struct job_ops paper_ops = {
-	.pre = paper_pre, .main = paper_main, .close = attend_close, .finish = attend_finish, .release = attend_release};
+static int paper_check(struct job *j, const struct layer *layer)
+{
+	if (layer->wire.paper_l)
+		return 0;
+	return job_fail(j, MPIG_ENOTSUP, "layer %u has no SimHash tables (paper_l is 0)", j->request.entry.layer);
+}
+
+// A table is a unit; spans of the view that no table covers are units of their own after the tables.
+static uint32_t paper_main_units(const struct attend *a)
+{
+	uint32_t n = a->view.table_count;
+	for (uint32_t i = 0; i < a->view.span_count; i++)
+		n += a->view.strip->spans[i].table == UINT32_MAX;
+	return n;
+}
+
+static void paper_carve(struct job *j, struct carve *c)
+{
+	struct attend *a = &j->attend;
+	uint64_t all = (uint64_t)a->layer->shape.kv_heads * a->queries;
+	a->bucket = carve(c, all, a->layer->wire.paper_l * sizeof(uint16_t));
+	a->dense_span = carve(c, a->view.span_count, sizeof(uint32_t));
+}
+
+static int paper_prepare(struct job *j)
+{
+	struct attend *a = &j->attend;
+	const struct mpig_wire_layer *w = &a->layer->wire;
+	a->directions = directions_get(j->engine->directions, context_seed(j->request.context), a->layer->shape.d_k, w->paper_k,
+	                               w->paper_l);
+	if (!a->directions)
+		return job_fail(j, MPIG_ENOMEM, "no memory for %u x %u hash directions", w->paper_l, w->paper_k);
+	for (uint32_t i = 0; i < a->view.span_count; i++)
+		if (a->view.strip->spans[i].table == UINT32_MAX)
+			a->dense_span[a->dense_spans++] = i;
+	return 0;
+}
+
+const struct proposal paper_proposal = {
+	.ops = {.pre = paper_pre, .main = paper_main, .close = attend_close, .finish = attend_finish, .release = attend_release},
+	.check = paper_check,
+	.main_units = paper_main_units,
+	.carve = paper_carve,
+	.prepare = paper_prepare};

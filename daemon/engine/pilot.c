@@ -1,0 +1,186 @@
+// The pre units of `signature`: sign the group's queries, estimate the logits of a sample of the rows, and set one threshold per head.
+#include "daemon/engine/pilot.h"
+
+#include <math.h>
+#include <string.h>
+
+enum {
+	PILOT_RUN = 64,     // rows of one stretch of the pilot
+	PILOT_STRIDE = 16,  // one stretch in so many is looked at
+	PILOT_LEAST = 2048, // ... unless the range is short
+	PILOT_MOST = 16384, // ... or very long
+};
+
+static struct sig_params strip_sig_params(const struct attend *a, uint32_t g)
+{
+	const struct strip_params *p = &a->view.strip[g].params;
+	return (struct sig_params){.d_k = a->layer->shape.d_k,
+	                           .d_pad = a->layer->d_pad,
+	                           .bits = a->layer->wire.signature_bits,
+	                           .mu = p->mu,
+	                           .balance = p->balance,
+	                           .signs = a->signs};
+}
+
+// Rotates and quantises the group's queries (unless the client did), and sets what a scan needs of them.
+static void sign_queries(struct job *j, uint32_t g)
+{
+	struct attend *a = &j->attend;
+	struct sig_params params = strip_sig_params(a, g);
+	float offset = params.bits == 1 ? .5f : params.bits == 2 ? 1.5f : 7.5f;
+	float rotated[MPIG_MAX_HEAD_DIM];
+	for (uint32_t r = 0; r < a->queries; r++) {
+		struct sig_query *sq = signature_query(a, g, r);
+		int8_t *signature = a->signature + ((size_t)g * a->queries + r) * params.d_pad;
+		const float *q = attend_query(a, g, r);
+		float scale = sq->factor, q_mu = 0;
+		if (a->client_signature)
+			for (uint32_t d = 0; d < params.d_k; d++)
+				q_mu += q[d] * params.mu[d];
+		else
+			sig_encode_query(j->engine->kernels, &params, q, signature, &scale, &q_mu, rotated);
+		int32_t sum = 0, square = 0;
+		for (uint32_t d = 0; d < params.d_pad; d++) {
+			sum += signature[d];
+			square += signature[d] * signature[d];
+		}
+		// A verified answer takes each row for as large as the codes' noise may hide: that noise goes with g, as the estimate
+		// does, so that it is a part of the zero point.
+		float hidden = 0;
+		if (a->delta > 0)
+			hidden = (float)a->deviations * sig_noise(params.bits) * sqrtf((float)square);
+		*sq = (struct sig_query){.q = signature,
+		                         .factor = scale * a->layer->scale,
+		                         .zero = offset * (float)sum - hidden,
+		                         .bias = q_mu * a->layer->scale};
+	}
+}
+
+// Estimates as the scan would see them: the soft cap bends the product before ALiBi is added.
+static void bend(float *estimate, uint32_t n, float cap, float slope, float at_zero)
+{
+	for (uint32_t i = 0; i < n; i++)
+		estimate[i] = cap * tanhf(estimate[i] / cap) + slope * (float)i + at_zero;
+}
+
+// A query against the run that begins at token position `first`.
+struct sig_query query_for_run(const struct attend *a, uint32_t g, uint32_t r, uint64_t first)
+{
+	struct sig_query sq = *signature_query(a, g, r);
+	float slope = attend_alibi_slope(a, g, r);
+	if (slope != 0 && a->layer->wire.softcap <= 0) {
+		sq.slope = slope;
+		sq.bias += slope * (float)((double)first - (double)(a->position + attend_token(a, r)));
+	}
+	return sq;
+}
+
+// Estimates of rows [row, row + n) of a block for up to SIG_MAX_HEADS queries of one token: out[i * ld].
+void estimate_run(struct job *j, uint32_t g, uint32_t r0, uint32_t heads, const struct span *span, uint32_t row, uint32_t n,
+                  float *out, size_t ld)
+{
+	struct attend *a = &j->attend;
+	uint64_t first = span->first - span->block_row + row;
+	struct sig_query sq[SIG_MAX_HEADS];
+	for (uint32_t i = 0; i < heads; i++)
+		sq[i] = query_for_run(a, g, r0 + i, first);
+	const uint8_t *codes = span->codes + sig_code_bytes(a->layer->d_pad, a->layer->wire.signature_bits, row);
+	j->engine->kernels->sig_estimate(codes, span->factors + row, n, a->layer->d_pad, a->layer->wire.signature_bits, sq, heads,
+	                                 out, ld);
+	if (a->layer->wire.softcap <= 0)
+		return;
+	for (uint32_t i = 0; i < heads; i++) {
+		float slope = attend_alibi_slope(a, g, r0 + i);
+		float at_zero = slope == 0 ? 0 : slope * (float)((double)first - (double)(a->position + attend_token(a, r0)));
+		bend(out + i * ld, n, a->layer->wire.softcap, slope, at_zero);
+	}
+}
+
+static uint64_t indexed_rows(const struct attend *a, uint32_t g, uint32_t r)
+{
+	uint64_t n = 0;
+	for (uint32_t i = 0; i < a->view.span_count; i++) {
+		const struct span *span = &a->view.strip[g].spans[i];
+		if (span->codes)
+			n += attend_visible(a, r, span->first, span->n);
+	}
+	return n;
+}
+
+static uint32_t pilot_stride(uint64_t rows)
+{
+	if (rows < (uint64_t)PILOT_LEAST * PILOT_STRIDE)
+		return rows <= PILOT_LEAST ? 1 : (uint32_t)(rows / PILOT_LEAST);
+	uint64_t stride = rows / PILOT_MOST;
+	return stride > PILOT_STRIDE ? (uint32_t)stride : PILOT_STRIDE;
+}
+
+// Estimates of one stretch in `stride` (whole groups inside the visible rows), for up to SIG_MAX_HEADS queries of one token; returns
+// how many rows.
+static uint32_t pilot_estimates(struct job *j, uint32_t g, uint32_t r0, uint32_t heads, uint32_t stride, float *out, size_t ld)
+{
+	struct attend *a = &j->attend;
+	uint32_t n = 0;
+	uint64_t stretch = 0;
+	for (uint32_t i = 0; i < a->view.span_count; i++) {
+		const struct span *span = &a->view.strip[g].spans[i];
+		uint32_t end = span->block_row + attend_visible(a, r0, span->first, span->n);
+		if (!span->codes)
+			continue;
+		for (uint32_t row = (span->block_row + SIG_GROUP - 1) & ~(SIG_GROUP - 1); row < end;
+		     row += PILOT_RUN, stretch++) {
+			uint32_t run = end - row < PILOT_RUN ? end - row : PILOT_RUN;
+			if (stretch % stride)
+				continue;
+			estimate_run(j, g, r0, heads, span, row, run, out + n, ld);
+			n += run;
+		}
+	}
+	return n;
+}
+
+static float pilot_threshold(struct job *j, uint32_t g, uint32_t r, const float *estimate, uint32_t n, uint64_t rows, float *w)
+{
+	struct attend *a = &j->attend;
+	const struct kernels *k = j->engine->kernels;
+	double repeat = n ? (double)rows / n : 0;
+	if (!(a->error_target > 0))
+		return tau_for_budget(k, estimate, n, repeat, a->budget * (double)rows, w);
+	size_t at = (size_t)g * a->queries + r;
+	float window = a->window_lse ? a->window_lse[at] : -INFINITY;
+	double floor = floor_rows(a->budget_floor, rows), cap = a->budget_cap * (double)rows;
+	double eps = a->error_target / (a->delta > 0 ? a->deviations : sqrt((double)a->ratio[g]));
+	float tau = tau_for_error(k, estimate, n, repeat, eps, window, floor, cap, w);
+	if (a->delta > 0)
+		a->lowest[at] = tau_for_budget(k, estimate, n, repeat, cap, w);
+	else
+		a->predicted[at] = (float)relative_variance(k, estimate, n, repeat, window, tau, w);
+	return tau;
+}
+
+// One threshold per (strip, head), over all segments, before any random number is drawn.
+int signature_pre(struct job *j, uint32_t g, uint32_t unit, struct engine_scratch *s)
+{
+	(void)unit;
+	struct attend *a = &j->attend;
+	sign_queries(j, g);
+	uint64_t longest = indexed_rows(a, g, a->queries - 1);
+	uint32_t stride = pilot_stride(longest);
+	size_t most = (size_t)(longest / stride + (uint64_t)PILOT_RUN * (a->view.span_count + 1));
+	float *estimate = scratch_get(s, (SIG_MAX_HEADS + 1) * most * sizeof(float)), *w = estimate + SIG_MAX_HEADS * most;
+	if (!estimate)
+		return job_fail(j, MPIG_ENOMEM, "no memory for a pilot of %zu rows", most);
+	uint32_t n = 0;
+	for (uint32_t t = 0; t < a->tokens; t++)
+		for (uint32_t i0 = 0; i0 < a->group_heads; i0 += SIG_MAX_HEADS) {
+			uint32_t r0 = t * a->group_heads + i0;
+			uint32_t heads = a->group_heads - i0 < SIG_MAX_HEADS ? a->group_heads - i0 : SIG_MAX_HEADS;
+			uint64_t rows = indexed_rows(a, g, r0);
+			n = pilot_estimates(j, g, r0, heads, stride, estimate, most);
+			for (uint32_t i = 0; i < heads; i++)
+				signature_query(a, g, r0 + i)->tau =
+					pilot_threshold(j, g, r0 + i, estimate + i * most, n, rows, w);
+		}
+	attend_count(a, 0, n * a->layer->code_bytes_per_row);
+	return 0;
+}

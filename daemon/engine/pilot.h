@@ -1,0 +1,18 @@
+// Estimated logits of a query against the codes of a strip, and the pilot that sets the threshold from a sample of them.
+#ifndef MPIG_ENGINE_PILOT_H
+#define MPIG_ENGINE_PILOT_H
+
+#include "daemon/engine/attend.h"
+
+static inline struct sig_query *signature_query(const struct attend *a, uint32_t g, uint32_t r)
+{
+	return a->sig + (size_t)g * a->queries + r;
+}
+// A query against the run that begins at token position `first`.
+struct sig_query query_for_run(const struct attend *a, uint32_t g, uint32_t r, uint64_t first);
+// Estimates of rows [row, row + n) of a block for up to SIG_MAX_HEADS queries of one token: out[i * ld].
+void estimate_run(struct job *j, uint32_t g, uint32_t r0, uint32_t heads, const struct span *span, uint32_t row, uint32_t n,
+                  float *out, size_t ld);
+int signature_pre(struct job *j, uint32_t g, uint32_t unit, struct engine_scratch *s);
+
+#endif

@@ -1,0 +1,151 @@
+// The units of `signature` (and of its verified form): a pilot sets one threshold per head from estimated logits, then each span is
+// scanned for rows whose estimate plus noise passes it, and those are attended. Memory and the check of a request are here; the
+// pilot is in pilot.c.
+#include <math.h>
+#include <string.h>
+
+#include "daemon/engine/pilot.h"
+#include "daemon/engine/ratio.h"
+#include "daemon/engine/selection.h"
+
+// The scan of one span for up to SIG_MAX_HEADS queries of one token: rows with estimate + noise > tau.
+static void scan_span(struct job *j, uint32_t g, uint32_t r0, uint32_t heads, const struct span *span, uint32_t visible,
+                      struct sig_hits *hits, float *estimates)
+{
+	struct attend *a = &j->attend;
+	const struct layer *layer = a->layer;
+	const struct kernels *k = j->engine->kernels;
+	uint64_t block_first = span->first - span->block_row;
+	const float *noise = j->engine->noise +
+	                     noise_offset(a->seed, a->position + attend_token(a, r0), j->request.entry.layer, g, block_first);
+	uint32_t begin = span->block_row, end = begin + visible;
+	const uint8_t *rows = span->rows - (size_t)span->block_row * layer->rows.stride;
+	uint32_t row_bytes = layer->rows.stride;
+	if (layer->wire.softcap <= 0) {
+		struct sig_query sq[SIG_MAX_HEADS];
+		for (uint32_t i = 0; i < heads; i++)
+			sq[i] = query_for_run(a, g, r0 + i, block_first);
+		k->sig_select(span->codes, span->factors, begin, end, layer->d_pad, layer->wire.signature_bits, sq, heads, noise,
+		              hits, rows, layer->rows.stride, row_bytes);
+		return;
+	}
+	for (uint32_t i = 0; i < heads; i++) {
+		float tau = signature_query(a, g, r0 + i)->tau;
+		estimate_run(j, g, r0 + i, 1, span, 0, end, estimates, end);
+		for (uint32_t row = begin; row < end; row++)
+			if (estimates[row] + noise[row] > tau) {
+				hits[i].row[hits[i].n] = row;
+				hits[i].estimate[hits[i].n++] = estimates[row];
+			}
+	}
+}
+
+static int signature_main(struct job *j, uint32_t g, uint32_t unit, struct engine_scratch *s)
+{
+	struct attend *a = &j->attend;
+	const struct span *span = &a->view.strip[g].spans[unit];
+	if (!span->codes) // exact: verified answers have it from the first sample
+		return a->delta > 0 && !a->measuring ? 0 : attend_span(j, g, unit, span, s);
+	const uint32_t most = BLOCK_MAX_ROWS;
+	uint8_t *memory = scratch_get(s, most * (SIG_MAX_HEADS * 8 + 16));
+	if (!memory)
+		return job_fail(j, MPIG_ENOMEM, "no memory for a scan");
+	struct sig_hits hits[SIG_MAX_HEADS];
+	for (uint32_t i = 0; i < SIG_MAX_HEADS; i++)
+		hits[i] = (struct sig_hits){.row = (uint32_t *)memory + i * most,
+		                            .estimate = (float *)memory + (SIG_MAX_HEADS + i) * most};
+	float *scratch = (float *)memory + 2 * SIG_MAX_HEADS * most; // 3 x most for attn_selected, 1 x for estimates
+	struct row_set set = {0};
+	uint32_t scanned = 0;
+	for (uint32_t t = 0; t < a->tokens; t++) {
+		uint32_t visible = attend_visible(a, t * a->group_heads, span->first, span->n);
+		scanned = visible > scanned ? visible : scanned;
+		for (uint32_t i0 = 0; i0 < a->group_heads; i0 += SIG_MAX_HEADS) {
+			uint32_t r0 = t * a->group_heads + i0;
+			uint32_t heads = a->group_heads - i0 < SIG_MAX_HEADS ? a->group_heads - i0 : SIG_MAX_HEADS;
+			for (uint32_t i = 0; i < heads; i++)
+				hits[i].n = 0;
+			if (visible)
+				scan_span(j, g, r0, heads, span, visible, hits, scratch + 3 * most);
+			for (uint32_t i = 0; i < heads; i++) {
+				float tau = signature_query(a, g, r0 + i)->tau, *neg_log_pi = hits[i].estimate;
+				for (uint32_t n = 0; n < hits[i].n; n++)
+					neg_log_pi[n] = fmaxf(0, tau - hits[i].estimate[n]);
+				struct heavy *heavy = a->delta > 0 ? attend_heavy(a, g, unit, r0 + i) : NULL;
+				if (heavy && !a->measuring)
+					hits[i].n = heavy_force(heavy, hits[i].row, neg_log_pi, hits[i].n);
+				row_set_add(&set, hits[i].row, hits[i].n);
+				struct selection sel = {.base = span->rows - (size_t)span->block_row * a->layer->rows.stride,
+				                        .first = span->first - span->block_row,
+				                        .centre = span->centre,
+				                        .index = hits[i].row,
+				                        .neg_log_pi = neg_log_pi,
+				                        .n = hits[i].n};
+				struct attn_partial *p = attend_partial(a, g, unit, r0 + i);
+				attend_selection(j, g, r0 + i, &sel, p, scratch);
+				if (heavy && a->measuring)
+					heavy_note(heavy, sel.index, neg_log_pi, scratch, p->m > -INFINITY ? sel.n : 0,
+					           p->m - tau);
+			}
+		}
+	}
+	uint64_t rows = row_set_count(&set);
+	attend_count(a, rows, rows * a->layer->rows.stride + scanned * a->layer->code_bytes_per_row);
+	return 0;
+}
+
+static int signature_check(struct job *j, const struct layer *layer)
+{
+	if (layer->wire.signature_bits)
+		return 0;
+	return job_fail(j, MPIG_ENOTSUP, "layer %u has no signature index (signature_bits is 0)", j->request.entry.layer);
+}
+
+static void signature_carve(struct job *j, struct carve *c)
+{
+	struct attend *a = &j->attend;
+	const struct mpig_layer_shape *s = &a->layer->shape;
+	uint64_t all = (uint64_t)s->kv_heads * a->queries;
+	a->signs = carve(c, 3 * a->layer->d_pad, sizeof(float));
+	a->signature = carve(c, all, a->layer->d_pad);
+	a->sig = carve(c, all, sizeof(struct sig_query));
+	if (a->error_target > 0 && !(a->delta > 0)) {
+		a->ratio = carve(c, s->kv_heads, sizeof(float));
+		a->predicted = carve(c, all, sizeof(float));
+	}
+	if (a->delta > 0) {
+		bool window = j->request.slot.present & MPIG_HAS_WINDOW_OUT;
+		a->lowest = carve(c, all, sizeof(float));
+		a->window_out = window ? carve(c, all * s->d_v, sizeof(float)) : NULL;
+		a->heavy = carve(c, all * a->main_units, sizeof(struct heavy));
+	}
+}
+
+static int signature_prepare(struct job *j)
+{
+	struct attend *a = &j->attend;
+	sig_signs(context_seed(j->request.context), 0, 0, a->layer->d_pad, a->signs);
+	if (a->ratio)
+		ratio_take(j->request.context, a->layer, a->tokens == 1, a->position, a->ratio);
+	if (a->heavy) // units without an index note nothing
+		memset(a->heavy, 0, (size_t)a->layer->shape.kv_heads * a->main_units * a->queries * sizeof(*a->heavy));
+	return 0;
+}
+
+const struct proposal signature_proposal = {.ops = {.pre = signature_pre,
+                                                    .main = signature_main,
+                                                    .close = attend_close,
+                                                    .finish = attend_finish,
+                                                    .release = attend_release},
+                                            .check = signature_check,
+                                            .carve = signature_carve,
+                                            .prepare = signature_prepare};
+
+const struct proposal verified_proposal = {.ops = {.pre = signature_pre,
+                                                   .main = signature_main,
+                                                   .close = verify_close,
+                                                   .finish = verify_finish,
+                                                   .release = attend_release},
+                                           .check = signature_check,
+                                           .carve = signature_carve,
+                                           .prepare = signature_prepare};
