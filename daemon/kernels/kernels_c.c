@@ -146,8 +146,7 @@ static void sig_estimate_c(const uint8_t *codes, const uint16_t *factors, uint32
 	}
 }
 
-// Bit r: row r of n <= 32 is above the threshold. Without a branch: at one row in a hundred every sixth group has a hit, and
-// mispredicting costs more than looking.
+// Bit r: row r of n <= 32 is above the threshold.
 static uint64_t hits32(const float *estimate, const float *noise, uint32_t n, float tau)
 {
 	uint64_t hit = 0;
