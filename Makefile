@@ -167,9 +167,10 @@ check-tsan: ## the ring, the workers and the engine under ThreadSanitizer
 check-tsan-run: deps $(TSAN_TESTS)
 	@$(TEST_ENV) setarch -R tools/build/run-tests --limit $(TEST_LIMIT) $(sort $(TSAN_TESTS))
 
-bench: deps $(B)/magicpig-bench $(B)/magicpigd ## measure this machine; also writes build/bench/report.json
+bench: deps $(B)/magicpig-bench $(B)/magicpigd $(B)/tests/kernels/bench_kernels ## measure this machine; also writes build/bench/*.json
 	@mkdir -p $(B)/bench
 	@$(TEST_ENV) $(B)/magicpig-bench --json $(B)/bench/report.json
+	@$(B)/tests/kernels/bench_kernels --json $(B)/bench/kernels.json
 
 deps: ## install the Debian packages that are missing
 	@CC='$(CC)' tools/build/install-deps

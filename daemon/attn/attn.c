@@ -3,8 +3,6 @@
 #include <math.h>
 #include <string.h>
 
-#include "daemon/attn/squares.h"
-
 enum {
 	CHUNK = 256, // rows of a dense pass at a time: their keys and values stay in L2 between scores and values
 	BATCH = 8,   // heads that share one visit to a chunk
@@ -44,8 +42,8 @@ void attn_selected(const struct kernels *k, const struct row_format *f, const ui
                    const float *neg_log_pi, uint32_t n, const float *q, const struct attn_head *h, struct attn_partial *p,
                    float *scratch)
 {
-	// e and (1 - pi) e^2 side by side, as values wants its weights: one visit to each V gives out and bv, which are
-	// neighbours too.
+	// e and (1 - pi) e^2 side by side, as values_squares wants its weights: one visit to each V gives out and bv, which are
+	// neighbours too, and b2.
 	float *e = scratch, *c = scratch + n;
 	attn_partial_clear(p, f->d_v);
 	p->rows = n;
@@ -67,10 +65,9 @@ void attn_selected(const struct kernels *k, const struct row_format *f, const ui
 	k->exp_sum(c, n, 0); // pi
 	for (uint32_t i = 0; i < n; i++)
 		c[i] = (1 - c[i]) * e[i] * e[i];
-	k->values[f->type](f, rows, index, n, scratch, n, 2, attn_partial_out(p));
+	p->b2 = k->values_squares[f->type](f, rows, index, n, scratch, n, attn_partial_out(p));
 	for (uint32_t i = 0; i < n; i++)
 		p->a += (double)c[i];
-	p->b2 = value_squares(k, f, rows, index, n, c);
 }
 
 // One head's chunk: s becomes weights relative to the new maximum, 0 beyond `visible`, and what the partial held is brought to

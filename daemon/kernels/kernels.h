@@ -67,6 +67,11 @@ struct kernels {
 	// out[h][:] += sum_i w[h][i] V[row_i]; out [heads][d_v] fp32.
 	void (*values[ROW_TYPES])(const struct row_format *f, const uint8_t *rows, const uint32_t *index, uint32_t n,
 	                          const float *w, size_t ld, uint32_t heads, float *out);
+	// What a sample with error terms wants of its rows, in one visit: out as `values` gives it for two heads, and the result is
+	// sum_i w[1][i] |V[row_i]|^2, w[1] >= 0. Squares and products are added in fp32 over at most 16 rows, then in double:
+	// |error| <= (d_v + 32) eps of the sum + n d_v max(1, w) 2^-149.
+	double (*values_squares[ROW_TYPES])(const struct row_format *f, const uint8_t *rows, const uint32_t *index, uint32_t n,
+	                                    const float *w, size_t ld, float *out);
 	// w[i] = exp(x), x = s[i] - shift rounded to fp32, in place; returns sum w. s[i] = -inf gives 0 whatever the shift, and
 	// so does x < -87.33 (exp(x) would be subnormal). Relative error of each w <= 4e-7 for x in [-87.33, 88]; above, +inf.
 	// NaN stays NaN.

@@ -99,6 +99,16 @@ static inline float estimate(int32_t sum, float g, const struct sig_query *q, ui
 	return t;
 }
 
+// Four halves, each in the low bits of its lane, as f16_to_f32.
+static inline vf f16_widen4(vu half)
+{
+	const vu one = {113u << 23, 113u << 23, 113u << 23, 113u << 23};
+	vu a = (half & 0x7fff) << 13, sign = (half & 0x8000) << 16;
+	vu subnormal = (vu)((vf)(a + one) - (vf)one), small = (vu)((vi)a < 0x400 << 13);
+	vu normal = a + (112u << 23) + ((vu)((vi)a >= 0x7c00 << 13) & 112u << 23);
+	return (vf)(sign | (small & subnormal) | (~small & normal));
+}
+
 static void block_estimates(const struct scan_sums *sums, const float *g, uint32_t first, uint32_t rows,
                             const struct sig_query *q, uint32_t h, float *out)
 {
@@ -109,7 +119,13 @@ static void block_estimates(const struct scan_sums *sums, const float *g, uint32
 
 static void block_factors(const uint16_t *factors, uint32_t rows, float *g)
 {
-	for (uint32_t r = 0; r < rows; r++)
+	uint32_t r = 0;
+	for (; rows - r >= 8; r += 8) {
+		vh x = LOAD(vh, factors + r), zero = {0};
+		STORE(vf, g + r, f16_widen4((vu)__builtin_shufflevector(x, zero, 0, 8, 1, 9, 2, 10, 3, 11)));
+		STORE(vf, g + r + 4, f16_widen4((vu)__builtin_shufflevector(x, zero, 4, 12, 5, 13, 6, 14, 7, 15)));
+	}
+	for (; r < rows; r++)
 		g[r] = f16_to_f32(factors[r]);
 }
 
@@ -130,6 +146,23 @@ static void sig_estimate_c(const uint8_t *codes, const uint16_t *factors, uint32
 	}
 }
 
+// Bit r: row r of n <= 32 is above the threshold.
+static uint64_t hits32(const float *estimate, const float *noise, uint32_t n, float tau)
+{
+	uint64_t hit = 0;
+	if (n < 32) {
+		for (uint32_t r = 0; r < n; r++)
+			hit |= (uint64_t)(estimate[r] + noise[r] > tau) << r;
+		return hit;
+	}
+	const vi bit = {1, 2, 4, 8};
+	vi bits = {0};
+	for (uint32_t r = 0; r < 32; r += 4)
+		bits |= (LOAD(vf, estimate + r) + LOAD(vf, noise + r) > tau) & (vi)((vu)bit << r);
+	bits |= __builtin_shufflevector(bits, bits, 2, 3, 0, 1);
+	return (uint32_t)(bits[0] | bits[1]);
+}
+
 static void sig_select_c(const uint8_t *codes, const uint16_t *factors, uint32_t begin, uint32_t end, uint32_t d_pad,
                          uint32_t bits, const struct sig_query *queries, uint32_t heads, const float *noise,
                          struct sig_hits *hits, const uint8_t *rows, uint32_t stride, uint32_t row_bytes)
@@ -148,8 +181,9 @@ static void sig_select_c(const uint8_t *codes, const uint16_t *factors, uint32_t
 		for (uint32_t h = 0; h < heads; h++) {
 			uint64_t hit = 0;
 			block_estimates(&sums, g, first, count, &queries[h], h, block.estimate[h]);
-			for (uint32_t r = 0; r < count; r++)
-				hit |= (uint64_t)(block.estimate[h][r] + noise[first + r] > queries[h].tau) << r;
+			for (uint32_t r = 0; r < count; r += 32)
+				hit |= hits32(&block.estimate[h][r], noise + first + r, scan_min(32, count - r), queries[h].tau)
+				       << r;
 			block.hit[h] = hit & valid;
 		}
 		scan_take(&block, first, heads, hits, rows, stride, row_bytes);
@@ -172,13 +206,8 @@ INLINE void half_decode(enum row_type type, const uint8_t *src, uint32_t d, floa
 			vh x = LOAD(vh, src + 2 * (size_t)j), zero = {0};
 			vu half[2] = {(vu)__builtin_shufflevector(x, zero, 0, 8, 1, 9, 2, 10, 3, 11),
 			              (vu)__builtin_shufflevector(x, zero, 4, 12, 5, 13, 6, 14, 7, 15)};
-			for (uint32_t i = 0; i < 2; i++) { // as f16_to_f32, four at a time
-				const vu one = {113u << 23, 113u << 23, 113u << 23, 113u << 23};
-				vu a = (half[i] & 0x7fff) << 13, sign = (half[i] & 0x8000) << 16;
-				vu subnormal = (vu)((vf)(a + one) - (vf)one), small = (vu)((vi)a < 0x400 << 13);
-				vu normal = a + (112u << 23) + ((vu)((vi)a >= 0x7c00 << 13) & 112u << 23);
-				STORE(vu, out + j + 4 * i, sign | (small & subnormal) | (~small & normal));
-			}
+			STORE(vf, out + j, f16_widen4(half[0]));
+			STORE(vf, out + j + 4, f16_widen4(half[1]));
 		}
 	} else {
 		for (uint32_t at = 0; at < d; at += 32) {
@@ -216,9 +245,9 @@ INLINE void scores_c(enum row_type type, const struct row_format *f, const uint8
 	}
 }
 
-// Four rows at a time, so that `out` passes through the cache once for four.
-INLINE void values_c(enum row_type type, const struct row_format *f, const uint8_t *rows, const uint32_t *index, uint32_t n,
-                     const float *w, size_t ld, uint32_t heads, float *out)
+// Four rows at a time, so that `out` passes through the cache once for four. squares: NULL, or what values_squares returns.
+INLINE void values_pass(enum row_type type, const struct row_format *f, const uint8_t *rows, const uint32_t *index, uint32_t n,
+                        const float *w, size_t ld, uint32_t heads, float *out, double *squares)
 {
 	const uint32_t d = f->d_v;
 	float v[4][256];
@@ -226,6 +255,8 @@ INLINE void values_c(enum row_type type, const struct row_format *f, const uint8
 		uint32_t count = scan_min(4, n - i);
 		for (uint32_t r = 0; r < count; r++)
 			half_decode(type, rows + (size_t)(index ? index[i + r] : i + r) * f->stride + f->v_offset, d, v[r]);
+		for (uint32_t r = 0; squares && r < count; r++)
+			*squares += (double)w[ld + i + r] * (double)dot(v[r], v[r], d);
 		for (uint32_t h = 0; h < heads; h++) {
 			const float *weight = w + h * ld + i;
 			float *o = out + (size_t)h * d;
@@ -242,41 +273,71 @@ INLINE void values_c(enum row_type type, const struct row_format *f, const uint8
 	}
 }
 
+INLINE void values_c(enum row_type type, const struct row_format *f, const uint8_t *rows, const uint32_t *index, uint32_t n,
+                     const float *w, size_t ld, uint32_t heads, float *out)
+{
+	values_pass(type, f, rows, index, n, w, ld, heads, out, NULL);
+}
+
+INLINE double values_squares_c(enum row_type type, const struct row_format *f, const uint8_t *rows, const uint32_t *index,
+                               uint32_t n, const float *w, size_t ld, float *out)
+{
+	double squares = 0;
+	values_pass(type, f, rows, index, n, w, ld, 2, out, &squares);
+	return squares;
+}
+
 ROW_KERNELS(c, bf16, ROW_BF16)
 ROW_KERNELS(c, f16, ROW_F16)
 ROW_KERNELS(c, i8, ROW_I8)
 
 // ---- weights ---------------------------------------------------------------------------------------------------------
 
-// exp(x) = 2^n exp(r), n = round(x log2 e), |r| <= .347, ln 2 in two parts; the polynomial is Cephes' expf (S. Moshier).
-static inline float exp_one(float x)
+static inline vf select4(vi where, vf yes, vf no)
 {
-	float c = x < 89.f ? x : 89.f;
-	c = c > -88.f ? c : -88.f;
-	float n = (c * EXP_LOG2E + 12582912.f) - 12582912.f;
-	float r = (c - n * EXP_LN2_HIGH) - n * EXP_LN2_LOW;
-	float p = EXP_P0;
-	p = p * r + EXP_P1;
+	return (vf)((where & (vi)yes) | (~where & (vi)no));
+}
+
+// exp(x) = 2^n exp(r), n = round(x log2 e), |r| <= .347, ln 2 in two parts; the polynomial is Cephes' expf (S. Moshier).
+static inline vf exp4(vf x)
+{
+	vf c = select4(x < 89.f, x, (vf){0} + 89.f);
+	c = select4(c > -88.f, c, (vf){0} - 88.f);
+	vf n = (c * EXP_LOG2E + 12582912.f) - 12582912.f;
+	vf r = (c - n * EXP_LN2_HIGH) - n * EXP_LN2_LOW;
+	vf p = r * EXP_P0 + EXP_P1;
 	p = p * r + EXP_P2;
 	p = p * r + EXP_P3;
 	p = p * r + EXP_P4;
 	p = p * r + EXP_P5;
 	p = (p * r * r + r) + 1;
-	union {
-		int32_t i;
-		float f;
-	} two = {.i = ((int32_t)n + 127) * (1 << 23)};
-	float y = p * two.f;
-	return x < EXP_LOWEST ? 0 : x != x ? x : y;
+	vf two = (vf)((__builtin_convertvector(n, vi) + 127) << 23);
+	return select4(x != x, x, (vf)(~(x < EXP_LOWEST) & (vi)(p * two)));
+}
+
+static inline vf weights4(vf s, float shift)
+{
+	return (vf)(~(s == -INFINITY) & (vi)exp4(s - shift));
 }
 
 static double exp_sum_c(float *s, uint32_t n, float shift)
 {
 	double sum[4] = {0};
-	for (uint32_t i = 0; i < n; i++)
-		s[i] = s[i] == -INFINITY ? 0 : exp_one(s[i] - shift);
-	for (uint32_t i = 0; i < n; i++)
-		sum[i % 4] += (double)s[i];
+	uint32_t i = 0;
+	for (; n - i >= 4; i += 4) {
+		vf w = weights4(LOAD(vf, s + i), shift);
+		STORE(vf, s + i, w);
+		for (uint32_t l = 0; l < 4; l++)
+			sum[l] += (double)w[l];
+	}
+	if (i < n) {
+		vf last = (vf){0} - INFINITY;
+		memcpy(&last, s + i, (n - i) * sizeof *s);
+		last = weights4(last, shift);
+		memcpy(s + i, &last, (n - i) * sizeof *s);
+		for (uint32_t l = 0; l < 4; l++)
+			sum[l] += (double)last[l];
+	}
 	return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
@@ -342,6 +403,7 @@ void kernels_init_c(struct kernels *k)
 		.sig_select = sig_select_c,
 		.scores = {scores_bf16_c, scores_f16_c, scores_i8_c},
 		.values = {values_bf16_c, values_f16_c, values_i8_c},
+		.values_squares = {values_squares_bf16_c, values_squares_f16_c, values_squares_i8_c},
 		.exp_sum = exp_sum_c,
 		.max = max_c,
 		.split_sums = split_sums_c,

@@ -97,7 +97,7 @@ INLINE struct row_source v_source(const struct row_format *f, enum row_type type
 	return (struct row_source){rows + f->v_offset, index, f->stride, half_row_bytes(type, f->d_v), n};
 }
 
-// One pair of table entries for a row type, from an ISA's generic `scores` and `values`.
+// The table entries for a row type, from an ISA's generic `scores`, `values` and `values_squares`.
 #define ROW_KERNELS(isa, name, type)                                                                                             \
 	static void scores_##name##_##isa(const struct row_format *f, const uint8_t *rows, const uint32_t *index, uint32_t n,    \
 	                                  const float *q, uint32_t heads, float *s, size_t ld)                                   \
@@ -108,6 +108,11 @@ INLINE struct row_source v_source(const struct row_format *f, enum row_type type
 	                                  const float *w, size_t ld, uint32_t heads, float *out)                                 \
 	{                                                                                                                        \
 		values_##isa(type, f, rows, index, n, w, ld, heads, out);                                                        \
+	}                                                                                                                        \
+	static double values_squares_##name##_##isa(const struct row_format *f, const uint8_t *rows, const uint32_t *index,      \
+	                                            uint32_t n, const float *w, size_t ld, float *out)                           \
+	{                                                                                                                        \
+		return values_squares_##isa(type, f, rows, index, n, w, ld, out);                                                \
 	}
 
 #endif

@@ -121,9 +121,10 @@ INLINE void scores_avx2(enum row_type type, const struct row_format *f, const ui
 	}
 }
 
-// `pairs` pairs of output from element j on, for one or two heads, over the block's rows.
+// `pairs` pairs of output from element j on, for one or two heads, over the block's rows. square: NULL, or
+// lanes that take (weight of head 1) * V^2.
 INLINE void values_block(enum row_type type, const struct row_source *src, const struct row_block *b, uint32_t d, uint32_t j,
-                         uint32_t pairs, uint32_t heads, bool first_pass, const float *w, size_t ld, float *out)
+                         uint32_t pairs, uint32_t heads, bool first_pass, const float *w, size_t ld, float *out, __m256 *square)
 {
 	struct pair acc[2][4];
 	EACH (h, heads)
@@ -132,6 +133,7 @@ INLINE void values_block(enum row_type type, const struct row_source *src, const
 	for (uint32_t r = 0; r < b->n; r++) {
 		if (first_pass)
 			row_prefetch(src, b->first + r + ROW_BLOCK);
+		__m256 of_row = _mm256_setzero_ps();
 		EACH (p, pairs) {
 			struct pair v = load_pair(type, b->at[r], d, j + 16 * p);
 			EACH (h, heads) {
@@ -139,7 +141,13 @@ INLINE void values_block(enum row_type type, const struct row_source *src, const
 				acc[h][p].a = _mm256_fmadd_ps(weight, v.a, acc[h][p].a);
 				acc[h][p].b = _mm256_fmadd_ps(weight, v.b, acc[h][p].b);
 			}
+			if (square) {
+				of_row = _mm256_fmadd_ps(v.a, v.a, of_row);
+				of_row = _mm256_fmadd_ps(v.b, v.b, of_row);
+			}
 		}
+		if (square)
+			*square = _mm256_fmadd_ps(_mm256_set1_ps(w[ld + b->first + r]), of_row, *square);
 	}
 	EACH (h, heads)
 		EACH (p, pairs)
@@ -147,14 +155,14 @@ INLINE void values_block(enum row_type type, const struct row_source *src, const
 }
 
 INLINE void values_heads(enum row_type type, const struct row_source *src, const struct row_block *b, uint32_t d, uint32_t heads,
-                         bool first_pass, const float *w, size_t ld, float *out)
+                         bool first_pass, const float *w, size_t ld, float *out, __m256 *square)
 {
 	const uint32_t pairs = heads == 2 ? 2 : 4;
 	uint32_t j = 0;
 	for (; j + 16 * pairs <= d; j += 16 * pairs)
-		values_block(type, src, b, d, j, pairs, heads, first_pass && j == 0, w, ld, out);
+		values_block(type, src, b, d, j, pairs, heads, first_pass && j == 0, w, ld, out, square);
 	for (; j < d; j += 16)
-		values_block(type, src, b, d, j, 1, heads, first_pass && j == 0, w, ld, out);
+		values_block(type, src, b, d, j, 1, heads, first_pass && j == 0, w, ld, out, square);
 }
 
 INLINE void values_avx2(enum row_type type, const struct row_format *f, const uint8_t *rows, const uint32_t *index, uint32_t n,
@@ -168,10 +176,29 @@ INLINE void values_avx2(enum row_type type, const struct row_format *f, const ui
 		row_block_take(&src, first, &b);
 		uint32_t h = 0;
 		for (; h + 2 <= heads; h += 2)
-			values_heads(type, &src, &b, d, 2, h == 0, w + h * ld, ld, out + (size_t)h * d);
+			values_heads(type, &src, &b, d, 2, h == 0, w + h * ld, ld, out + (size_t)h * d, NULL);
 		if (h < heads)
-			values_heads(type, &src, &b, d, 1, h == 0, w + h * ld, ld, out + (size_t)h * d);
+			values_heads(type, &src, &b, d, 1, h == 0, w + h * ld, ld, out + (size_t)h * d, NULL);
 	}
+}
+
+INLINE double values_squares_avx2(enum row_type type, const struct row_format *f, const uint8_t *rows, const uint32_t *index,
+                                  uint32_t n, const float *w, size_t ld, float *out)
+{
+	const struct row_source src = v_source(f, type, rows, index, n);
+	double total = 0;
+	struct row_block b;
+	row_prefetch_first(&src);
+	for (uint32_t first = 0; first < n; first += ROW_BLOCK) {
+		__m256 square = _mm256_setzero_ps();
+		row_block_take(&src, first, &b);
+		values_heads(type, &src, &b, f->d_v, 2, true, w, ld, out, &square);
+		__m256d wide = _mm256_add_pd(_mm256_cvtps_pd(_mm256_castps256_ps128(square)),
+		                             _mm256_cvtps_pd(_mm256_extractf128_ps(square, 1)));
+		__m128d pair = _mm_add_pd(_mm256_castpd256_pd128(wide), _mm256_extractf128_pd(wide, 1));
+		total += _mm_cvtsd_f64(pair) + _mm_cvtsd_f64(_mm_unpackhi_pd(pair, pair));
+	}
+	return total;
 }
 
 ROW_KERNELS(avx2, bf16, ROW_BF16)
@@ -186,4 +213,7 @@ void rows_init_avx2(struct kernels *k)
 	k->values[ROW_BF16] = values_bf16_avx2;
 	k->values[ROW_F16] = values_f16_avx2;
 	k->values[ROW_I8] = values_i8_avx2;
+	k->values_squares[ROW_BF16] = values_squares_bf16_avx2;
+	k->values_squares[ROW_F16] = values_squares_f16_avx2;
+	k->values_squares[ROW_I8] = values_squares_i8_avx2;
 }

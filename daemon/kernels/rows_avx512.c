@@ -175,10 +175,11 @@ INLINE void scores_avx512(enum row_type type, const struct row_format *f, const 
 	}
 }
 
-// `pairs` pairs of output from element j on, over the block's rows.
+// `pairs` pairs of output from element j on, over the block's rows. square: NULL, or
+// lanes that take (weight of head 1) * V^2.
 INLINE void values_block(enum row_type type, const struct row_source *src, const struct row_block *b, const struct steps *steps,
                          uint32_t d, uint32_t j, uint32_t pairs, uint32_t heads, bool first_pass, const float *w, size_t ld,
-                         float *out)
+                         float *out, __m512 *square)
 {
 	struct pair acc[HEADS][4];
 	EACH (h, heads)
@@ -187,6 +188,7 @@ INLINE void values_block(enum row_type type, const struct row_source *src, const
 	for (uint32_t r = 0; r < b->n; r++) {
 		if (first_pass)
 			row_prefetch(src, b->first + r + ROW_BLOCK);
+		__m512 of_row = _mm512_setzero_ps();
 		EACH (p, pairs) {
 			struct pair v = load_pair(type, b->at[r], steps->at[r], j + 32 * p);
 			EACH (h, heads) {
@@ -194,7 +196,13 @@ INLINE void values_block(enum row_type type, const struct row_source *src, const
 				acc[h][p].a = _mm512_fmadd_ps(weight, v.a, acc[h][p].a);
 				acc[h][p].b = _mm512_fmadd_ps(weight, v.b, acc[h][p].b);
 			}
+			if (square) {
+				of_row = _mm512_fmadd_ps(v.a, v.a, of_row);
+				of_row = _mm512_fmadd_ps(v.b, v.b, of_row);
+			}
 		}
+		if (square)
+			*square = _mm512_fmadd_ps(_mm512_set1_ps(w[ld + b->first + r]), of_row, *square);
 	}
 	EACH (h, heads)
 		EACH (p, pairs)
@@ -202,7 +210,7 @@ INLINE void values_block(enum row_type type, const struct row_source *src, const
 }
 
 INLINE void values_single(enum row_type type, const struct row_block *b, const struct steps *steps, uint32_t d, uint32_t j,
-                          uint32_t heads, const float *w, size_t ld, float *out)
+                          uint32_t heads, const float *w, size_t ld, float *out, __m512 *square)
 {
 	__m512 acc[HEADS];
 	EACH (h, heads)
@@ -211,6 +219,8 @@ INLINE void values_single(enum row_type type, const struct row_block *b, const s
 		__m512 v = load_single(type, b->at[r], steps->at[r], j);
 		EACH (h, heads)
 			acc[h] = _mm512_fmadd_ps(_mm512_set1_ps(w[h * ld + b->first + r]), v, acc[h]);
+		if (square)
+			*square = _mm512_fmadd_ps(_mm512_set1_ps(w[ld + b->first + r]), _mm512_mul_ps(v, v), *square);
 	}
 	EACH (h, heads)
 		_mm512_storeu_ps(out + (size_t)h * d + j, acc[h]);
@@ -218,16 +228,16 @@ INLINE void values_single(enum row_type type, const struct row_block *b, const s
 
 // Sixteen accumulators with two heads or more; eight, an FMA's latency times its rate, with one.
 INLINE void values_heads(enum row_type type, const struct row_source *src, const struct row_block *b, const struct steps *steps,
-                         uint32_t d, uint32_t heads, bool first_pass, const float *w, size_t ld, float *out)
+                         uint32_t d, uint32_t heads, bool first_pass, const float *w, size_t ld, float *out, __m512 *square)
 {
 	const uint32_t pairs = heads <= 2 ? 4 : 2;
 	uint32_t j = 0;
 	for (; j + 32 * pairs <= d; j += 32 * pairs)
-		values_block(type, src, b, steps, d, j, pairs, heads, first_pass && j == 0, w, ld, out);
+		values_block(type, src, b, steps, d, j, pairs, heads, first_pass && j == 0, w, ld, out, square);
 	for (; j + 32 <= d; j += 32)
-		values_block(type, src, b, steps, d, j, 1, heads, first_pass && j == 0, w, ld, out);
+		values_block(type, src, b, steps, d, j, 1, heads, first_pass && j == 0, w, ld, out, square);
 	if (j < d)
-		values_single(type, b, steps, d, j, heads, w, ld, out);
+		values_single(type, b, steps, d, j, heads, w, ld, out, square);
 }
 
 INLINE void values_avx512(enum row_type type, const struct row_format *f, const uint8_t *rows, const uint32_t *index, uint32_t n,
@@ -247,19 +257,39 @@ INLINE void values_avx512(enum row_type type, const struct row_format *f, const 
 			float *oh = out + (size_t)h * d;
 			switch (heads - h) {
 			case 1:
-				values_heads(type, &src, &b, &steps, d, 1, h == 0, wh, ld, oh);
+				values_heads(type, &src, &b, &steps, d, 1, h == 0, wh, ld, oh, NULL);
 				break;
 			case 2:
-				values_heads(type, &src, &b, &steps, d, 2, h == 0, wh, ld, oh);
+				values_heads(type, &src, &b, &steps, d, 2, h == 0, wh, ld, oh, NULL);
 				break;
 			case 3:
-				values_heads(type, &src, &b, &steps, d, 3, h == 0, wh, ld, oh);
+				values_heads(type, &src, &b, &steps, d, 3, h == 0, wh, ld, oh, NULL);
 				break;
 			default:
-				values_heads(type, &src, &b, &steps, d, 4, h == 0, wh, ld, oh);
+				values_heads(type, &src, &b, &steps, d, 4, h == 0, wh, ld, oh, NULL);
 			}
 		}
 	}
+}
+
+INLINE double values_squares_avx512(enum row_type type, const struct row_format *f, const uint8_t *rows, const uint32_t *index,
+                                    uint32_t n, const float *w, size_t ld, float *out)
+{
+	const struct row_source src = v_source(f, type, rows, index, n);
+	double total = 0;
+	struct row_block b;
+	struct steps steps;
+	row_prefetch_first(&src);
+	for (uint32_t first = 0; first < n; first += ROW_BLOCK) {
+		__m512 square = _mm512_setzero_ps();
+		row_block_take(&src, first, &b);
+		if (type == ROW_I8)
+			steps_load(&b, f->d_v, &steps);
+		values_heads(type, &src, &b, &steps, f->d_v, 2, true, w, ld, out, &square);
+		total += _mm512_reduce_add_pd(_mm512_add_pd(_mm512_cvtps_pd(_mm512_castps512_ps256(square)),
+		                                            _mm512_cvtps_pd(_mm512_extractf32x8_ps(square, 1))));
+	}
+	return total;
 }
 
 ROW_KERNELS(avx512, bf16, ROW_BF16)
@@ -274,4 +304,7 @@ void rows_init_avx512(struct kernels *k)
 	k->values[ROW_BF16] = values_bf16_avx512;
 	k->values[ROW_F16] = values_f16_avx512;
 	k->values[ROW_I8] = values_i8_avx512;
+	k->values_squares[ROW_BF16] = values_squares_bf16_avx512;
+	k->values_squares[ROW_F16] = values_squares_f16_avx512;
+	k->values_squares[ROW_I8] = values_squares_i8_avx512;
 }

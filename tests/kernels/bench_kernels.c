@@ -5,9 +5,10 @@
 //
 // One thread (pin it: taskset -c N). Each repeat runs all ISAs in turn, on the next window of a region of M MiB, so that nothing
 // is in a cache that would not be there in a daemon with many contexts; medians over the repeats. GB/s count the bytes a kernel
-// must read: codes and factors, or the rows' K and V.
+// must read: codes and factors, or the rows' K and V; cycles are of the time stamp counter, which runs at one speed whatever the core's.
 #include <inttypes.h>
 #include <time.h>
+#include <x86intrin.h>
 
 #include "tests/kernels/kernel_harness.h"
 
@@ -20,7 +21,7 @@
 struct bench {
 	uint32_t rows, repeats, windows, window;
 	size_t region_bytes;
-	uint8_t *region; // rows, or codes, whatever the shape reads; filled once with small finite numbers
+	uint8_t *region; // rows, or codes, whatever the shape reads; filled anew for each type: normal numbers, or random codes
 	uint16_t *factors;
 	float *noise, *scores, *out, *signs;
 	uint32_t *hit_row[HEADS], *index;
@@ -28,6 +29,8 @@ struct bench {
 	int8_t q8[HEADS][256];
 	float q[HEADS * 256];
 	volatile uint64_t sink;
+	double cycles_per_ns;
+	int filled; // enum row_type, or -1: codes
 	uint64_t rng;
 	struct isa isas[MAX_ISAS];
 	uint32_t isa_count;
@@ -251,6 +254,25 @@ static void run_gather(struct bench *b, const struct kernels *k, const struct sh
 	b->out[0] = (float)(now_ns() - start);
 }
 
+// The same with the error terms' weights: what a sample costs after its scan.
+static void run_gather_squares(struct bench *b, const struct kernels *k, const struct shape *s)
+{
+	struct row_format f;
+	row_format_init(&f, s->type, D, D);
+	const uint32_t per_unit = 40;
+	const uint8_t *rows = next_window(b, (size_t)s->rows / per_unit * UNIT * f.stride);
+	for (uint32_t i = 0; i < s->rows; i++)
+		b->index[i] = i % per_unit * (UNIT / per_unit) + rng_below(&b->rng, UNIT / per_unit);
+	double start = now_ns(), squares = 0;
+	for (uint32_t i = 0, unit = 0; i < s->rows; i += per_unit, unit++) {
+		const uint8_t *base = rows + (size_t)unit * UNIT * f.stride;
+		k->scores[s->type](&f, base, b->index + i, per_unit, b->q, 1, b->scores, UNIT);
+		squares += k->values_squares[s->type](&f, base, b->index + i, per_unit, b->noise, per_unit, b->out + 1);
+	}
+	b->out[0] = (float)(now_ns() - start);
+	b->sink += squares > 0;
+}
+
 static void run_exp(struct bench *b, const struct kernels *k, const struct shape *s)
 {
 	for (uint32_t i = 0; i < s->rows; i++)
@@ -286,6 +308,45 @@ static void run_rotate(struct bench *b, const struct kernels *k, const struct sh
 	b->out[0] = (float)(now_ns() - start);
 }
 
+// ---- data ------------------------------------------------------------------------------------------------------------
+
+// 1,024 encoded rows of normal numbers, again and again; or random codes. Random bits would make one number in a hundred
+// subnormal, which some cores compute at a tenth of their speed.
+static void fill_region(struct bench *b, int kind)
+{
+	enum { ROWS = 1024 };
+	if (kind == b->filled)
+		return;
+	b->filled = kind;
+	if (kind < 0) {
+		for (size_t i = 0; i < b->region_bytes / 8; i++)
+			((uint64_t *)(void *)b->region)[i] = rng_next(&b->rng);
+		return;
+	}
+	struct row_format f;
+	float k[D], v[D], centre[D] = {0};
+	row_format_init(&f, (enum row_type)kind, D, D);
+	const size_t bytes = (size_t)ROWS * f.stride;
+	for (uint32_t i = 0; i < ROWS; i++) {
+		for (uint32_t j = 0; j < D; j++) {
+			k[j] = rng_normal(&b->rng);
+			v[j] = rng_normal(&b->rng);
+		}
+		row_encode(&f, k, v, kind == ROW_I8 ? centre : NULL, b->region + (size_t)i * f.stride);
+	}
+	for (size_t at = bytes; at < b->region_bytes; at += bytes)
+		memcpy(b->region + at, b->region, at + bytes > b->region_bytes ? b->region_bytes - at : bytes);
+}
+
+static double tsc_per_ns(void)
+{
+	double start = now_ns(), taken;
+	uint64_t from = __rdtsc();
+	while ((taken = now_ns() - start) < 2e7)
+		;
+	return (double)(__rdtsc() - from) / taken;
+}
+
 // ---- table -----------------------------------------------------------------------------------------------------------
 
 static void measure(struct bench *b, const struct shape *s)
@@ -301,6 +362,8 @@ static void measure(struct bench *b, const struct shape *s)
 		snprintf(shape, sizeof shape, "%s heads=%u", types[s->type], s->heads);
 	else
 		snprintf(shape, sizeof shape, "n=%u", s->rows);
+	if (s->bytes)
+		fill_region(b, s->bits ? -1 : (int)s->type);
 	for (uint32_t rep = 0; rep < b->repeats; rep++)
 		for (uint32_t i = 0; i < b->isa_count; i++) {
 			s->run(b, &b->isas[i].k, s);
@@ -308,15 +371,17 @@ static void measure(struct bench *b, const struct shape *s)
 		}
 	for (uint32_t i = 0; i < b->isa_count; i++) {
 		double t = median(ns[i], b->repeats), gb_s = (double)rows * s->bytes / t;
-		printf("%-14s %-18s %-12s %9.3f us %9.3f ns/row", s->kernel, shape, b->isas[i].name, t / 1e3, t / rows);
+		printf("%-14s %-18s %-12s %9.3f us %9.3f ns/row %9.2f cycles/row", s->kernel, shape, b->isas[i].name, t / 1e3,
+		       t / rows, t / rows * b->cycles_per_ns);
 		if (s->bytes)
 			printf(" %7.2f GB/s", gb_s);
 		printf("\n");
 		if (b->json)
 			fprintf(b->json,
 			        "%s\n{\"kernel\": \"%s\", \"shape\": \"%s\", \"isa\": \"%s\", \"us\": %.3f, \"ns_per_row\": "
-			        "%.4f, \"gb_s\": %.3f}",
-			        b->lines++ ? "," : "", s->kernel, shape, b->isas[i].name, t / 1e3, t / rows, gb_s);
+			        "%.4f, \"cycles_per_row\": %.3f, \"gb_s\": %.3f}",
+			        b->lines++ ? "," : "", s->kernel, shape, b->isas[i].name, t / 1e3, t / rows,
+			        t / rows * b->cycles_per_ns, gb_s);
 	}
 }
 
@@ -360,9 +425,8 @@ static void options(struct bench *b, int argc, char **argv)
 static void fill(struct bench *b)
 {
 	b->region = allocate(b->region_bytes);
-	// Any two bytes of these are a small finite number in bf16, fp16 and int8, and any byte is a code.
-	for (size_t i = 0; i < b->region_bytes / 8; i++)
-		((uint64_t *)(void *)b->region)[i] = rng_next(&b->rng) & 0xbfffbfffbfffbfffu;
+	fill_region(b, ROW_BF16);
+	b->cycles_per_ns = tsc_per_ns();
 	b->factors = allocate((size_t)b->rows * 2);
 	b->noise = allocate((size_t)b->rows * 4);
 	b->scores = allocate((size_t)HEADS * UNIT * 4);
@@ -389,17 +453,28 @@ static void fill(struct bench *b)
 int main(int argc, char **argv)
 {
 	static const struct shape shapes[] = {
-		{"sig_select", ROW_BF16, 1, 4, 18, run_select, 0},   {"sig_select", ROW_BF16, 2, 4, 34, run_select, 0},
-		{"sig_select", ROW_BF16, 4, 4, 66, run_select, 0},   {"sig_select", ROW_F16, 2, 4, 34, run_select, 0},
-		{"sig_select", ROW_BF16, 2, 1, 34, run_select, 0},   {"sig_estimate", ROW_BF16, 2, 4, 34, run_estimate, 0},
-		{"dense", ROW_BF16, 0, 4, 512, run_dense, 0},        {"dense", ROW_F16, 0, 4, 512, run_dense, 0},
-		{"dense", ROW_I8, 0, 4, 288, run_dense, 0},          {"dense", ROW_BF16, 0, 1, 512, run_dense, 0},
-		{"gather", ROW_BF16, 0, 1, 512, run_gather, 960},    {"gather", ROW_F16, 0, 1, 512, run_gather, 960},
-		{"gather", ROW_I8, 0, 1, 288, run_gather, 960},      {"exp_sum", ROW_BF16, 0, 1, 0, run_exp, UNIT},
-		{"max", ROW_BF16, 0, 1, 0, run_max, UNIT},           {"split_sums", ROW_BF16, 0, 1, 0, run_split, UNIT},
+		{"sig_select", ROW_BF16, 1, 4, 18, run_select, 0},
+		{"sig_select", ROW_BF16, 2, 4, 34, run_select, 0},
+		{"sig_select", ROW_BF16, 4, 4, 66, run_select, 0},
+		{"sig_select", ROW_F16, 2, 4, 34, run_select, 0},
+		{"sig_select", ROW_BF16, 2, 1, 34, run_select, 0},
+		{"sig_estimate", ROW_BF16, 2, 4, 34, run_estimate, 0},
+		{"dense", ROW_BF16, 0, 4, 512, run_dense, 0},
+		{"dense", ROW_F16, 0, 4, 512, run_dense, 0},
+		{"dense", ROW_I8, 0, 4, 288, run_dense, 0},
+		{"dense", ROW_BF16, 0, 1, 512, run_dense, 0},
+		{"gather", ROW_BF16, 0, 1, 512, run_gather, 960},
+		{"gather", ROW_F16, 0, 1, 512, run_gather, 960},
+		{"gather", ROW_I8, 0, 1, 288, run_gather, 960},
+		{"gather+squares", ROW_BF16, 0, 1, 512, run_gather_squares, 960},
+		{"gather+squares", ROW_F16, 0, 1, 512, run_gather_squares, 960},
+		{"gather+squares", ROW_I8, 0, 1, 288, run_gather_squares, 960},
+		{"exp_sum", ROW_BF16, 0, 1, 0, run_exp, UNIT},
+		{"max", ROW_BF16, 0, 1, 0, run_max, UNIT},
+		{"split_sums", ROW_BF16, 0, 1, 0, run_split, UNIT},
 		{"rotate 128", ROW_BF16, 0, 1, 0, run_rotate, 1000},
 	};
-	static struct bench b = {.rows = 96000, .repeats = 15, .region_bytes = (size_t)512 << 20, .rng = 1};
+	static struct bench b = {.filled = -2, .rows = 96000, .repeats = 15, .region_bytes = (size_t)512 << 20, .rng = 1};
 	options(&b, argc, argv);
 	b.isa_count = isas_of_cpu(b.isas);
 	fill(&b);

@@ -360,6 +360,77 @@ START_TEST(values)
 }
 END_TEST
 
+// out to the tolerance of values, and the squares to that which kernels.h states. Weights span what a sample gives: e in [0, 1] or
+// extreme, and (1 - pi) e^2 down to zero, subnormal, and up to 1e8.
+static float extreme_weight(uint64_t *r)
+{
+	switch (rng_below(r, 8)) {
+	case 0:
+		return 0;
+	case 1:
+		return rng_unit(r) * 1e-40f;
+	case 2:
+		return rng_unit(r) * 1e-20f;
+	case 3:
+		return rng_unit(r) * 1e8f;
+	default:
+		return rng_unit(r);
+	}
+}
+
+static void check_squares(const struct row_case *c, const float *w, double got)
+{
+	double want = 0, largest = 1;
+	for (uint32_t i = 0; i < c->n; i++) {
+		const float *v = c->v + (size_t)row_case_row(c, i) * c->f.d_v;
+		double square = 0, weight = (double)w[c->ld + i];
+		for (uint32_t j = 0; j < c->f.d_v; j++)
+			square += (double)v[j] * (double)v[j];
+		want += weight * square;
+		largest = fmax(largest, weight);
+	}
+	double bound = (c->f.d_v + 32) * (double)FLT_EPSILON * want + (double)c->n * c->f.d_v * largest * 0x1p-149;
+	if (!(fabs(got - want) <= bound))
+		FAIL("squares: %.9g, want %.9g +- %.2g", got, want, bound);
+}
+
+START_TEST(values_squares)
+{
+	const struct kernels *k = &isas[_i].k;
+	for (uint32_t round = 0; round < 3 * rounds; round++) {
+		uint64_t r = case_seed("values_squares", round);
+		enum row_type type = round % ROW_TYPES;
+		struct row_case c;
+		struct guarded w_map, out_map;
+		row_case_init(&c, &r, (uint32_t)_i, type);
+		float *w = guard_alloc(&w_map, sizeof *w * strided(2, c.ld, c.n));
+		for (size_t i = 0; i < strided(2, c.ld, c.n); i++)
+			w[i] = extreme_weight(&r);
+		float *out = guard_alloc(&out_map, sizeof *out * 2 * c.f.d_v), before[2 * 256];
+		for (uint32_t j = 0; j < 2 * c.f.d_v; j++)
+			out[j] = before[j] = rng_biased(&r);
+		check_squares(&c, w, k->values_squares[type](&c.f, c.rows.at, c.at, c.n, w, c.ld, out));
+		for (uint32_t h = 0; h < 2; h++)
+			for (uint32_t j = 0; j < c.f.d_v; j++) {
+				double want = (double)before[h * c.f.d_v + j], size = fabs(want);
+				for (uint32_t i = 0; i < c.n; i++) {
+					double x =
+						(double)w[h * c.ld + i] * (double)c.v[(size_t)row_case_row(&c, i) * c.f.d_v + j];
+					want += x;
+					size += fabs(x);
+				}
+				double bound = 2 * (c.n + 1) * (double)FLT_EPSILON * size + (c.n + 1) * 0x1p-149,
+				       got = (double)out[h * c.f.d_v + j];
+				if (!(fabs(got - want) <= bound))
+					FAIL("head %u element %u: %.9g, want %.9g +- %.2g", h, j, got, want, bound);
+			}
+		guard_free(&w_map);
+		guard_free(&out_map);
+		row_case_free(&c);
+	}
+}
+END_TEST
+
 // A NaN shows in the results that depend on it and in no other.
 START_TEST(nan_in_rows)
 {
@@ -385,6 +456,9 @@ START_TEST(nan_in_rows)
 				w[i] = .5f;
 			k->scores[type](&f, rows, NULL, N, q, HEADS, s, N);
 			k->values[type](&f, rows, NULL, N, w, N, HEADS, out);
+			float two[2 * D] = {0};
+			if (!isnan(k->values_squares[type](&f, rows, NULL, N, w, N, two)))
+				FAIL("NaN lost from the squares");
 			for (uint32_t i = 0; i < HEADS * N; i++)
 				if (!isnan(s[i]) != (i % N != bad))
 					FAIL("score of row %u is %g", i % N, (double)s[i]);
@@ -608,6 +682,7 @@ int main(void)
 	add_test(tc, sig_select);
 	add_test(tc, scores);
 	add_test(tc, values);
+	add_test(tc, values_squares);
 	add_test(tc, nan_in_rows);
 	add_test(tc, exp_sum);
 	add_test(tc, exp_sum_limits);
