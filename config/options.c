@@ -48,7 +48,8 @@ static const struct option table[] = {
 	{"engine", "budget_cap", OPTION_SHARE, AT(engine.budget_cap), "0.08", 1e-6, 1, false,
          "Greatest share of rows under an error target."},
 	{"engine", "default_budget", OPTION_SHARE, AT(engine.default_budget), "0.01", 1e-6, 1, false,
-         "Share of rows of what no error target can steer (topk, uniform), where neither request nor layer says."},
+         "Share of rows of what no error target can steer (topk, heavy_uniform, uniform, ...), where neither request nor layer "
+         "says."},
 	{"engine", "cpu_mask", OPTION_NAME, AT(engine.cpu_mask), "", 0, 0, false,
          "Instruction sets allowed, e.g. c or avx2 or all. Empty: $MAGICPIG_CPU_MASK, else all."},
 	{"limits", "bytes_per_uid", OPTION_SIZE, AT(limits.bytes_per_uid), "0", 0, (double)(UINT64_C(1) << 50), false,

@@ -84,12 +84,16 @@ MPIG_API const char *mpig_version(void);
 #ifndef MPIG_SHM_ABI_H
 enum mpig_dtype { MPIG_F32 = 0, MPIG_BF16 = 1, MPIG_F16 = 2, MPIG_I8 = 3 };
 enum mpig_proposal {
-	MPIG_PROPOSAL_DEFAULT = 0,   /* what the layer's spec says */
-	MPIG_PROPOSAL_DENSE = 1,     /* every row: exact */
-	MPIG_PROPOSAL_SIGNATURE = 2, /* balanced codes + threshold PPS sampling */
-	MPIG_PROPOSAL_PAPER = 3,     /* SimHash tables, >= 2 collisions (arXiv 2410.16179) */
-	MPIG_PROPOSAL_TOPK = 4,      /* the largest logits, exactly: a baseline */
-	MPIG_PROPOSAL_UNIFORM = 5    /* uniform rows: a baseline */
+	MPIG_PROPOSAL_DEFAULT = 0,                 /* what the layer's spec says */
+	MPIG_PROPOSAL_DENSE = 1,                   /* every row: exact */
+	MPIG_PROPOSAL_SIGNATURE = 2,               /* balanced codes + threshold PPS sampling */
+	MPIG_PROPOSAL_PAPER = 3,                   /* SimHash tables, >= 2 collisions (arXiv 2410.16179) */
+	MPIG_PROPOSAL_TOPK = 4,                    /* the largest logits, exactly: a baseline */
+	MPIG_PROPOSAL_UNIFORM = 5,                 /* uniform rows: a baseline */
+	MPIG_PROPOSAL_TOPK_ESTIMATED = 6,          /* the largest logits as signatures estimate them: a baseline */
+	MPIG_PROPOSAL_HEAVY_UNIFORM = 7,           /* half of the rows by TOPK, half uniform over the rest: a baseline */
+	MPIG_PROPOSAL_HEAVY_UNIFORM_ESTIMATED = 8, /* ... by TOPK_ESTIMATED */
+	MPIG_PROPOSAL_WINDOW = 9                   /* no rows: LSE -inf, what the client's own part alone gives */
 };
 #endif
 #ifndef MPIG_SHM_CONTROL_H

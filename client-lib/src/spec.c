@@ -41,6 +41,10 @@ static int index_check(const mpig_client *c, int i, const struct mpig_layer *l)
 		return FIELD_ERROR(c, i, "default_proposal", l->default_proposal, "must be an enum mpig_proposal");
 	if (l->default_proposal == MPIG_PROPOSAL_SIGNATURE && !b)
 		return FIELD_ERROR(c, i, "default_proposal", l->default_proposal, "SIGNATURE needs signature_bits 1, 2 or 4");
+	if ((l->default_proposal == MPIG_PROPOSAL_TOPK_ESTIMATED ||
+	     l->default_proposal == MPIG_PROPOSAL_HEAVY_UNIFORM_ESTIMATED) &&
+	    !b)
+		return FIELD_ERROR(c, i, "default_proposal", l->default_proposal, "estimates need signature_bits 1, 2 or 4");
 	if (l->default_proposal == MPIG_PROPOSAL_PAPER && !l->paper_k)
 		return FIELD_ERROR(c, i, "default_proposal", l->default_proposal, "PAPER needs paper_k and paper_l");
 	return MPIG_OK;

@@ -12,9 +12,15 @@ enum { DENSE_ROWS = 4096 }; // under an error target shorter ranges are not wort
 static const uint64_t MAX_JOB_BYTES = UINT64_C(4) << 30;
 
 static const struct proposal *const proposals[MPIG_PROPOSAL_COUNT] = {
-	[MPIG_PROPOSAL_DENSE] = &dense_proposal,     [MPIG_PROPOSAL_SIGNATURE] = &signature_proposal,
-	[MPIG_PROPOSAL_PAPER] = &paper_proposal,     [MPIG_PROPOSAL_TOPK] = &topk_proposal,
+	[MPIG_PROPOSAL_DENSE] = &dense_proposal,
+	[MPIG_PROPOSAL_SIGNATURE] = &signature_proposal,
+	[MPIG_PROPOSAL_PAPER] = &paper_proposal,
+	[MPIG_PROPOSAL_TOPK] = &topk_proposal,
 	[MPIG_PROPOSAL_UNIFORM] = &uniform_proposal,
+	[MPIG_PROPOSAL_TOPK_ESTIMATED] = &topk_estimated_proposal,
+	[MPIG_PROPOSAL_HEAVY_UNIFORM] = &heavy_uniform_proposal,
+	[MPIG_PROPOSAL_HEAVY_UNIFORM_ESTIMATED] = &heavy_uniform_estimated_proposal,
+	[MPIG_PROPOSAL_WINDOW] = &window_proposal,
 };
 
 // How many rows: a share, or as many as an error target needs. A request's error target comes before its share, a share before
@@ -229,7 +235,7 @@ int attend_plan(struct job *j, struct engine_scratch *scratch)
 	if (status)
 		return job_fail(j, status, "rows %llu..%llu of layer %u: %s", (unsigned long long)begin, (unsigned long long)end,
 		                e->layer, mpig_status_text(status));
-	bool unindexed = a->proposal == MPIG_PROPOSAL_SIGNATURE && !a->view.strip[0].params.mu;
+	bool unindexed = a->how->estimates && !a->view.strip[0].params.mu;
 	bool cheap = a->error_target > 0 && end - begin < DENSE_ROWS;
 	if (unindexed || cheap) {
 		a->how = &dense_proposal;

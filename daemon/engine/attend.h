@@ -19,6 +19,7 @@ struct heavy {
 // A way of choosing rows. What is NULL is not needed.
 struct proposal {
 	struct job_ops ops;
+	bool estimates;                                         // looks at signature codes, and only at those of an indexed strip
 	int (*check)(struct job *j, const struct layer *layer); // has the layer what it takes?
 	uint32_t (*pre_units)(const struct attend *a);          // of a KV head; NULL: one, if there is ops.pre
 	uint32_t (*main_units)(const struct attend *a);         // NULL: one per span
@@ -26,7 +27,7 @@ struct proposal {
 	int (*prepare)(struct job *j);                          // once the queries are in place
 };
 extern const struct proposal dense_proposal, signature_proposal, verified_proposal, paper_proposal, topk_proposal,
-	uniform_proposal;
+	uniform_proposal, topk_estimated_proposal, heavy_uniform_proposal, heavy_uniform_estimated_proposal, window_proposal;
 
 // Query r = t * G + j of KV head g.
 static inline const float *attend_query(const struct attend *a, uint32_t g, uint32_t r)

@@ -77,8 +77,9 @@ struct attend {
 	bool client_signature;
 	uint16_t *bucket; // paper: [kv_heads][queries][L]
 	struct directions *directions;
-	float *score;     // topk: [kv_heads][queries][rows]
-	float *threshold; // topk: [kv_heads][queries]
+	float *score;     // ranked: [kv_heads][queries][rows]
+	struct cut *cut;  // ... [kv_heads][queries] its rows of large scores
+	float *rest;      // ... [kv_heads][queries] -log pi of its other rows; inf: none are drawn
 	uint8_t *partial; // [kv_heads][main units][queries] of partial_bytes
 	size_t partial_bytes;
 	uint32_t main_units;

@@ -23,7 +23,7 @@ static struct sig_params strip_sig_params(const struct attend *a, uint32_t g)
 }
 
 // Rotates and quantises the group's queries (unless the client did), and sets what a scan needs of them.
-static void sign_queries(struct job *j, uint32_t g)
+void sign_queries(struct job *j, uint32_t g)
 {
 	struct attend *a = &j->attend;
 	struct sig_params params = strip_sig_params(a, g);

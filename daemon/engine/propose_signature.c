@@ -94,14 +94,14 @@ static int signature_main(struct job *j, uint32_t g, uint32_t unit, struct engin
 	return 0;
 }
 
-static int signature_check(struct job *j, const struct layer *layer)
+int signature_check(struct job *j, const struct layer *layer)
 {
 	if (layer->wire.signature_bits)
 		return 0;
 	return job_fail(j, MPIG_ENOTSUP, "layer %u has no signature index (signature_bits is 0)", j->request.entry.layer);
 }
 
-static void signature_carve(struct job *j, struct carve *c)
+void signature_carve(struct job *j, struct carve *c)
 {
 	struct attend *a = &j->attend;
 	const struct mpig_layer_shape *s = &a->layer->shape;
@@ -121,7 +121,7 @@ static void signature_carve(struct job *j, struct carve *c)
 	}
 }
 
-static int signature_prepare(struct job *j)
+int signature_prepare(struct job *j)
 {
 	struct attend *a = &j->attend;
 	sig_signs(context_seed(j->request.context), 0, 0, a->layer->d_pad, a->signs);
@@ -137,6 +137,7 @@ const struct proposal signature_proposal = {.ops = {.pre = signature_pre,
                                                     .close = attend_close,
                                                     .finish = attend_finish,
                                                     .release = attend_release},
+                                            .estimates = true,
                                             .check = signature_check,
                                             .carve = signature_carve,
                                             .prepare = signature_prepare};
@@ -146,6 +147,7 @@ const struct proposal verified_proposal = {.ops = {.pre = signature_pre,
                                                    .close = verify_close,
                                                    .finish = verify_finish,
                                                    .release = attend_release},
+                                           .estimates = true,
                                            .check = signature_check,
                                            .carve = signature_carve,
                                            .prepare = signature_prepare};

@@ -63,6 +63,15 @@ double relative_variance(const struct kernels *k, const float *estimates, uint32
 #define BUDGET_LINEAR_ROWS 98304u
 double floor_rows(double share, uint64_t rows);
 
+// ---- selection -------------------------------------------------------------------------------------------------------
+// The k largest of n: x[i] > value, or x[i] == value and i < end, so that among equals the first are taken and there are exactly
+// k (all if k >= n). A NaN is never taken. O(n).
+struct cut {
+	float value;
+	uint64_t end;
+};
+struct cut cut_largest(const float *x, uint64_t n, uint64_t k);
+
 // ---- paper: SimHash tables (MagicPIG, arXiv 2410.16179) --------------------------------------------------------------
 // One segment of one strip: L tables, each the row ids (u16, ascending inside a bucket) sorted by bucket, and 2^K + 1 starts
 // (u32).

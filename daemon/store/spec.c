@@ -53,6 +53,11 @@ static int check_index(const struct mpig_wire_layer *w, uint32_t i, char *why)
 		return refuse(why, MPIG_EINVAL,
 		              "layer %u: default_proposal is SIGNATURE (%d) but signature_bits is 0: set 1, 2 or 4", i,
 		              MPIG_PROPOSAL_SIGNATURE);
+	if ((w->default_proposal == MPIG_PROPOSAL_TOPK_ESTIMATED ||
+	     w->default_proposal == MPIG_PROPOSAL_HEAVY_UNIFORM_ESTIMATED) &&
+	    !w->signature_bits)
+		return refuse(why, MPIG_EINVAL, "layer %u: default_proposal %u estimates but signature_bits is 0: set 1, 2 or 4",
+		              i, w->default_proposal);
 	if (w->default_proposal == MPIG_PROPOSAL_PAPER && !w->paper_k)
 		return refuse(why, MPIG_EINVAL,
 		              "layer %u: default_proposal is PAPER (%d) but paper_k and paper_l are 0: set them", i,

@@ -150,6 +150,10 @@ START_TEST(specs_name_field_and_limit)
 		{{.query_heads = 4, .kv_heads = 2, .d_k = 64, .paper_k = 17, .paper_l = 10}, "paper_k = 17: must be 1..16"},
 		{{.query_heads = 4, .kv_heads = 2, .d_k = 64, .default_budget = 1.5f}, "default_budget = 1.5"},
 		{{.query_heads = 4, .kv_heads = 2, .d_k = 64, .default_proposal = MPIG_PROPOSAL_PAPER}, "PAPER needs"},
+		{{.query_heads = 4, .kv_heads = 2, .d_k = 64, .default_proposal = MPIG_PROPOSAL_TOPK_ESTIMATED},
+	         "estimates need"},
+		{{.query_heads = 4, .kv_heads = 2, .d_k = 64, .default_proposal = MPIG_PROPOSAL_HEAVY_UNIFORM_ESTIMATED},
+	         "estimates need"},
 		{{.query_heads = 4, .kv_heads = 2, .d_k = 64, .row_dtype = 9}, "row_dtype = 9"},
 		{{.kind = 5}, "kind = 5"},
 	};

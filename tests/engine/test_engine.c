@@ -174,8 +174,13 @@ START_TEST(causal_limits_hold_for_every_proposal_that_can_be_exact)
 	enum { T = 5 };
 	float q[T * QUERY_HEADS * D];
 	fill_normal(q, sizeof(q) / 4, 3, 2.f);
-	static const uint8_t proposal[] = {MPIG_PROPOSAL_DENSE, MPIG_PROPOSAL_SIGNATURE, MPIG_PROPOSAL_TOPK,
-	                                   MPIG_PROPOSAL_UNIFORM};
+	static const uint8_t proposal[] = {MPIG_PROPOSAL_DENSE,
+	                                   MPIG_PROPOSAL_SIGNATURE,
+	                                   MPIG_PROPOSAL_TOPK,
+	                                   MPIG_PROPOSAL_UNIFORM,
+	                                   MPIG_PROPOSAL_TOPK_ESTIMATED,
+	                                   MPIG_PROPOSAL_HEAVY_UNIFORM,
+	                                   MPIG_PROPOSAL_HEAVY_UNIFORM_ESTIMATED};
 	struct mpig_slot_header header = {.causal_base = 509, .query_position = 600};
 	struct mpig_sqe e = {.count = T, .begin = 2, .end = 700, .flags = MPIG_SQE_CAUSAL, .budget = 1, .proposal = proposal[_i]};
 	struct answer a = fixture_attend(&f, c, &e, &header, q);
@@ -217,7 +222,8 @@ START_TEST(the_same_seed_gives_the_same_bits_with_any_number_of_workers)
 		f.threads = 1;
 		e.seed = 100;
 		struct answer other = fixture_attend(&f, c, &e, NULL, q);
-		if (p == MPIG_PROPOSAL_SIGNATURE || p == MPIG_PROPOSAL_UNIFORM)
+		if (p == MPIG_PROPOSAL_SIGNATURE || p == MPIG_PROPOSAL_UNIFORM || p == MPIG_PROPOSAL_HEAVY_UNIFORM ||
+		    p == MPIG_PROPOSAL_HEAVY_UNIFORM_ESTIMATED)
 			ck_assert(memcmp(one.out, other.out, QUERY_HEADS * D * 4) != 0);
 		answer_free(&one);
 		answer_free(&other);
@@ -227,12 +233,13 @@ START_TEST(the_same_seed_gives_the_same_bits_with_any_number_of_workers)
 }
 END_TEST
 
-// Mean of exp(LSE) over seeds against the truth: |z| < 5 per head, 12 heads over both proposals: false alarms below 1e-5 for a normal
+// Mean of exp(LSE) over seeds against the truth: |z| < 5.5 per head, 24 heads over the proposals: false alarms below 1e-6 for a normal
 // mean; the sums are of hundreds of rows over 1,200 seeds.
 START_TEST(the_mass_is_unbiased)
 {
 	enum { SEEDS = 1200 };
-	static const uint8_t proposal[] = {MPIG_PROPOSAL_SIGNATURE, MPIG_PROPOSAL_UNIFORM};
+	static const uint8_t proposal[] = {MPIG_PROPOSAL_SIGNATURE, MPIG_PROPOSAL_UNIFORM, MPIG_PROPOSAL_HEAVY_UNIFORM,
+	                                   MPIG_PROPOSAL_HEAVY_UNIFORM_ESTIMATED};
 	struct rows r = make_rows(4500, 21);
 	struct mpig_wire_layer layer = indexed_layer(MPIG_BF16);
 	struct context *c = make_context("unbiased", &r, &layer, NULL, 0);
@@ -258,7 +265,7 @@ START_TEST(the_mass_is_unbiased)
 	}
 	for (uint32_t h = 0; h < QUERY_HEADS; h++) {
 		double mean = sum[h] / SEEDS, sd = sqrt((square[h] / SEEDS - mean * mean) / SEEDS);
-		ck_assert_msg(fabs(mean - 1) < 5 * sd, "head %u: mean %.5f, standard error %.5f", h, mean, sd);
+		ck_assert_msg(fabs(mean - 1) < 5.5 * sd, "head %u: mean %.5f, standard error %.5f", h, mean, sd);
 	}
 	ck_assert_double_ge(rows / SEEDS / QUERY_HEADS, .04 * 4500 * .8);
 	ck_assert_double_le(rows / SEEDS / QUERY_HEADS, .04 * 4500 * 1.25);
@@ -367,6 +374,141 @@ START_TEST(top_k_takes_the_largest_logits)
 		}
 		ck_assert_uint_eq(a.rows[h], 100);
 		ck_assert_double_le(fabs(a.lse[h] - log(sum)), 1e-5);
+	}
+	answer_free(&a);
+	release(c);
+	free_rows(&r);
+}
+END_TEST
+
+// Topk has the largest mass of so many rows there is; four bits find nearly all of it. The tail without codes is exact, and no part
+// of the budget.
+START_TEST(estimated_top_k_is_close_to_the_true_one)
+{
+	struct rows r = make_rows(2600, 53);
+	struct mpig_wire_layer layer = indexed_layer(_i ? MPIG_I8 : MPIG_BF16);
+	layer.signature_bits = 4;
+	layer.softcap = _i == 2 ? 20 : 0;
+	layer.alibi_slope_base = _i == 2 ? .5f : 0;
+	float q[QUERY_HEADS * D];
+	fill_normal(q, QUERY_HEADS * D, 3, 3.f);
+	struct context *c = make_context("close", &r, &layer, q, 1);
+	struct mpig_slot_header at = {.query_position = 2600};
+	struct mpig_sqe e = {.count = 1, .begin = 5, .end = 2505, .proposal = MPIG_PROPOSAL_TOPK, .budget = .04f};
+	struct answer truly = fixture_attend(&f, c, &e, &at, q);
+	e.proposal = MPIG_PROPOSAL_TOPK_ESTIMATED;
+	struct answer estimated = fixture_attend(&f, c, &e, &at, q);
+	ck_assert_int_eq(truly.result.status | estimated.result.status, 0);
+	for (uint32_t h = 0; h < QUERY_HEADS; h++) {
+		ck_assert_uint_eq(truly.rows[h], 100);
+		ck_assert_uint_eq(estimated.rows[h], 100);
+		ck_assert_float_le(estimated.lse[h], truly.lse[h] + 1e-5f);
+		ck_assert_float_ge(estimated.lse[h], truly.lse[h] - .1f);
+	}
+	ck_assert_uint_lt(estimated.result.bytes_read, truly.result.bytes_read);
+	answer_free(&truly);
+	answer_free(&estimated);
+	release(c);
+	free_rows(&r);
+}
+END_TEST
+
+// Before a first seal there are no codes to estimate by: every row is attended.
+START_TEST(estimates_without_an_index_are_exact)
+{
+	static const uint8_t proposal[] = {MPIG_PROPOSAL_TOPK_ESTIMATED, MPIG_PROPOSAL_HEAVY_UNIFORM_ESTIMATED};
+	struct rows r = make_rows(500, 57);
+	struct mpig_wire_layer layer = indexed_layer(MPIG_BF16);
+	struct context *c = fixture_context(&f, "open", &layer, 1, 7);
+	ck_assert_int_eq(fixture_append(&f, c, 0, 0, 500, r.k, r.v, NULL, 0).status, 0);
+	ck_assert_int_eq(fixture_commit(&f, c, 0, 500, false).status, 0);
+	float q[QUERY_HEADS * D];
+	fill_normal(q, QUERY_HEADS * D, 3, 1.f);
+	struct mpig_sqe e = {.count = 1, .end = 500, .proposal = proposal[_i], .budget = .01f};
+	struct answer a = fixture_attend(&f, c, &e, NULL, q);
+	ck_assert_int_eq(a.result.status, 0);
+	for (uint32_t h = 0; h < QUERY_HEADS; h++) {
+		double want[D];
+		reference(&r, q, h, 0, 500, .125f, want);
+		ck_assert_uint_eq(a.rows[h], 500);
+		ck_assert_double_le(relative_error(a.out + h * D, want), 3e-6);
+	}
+	answer_free(&a);
+	release(c);
+	free_rows(&r);
+}
+END_TEST
+
+// A layer without codes refuses to estimate.
+START_TEST(estimates_need_codes)
+{
+	static const uint8_t proposal[] = {MPIG_PROPOSAL_TOPK_ESTIMATED, MPIG_PROPOSAL_HEAVY_UNIFORM_ESTIMATED};
+	struct rows r = make_rows(300, 57);
+	struct mpig_wire_layer layer = indexed_layer(MPIG_BF16);
+	layer.signature_bits = 0;
+	struct context *c = make_context("bare", &r, &layer, NULL, 0);
+	float q[QUERY_HEADS * D] = {0};
+	struct mpig_sqe e = {.count = 1, .end = 300, .proposal = proposal[_i]};
+	struct answer a = fixture_attend(&f, c, &e, NULL, q);
+	ck_assert_int_eq(a.result.status, MPIG_ENOTSUP);
+	answer_free(&a);
+	release(c);
+	free_rows(&r);
+}
+END_TEST
+
+// All logits equal: topk takes the first rows and no more; heavy+uniform as many as its budget in the mean. Of 3,900 rows that are left
+// 100 are expected: deviation 9.87, of the mean over 6 x 200 drawings 0.285 if heads were independent; heads of a group share
+// their numbers, so .285 * sqrt(3) = .494, and 5 of these are exceeded once in 1.7 million.
+START_TEST(equal_logits_are_ordered_by_position)
+{
+	enum { SEEDS = 200 };
+	struct rows r = make_rows(4000, 55);
+	struct mpig_wire_layer layer = indexed_layer(MPIG_BF16);
+	struct context *c = make_context("equal", &r, &layer, NULL, 0);
+	float q[QUERY_HEADS * D] = {0};
+	struct mpig_sqe e = {.count = 1, .end = 4000, .budget = .05f, .proposal = MPIG_PROPOSAL_TOPK};
+	struct answer a = fixture_attend(&f, c, &e, NULL, q);
+	for (uint32_t h = 0; h < QUERY_HEADS; h++) {
+		double want[D], lse = reference(&r, q, h, 0, 200, .125f, want);
+		ck_assert_uint_eq(a.rows[h], 200);
+		ck_assert_double_le(fabs(a.lse[h] - lse), 1e-5);
+		ck_assert_double_le(relative_error(a.out + h * D, want), 1e-5);
+	}
+	answer_free(&a);
+	e.proposal = MPIG_PROPOSAL_HEAVY_UNIFORM;
+	double rows = 0;
+	for (e.seed = 0; e.seed < SEEDS; e.seed++) {
+		a = fixture_attend(&f, c, &e, NULL, q);
+		for (uint32_t h = 0; h < QUERY_HEADS; h++) {
+			ck_assert_uint_ge(a.rows[h], 100);
+			rows += a.rows[h];
+		}
+		answer_free(&a);
+	}
+	ck_assert_double_le(fabs(rows / SEEDS / QUERY_HEADS - 200), 5 * .494);
+	release(c);
+	free_rows(&r);
+}
+END_TEST
+
+START_TEST(the_window_reads_nothing)
+{
+	struct rows r = make_rows(5000, 59);
+	struct mpig_wire_layer layer = indexed_layer(MPIG_BF16);
+	struct context *c = make_context("window", &r, &layer, NULL, 0);
+	float q[QUERY_HEADS * D];
+	fill_normal(q, QUERY_HEADS * D, 3, 1.f);
+	struct mpig_sqe e = {.count = 1, .end = 5000, .proposal = MPIG_PROPOSAL_WINDOW};
+	struct answer a = fixture_attend(&f, c, &e, NULL, q);
+	ck_assert_int_eq(a.result.status, 0);
+	ck_assert_uint_eq(a.result.rows_read, 0);
+	ck_assert_uint_eq(a.result.bytes_read, 0);
+	for (uint32_t h = 0; h < QUERY_HEADS; h++) {
+		ck_assert(isinf(a.lse[h]) && a.lse[h] < 0);
+		ck_assert_uint_eq(a.rows[h], 0);
+		for (int d = 0; d < D; d++)
+			ck_assert_float_eq(a.out[h * D + d], 0);
 	}
 	answer_free(&a);
 	release(c);
@@ -511,9 +653,14 @@ int main(void)
 	tcase_add_checked_fixture(t, setup, teardown);
 	tcase_add_loop_test(t, dense_equals_the_reference, 0, 3);
 	tcase_add_test(t, an_empty_range_is_an_empty_answer);
-	tcase_add_loop_test(t, causal_limits_hold_for_every_proposal_that_can_be_exact, 0, 4);
+	tcase_add_loop_test(t, causal_limits_hold_for_every_proposal_that_can_be_exact, 0, 7);
+	tcase_add_loop_test(t, estimated_top_k_is_close_to_the_true_one, 0, 3);
+	tcase_add_loop_test(t, estimates_without_an_index_are_exact, 0, 2);
+	tcase_add_loop_test(t, estimates_need_codes, 0, 2);
+	tcase_add_test(t, equal_logits_are_ordered_by_position);
+	tcase_add_test(t, the_window_reads_nothing);
 	tcase_add_test(t, the_same_seed_gives_the_same_bits_with_any_number_of_workers);
-	tcase_add_loop_test(t, the_mass_is_unbiased, 0, 2);
+	tcase_add_loop_test(t, the_mass_is_unbiased, 0, 4);
 	tcase_add_test(t, signatures_beat_uniform_rows_and_more_rows_beat_fewer);
 	tcase_add_test(t, tables_find_rows_and_cover_the_tail_exactly);
 	tcase_add_test(t, top_k_takes_the_largest_logits);

@@ -129,9 +129,11 @@ END_TEST
 START_TEST(public_element_types_proposals_and_kinds_are_the_same)
 {
 	static const struct public_enum dtypes[] = {E(MPIG_F32), E(MPIG_BF16), E(MPIG_F16), E(MPIG_I8)};
-	static const struct public_enum proposals[] = {E(MPIG_PROPOSAL_DEFAULT),   E(MPIG_PROPOSAL_DENSE),
-	                                               E(MPIG_PROPOSAL_SIGNATURE), E(MPIG_PROPOSAL_PAPER),
-	                                               E(MPIG_PROPOSAL_TOPK),      E(MPIG_PROPOSAL_UNIFORM)};
+	static const struct public_enum proposals[] = {
+		E(MPIG_PROPOSAL_DEFAULT),        E(MPIG_PROPOSAL_DENSE),         E(MPIG_PROPOSAL_SIGNATURE),
+		E(MPIG_PROPOSAL_PAPER),          E(MPIG_PROPOSAL_TOPK),          E(MPIG_PROPOSAL_UNIFORM),
+		E(MPIG_PROPOSAL_TOPK_ESTIMATED), E(MPIG_PROPOSAL_HEAVY_UNIFORM), E(MPIG_PROPOSAL_HEAVY_UNIFORM_ESTIMATED),
+		E(MPIG_PROPOSAL_WINDOW)};
 	static const struct public_enum kinds[] = {E(MPIG_LAYER_GLOBAL), E(MPIG_LAYER_SLIDING), E(MPIG_LAYER_CHUNKED)};
 	ck_assert_uint_eq(sizeof(dtypes) / sizeof(dtypes[0]), MPIG_DTYPE_COUNT);
 	ck_assert_uint_eq(sizeof(proposals) / sizeof(proposals[0]), MPIG_PROPOSAL_COUNT);

@@ -49,7 +49,7 @@ START_TEST(bad_specs_are_refused_by_field_layer_value_and_limit)
 		{"paper_l", "0", offsetof(struct mpig_wire_layer, paper_l), 2, 0},
 		{"paper_l", "1", offsetof(struct mpig_wire_layer, paper_l), 2, 1},
 		{"paper_l", "513", offsetof(struct mpig_wire_layer, paper_l), 2, 513},
-		{"default_proposal", "6", offsetof(struct mpig_wire_layer, default_proposal), 1, 6},
+		{"default_proposal", "10", offsetof(struct mpig_wire_layer, default_proposal), 1, MPIG_PROPOSAL_COUNT},
 		{"scale", "nan", offsetof(struct mpig_wire_layer, scale), 4, 0x7fc00000},
 		{"scale", "inf", offsetof(struct mpig_wire_layer, scale), 4, 0x7f800000},
 		{"scale", "-1", offsetof(struct mpig_wire_layer, scale), 4, 0xbf800000},
@@ -76,6 +76,11 @@ START_TEST(bad_specs_are_refused_by_field_layer_value_and_limit)
 	layer.default_proposal = MPIG_PROPOSAL_SIGNATURE;
 	ck_assert_int_eq(create(&body, &layer, &c), MPIG_EINVAL);
 	ck_assert_ptr_nonnull(strstr(f.why, "signature_bits"));
+	for (int i = 0; i < 2; i++) {
+		layer.default_proposal = i ? MPIG_PROPOSAL_TOPK_ESTIMATED : MPIG_PROPOSAL_HEAVY_UNIFORM_ESTIMATED;
+		ck_assert_int_eq(create(&body, &layer, &c), MPIG_EINVAL);
+		ck_assert_ptr_nonnull(strstr(f.why, "estimates but signature_bits"));
+	}
 	layer.default_proposal = MPIG_PROPOSAL_PAPER;
 	ck_assert_int_eq(create(&body, &layer, &c), MPIG_EINVAL);
 	ck_assert_ptr_nonnull(strstr(f.why, "paper_k"));

@@ -25,8 +25,11 @@ static const char *dtype_name(int dtype)
 
 static const char *proposal_name(int proposal)
 {
-	static const char *const names[] = {"default", "dense", "signature", "paper", "topk", "uniform"};
-	return proposal >= 0 && proposal <= MPIG_PROPOSAL_UNIFORM ? names[proposal] : "unknown";
+	static const char *const names[] = {"default",        "dense",         "signature",
+	                                    "paper",          "topk",          "uniform",
+	                                    "topk_estimated", "heavy_uniform", "heavy_uniform_estimated",
+	                                    "window"};
+	return proposal >= 0 && proposal <= MPIG_PROPOSAL_WINDOW ? names[proposal] : "unknown";
 }
 
 static bool layers_equal(const struct mpig_layer *a, const struct mpig_layer *b)

@@ -62,7 +62,7 @@ def _tables(*shapes: tuple[int, int]) -> list[Setting]:
 
 
 def unknown() -> list[Setting]:
-    known = {"default", "dense", "signature", "paper", "topk", "uniform", "window"}
+    known = {"default", "dense", "signature", "paper", "topk", "uniform", "topk_estimated", "heavy_uniform", "heavy_uniform_estimated", "window"}
     return [setting for name in PROPOSALS if name not in known for setting in _fixed(name, bits=2)]
 
 

@@ -12,7 +12,7 @@ from .records import PROPOSALS
 class Options:
     """How steps after the prompt attend.
 
-    proposal: dense, signature, paper, topk, uniform, or "window" (no rows of the daemon: a baseline). budget: share of rows.
+    proposal: one of magicpig.records.PROPOSALS ("window": no rows of the daemon). budget: share of rows.
     window: at least this many recent rows are exact. sinks: so are the first rows. sampled_layers: the others attend
     densely; None = all sampled. error_target: eps of an adaptive budget, which comes before a share; with neither the layer's
     default counts, and then the daemon's, which is adaptive."""
@@ -31,8 +31,8 @@ class Options:
         return self.error_target > 0 or self.budget == 0
 
     def check(self) -> Options:
-        if self.proposal != "window" and self.proposal not in PROPOSALS:
-            raise ValueError(f"proposal: {self.proposal!r} is not one of window, {', '.join(PROPOSALS)}")
+        if self.proposal not in PROPOSALS:
+            raise ValueError(f"proposal: {self.proposal!r} is not one of {', '.join(PROPOSALS)}")
         if not 0 <= self.budget <= 1:
             raise ValueError(f"budget: {self.budget} is not within 0..1")
         if not 0 <= self.error_target <= 1:

@@ -9,7 +9,18 @@ from typing import Any, Sequence
 from . import _lib, errors
 from .arrays import DTYPE_CODES, DTYPE_NAMES, Array, address, empty_like_kind
 
-PROPOSALS = {"default": 0, "dense": 1, "signature": 2, "paper": 3, "topk": 4, "uniform": 5}
+PROPOSALS = {
+    "default": 0,
+    "dense": 1,
+    "signature": 2,
+    "paper": 3,
+    "topk": 4,
+    "uniform": 5,
+    "topk_estimated": 6,
+    "heavy_uniform": 7,
+    "heavy_uniform_estimated": 8,
+    "window": 9,
+}
 _PROPOSAL_NAMES = {code: name for name, code in PROPOSALS.items()}
 LAYER_KINDS = {"global": 0, "sliding": 1, "chunked": 2}
 COMMIT_SEAL = 1  # enum mpig_commit_flags

@@ -1,0 +1,31 @@
+// `heavy_uniform`: half of the budget are the largest logits, certain; the other half is uniform over the rows that are left, with known
+// probability. By true scores, which reads every key, or (`heavy_uniform_estimated`) by those of the codes.
+#include "daemon/engine/pilot.h"
+#include "daemon/engine/ranked.h"
+
+static int heavy_uniform_turn(struct job *j, uint32_t g, struct engine_scratch *s)
+{
+	(void)s;
+	ranked_cut(&j->attend, g, true);
+	return 0;
+}
+
+const struct proposal heavy_uniform_proposal = {.ops = {.pre = ranked_scores,
+                                                        .turn = heavy_uniform_turn,
+                                                        .main = ranked_main,
+                                                        .close = attend_close,
+                                                        .finish = attend_finish,
+                                                        .release = attend_release},
+                                                .pre_units = ranked_spans,
+                                                .carve = ranked_carve};
+
+const struct proposal heavy_uniform_estimated_proposal = {.ops = {.pre = ranked_estimates,
+                                                                  .turn = heavy_uniform_turn,
+                                                                  .main = ranked_main,
+                                                                  .close = attend_close,
+                                                                  .finish = attend_finish,
+                                                                  .release = attend_release},
+                                                          .estimates = true,
+                                                          .check = signature_check,
+                                                          .carve = ranked_codes_carve,
+                                                          .prepare = signature_prepare};
