@@ -4,6 +4,7 @@ import ctypes
 import os
 import pathlib
 import re
+import shlex
 import subprocess
 
 import pytest
@@ -18,8 +19,8 @@ HEADER = TREE / "client-lib" / "include" / "magicpig.h"
 def compile_and_run(tmp_path, body):
     source, program = tmp_path / "p.c", tmp_path / "p"
     source.write_text(f'#include <magicpig.h>\n#include <stdio.h>\nint main(void)\n{{\n{body}\n\treturn 0;\n}}\n')
-    compiler = os.environ.get("CC", "cc")
-    subprocess.run([compiler, "-I", HEADER.parent, "-o", program, source], check=True)
+    compiler = shlex.split(os.environ.get("CC", "cc"))
+    subprocess.run([*compiler, "-I", HEADER.parent, "-o", program, source], check=True)
     return subprocess.run([program], check=True, capture_output=True, text=True).stdout.split()
 
 
