@@ -9,7 +9,7 @@ import numpy as np
 
 import magicpig
 from document import SINKS, Document, write_npz
-from metrics import HEAVY, attend, colours, effective_rows, relative_error
+from metrics import HEAVY, attend, coordinates, effective_rows, relative_error
 from settings import Index, Setting
 
 
@@ -171,16 +171,15 @@ class Probe:
         kv_heads = document.k.shape[2]
         group = document.q.shape[2] // kv_heads
         self.group = group
-        self.colour: list[list[dict[int, int]]] = []  # [M][kv_head]: row -> coordinate
+        self.at: list[list[dict[int, int]]] = []  # [M][kv_head]: row -> coordinate
         self.v = np.zeros((len(references), document.sealed, kv_heads, self.D_V), np.float16)
         for m, ref in enumerate(references):
-            self.colour.append([])
+            self.at.append([])
             for kv_head in range(kv_heads):
                 groups = [ref.heavy[s][kv_head * group + h] for s in range(len(ref.heavy)) for h in range(group)]
-                chosen = colours(groups, self.D_V)
-                self.colour[m].append(chosen)
-                for row, coordinate in chosen.items():
-                    self.v[m, row, kv_head, coordinate] = 1
+                chosen = coordinates(groups, self.D_V)
+                self.at[m].append(chosen)
+                self.v[m, list(chosen), kv_head, list(chosen.values())] = 1
         self.heavy = [ref.heavy for ref in references]
         self.document = measured_only(document)
 
@@ -199,7 +198,7 @@ class Probe:
                     query_position=int(position), **options,
                 )
                 for h, rows in enumerate(self.heavy[m][s]):
-                    chosen = self.colour[m][h // self.group]
+                    chosen = self.at[m][h // self.group]
                     rows = [row for row in rows if row in chosen]
                     weight = answer.out[0, h, [chosen[row] for row in rows]].astype(np.float64)
                     total[m, s, h], read[m, s, h] = len(rows), np.count_nonzero(weight > 0)
