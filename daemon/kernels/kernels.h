@@ -25,6 +25,8 @@ struct row_format {
 
 #define SIG_GROUP 16u
 #define SIG_MAX_HEADS 4u // heads scanned together
+#define SIGNS_KEYS 16u   // keys projected together
+#define SIGNS_QUERIES 4u // queries projected together
 
 // One query head against one set of signature parameters.
 struct sig_query {
@@ -85,6 +87,14 @@ struct kernels {
 	// multiplies by its signs and runs the butterflies (a + b, a - b) at distances 1, 2, 4, .. d_pad/2; one factor at the
 	// end. Equal to the bit on every ISA.
 	void (*rotate)(float *x, uint32_t d_pad, const float *signs);
+	// On which side of `count` directions [count][d] vectors lie; d is a multiple of 16. Equal to the bit on every ISA: products
+	// and sums are rounded one by one. Sixteen keys, transposed [d][SIGNS_KEYS]: bit r of positive[c] is set where
+	// sum_j keys[j][r] direction_c[j], added in the order of j, is above 0.
+	void (*signs_block)(const float *keys, uint32_t d, const float *directions, uint32_t count, uint16_t *positive);
+	// 1 to SIGNS_QUERIES queries [n][d]: bit r of positive[c] is set where the projection of query r is above 0. Sixteen partial
+	// sums p_l over j = l mod 16, then t_l = (p_l + p_(l+8)) + (p_(l+4) + p_(l+12)) and (t_0 + t_1) + (t_2 + t_3).
+	void (*signs_queries)(const float *queries, uint32_t n, uint32_t d, const float *directions, uint32_t count,
+	                      uint8_t *positive);
 };
 
 // CPU features, and the mask (MAGICPIG_CPU_MASK: a number, or names joined by '+': c, avx2, avx512, avx512vnni, ...).

@@ -5,6 +5,9 @@
 
 #include "daemon/kernels/kernels.h"
 
+void signs_init_c(struct kernels *k);
+void signs_init_avx2(struct kernels *k);
+void signs_init_avx512(struct kernels *k);
 void scan_init_avx2(struct kernels *k);
 void rows_init_avx2(struct kernels *k);
 void scan_init_avx512(struct kernels *k);
