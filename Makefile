@@ -143,6 +143,13 @@ quality: deps python-deps all ## how near the answers come to full attention, on
 quality-quick: deps python-deps all ## the same on committed tensors, with thresholds (a minute)
 	@$(VENV)/bin/python tools/quality/quality.py --build $(B) --quick $(QUALITY)
 
+.PHONY: crosspolytope-table
+crosspolytope-table: ## simulate daemon/index/crosspolytope_table.c anew (five minutes)
+	@mkdir -p $(B)
+	$(CC) -std=gnu11 -O3 -march=native -ffp-contract=off -I. -o $(B)/crosspolytope_table tools/build/crosspolytope_table.c daemon/base/rng.c -lm
+	$(B)/crosspolytope_table > $(B)/crosspolytope_table.c
+	mv $(B)/crosspolytope_table.c daemon/index/crosspolytope_table.c
+
 check: deps python-deps all $(TESTS) ## all tests, C and Python
 	@$(TEST_ENV) tools/build/run-tests --limit $(TEST_LIMIT) --pytest $(VENV)/bin/python $(PYTESTS) -- $(sort $(TESTS))
 

@@ -162,7 +162,7 @@ struct mpig_layer {                /* zero = default wherever a default is named
 	int paper_k, paper_l;      /* tables: 0, 0 = none; k 1..16 bits a hash, l 2..512 tables; k is 0 for cross-polytope */
 	int window;                /* SLIDING, CHUNKED: informative */
 	int table_hash;            /* enum mpig_table_hash of the tables */
-	int table_balance;         /* 1: tables of balanced keys and queries, as signatures are; 0: of k - mean and q, as published */
+	int table_balance; /* 1: tables of balanced keys and queries, as signatures are; 0: of k - mean and q, as published */
 };
 struct mpig_spec {
 	size_t size;

@@ -42,7 +42,7 @@ struct lookup {
 	uint64_t *once, *twice; // bitmaps over the table's rows: once [words], zero between lookups; twice [queries][words]
 	struct chosen chosen[2];
 	float *neg_log_pi;
-	float *scratch; // 2 x a span
+	float *scratch; // a span
 	struct attn_partial *part;
 };
 
@@ -61,7 +61,7 @@ static int lookup_init(struct job *j, uint32_t g, const struct table_view *t, st
 		l->chosen[0].row = carve(&c, BLOCK_MAX_ROWS, 4);
 		l->chosen[1].row = carve(&c, BLOCK_MAX_ROWS, 4);
 		l->neg_log_pi = carve(&c, BLOCK_MAX_ROWS, 4);
-		l->scratch = carve(&c, 2 * BLOCK_MAX_ROWS, 4);
+		l->scratch = carve(&c, BLOCK_MAX_ROWS, 4);
 		l->part = carve(&c, 1, a->partial_bytes);
 		if (c.base)
 			break;
@@ -91,8 +91,8 @@ static void look_up(struct job *j, uint32_t g, struct lookup *l)
 		}
 		l->query_norm[r] = (float)sqrt(norm);
 		l->centre[r] = (float)centre;
-		table_lookup(&l->params, t->table, t->rows, buckets(a, g, r), begin, attend_visible(a, r, t->first, t->rows), l->once,
-		             l->twice + r * l->words);
+		table_lookup(&l->params, t->table, t->rows, buckets(a, g, r), begin, attend_visible(a, r, t->first, t->rows),
+		             l->once, l->twice + r * l->words);
 	}
 }
 
@@ -111,13 +111,15 @@ static void list_rows(const struct attend *a, const struct span *span, const str
 			const uint8_t *row = span->rows + (size_t)(at - begin) * f->stride;
 			for (uint32_t line = 0; line < f->stride; line += 64)
 				__builtin_prefetch(row + line, 0, 2);
+			__builtin_prefetch(l->norms + at, 0, 2);
 			c->row[c->n++] = at - begin;
 		}
 }
 
 // Attends the listed rows: -log pi from the cosine of q / a and (k - mu) a, or of q and k - mu, whose product is q.(k - mu) either way.
 // Only keys are centred, which shifts every logit alike.
-static void attend_rows(struct job *j, uint32_t g, const struct span *span, const struct chosen *c, uint32_t unit, struct lookup *l)
+static void attend_rows(struct job *j, uint32_t g, const struct span *span, const struct chosen *c, uint32_t unit,
+                        struct lookup *l)
 {
 	struct attend *a = &j->attend;
 	const struct row_format *f = &a->layer->rows;
@@ -129,7 +131,8 @@ static void attend_rows(struct job *j, uint32_t g, const struct span *span, cons
 		float size = l->query_norm[c->query] * norms[c->row[i]];
 		l->neg_log_pi[i] = -table_pi_get(&a->hashes->pi, size > 0 ? (dot[i] + shift) / size : 0);
 	}
-	attn_scored(j->engine->kernels, f, span->rows, c->row, l->neg_log_pi, c->n, &h, l->part, l->scratch);
+	// Tables collide jointly, not independently: the Poisson error terms would be wrong, so none are reported.
+	attn_scored(j->engine->kernels, f, span->rows, c->row, l->neg_log_pi, true, c->n, &h, l->part, l->scratch);
 	attn_partial_merge(attend_partial(a, g, unit, c->query), l->part, f->d_v);
 }
 
@@ -138,13 +141,13 @@ static int table_unit(struct job *j, uint32_t g, uint32_t unit, struct engine_sc
 	struct attend *a = &j->attend;
 	const struct strip_view *strip = &a->view.strip[g];
 	const struct table_view *t = &strip->tables[unit];
-	uint32_t d_v = a->layer->shape.d_v, spans = t->span_end - t->span_begin;
+	uint32_t spans = t->span_end - t->span_begin;
 	struct lookup l;
 	int status = lookup_init(j, g, t, &l, s);
 	if (status)
 		return status;
 	for (uint32_t r = 0; r < a->queries; r++)
-		attn_partial_clear(attend_partial(a, g, unit, r), d_v);
+		attn_partial_clear(attend_partial(a, g, unit, r), a->layer->shape.d_v);
 	look_up(j, g, &l);
 
 	// All queries of a span before the next span, so that a row which several want comes from memory once; and always one list
@@ -161,12 +164,6 @@ static int table_unit(struct job *j, uint32_t g, uint32_t unit, struct engine_sc
 			attend_rows(j, g, &strip->spans[now->span], now, unit, &l);
 			rows_read += now->n;
 		}
-	}
-	// Tables collide jointly, not independently: the Poisson error terms would be wrong, so none are reported.
-	for (uint32_t r = 0; r < a->queries; r++) {
-		struct attn_partial *total = attend_partial(a, g, unit, r);
-		total->a = total->b2 = 0;
-		memset(attn_partial_bv(total, d_v), 0, d_v * sizeof(float));
 	}
 	// The lists are rows / 2^K ids in each of L tables.
 	uint64_t list_bytes = (uint64_t)t->rows * l.params.L * sizeof(uint16_t) >> l.params.K;
@@ -194,8 +191,8 @@ static int crosspolytope_check(struct job *j, const struct layer *layer)
 {
 	if (layer->wire.table_hash == MPIG_HASH_CROSSPOLYTOPE)
 		return 0;
-	return job_fail(j, MPIG_ENOTSUP, "layer %u has no cross-polytope tables (paper_l is %u, table_hash %u)", j->request.entry.layer,
-	                layer->wire.paper_l, layer->wire.table_hash);
+	return job_fail(j, MPIG_ENOTSUP, "layer %u has no cross-polytope tables (paper_l is %u, table_hash %u)",
+	                j->request.entry.layer, layer->wire.paper_l, layer->wire.table_hash);
 }
 
 // A table is a unit; spans of the view that no table covers are units of their own after the tables.
@@ -227,7 +224,10 @@ static int paper_prepare(struct job *j)
 	return 0;
 }
 
-#define TABLE_OPS {.pre = paper_pre, .main = paper_main, .close = attend_close, .finish = attend_finish, .release = attend_release}
+#define TABLE_OPS                                                                                                                \
+	{                                                                                                                        \
+		.pre = paper_pre, .main = paper_main, .close = attend_close, .finish = attend_finish, .release = attend_release  \
+	}
 const struct proposal paper_proposal = {
 	.ops = TABLE_OPS, .check = paper_check, .main_units = paper_main_units, .carve = paper_carve, .prepare = paper_prepare};
 const struct proposal crosspolytope_proposal = {.ops = TABLE_OPS,

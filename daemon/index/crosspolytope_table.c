@@ -1,6 +1,7 @@
 // Made by tools/build/crosspolytope_table.c (4000000 pairs in both senses, seed 20): `make crosspolytope-table`.
 #include "daemon/index/index.h"
 
+// clang-format off
 const float crosspolytope_log_p[3][CROSSPOLYTOPE_STEPS + 1] = {
 	{ // d_pad = 64
 	 0.00000f, -0.0363098f, -0.0729082f, -0.110266f, -0.148030f, -0.186631f, -0.225832f, -0.265590f, -0.306116f, -0.347234f, -0.389009f, -0.431577f,

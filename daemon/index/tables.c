@@ -4,8 +4,8 @@
 #include "daemon/index/index.h"
 #include "shm/abi.h"
 
-static const struct table_hasher *const hashers[MPIG_HASH_COUNT] = {[MPIG_HASH_SIMHASH] = &simhash,
-                                                                    [MPIG_HASH_CROSSPOLYTOPE] = &crosspolytope};
+static const struct table_hasher *const hashers[MPIG_HASH_COUNT] = {
+	[MPIG_HASH_SIMHASH] = &simhash, [MPIG_HASH_CROSSPOLYTOPE] = &crosspolytope};
 
 // A table blob: starts u32 [L][2^K + 1] | ids u16 [L][rows] | norms f32 [rows], each part at a multiple of 64 bytes.
 struct layout {
@@ -127,7 +127,7 @@ static uint32_t lower_bound(const uint16_t *ids, uint32_t from, uint32_t to, uin
 void table_lookup(const struct table_params *p, const void *table, uint32_t rows, const uint16_t *ids, uint32_t begin,
                   uint32_t end, uint64_t *once, uint64_t *twice)
 {
-	enum { NEAR = 4, FAR = 16 }; // tables ahead: their starts are asked for first, then the ids these point at
+	enum { NEAR = 8, FAR = 24 }; // tables ahead: their starts are asked for first, then the ids these point at
 	struct layout l = layout_of(p->K, p->L, rows);
 	const uint32_t *starts = table;
 	const uint16_t *sorted = (const uint16_t *)((const char *)table + l.ids);
@@ -137,8 +137,11 @@ void table_lookup(const struct table_params *p, const void *table, uint32_t rows
 	for (uint32_t t = 0; t < p->L; t++) {
 		if (t + FAR < p->L)
 			__builtin_prefetch(starts + (t + FAR) * step + ids[t + FAR]);
-		if (t + NEAR < p->L)
-			__builtin_prefetch(sorted + (size_t)(t + NEAR) * rows + starts[(t + NEAR) * step + ids[t + NEAR]]);
+		if (t + NEAR < p->L) {
+			const uint32_t *run = starts + (t + NEAR) * step + ids[t + NEAR];
+			for (uint32_t i = run[0]; i < run[1]; i += 32)
+				__builtin_prefetch(sorted + (size_t)(t + NEAR) * rows + i);
+		}
 		const uint16_t *bucket = sorted + (size_t)t * rows;
 		uint32_t from = starts[t * step + ids[t]], to = starts[t * step + ids[t] + 1];
 		if (begin > 0)

@@ -20,15 +20,14 @@ struct shape {
 	uint32_t hash, balanced, K, L, d, rows;
 };
 // Tiles of directions that end inside and outside a table, blocks of sixteen rows that do and do not fill, padded dimensions.
-static const struct shape SHAPES[] = {
-	{MPIG_HASH_SIMHASH, 0, 1, 2, 64, 1},        {MPIG_HASH_SIMHASH, 1, 3, 5, 64, 15},
-	{MPIG_HASH_SIMHASH, 0, 4, 3, 80, 16},       {MPIG_HASH_SIMHASH, 1, 5, 7, 96, 17},
-	{MPIG_HASH_SIMHASH, 0, 8, 75, 64, 700},     {MPIG_HASH_SIMHASH, 1, 10, 150, 128, 999},
-	{MPIG_HASH_SIMHASH, 0, 16, 2, 64, 3000},    {MPIG_HASH_SIMHASH, 0, 2, 512, 64, 100},
-	{MPIG_HASH_SIMHASH, 1, 6, 9, 256, 513},     {MPIG_HASH_SIMHASH, 0, 9, 4, 64, 65536},
-	{MPIG_HASH_CROSSPOLYTOPE, 0, 7, 2, 64, 1},  {MPIG_HASH_CROSSPOLYTOPE, 1, 7, 28, 64, 700},
-	{MPIG_HASH_CROSSPOLYTOPE, 0, 8, 5, 80, 17}, {MPIG_HASH_CROSSPOLYTOPE, 1, 8, 35, 128, 999},
-	{MPIG_HASH_CROSSPOLYTOPE, 0, 9, 7, 256, 513}};
+static const struct shape SHAPES[] = {{MPIG_HASH_SIMHASH, 0, 1, 2, 64, 1},         {MPIG_HASH_SIMHASH, 1, 3, 5, 64, 15},
+                                      {MPIG_HASH_SIMHASH, 0, 4, 3, 80, 16},        {MPIG_HASH_SIMHASH, 1, 5, 7, 96, 17},
+                                      {MPIG_HASH_SIMHASH, 0, 8, 75, 64, 700},      {MPIG_HASH_SIMHASH, 1, 10, 150, 128, 999},
+                                      {MPIG_HASH_SIMHASH, 0, 16, 2, 64, 3000},     {MPIG_HASH_SIMHASH, 0, 2, 512, 64, 100},
+                                      {MPIG_HASH_SIMHASH, 1, 6, 9, 256, 513},      {MPIG_HASH_SIMHASH, 0, 9, 4, 64, 65536},
+                                      {MPIG_HASH_CROSSPOLYTOPE, 0, 7, 2, 64, 1},   {MPIG_HASH_CROSSPOLYTOPE, 1, 7, 28, 64, 700},
+                                      {MPIG_HASH_CROSSPOLYTOPE, 0, 8, 5, 80, 17},  {MPIG_HASH_CROSSPOLYTOPE, 1, 8, 35, 128, 999},
+                                      {MPIG_HASH_CROSSPOLYTOPE, 0, 9, 7, 256, 513}};
 enum { SHAPE_COUNT = sizeof(SHAPES) / sizeof(*SHAPES) };
 
 static void make(struct tables *t, uint64_t seed, const struct shape *s)
@@ -249,12 +248,10 @@ END_TEST
 // word. Every draw has its own plane, since a Hadamard rotation knows the axes.
 START_TEST(u_is_the_collision_probability)
 {
-	static const struct shape shapes[] = {{MPIG_HASH_SIMHASH, 0, 4, 20, 16, 0},
-	                                      {MPIG_HASH_SIMHASH, 1, 4, 20, 64, 0},
-	                                      {MPIG_HASH_CROSSPOLYTOPE, 0, 7, 8, 64, 0},
-	                                      {MPIG_HASH_CROSSPOLYTOPE, 1, 8, 8, 80, 0},
-	                                      {MPIG_HASH_CROSSPOLYTOPE, 0, 8, 8, 128, 0},
-	                                      {MPIG_HASH_CROSSPOLYTOPE, 0, 9, 8, 256, 0}};
+	static const struct shape shapes[] = {
+		{MPIG_HASH_SIMHASH, 0, 4, 20, 16, 0},       {MPIG_HASH_SIMHASH, 1, 4, 20, 64, 0},
+		{MPIG_HASH_CROSSPOLYTOPE, 0, 7, 8, 64, 0},  {MPIG_HASH_CROSSPOLYTOPE, 1, 8, 8, 80, 0},
+		{MPIG_HASH_CROSSPOLYTOPE, 0, 8, 8, 128, 0}, {MPIG_HASH_CROSSPOLYTOPE, 0, 9, 8, 256, 0}};
 	enum { DRAWS = 6000, COSINES = 7 };
 	const double cosines[COSINES] = {-.4, 0, .2, .4, .6, .8, .95};
 	uint32_t chosen[COSINES] = {0};
@@ -282,7 +279,8 @@ START_TEST(u_is_the_collision_probability)
 		for (uint32_t c = 0; c < COSINES; c++) {
 			double sine = sqrt(1 - cosines[c] * cosines[c]);
 			for (uint32_t j = 0; j < s.d; j++)
-				q[j] = (float)(3 * (cosines[c] * (double)x[j] + sine * (double)z[j])) * (t.p.balance ? t.balance[j] : 1);
+				q[j] = (float)(3 * (cosines[c] * (double)x[j] + sine * (double)z[j])) *
+				       (t.p.balance ? t.balance[j] : 1);
 			table_hash(best, &t.p, q, 1, t.ids);
 			table_lookup(&t.p, t.table, 1, t.ids, 0, 1, t.once, t.twice);
 			chosen[c] += t.twice[0] & 1;
@@ -292,7 +290,8 @@ START_TEST(u_is_the_collision_probability)
 	for (uint32_t c = 0; c < COSINES; c++) {
 		double u = exp(log_pi_of_collision(table_collision(s.hash, t.p.d_pad, s.K, acos(cosines[c])), s.L)) - 1e-4;
 		double sd = sqrt(DRAWS * fmax(u * (1 - u), 1. / DRAWS));
-		ck_assert_msg(fabs(chosen[c] - DRAWS * u) < 6 * sd, "cosine %g: %u of %u chosen, u = %g", cosines[c], chosen[c], DRAWS, u);
+		ck_assert_msg(fabs(chosen[c] - DRAWS * u) < 6 * sd, "cosine %g: %u of %u chosen, u = %g", cosines[c], chosen[c],
+		              DRAWS, u);
 	}
 	drop(&t);
 }
@@ -308,7 +307,8 @@ START_TEST(crosspolytope_probabilities)
 		uint32_t d = 64u << i;
 		for (uint32_t c = 0; c < 10; c++) {
 			double got = table_collision(MPIG_HASH_CROSSPOLYTOPE, d, 7 + i, acos(c / 10.));
-			ck_assert_msg(fabs(got - p[i][c]) < fmax(.04 * p[i][c], 5e-4), "d %u, cosine .%u: %g, want %g", d, c, got, p[i][c]);
+			ck_assert_msg(fabs(got - p[i][c]) < fmax(.04 * p[i][c], 5e-4), "d %u, cosine .%u: %g, want %g", d, c, got,
+			              p[i][c]);
 		}
 		ck_assert_double_eq(table_collision(MPIG_HASH_CROSSPOLYTOPE, d, 7 + i, 0), 1);
 		for (uint32_t a = 1; a <= 1000; a++)
@@ -335,10 +335,16 @@ END_TEST
 
 START_TEST(pi_table_interpolates)
 {
-	static const struct table_params shapes[] = {
-		{.K = 8, .L = 75},   {.K = 9, .L = 120}, {.K = 10, .L = 150},  {.K = 10, .L = 220}, {.K = 11, .L = 300},
-		{.K = 1, .L = 2},    {.K = 16, .L = 512}, {.hash = 1, .d_pad = 64, .K = 7, .L = 28},
-		{.hash = 1, .d_pad = 128, .K = 8, .L = 35}, {.hash = 1, .d_pad = 256, .K = 9, .L = 46}};
+	static const struct table_params shapes[] = {{.K = 8, .L = 75},
+	                                             {.K = 9, .L = 120},
+	                                             {.K = 10, .L = 150},
+	                                             {.K = 10, .L = 220},
+	                                             {.K = 11, .L = 300},
+	                                             {.K = 1, .L = 2},
+	                                             {.K = 16, .L = 512},
+	                                             {.hash = 1, .d_pad = 64, .K = 7, .L = 28},
+	                                             {.hash = 1, .d_pad = 128, .K = 8, .L = 35},
+	                                             {.hash = 1, .d_pad = 256, .K = 9, .L = 46}};
 	static struct table_pi t;
 	const struct table_params *p = &shapes[_i];
 	double worst = 0;

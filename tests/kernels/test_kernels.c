@@ -682,7 +682,8 @@ START_TEST(signs_of_projections)
 		uint64_t r = case_seed("signs", round);
 		uint32_t d = head_dims[rng_below(&r, 6)], count = 1 + rng_below(&r, 40), n = 1 + rng_below(&r, SIGNS_QUERIES);
 		struct guarded x_map, d_map, p_map;
-		float *x = guard_alloc(&x_map, sizeof *x * d * SIGNS_KEYS), *directions = guard_alloc(&d_map, sizeof *x * d * count);
+		float *x = guard_alloc(&x_map, sizeof *x * d * SIGNS_KEYS),
+		      *directions = guard_alloc(&d_map, sizeof *x * d * count);
 		uint16_t *keys = guard_alloc(&p_map, sizeof *keys * count), same_keys[40];
 		snprintf(what, sizeof what, "%s seed %llu d %u count %u", isas[_i].name, (unsigned long long)seed, d, count);
 		for (uint32_t i = 0; i < d * SIGNS_KEYS; i++)

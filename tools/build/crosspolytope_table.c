@@ -64,8 +64,9 @@ static void count(uint32_t d)
 
 int main(void)
 {
-	printf("// Made by tools/build/crosspolytope_table.c (%d pairs in both senses, seed %d): `make crosspolytope-table`.\n", PAIRS, SEED);
-	puts("#include \"daemon/index/index.h\"\n");
+	printf("// Made by tools/build/crosspolytope_table.c (%d pairs in both senses, seed %d): `make crosspolytope-table`.\n",
+	       PAIRS, SEED);
+	puts("#include \"daemon/index/index.h\"\n\n// clang-format off");
 	printf("const float crosspolytope_log_p[3][CROSSPOLYTOPE_STEPS + 1] = {\n");
 	for (uint32_t d = 64; d <= MAX_DIM; d *= 2) {
 		count(d);

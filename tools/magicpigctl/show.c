@@ -83,8 +83,8 @@ static void print_layer(const struct mpig_layer *l)
 	if (l->signature_bits)
 		printf(", signature b=%d", l->signature_bits);
 	if (l->paper_l)
-		printf(", %s (%d,%d)%s", l->table_hash == MPIG_HASH_CROSSPOLYTOPE ? "cross-polytope" : "paper", l->paper_k, l->paper_l,
-		       l->table_balance ? " balanced" : "");
+		printf(", %s (%d,%d)%s", l->table_hash == MPIG_HASH_CROSSPOLYTOPE ? "cross-polytope" : "paper", l->paper_k,
+		       l->paper_l, l->table_balance ? " balanced" : "");
 	if (l->default_proposal)
 		printf(", default %s", proposal_name(l->default_proposal));
 	if (l->default_budget > 0)
