@@ -53,8 +53,8 @@ static int signature_main(struct job *j, uint32_t g, uint32_t unit, struct engin
 		return job_fail(j, MPIG_ENOMEM, "no memory for a scan");
 	struct sig_hits hits[SIG_MAX_HEADS];
 	for (uint32_t i = 0; i < batch; i++)
-		hits[i] = (struct sig_hits){.row = (uint32_t *)memory + i * most,
-		                            .estimate = (float *)memory + (batch + i) * most};
+		hits[i] =
+			(struct sig_hits){.row = (uint32_t *)memory + i * most, .estimate = (float *)memory + (batch + i) * most};
 	float *scratch = (float *)memory + 2 * batch * most; // 3 x most for attn_selected, 1 x for estimates
 	struct row_set set = {0};
 	uint32_t scanned = 0;

@@ -25,8 +25,8 @@ struct row_format {
 
 #define SIG_GROUP 16u
 #define SIG_MAX_HEADS 16u // heads scanned together
-#define SIGNS_KEYS 16u   // keys projected together
-#define SIGNS_QUERIES 4u // queries projected together
+#define SIGNS_KEYS 16u    // keys projected together
+#define SIGNS_QUERIES 4u  // queries projected together
 
 // One query head against one set of signature parameters.
 struct sig_query {

@@ -108,9 +108,19 @@ static void block_sums(const uint8_t *codes, uint32_t rows, uint32_t d_pad, uint
 	}
 }
 
+// Below four heads, and in short runs, what it takes to set up and to feed tiles is more than they save (README.md).
+static bool worthwhile(uint32_t rows, uint32_t heads)
+{
+	return heads >= 4 && rows * heads >= 1024;
+}
+
 static void sig_estimate_amx(const uint8_t *codes, const uint16_t *factors, uint32_t n, uint32_t d_pad, uint32_t bits,
                              const struct sig_query *queries, uint32_t heads, float *out, size_t ld)
 {
+	if (!worthwhile(n, heads)) {
+		sig_estimate_avx512vnni(codes, factors, n, d_pad, bits, queries, heads, out, ld);
+		return;
+	}
 	tiles_begin(queries, heads, d_pad);
 	estimate_avx512(block_sums, codes, factors, n, d_pad, bits, queries, heads, out, ld);
 	_tile_release();
@@ -120,6 +130,11 @@ static void sig_select_amx(const uint8_t *codes, const uint16_t *factors, uint32
                            uint32_t bits, const struct sig_query *queries, uint32_t heads, const float *noise,
                            struct sig_hits *hits, const uint8_t *rows, uint32_t stride, uint32_t row_bytes)
 {
+	if (!worthwhile(end - begin, heads)) {
+		sig_select_avx512vnni(codes, factors, begin, end, d_pad, bits, queries, heads, noise, hits, rows, stride,
+		                      row_bytes);
+		return;
+	}
 	tiles_begin(queries, heads, d_pad);
 	select_avx512(block_sums, codes, factors, begin, end, d_pad, bits, queries, heads, noise, hits, rows, stride, row_bytes);
 	_tile_release();

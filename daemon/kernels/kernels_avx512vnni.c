@@ -84,7 +84,7 @@ static void block_sums(const uint8_t *codes, uint32_t rows, uint32_t d_pad, uint
 		groups_sums(codes, words, bits, queries, 1, heads, ahead, sums->at, row);
 }
 
-SCAN_KERNELS(avx512vnni)
+SCAN_KERNELS(, avx512vnni)
 
 void kernels_init_avx512vnni(struct kernels *k)
 {

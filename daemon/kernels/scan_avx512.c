@@ -64,7 +64,7 @@ static void block_sums(const uint8_t *codes, uint32_t rows, uint32_t d_pad, uint
 			}
 }
 
-SCAN_KERNELS(avx512)
+SCAN_KERNELS(static, avx512)
 
 void scan_init_avx512(struct kernels *k)
 {
