@@ -60,10 +60,12 @@ ISA_avx2 := -mavx2 -mfma -mf16c
 ISA_avx512 := -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c
 ISA_avx512vnni := $(ISA_avx512) -mavx512vnni
 ISA_avx512bf16 := $(ISA_avx512) -mavx512bf16
+ISA_amx := $(ISA_avx512vnni) -mamx-tile -mamx-int8
 $(B)/obj/daemon/kernels/%_avx2.o: ISA := -ffp-contract=off $(ISA_avx2)
 $(B)/obj/daemon/kernels/%_avx512.o: ISA := -ffp-contract=off $(ISA_avx512)
 $(B)/obj/daemon/kernels/%_avx512vnni.o: ISA := -ffp-contract=off $(ISA_avx512vnni)
 $(B)/obj/daemon/kernels/%_avx512bf16.o: ISA := -ffp-contract=off $(ISA_avx512bf16)
+$(B)/obj/daemon/kernels/%_amx.o: ISA := -ffp-contract=off $(ISA_amx)
 
 $(B)/obj/%.o: %.c
 	$(call say,CC,$<)
@@ -142,6 +144,13 @@ quality: deps python-deps all ## how near the answers come to full attention, on
 	@$(VENV)/bin/python tools/quality/quality.py --build $(B) $(if $(QUICK),--quick) $(QUALITY)
 quality-quick: deps python-deps all ## the same on committed tensors, with thresholds (a minute)
 	@$(VENV)/bin/python tools/quality/quality.py --build $(B) --quick $(QUALITY)
+
+.PHONY: crosspolytope-table
+crosspolytope-table: ## simulate daemon/index/crosspolytope_table.c anew (five minutes)
+	@mkdir -p $(B)
+	$(CC) -std=gnu11 -O3 -march=native -ffp-contract=off -I. -o $(B)/crosspolytope_table tools/build/crosspolytope_table.c daemon/base/rng.c -lm
+	$(B)/crosspolytope_table > $(B)/crosspolytope_table.c
+	mv $(B)/crosspolytope_table.c daemon/index/crosspolytope_table.c
 
 check: deps python-deps all $(TESTS) ## all tests, C and Python
 	@$(TEST_ENV) tools/build/run-tests --limit $(TEST_LIMIT) --pytest $(VENV)/bin/python $(PYTESTS) -- $(sort $(TESTS))

@@ -68,8 +68,12 @@ enum mpig_proposal {
 	MPIG_PROPOSAL_HEAVY_UNIFORM = 7,
 	MPIG_PROPOSAL_HEAVY_UNIFORM_ESTIMATED = 8,
 	MPIG_PROPOSAL_WINDOW = 9,
+	MPIG_PROPOSAL_CROSSPOLYTOPE = 10,
 	MPIG_PROPOSAL_COUNT
 };
+
+// What the tables of a layer hash with.
+enum mpig_table_hash { MPIG_HASH_SIMHASH = 0, MPIG_HASH_CROSSPOLYTOPE = 1, MPIG_HASH_COUNT };
 
 enum mpig_dtype { MPIG_F32 = 0, MPIG_BF16 = 1, MPIG_F16 = 2, MPIG_I8 = 3, MPIG_DTYPE_COUNT }; // I8: rows only (blocks of 32)
 
@@ -234,6 +238,12 @@ static inline uint64_t mpig_dtype_bytes(uint32_t dtype)
 static inline uint32_t mpig_padded_dim(uint32_t d)
 {
 	return d <= 64 ? 64 : d <= 128 ? 128 : 256;
+}
+
+// Bits of a cross-polytope hash of d dimensions: an index and a sign.
+static inline uint32_t mpig_crosspolytope_bits(uint32_t d)
+{
+	return mpig_padded_dim(d) == 64 ? 7 : mpig_padded_dim(d) == 128 ? 8 : 9;
 }
 
 static inline uint64_t mpig_layout_part(uint64_t *cursor, uint64_t bytes)

@@ -63,14 +63,16 @@ struct mpig_wire_layer {
 	uint16_t kv_heads;
 	uint16_t d_k;
 	uint16_t d_v;
-	uint16_t paper_k;       // 0 (no tables) or 1..16
-	uint16_t paper_l;       // 0 or 2..512
+	uint16_t paper_k;       // 0 (no tables) or 1..16; cross-polytope: 0 or log2(2 d_pad), which it becomes
+	uint16_t paper_l;       // tables: 0 or 2..512
 	float scale;            // logits are scale * q.k; 0 = 1/sqrt(d_k)
 	float softcap;          // 0 = none; cap * tanh(s / cap)
 	float default_budget;   // share of rows; 0 = the daemon's way: by error
 	float alibi_slope_base; // 0 = none; slope of head h = base^(h+1) (ALiBi, section 3)
 	uint32_t window;        // SLIDING, CHUNKED: its width (informative)
-	uint8_t reserved[28];
+	uint8_t table_hash;     // enum mpig_table_hash
+	uint8_t table_balance;  // 1: the tables hash (k - mu) * a and q / a, a as for signatures; 0: k - mu and q
+	uint8_t reserved[26];
 };
 static_assert(sizeof(struct mpig_wire_layer) == 64, "wire format frozen");
 

@@ -93,8 +93,10 @@ enum mpig_proposal {
 	MPIG_PROPOSAL_TOPK_ESTIMATED = 6,          /* the largest logits as signatures estimate them: a baseline */
 	MPIG_PROPOSAL_HEAVY_UNIFORM = 7,           /* half of the rows by TOPK, half uniform over the rest: a baseline */
 	MPIG_PROPOSAL_HEAVY_UNIFORM_ESTIMATED = 8, /* ... by TOPK_ESTIMATED */
-	MPIG_PROPOSAL_WINDOW = 9                   /* no rows: LSE -inf, what the client's own part alone gives */
+	MPIG_PROPOSAL_WINDOW = 9,                  /* no rows: LSE -inf, what the client's own part alone gives */
+	MPIG_PROPOSAL_CROSSPOLYTOPE = 10           /* PAPER's rule over cross-polytope tables */
 };
+enum mpig_table_hash { MPIG_HASH_SIMHASH = 0, MPIG_HASH_CROSSPOLYTOPE = 1 }; /* of a layer's tables */
 #endif
 #ifndef MPIG_SHM_CONTROL_H
 enum mpig_layer_kind { MPIG_LAYER_GLOBAL = 0, MPIG_LAYER_SLIDING = 1, MPIG_LAYER_CHUNKED = 2 };
@@ -154,11 +156,13 @@ struct mpig_layer {                /* zero = default wherever a default is named
 	float scale;               /* logits are scale * q.k; 0 = 1/sqrt(d_k) */
 	float softcap;             /* 0 = none */
 	float alibi_slope_base;    /* 0 = none; slope of head h is base^(h+1) */
-	int default_proposal;      /* 0 = SIGNATURE if it has one, else PAPER if it has tables, else DENSE */
+	int default_proposal;      /* 0 = SIGNATURE if it has one, else PAPER or CROSSPOLYTOPE by its tables, else DENSE */
 	float default_budget;      /* share of rows; 0 = as the daemon is configured: by error */
 	int signature_bits;        /* 0 = none, 1, 2 or 4 */
-	int paper_k, paper_l;      /* 0, 0 = no tables; k 1..16, l 2..512 */
+	int paper_k, paper_l;      /* tables: 0, 0 = none; k 1..16 bits a hash, l 2..512 tables; k is 0 for cross-polytope */
 	int window;                /* SLIDING, CHUNKED: informative */
+	int table_hash;            /* enum mpig_table_hash of the tables */
+	int table_balance; /* 1: tables of balanced keys and queries, as signatures are; 0: of k - mean and q, as published */
 };
 struct mpig_spec {
 	size_t size;

@@ -31,7 +31,16 @@ static int index_check(const mpig_client *c, int i, const struct mpig_layer *l)
 	int b = l->signature_bits;
 	if (b != 0 && b != 1 && b != 2 && b != 4)
 		return FIELD_ERROR(c, i, "signature_bits", b, "must be 0 (none), 1, 2 or 4");
-	if (!l->paper_k != !l->paper_l)
+	if (l->table_hash < 0 || l->table_hash >= MPIG_HASH_COUNT)
+		return FIELD_ERROR(c, i, "table_hash", l->table_hash, "must be an enum mpig_table_hash");
+	if (l->table_balance != 0 && l->table_balance != 1)
+		return FIELD_ERROR(c, i, "table_balance", l->table_balance, "must be 0 or 1");
+	if ((l->table_hash || l->table_balance) && !l->paper_l)
+		return FIELD_ERROR(c, i, "paper_l", l->paper_l, "table_hash and table_balance need tables");
+	int fixed = l->table_hash == MPIG_HASH_CROSSPOLYTOPE ? (int)mpig_crosspolytope_bits((uint32_t)l->d_k) : 0;
+	if (fixed && l->paper_k && l->paper_k != fixed)
+		return FIELD_ERROR(c, i, "paper_k", l->paper_k, "cross-polytope tables choose it: must be 0");
+	if (!fixed && !l->paper_k != !l->paper_l)
 		return FIELD_ERROR(c, i, "paper_l", l->paper_l, "paper_k and paper_l are both 0 or both set");
 	if (l->paper_k && (l->paper_k < 1 || l->paper_k > 16))
 		return FIELD_ERROR(c, i, "paper_k", l->paper_k, "must be 1..16, or 0 with paper_l 0");
@@ -45,8 +54,11 @@ static int index_check(const mpig_client *c, int i, const struct mpig_layer *l)
 	     l->default_proposal == MPIG_PROPOSAL_HEAVY_UNIFORM_ESTIMATED) &&
 	    !b)
 		return FIELD_ERROR(c, i, "default_proposal", l->default_proposal, "estimates need signature_bits 1, 2 or 4");
-	if (l->default_proposal == MPIG_PROPOSAL_PAPER && !l->paper_k)
-		return FIELD_ERROR(c, i, "default_proposal", l->default_proposal, "PAPER needs paper_k and paper_l");
+	if (l->default_proposal == MPIG_PROPOSAL_PAPER && (!l->paper_l || l->table_hash != MPIG_HASH_SIMHASH))
+		return FIELD_ERROR(c, i, "default_proposal", l->default_proposal, "PAPER needs paper_k and paper_l, of SimHash");
+	if (l->default_proposal == MPIG_PROPOSAL_CROSSPOLYTOPE && l->table_hash != MPIG_HASH_CROSSPOLYTOPE)
+		return FIELD_ERROR(c, i, "default_proposal", l->default_proposal,
+		                   "CROSSPOLYTOPE needs table_hash MPIG_HASH_CROSSPOLYTOPE and paper_l");
 	return MPIG_OK;
 }
 
@@ -89,7 +101,8 @@ static int layer_to_wire(const mpig_client *c, int i, const struct mpig_layer *l
 	wire->row_dtype = (uint8_t)(l->row_dtype ? l->row_dtype : MPIG_BF16);
 	wire->default_proposal = (uint8_t)(l->default_proposal ? l->default_proposal
 	                                   : l->signature_bits ? MPIG_PROPOSAL_SIGNATURE
-	                                   : l->paper_k        ? MPIG_PROPOSAL_PAPER
+	                                   : l->table_hash     ? MPIG_PROPOSAL_CROSSPOLYTOPE
+	                                   : l->paper_l        ? MPIG_PROPOSAL_PAPER
 	                                                       : MPIG_PROPOSAL_DENSE);
 	wire->signature_bits = (uint8_t)l->signature_bits;
 	wire->query_heads = (uint16_t)l->query_heads;
@@ -98,6 +111,8 @@ static int layer_to_wire(const mpig_client *c, int i, const struct mpig_layer *l
 	wire->d_v = (uint16_t)(l->d_v ? l->d_v : l->d_k);
 	wire->paper_k = (uint16_t)l->paper_k;
 	wire->paper_l = (uint16_t)l->paper_l;
+	wire->table_hash = (uint8_t)l->table_hash;
+	wire->table_balance = (uint8_t)l->table_balance;
 	wire->scale = l->scale;
 	wire->softcap = l->softcap;
 	wire->default_budget = l->default_budget;
@@ -132,6 +147,8 @@ void layer_from_wire(const struct mpig_wire_layer *wire, struct mpig_layer *laye
 		.signature_bits = wire->signature_bits,
 		.paper_k = wire->paper_k,
 		.paper_l = wire->paper_l,
+		.table_hash = wire->table_hash,
+		.table_balance = wire->table_balance,
 		.window = wire->window > INT32_MAX ? INT32_MAX : (int)wire->window,
 	};
 }

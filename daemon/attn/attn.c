@@ -42,12 +42,19 @@ void attn_selected(const struct kernels *k, const struct row_format *f, const ui
                    const float *neg_log_pi, uint32_t n, const float *q, const struct attn_head *h, struct attn_partial *p,
                    float *scratch)
 {
+	k->scores[f->type](f, rows, index, n, q, 1, scratch, n);
+	attn_scored(k, f, rows, index, neg_log_pi, !neg_log_pi, n, h, p, scratch);
+}
+
+void attn_scored(const struct kernels *k, const struct row_format *f, const uint8_t *rows, const uint32_t *index,
+                 const float *neg_log_pi, bool without_errors, uint32_t n, const struct attn_head *h, struct attn_partial *p,
+                 float *scratch)
+{
 	// e and (1 - pi) e^2 side by side, as values_squares wants its weights: one visit to each V gives out and bv, which are
 	// neighbours too, and b2.
 	float *e = scratch, *c = scratch + n;
 	attn_partial_clear(p, f->d_v);
 	p->rows = n;
-	k->scores[f->type](f, rows, index, n, q, 1, e, n);
 	logits(k, h, index, 0, e, n);
 	if (neg_log_pi)
 		for (uint32_t i = 0; i < n; i++)
@@ -56,7 +63,7 @@ void attn_selected(const struct kernels *k, const struct row_format *f, const ui
 	if (p->m == -INFINITY)
 		return;
 	p->sum = k->exp_sum(e, n, p->m);
-	if (!neg_log_pi) {
+	if (without_errors) {
 		k->values[f->type](f, rows, index, n, e, n, 1, attn_partial_out(p));
 		return;
 	}

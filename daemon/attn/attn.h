@@ -44,6 +44,11 @@ void attn_partial_clear(struct attn_partial *p, uint32_t d_v);
 void attn_selected(const struct kernels *k, const struct row_format *f, const uint8_t *rows, const uint32_t *index,
                    const float *neg_log_pi, uint32_t n, const float *q, const struct attn_head *h, struct attn_partial *p,
                    float *scratch);
+// The same with q.K of the rows already in scratch[0..n). without_errors: a, b2 and bv stay 0, for a sample whose rows are not
+// chosen independently; scratch holds e_i alone.
+void attn_scored(const struct kernels *k, const struct row_format *f, const uint8_t *rows, const uint32_t *index,
+                 const float *neg_log_pi, bool without_errors, uint32_t n, const struct attn_head *h, struct attn_partial *p,
+                 float *scratch);
 // All `heads` of a group over the contiguous rows [0, n): head h sees rows < limit[h] (limit NULL: all). partials are `stride`
 // bytes apart. q [heads][d_k]. Rows are read once for all heads. scratch: heads * n floats.
 void attn_dense(const struct kernels *k, const struct row_format *f, const uint8_t *rows, uint32_t n, const float *q,

@@ -24,6 +24,7 @@ static const struct proposal *const proposals[MPIG_PROPOSAL_COUNT] = {
 	[MPIG_PROPOSAL_HEAVY_UNIFORM] = &heavy_uniform_proposal,
 	[MPIG_PROPOSAL_HEAVY_UNIFORM_ESTIMATED] = &heavy_uniform_estimated_proposal,
 	[MPIG_PROPOSAL_WINDOW] = &window_proposal,
+	[MPIG_PROPOSAL_CROSSPOLYTOPE] = &crosspolytope_proposal,
 };
 
 // How many rows: a share, or as many as an error target needs. A request's error target comes before its share, a share before
@@ -267,8 +268,8 @@ int attend_plan(struct job *j, struct engine_scratch *scratch)
 
 void attend_release(struct job *j)
 {
-	directions_put(j->engine->directions, j->attend.directions);
-	j->attend.directions = NULL;
+	hash_set_put(j->engine->hashes, j->attend.hashes);
+	j->attend.hashes = NULL;
 	layer_view_free(j->engine->store, &j->attend.view);
 }
 

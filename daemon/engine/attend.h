@@ -26,8 +26,9 @@ struct proposal {
 	void (*carve)(struct job *j, struct carve *c);          // its arrays; called twice, after main_units is set
 	int (*prepare)(struct job *j);                          // once the queries are in place
 };
-extern const struct proposal dense_proposal, signature_proposal, verified_proposal, paper_proposal, topk_proposal,
-	uniform_proposal, topk_estimated_proposal, heavy_uniform_proposal, heavy_uniform_estimated_proposal, window_proposal;
+extern const struct proposal dense_proposal, signature_proposal, verified_proposal, paper_proposal, crosspolytope_proposal,
+	topk_proposal, uniform_proposal, topk_estimated_proposal, heavy_uniform_proposal, heavy_uniform_estimated_proposal,
+	window_proposal;
 
 // Query r = t * G + j of KV head g.
 static inline const float *attend_query(const struct attend *a, uint32_t g, uint32_t r)

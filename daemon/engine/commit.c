@@ -14,7 +14,7 @@ enum {
 
 uint64_t engine_table_bytes(const struct layer *layer, uint32_t rows)
 {
-	return layer->wire.paper_l ? paper_table_bytes(layer->wire.paper_k, layer->wire.paper_l, rows) : 0;
+	return layer->wire.paper_l ? table_bytes(layer->wire.paper_k, layer->wire.paper_l, rows) : 0;
 }
 
 static const float *signs_of(const struct commit *c, const struct layer *layer)
@@ -98,21 +98,18 @@ static int build_table(struct job *j, uint32_t strip, struct engine_scratch *s)
 	const struct layer *layer = c->layer_of[strip];
 	if (!plan->needs_tables || !layer->wire.paper_l)
 		return 0;
-	uint32_t d_k = layer->shape.d_k, L = layer->wire.paper_l;
-	struct directions *d =
-		directions_get(j->engine->directions, context_seed(j->request.context), d_k, layer->wire.paper_k, L);
-	size_t key_bytes = (size_t)plan->rows * d_k * sizeof(float);
-	float *keys = d ? scratch_get(s, key_bytes + (size_t)plan->rows * L * sizeof(uint16_t)) : NULL;
+	struct hash_set *set = hash_set_get(j->engine->hashes, context_seed(j->request.context), layer);
+	size_t key_bytes = (size_t)plan->rows * layer->shape.d_k * sizeof(float);
+	float *keys = set ? scratch_get(s, key_bytes + (size_t)plan->rows * set->params.L * sizeof(uint16_t)) : NULL;
 	if (!keys) {
-		directions_put(j->engine->directions, d);
+		hash_set_put(j->engine->hashes, set);
 		return job_fail(j, MPIG_ENOMEM, "no memory for the tables of %u rows", plan->rows);
 	}
 	decode_keys(c, strip, 0, plan->rows, 1, keys);
-	struct paper_params params = {
-		.d_k = d_k, .K = layer->wire.paper_k, .L = L, .mu = plan->mu(plan, strip), .directions = d->vector};
-	paper_build(j->engine->kernels, &params, keys, plan->rows, plan->table(plan, strip),
+	struct table_params params = hash_set_params(set, layer, plan->mu(plan, strip), plan->balance(plan, strip));
+	table_build(j->engine->kernels, &params, keys, plan->rows, plan->table(plan, strip),
 	            (uint16_t *)((uint8_t *)keys + key_bytes));
-	directions_put(j->engine->directions, d);
+	hash_set_put(j->engine->hashes, set);
 	return 0;
 }
 

@@ -21,8 +21,8 @@ int engine_create(const struct engine_options *options, struct engine **engine)
 	e->budget_cap = options->budget_cap > 0 ? options->budget_cap : .08f;
 	e->default_budget = options->default_budget > 0 ? options->default_budget : .01f;
 	e->noise = noise_table();
-	e->directions = direction_cache_create();
-	if (!e->noise || !e->directions) {
+	e->hashes = hash_cache_create();
+	if (!e->noise || !e->hashes) {
 		engine_destroy(e);
 		return MPIG_ENOMEM;
 	}
@@ -34,7 +34,7 @@ void engine_destroy(struct engine *engine)
 {
 	if (!engine)
 		return;
-	direction_cache_destroy(engine->directions);
+	hash_cache_destroy(engine->hashes);
 	free(engine);
 }
 

@@ -16,7 +16,7 @@
 #include "daemon/engine/engine.h"
 #include "daemon/index/index.h"
 
-struct directions;
+struct hash_set;
 struct proposal;
 
 struct engine {
@@ -24,7 +24,7 @@ struct engine {
 	struct store *store;
 	const float *noise;
 	float error_target, budget_floor, budget_cap, default_budget;
-	struct direction_cache *directions;
+	struct hash_cache *hashes;
 };
 
 struct group {
@@ -75,15 +75,15 @@ struct attend {
 	int8_t *signature;     // [kv_heads][queries][d_pad]
 	struct sig_query *sig; // [kv_heads][queries]
 	bool client_signature;
-	uint16_t *bucket; // paper: [kv_heads][queries][L]
-	struct directions *directions;
+	uint16_t *bucket; // tables: [kv_heads][queries][L]
+	struct hash_set *hashes;
 	float *score;     // ranked: [kv_heads][queries][rows]
 	struct cut *cut;  // ... [kv_heads][queries] its rows of large scores
 	float *rest;      // ... [kv_heads][queries] -log pi of its other rows; inf: none are drawn
 	uint8_t *partial; // [kv_heads][main units][queries] of partial_bytes
 	size_t partial_bytes;
 	uint32_t main_units;
-	uint32_t *dense_span; // paper: spans that no table covers
+	uint32_t *dense_span; // tables: spans that no table covers
 	uint32_t dense_spans;
 	atomic_ullong rows_read, bytes_read;
 };
@@ -143,21 +143,22 @@ void *carve(struct carve *c, uint64_t count, uint64_t bytes);
 // Scratch of a thread: `bytes` of memory, 64-aligned, valid until the next call. NULL: out of memory.
 void *scratch_get(struct engine_scratch *s, size_t bytes);
 
-// Hash directions shared by all strips of a context: keyed by (seed, d_k, K, L), kept while in use and a little longer.
-struct directions {
+// The random numbers of a layer's hash tables, shared by all strips of a context: kept while in use and a little longer.
+struct hash_set {
 	uint64_t seed;
-	uint32_t d_k, K, L;
+	struct table_params params; // without mu and balance
 	uint32_t references;
 	uint64_t used;
-	struct paper_pi pi;
-	float *vector; // [L*K][d_k]
-	struct directions *next;
+	struct table_pi pi;
+	float *vectors; // of params
+	struct hash_set *next;
 };
-struct direction_cache *direction_cache_create(void);
-void direction_cache_destroy(struct direction_cache *cache);
-struct directions *directions_get(struct direction_cache *cache, uint64_t seed, uint32_t d_k, uint32_t K,
-                                  uint32_t L); // NULL: ENOMEM
-void directions_put(struct direction_cache *cache, struct directions *d);
+struct hash_cache *hash_cache_create(void);
+void hash_cache_destroy(struct hash_cache *cache);
+struct hash_set *hash_set_get(struct hash_cache *cache, uint64_t seed, const struct layer *layer); // NULL: out of memory
+void hash_set_put(struct hash_cache *cache, struct hash_set *set);
+// For one strip's keys and queries. The balance is taken if the layer's tables are of balanced keys.
+struct table_params hash_set_params(const struct hash_set *set, const struct layer *layer, const float *mu, const float *balance);
 
 // n elements of a payload dtype to fp32; false if one is NaN or infinite.
 bool payload_to_f32(const uint8_t *src, uint32_t dtype, size_t n, float *dst);

@@ -1,6 +1,6 @@
-// The units of the `paper` proposal (MagicPIG, arXiv 2410.16179): a row is chosen iff it shares the query's bucket in at least two of
-// L SimHash tables; log pi follows from its cosine. A unit is one segment of one KV head, because tables are built per segment;
-// rows that no table covers (the open tail) are attended exactly, a span a unit.
+// The units of the `paper` proposal (MagicPIG, arXiv 2410.16179) and of `crosspolytope`, which differ in the hash alone: a row is chosen
+// iff it shares the query's bucket in at least two of L tables; log pi follows from its cosine. A unit is one segment of one KV head, because
+// tables are built per segment; rows that no table covers (the open tail) are attended exactly, a span a unit.
 #include <math.h>
 #include <string.h>
 
@@ -11,13 +11,9 @@ static uint16_t *buckets(const struct attend *a, uint32_t g, uint32_t r)
 	return a->bucket + ((size_t)g * a->queries + r) * a->layer->wire.paper_l;
 }
 
-static struct paper_params strip_paper_params(const struct attend *a, uint32_t g)
+static struct table_params strip_tables(const struct attend *a, uint32_t g)
 {
-	return (struct paper_params){.d_k = a->layer->shape.d_k,
-	                             .K = a->layer->wire.paper_k,
-	                             .L = a->layer->wire.paper_l,
-	                             .mu = a->view.strip[g].params.mu,
-	                             .directions = a->directions->vector};
+	return hash_set_params(a->hashes, a->layer, a->view.strip[g].params.mu, a->view.strip[g].params.balance);
 }
 
 static int paper_pre(struct job *j, uint32_t g, uint32_t unit, struct engine_scratch *s)
@@ -25,64 +21,119 @@ static int paper_pre(struct job *j, uint32_t g, uint32_t unit, struct engine_scr
 	(void)unit;
 	(void)s;
 	struct attend *a = &j->attend;
-	struct paper_params params = strip_paper_params(a, g);
-	if (!params.mu)
-		return 0; // no tables yet: no unit will look at the buckets
-	for (uint32_t r = 0; r < a->queries; r++)
-		paper_hash(j->engine->kernels, &params, attend_query(a, g, r), buckets(a, g, r));
+	struct table_params params = strip_tables(a, g);
+	if (params.mu) // else there are no tables yet, and no unit will look at the buckets
+		table_hash(j->engine->kernels, &params, attend_query(a, g, 0), a->queries, buckets(a, g, 0));
 	return 0;
 }
 
-// What a lookup needs, in the thread's scratch.
+// The rows of one span that one query chose, counted in the span.
+struct chosen {
+	uint32_t span, query, n;
+	uint32_t *row;
+};
+
 struct lookup {
-	uint64_t *seen;  // 2 x words, zero between lookups
-	uint32_t *row;   // rows of the segment
-	uint32_t *index; // rows of one span
+	struct table_params params;
+	const struct table_view *table;
+	const float *norms;         // of the table's rows
+	float *query_norm, *centre; // of each query: |q / a|, q.mu
+	size_t words;
+	uint64_t *once, *twice; // bitmaps over the table's rows: once [words], zero between lookups; twice [queries][words]
+	struct chosen chosen[2];
 	float *neg_log_pi;
-	float *scratch; // 3 x a span
+	float *scratch; // a span
 	struct attn_partial *part;
 };
 
-static int lookup_init(struct job *j, uint32_t rows, struct lookup *l, struct engine_scratch *s)
+static int lookup_init(struct job *j, uint32_t g, const struct table_view *t, struct lookup *l, struct engine_scratch *s)
 {
-	size_t words = (rows + 63) / 64;
+	const struct attend *a = &j->attend;
+	l->params = strip_tables(a, g);
+	l->table = t;
+	l->norms = table_norms(t->table, l->params.K, l->params.L, t->rows);
+	l->words = ((size_t)t->rows + 63) / 64;
 	for (struct carve c = {0};;) {
-		l->seen = carve(&c, 2 * words, 8);
-		l->row = carve(&c, rows, 4);
-		l->index = carve(&c, BLOCK_MAX_ROWS, 4);
+		l->once = carve(&c, l->words, 8);
+		l->twice = carve(&c, l->words * a->queries, 8);
+		l->query_norm = carve(&c, a->queries, 4);
+		l->centre = carve(&c, a->queries, 4);
+		l->chosen[0].row = carve(&c, BLOCK_MAX_ROWS, 4);
+		l->chosen[1].row = carve(&c, BLOCK_MAX_ROWS, 4);
 		l->neg_log_pi = carve(&c, BLOCK_MAX_ROWS, 4);
-		l->scratch = carve(&c, 3 * BLOCK_MAX_ROWS, 4);
-		l->part = carve(&c, 1, j->attend.partial_bytes);
+		l->scratch = carve(&c, BLOCK_MAX_ROWS, 4);
+		l->part = carve(&c, 1, a->partial_bytes);
 		if (c.base)
 			break;
 		uint8_t *base = scratch_get(s, c.used);
 		if (!base)
-			return job_fail(j, MPIG_ENOMEM, "no memory for a lookup of %u rows", rows);
+			return job_fail(j, MPIG_ENOMEM, "no memory for a lookup of %u rows", t->rows);
 		c = (struct carve){.base = base};
 	}
-	memset(l->seen, 0, 2 * words * 8);
+	memset(l->once, 0, l->words * 8);
+	memset(l->twice, 0, l->words * a->queries * 8);
 	return 0;
 }
 
-// -log pi of the rows in l->index, from the cosine of q and k - mu. Only the keys are centred: that shifts every logit alike.
-static void set_probabilities(struct job *j, uint32_t g, uint32_t r, const struct span *span, const float *norms, uint32_t n,
-                              struct lookup *l)
+// Marks the rows of every query, and notes what their cosines need of it.
+static void look_up(struct job *j, uint32_t g, struct lookup *l)
+{
+	const struct attend *a = &j->attend;
+	const struct table_view *t = l->table;
+	uint32_t begin = a->view.begin > t->first ? (uint32_t)(a->view.begin - t->first) : 0;
+	for (uint32_t r = 0; r < a->queries; r++) {
+		const float *q = attend_query(a, g, r);
+		double norm = 0, centre = 0;
+		for (uint32_t d = 0; d < l->params.d_k; d++) {
+			double x = l->params.balance ? (double)(q[d] / l->params.balance[d]) : (double)q[d];
+			norm += x * x;
+			centre += (double)q[d] * (double)l->params.mu[d];
+		}
+		l->query_norm[r] = (float)sqrt(norm);
+		l->centre[r] = (float)centre;
+		table_lookup(&l->params, t->table, t->rows, buckets(a, g, r), begin, attend_visible(a, r, t->first, t->rows),
+		             l->once, l->twice + r * l->words);
+	}
+}
+
+// Lists the rows of c's span and query, and asks the memory system for them.
+static void list_rows(const struct attend *a, const struct span *span, const struct lookup *l, struct chosen *c)
+{
+	const struct row_format *f = &a->layer->rows;
+	const uint64_t *marks = l->twice + c->query * l->words;
+	uint32_t begin = (uint32_t)(span->first - l->table->first), end = begin + span->n;
+	c->n = 0;
+	for (uint32_t word = begin / 64; word <= (end - 1) / 64; word++)
+		for (uint64_t left = marks[word]; left; left &= left - 1) {
+			uint32_t at = word * 64 + (uint32_t)__builtin_ctzll(left);
+			if (at < begin || at >= end)
+				continue;
+			const uint8_t *row = span->rows + (size_t)(at - begin) * f->stride;
+			for (uint32_t line = 0; line < f->stride; line += 64)
+				__builtin_prefetch(row + line, 0, 2);
+			__builtin_prefetch(l->norms + at, 0, 2);
+			c->row[c->n++] = at - begin;
+		}
+}
+
+// Attends the listed rows: -log pi from the cosine of q / a and (k - mu) a, or of q and k - mu, whose product is q.(k - mu) either way.
+// Only keys are centred, which shifts every logit alike.
+static void attend_rows(struct job *j, uint32_t g, const struct span *span, const struct chosen *c, uint32_t unit,
+                        struct lookup *l)
 {
 	struct attend *a = &j->attend;
 	const struct row_format *f = &a->layer->rows;
-	const float *q = attend_query(a, g, r), *mu = a->view.strip[g].params.mu;
-	float q_mu = 0, q_centre = 0, q_norm = 0, *dot = l->scratch;
-	for (uint32_t d = 0; d < f->d_k; d++) {
-		q_mu += q[d] * mu[d];
-		q_norm += q[d] * q[d];
-		q_centre += span->centre ? q[d] * span->centre[d] : 0;
+	const float *q = attend_query(a, g, c->query), *norms = l->norms + (span->first - l->table->first);
+	struct attn_head h = attend_logits(a, g, c->query, span->first, span->centre);
+	float shift = h.q_centre - l->centre[c->query], *dot = l->scratch;
+	j->engine->kernels->scores[f->type](f, span->rows, c->row, c->n, q, 1, dot, c->n);
+	for (uint32_t i = 0; i < c->n; i++) {
+		float size = l->query_norm[c->query] * norms[c->row[i]];
+		l->neg_log_pi[i] = -table_pi_get(&a->hashes->pi, size > 0 ? (dot[i] + shift) / size : 0);
 	}
-	q_norm = sqrtf(q_norm);
-	j->engine->kernels->scores[f->type](f, span->rows, l->index, n, q, 1, dot, n);
-	for (uint32_t i = 0; i < n; i++) {
-		float size = q_norm * norms[l->index[i]];
-		l->neg_log_pi[i] = -paper_pi_get(&a->directions->pi, size > 0 ? (dot[i] + q_centre - q_mu) / size : 0);
-	}
+	// Tables collide jointly, not independently: the Poisson error terms would be wrong, so none are reported.
+	attn_scored(j->engine->kernels, f, span->rows, c->row, l->neg_log_pi, true, c->n, &h, l->part, l->scratch);
+	attn_partial_merge(attend_partial(a, g, unit, c->query), l->part, f->d_v);
 }
 
 static int table_unit(struct job *j, uint32_t g, uint32_t unit, struct engine_scratch *s)
@@ -90,42 +141,33 @@ static int table_unit(struct job *j, uint32_t g, uint32_t unit, struct engine_sc
 	struct attend *a = &j->attend;
 	const struct strip_view *strip = &a->view.strip[g];
 	const struct table_view *t = &strip->tables[unit];
-	const struct layer *layer = a->layer;
-	struct paper_params params = strip_paper_params(a, g);
-	const float *norms = paper_norms(t->table, params.K, params.L, t->rows);
+	uint32_t spans = t->span_end - t->span_begin;
 	struct lookup l;
-	int status = lookup_init(j, t->rows, &l, s);
+	int status = lookup_init(j, g, t, &l, s);
 	if (status)
 		return status;
-	uint64_t rows_read = 0;
-	uint32_t begin = a->view.begin > t->first ? (uint32_t)(a->view.begin - t->first) : 0;
-	for (uint32_t r = 0; r < a->queries; r++) {
-		struct attn_partial *total = attend_partial(a, g, unit, r);
-		attn_partial_clear(total, layer->shape.d_v);
-		uint32_t end = attend_visible(a, r, t->first, t->rows), n = 0, at = 0;
-		if (end > begin)
-			n = paper_lookup(&params, t->table, t->rows, buckets(a, g, r), begin, end, l.seen, l.row);
-		for (uint32_t i = t->span_begin; i < t->span_end && at < n; i++) {
-			const struct span *span = &strip->spans[i];
-			uint32_t offset = (uint32_t)(span->first - t->first), m = 0;
-			while (at < n && l.row[at] - offset < span->n)
-				l.index[m++] = l.row[at++] - offset;
-			if (!m)
-				continue;
-			set_probabilities(j, g, r, span, norms + offset, m, &l);
-			struct attn_head h = attend_logits(a, g, r, span->first, span->centre);
-			attn_selected(j->engine->kernels, &layer->rows, span->rows, l.index, l.neg_log_pi, m,
-			              attend_query(a, g, r), &h, l.part, l.scratch);
-			attn_partial_merge(total, l.part, layer->shape.d_v);
+	for (uint32_t r = 0; r < a->queries; r++)
+		attn_partial_clear(attend_partial(a, g, unit, r), a->layer->shape.d_v);
+	look_up(j, g, &l);
+
+	// All queries of a span before the next span, so that a row which several want comes from memory once; and always one list
+	// ahead, whose rows are on their way while another's are attended.
+	uint64_t rows_read = 0, lists = (uint64_t)spans * a->queries;
+	for (uint64_t i = 0; i <= lists; i++) {
+		struct chosen *next = &l.chosen[i % 2], *now = &l.chosen[(i + 1) % 2];
+		if (i < lists) {
+			next->span = t->span_begin + (uint32_t)(i / a->queries);
+			next->query = (uint32_t)(i % a->queries);
+			list_rows(a, &strip->spans[next->span], &l, next);
 		}
-		// Tables collide jointly, not independently: the Poisson error terms would be wrong, so none are reported.
-		total->a = total->b2 = 0;
-		memset(attn_partial_bv(total, layer->shape.d_v), 0, layer->shape.d_v * sizeof(float));
-		rows_read += n;
+		if (i && now->n) {
+			attend_rows(j, g, &strip->spans[now->span], now, unit, &l);
+			rows_read += now->n;
+		}
 	}
-	// Rows are fetched per head here; the lists themselves are rows / 2^K ids in each of L tables.
-	uint64_t list_bytes = (uint64_t)t->rows * params.L * sizeof(uint16_t) >> params.K;
-	attend_count(a, rows_read, rows_read * layer->rows.stride + a->queries * list_bytes);
+	// The lists are rows / 2^K ids in each of L tables.
+	uint64_t list_bytes = (uint64_t)t->rows * l.params.L * sizeof(uint16_t) >> l.params.K;
+	attend_count(a, rows_read, rows_read * a->layer->rows.stride + a->queries * list_bytes);
 	return 0;
 }
 
@@ -139,9 +181,18 @@ static int paper_main(struct job *j, uint32_t g, uint32_t unit, struct engine_sc
 
 static int paper_check(struct job *j, const struct layer *layer)
 {
-	if (layer->wire.paper_l)
+	if (layer->wire.paper_l && layer->wire.table_hash == MPIG_HASH_SIMHASH)
 		return 0;
-	return job_fail(j, MPIG_ENOTSUP, "layer %u has no SimHash tables (paper_l is 0)", j->request.entry.layer);
+	return job_fail(j, MPIG_ENOTSUP, "layer %u has no SimHash tables (paper_l is %u, table_hash %u)", j->request.entry.layer,
+	                layer->wire.paper_l, layer->wire.table_hash);
+}
+
+static int crosspolytope_check(struct job *j, const struct layer *layer)
+{
+	if (layer->wire.table_hash == MPIG_HASH_CROSSPOLYTOPE)
+		return 0;
+	return job_fail(j, MPIG_ENOTSUP, "layer %u has no cross-polytope tables (paper_l is %u, table_hash %u)",
+	                j->request.entry.layer, layer->wire.paper_l, layer->wire.table_hash);
 }
 
 // A table is a unit; spans of the view that no table covers are units of their own after the tables.
@@ -164,20 +215,23 @@ static void paper_carve(struct job *j, struct carve *c)
 static int paper_prepare(struct job *j)
 {
 	struct attend *a = &j->attend;
-	const struct mpig_wire_layer *w = &a->layer->wire;
-	a->directions = directions_get(j->engine->directions, context_seed(j->request.context), a->layer->shape.d_k, w->paper_k,
-	                               w->paper_l);
-	if (!a->directions)
-		return job_fail(j, MPIG_ENOMEM, "no memory for %u x %u hash directions", w->paper_l, w->paper_k);
+	a->hashes = hash_set_get(j->engine->hashes, context_seed(j->request.context), a->layer);
+	if (!a->hashes)
+		return job_fail(j, MPIG_ENOMEM, "no memory for the random numbers of %u hashes", a->layer->wire.paper_l);
 	for (uint32_t i = 0; i < a->view.span_count; i++)
 		if (a->view.strip->spans[i].table == UINT32_MAX)
 			a->dense_span[a->dense_spans++] = i;
 	return 0;
 }
 
+#define TABLE_OPS                                                                                                                \
+	{                                                                                                                        \
+		.pre = paper_pre, .main = paper_main, .close = attend_close, .finish = attend_finish, .release = attend_release  \
+	}
 const struct proposal paper_proposal = {
-	.ops = {.pre = paper_pre, .main = paper_main, .close = attend_close, .finish = attend_finish, .release = attend_release},
-	.check = paper_check,
-	.main_units = paper_main_units,
-	.carve = paper_carve,
-	.prepare = paper_prepare};
+	.ops = TABLE_OPS, .check = paper_check, .main_units = paper_main_units, .carve = paper_carve, .prepare = paper_prepare};
+const struct proposal crosspolytope_proposal = {.ops = TABLE_OPS,
+                                                .check = crosspolytope_check,
+                                                .main_units = paper_main_units,
+                                                .carve = paper_carve,
+                                                .prepare = paper_prepare};

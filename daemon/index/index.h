@@ -6,6 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "daemon/base/rng.h"
 #include "daemon/kernels/kernels.h"
 
 // ---- random numbers --------------------------------------------------------------------------------------------------
@@ -72,35 +73,58 @@ struct cut {
 };
 struct cut cut_largest(const float *x, uint64_t n, uint64_t k);
 
-// ---- paper: SimHash tables (MagicPIG, arXiv 2410.16179) --------------------------------------------------------------
+// ---- hash tables: MagicPIG's rule (arXiv 2410.16179) over a locality-sensitive hash ----------------------------------
 // One segment of one strip: L tables, each the row ids (u16, ascending inside a bucket) sorted by bucket, and 2^K + 1 starts
-// (u32).
-struct paper_params {
-	uint32_t d_k, K, L;
-	const float *mu;         // [d_k]
-	const float *directions; // [L*K][d_k] Gaussian
+// (u32). A row is chosen iff it shares the query's bucket in at least two of the L tables. What is hashed is x = (k - mu) * a, or k - mu
+// without a balance; a query is hashed as q / a, or as it is.
+struct table_params {
+	uint32_t hash; // enum mpig_table_hash; cross-polytope: K = log2(2 d_pad)
+	uint32_t d_k, d_pad, K, L;
+	const float *mu;      // [d_k]
+	const float *balance; // [d_k] or NULL
+	const float *vectors; // of the hash: table_vectors
 };
-void paper_directions(uint64_t seed, uint32_t layer, uint32_t kv_head, uint32_t d_k, uint32_t count, float *directions);
-size_t paper_table_bytes(uint32_t K, uint32_t L, uint32_t rows); // ids, starts, norms: everything paper_build writes
-// Builds into `table` (64-byte aligned, paper_table_bytes). keys: rows x d_k fp32, rows <= 65,536. scratch: rows * L u16.
-// Also stores |k_i - mu| per row (fp32), for the cosine.
-void paper_build(const struct kernels *k, const struct paper_params *p, const float *keys, uint32_t rows, void *table,
+// Random numbers of L hashes: SimHash [L * K][d_k] Gaussian directions, cross-polytope [L][3][d_pad] signs of rotations.
+size_t table_vector_count(const struct table_params *p);
+void table_vectors(uint64_t seed, const struct table_params *p, float *vectors);
+size_t table_bytes(uint32_t K, uint32_t L, uint32_t rows); // ids, starts, norms: everything table_build writes
+// Builds into `table` (64-byte aligned, table_bytes). keys: rows x d_k fp32, rows <= 65,536. scratch: rows * L u16.
+// Also stores |x| per row (fp32), for the cosine.
+void table_build(const struct kernels *k, const struct table_params *p, const float *keys, uint32_t rows, void *table,
                  uint16_t *scratch);
-// Buckets of a query, hashed as it is: ids [L].
-void paper_hash(const struct kernels *k, const struct paper_params *p, const float *x, uint16_t *ids);
-// Rows in >= 2 of the query's L buckets, ascending, in [begin, end); returns their number. seen: 2 bitmaps of ceil(rows/64)
-// words, zero on entry and on return.
-uint32_t paper_lookup(const struct paper_params *p, const void *table, uint32_t rows, const uint16_t *ids, uint32_t begin,
-                      uint32_t end, uint64_t *seen, uint32_t *out);
-// log(u + 1e-4) with u = 1 - (1-P)^L - L P (1-P)^(L-1), P = p^K, p = 1 - acos(c)/pi; c is clamped to [-1, 1].
-float paper_log_pi(float cosine, uint32_t K, uint32_t L);
-// As above through a table over acos-uniform nodes, built per (K, L); |error| <= 1e-4 where u > 1e-4.
-struct paper_pi {
-	uint32_t K, L;
+// Buckets of n queries [n][d_k]: ids [n][L].
+void table_hash(const struct kernels *k, const struct table_params *p, const float *q, uint32_t n, uint16_t *ids);
+// Marks the rows of [begin, end) in >= 2 of the query's L buckets: bit i % 64 of twice[i / 64]. once, twice: ceil(rows / 64) words, zero
+// on entry; `once` is zero on return as well.
+void table_lookup(const struct table_params *p, const void *table, uint32_t rows, const uint16_t *ids, uint32_t begin,
+                  uint32_t end, uint64_t *once, uint64_t *twice);
+const float *table_norms(const void *table, uint32_t K, uint32_t L, uint32_t rows);
+
+// log(u + 1e-4) with u = 1 - (1-P)^L - L P (1-P)^(L-1), from the probability P that one table puts both in a bucket.
+double log_pi_of_collision(double P, uint32_t L);
+// P of two vectors at an angle: (1 - angle/pi)^K, or from crosspolytope_log_p.
+double table_collision(uint32_t hash, uint32_t d_pad, uint32_t K, double angle);
+// log P at angles i pi / CROSSPOLYTOPE_STEPS, for d_pad 64, 128, 256.
+#define CROSSPOLYTOPE_STEPS 128u
+extern const float crosspolytope_log_p[3][CROSSPOLYTOPE_STEPS + 1];
+// log pi by cosine (clamped to [-1, 1]; NaN is 0). Where u > 1e-4: |error| <= 1e-4 for SimHash, 1e-3 for cross-polytope, whose tabulated p
+// is itself known to 1 % where it is .002.
+struct table_pi {
 	float node[4097];
 };
-void paper_pi_init(struct paper_pi *t, uint32_t K, uint32_t L);
-float paper_pi_get(const struct paper_pi *t, float cosine);
-const float *paper_norms(const void *table, uint32_t K, uint32_t L, uint32_t rows);
+void table_pi_init(struct table_pi *t, const struct table_params *p);
+float table_pi_get(const struct table_pi *t, float cosine);
+
+// The hashes themselves, for table_build and table_hash: n vectors x [n][d_k], of which vector r goes into bucket
+// ids[t * table_step + r * vector_step] of table t.
+struct table_hasher {
+	void (*keys)(const struct kernels *k, const struct table_params *p, const float *x, uint32_t n, uint16_t *ids,
+	             size_t table_step, size_t vector_step);
+	void (*queries)(const struct kernels *k, const struct table_params *p, const float *x, uint32_t n, uint16_t *ids,
+	                size_t table_step, size_t vector_step);
+	void (*vectors)(struct rng *rng, const struct table_params *p, float *vectors);
+	size_t (*vector_count)(const struct table_params *p);
+};
+extern const struct table_hasher simhash, crosspolytope;
 
 #endif

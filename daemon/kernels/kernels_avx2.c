@@ -174,6 +174,7 @@ void kernels_init_avx2(struct kernels *k)
 {
 	scan_init_avx2(k);
 	rows_init_avx2(k);
+	signs_init_avx2(k);
 	k->isa = "avx2";
 	k->exp_sum = exp_sum_avx2;
 	k->max = max_avx2;

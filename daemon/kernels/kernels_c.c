@@ -1,4 +1,4 @@
-// Every kernel in C: the reference, and the path of a CPU with nothing better. Where a loop must not depend on the vectoriser's
+// Every kernel in C but the signs of projections (signs_c.c): the reference, and the path of a CPU with nothing better. Where a loop must not depend on the vectoriser's
 // mood it is written on 16-byte vectors (a GNU C extension, any architecture).
 #include <math.h>
 #include <string.h>
@@ -409,4 +409,5 @@ void kernels_init_c(struct kernels *k)
 		.split_sums = split_sums_c,
 		.rotate = rotate_c,
 	};
+	signs_init_c(k);
 }

@@ -39,7 +39,19 @@ static int check_index(const struct mpig_wire_layer *w, uint32_t i, char *why)
 {
 	if (w->signature_bits != 0 && w->signature_bits != 1 && w->signature_bits != 2 && w->signature_bits != 4)
 		return refuse(why, MPIG_EINVAL, "layer %u: signature_bits is %u, must be 0, 1, 2 or 4", i, w->signature_bits);
-	if (!w->paper_k != !w->paper_l)
+	if (w->table_hash >= MPIG_HASH_COUNT)
+		return refuse(why, MPIG_EINVAL, "layer %u: table_hash is %u, must be below %d", i, w->table_hash,
+		              MPIG_HASH_COUNT);
+	if (w->table_balance > 1)
+		return refuse(why, MPIG_EINVAL, "layer %u: table_balance is %u, must be 0 or 1", i, w->table_balance);
+	if ((w->table_hash || w->table_balance) && !w->paper_l)
+		return refuse(why, MPIG_EINVAL, "layer %u: table_hash is %u and table_balance is %u, must be 0 without paper_l",
+		              i, w->table_hash, w->table_balance);
+	uint32_t fixed = w->table_hash == MPIG_HASH_CROSSPOLYTOPE ? mpig_crosspolytope_bits(w->d_k) : 0;
+	if (fixed && w->paper_k && w->paper_k != fixed)
+		return refuse(why, MPIG_EINVAL, "layer %u: paper_k is %u, must be 0 or %u for cross-polytope tables", i,
+		              w->paper_k, fixed);
+	if (!fixed && !w->paper_k != !w->paper_l)
 		return refuse(why, MPIG_EINVAL, "layer %u: paper_k is %u and paper_l is %u, must be both 0 or both set", i,
 		              w->paper_k, w->paper_l);
 	if (w->paper_k > 16)
@@ -58,10 +70,14 @@ static int check_index(const struct mpig_wire_layer *w, uint32_t i, char *why)
 	    !w->signature_bits)
 		return refuse(why, MPIG_EINVAL, "layer %u: default_proposal %u estimates but signature_bits is 0: set 1, 2 or 4",
 		              i, w->default_proposal);
-	if (w->default_proposal == MPIG_PROPOSAL_PAPER && !w->paper_k)
+	if (w->default_proposal == MPIG_PROPOSAL_PAPER && (!w->paper_l || w->table_hash != MPIG_HASH_SIMHASH))
 		return refuse(why, MPIG_EINVAL,
-		              "layer %u: default_proposal is PAPER (%d) but paper_k and paper_l are 0: set them", i,
-		              MPIG_PROPOSAL_PAPER);
+		              "layer %u: default_proposal is PAPER (%d) but there are no SimHash tables: set paper_k and paper_l",
+		              i, MPIG_PROPOSAL_PAPER);
+	if (w->default_proposal == MPIG_PROPOSAL_CROSSPOLYTOPE && w->table_hash != MPIG_HASH_CROSSPOLYTOPE)
+		return refuse(why, MPIG_EINVAL,
+		              "layer %u: default_proposal is CROSSPOLYTOPE (%d) but table_hash is %u: set %d, and paper_l", i,
+		              MPIG_PROPOSAL_CROSSPOLYTOPE, w->table_hash, MPIG_HASH_CROSSPOLYTOPE);
 	return 0;
 }
 
@@ -100,8 +116,11 @@ static int resolve(struct layer *l, const struct mpig_wire_layer *wire, uint32_t
 		w->scale = 1 / sqrtf(w->d_k);
 	if (!w->default_proposal)
 		w->default_proposal = w->signature_bits ? MPIG_PROPOSAL_SIGNATURE
-		                      : w->paper_k      ? MPIG_PROPOSAL_PAPER
+		                      : w->table_hash   ? MPIG_PROPOSAL_CROSSPOLYTOPE
+		                      : w->paper_l      ? MPIG_PROPOSAL_PAPER
 		                                        : MPIG_PROPOSAL_DENSE;
+	if (w->table_hash == MPIG_HASH_CROSSPOLYTOPE)
+		w->paper_k = (uint16_t)mpig_crosspolytope_bits(w->d_k);
 	enum row_type type = w->row_dtype == MPIG_BF16 ? ROW_BF16 : w->row_dtype == MPIG_F16 ? ROW_F16 : ROW_I8;
 	if (row_format_init(&l->rows, type, w->d_k, w->d_v))
 		return refuse(why, MPIG_ENOTSUP, "layer %u: rows of dtype %u with d_k %u and d_v %u are not supported", i,

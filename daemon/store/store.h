@@ -223,7 +223,7 @@ struct seal_plan {
 	float *(*mu)(struct seal_plan *, uint32_t strip),
 		*(*balance)(struct seal_plan *, uint32_t strip); // [d_k]: to fill if needs_params, else those in force
 	uint8_t *(*codes)(struct seal_plan *, uint32_t strip, uint32_t row, uint16_t **factors, uint32_t *block_row, uint32_t *n);
-	void *(*table)(struct seal_plan *, uint32_t strip); // paper_table_bytes(K, L, rows) bytes
+	void *(*table)(struct seal_plan *, uint32_t strip);                                       // table_bytes(K, L, rows) bytes
 	const uint8_t *(*rows_at)(struct seal_plan *, uint32_t strip, uint32_t row, uint32_t *n); // consecutive rows from `row`
 	const float *(*centre)(struct seal_plan *, uint32_t strip);
 	struct context *context;

@@ -91,7 +91,7 @@ END_TEST
 // ---- specs -------------------------------------------------------------------------------------------------------------
 // clang-format off
 enum spec_change {
-	LAYER_COUNT, KIND, ROW_DTYPE, QUERY_HEADS, KV_HEADS, D_K, D_V, PROPOSAL, BITS, PAPER_K, PAPER_L, BUDGET,
+	LAYER_COUNT, KIND, ROW_DTYPE, QUERY_HEADS, KV_HEADS, D_K, D_V, PROPOSAL, BITS, PAPER_K, PAPER_L, HASH, BALANCE, BUDGET,
 	SCALE, SOFTCAP, ALIBI, MODE
 };
 static const struct bad_spec {
@@ -105,6 +105,8 @@ static const struct bad_spec {
 	{"more KV heads than query heads", KV_HEADS, 8}, {"an odd dimension", D_K, 72}, {"no dimension", D_K, 0},
 	{"too large a dimension", D_K, 512},    {"an odd value dimension", D_V, 100},  {"unknown proposal", PROPOSAL, 77},
 	{"3-bit signatures", BITS, 3},          {"8-bit signatures", BITS, 8},         {"K without L", PAPER_K, 10},
+	{"an unknown hash", HASH, 2},           {"a negative hash", HASH, -1},         {"K of cross-polytope tables", HASH, 1},
+	{"two balances", BALANCE, 2},
 	{"L without K", PAPER_L, 150},          {"a budget above 1", BUDGET, 1.5f},    {"a negative budget", BUDGET, -0.1f},
 	{"NaN for a budget", BUDGET, NAN},      {"NaN for a scale", SCALE, NAN},       {"an infinite scale", SCALE, INFINITY},
 	{"a negative soft cap", SOFTCAP, -1},   {"NaN for a soft cap", SOFTCAP, NAN},  {"NaN for ALiBi", ALIBI, NAN},
@@ -126,6 +128,8 @@ static void spec_change(struct mpig_spec *spec, struct mpig_layer *layer, const 
 	case BITS: layer->signature_bits = n; break;
 	case PAPER_K: layer->paper_k = n; break;
 	case PAPER_L: layer->paper_l = n; break;
+	case HASH: layer->paper_l = 20, layer->paper_k = 6, layer->table_hash = n; break;
+	case BALANCE: layer->paper_l = 20, layer->paper_k = 6, layer->table_balance = n; break;
 	case BUDGET: layer->default_budget = bad->value; break;
 	case SCALE: layer->scale = bad->value; break;
 	case SOFTCAP: layer->softcap = bad->value; break;
@@ -212,9 +216,10 @@ static void layer_negative(struct mpig_attend *a) { a->layer = -1; }
 static void budget_above(struct mpig_attend *a) { a->budget = 1.01f; }
 static void budget_negative(struct mpig_attend *a) { a->budget = -.01f; }
 static void budget_nan(struct mpig_attend *a) { a->budget = NAN; }
-static void proposal_unknown(struct mpig_attend *a) { a->proposal = MPIG_PROPOSAL_WINDOW + 1; }
+static void proposal_unknown(struct mpig_attend *a) { a->proposal = MPIG_PROPOSAL_CROSSPOLYTOPE + 1; }
 static void dtype_unknown(struct mpig_attend *a) { a->dtype = 4; }
 static void no_tables(struct mpig_attend *a) { a->proposal = MPIG_PROPOSAL_PAPER; }
+static void no_crosspolytope(struct mpig_attend *a) { a->proposal = MPIG_PROPOSAL_CROSSPOLYTOPE; }
 static void no_query(struct mpig_attend *a) { a->q = NULL; }
 static void last_row(struct mpig_attend *a) { a->begin = 999, a->end = 1000; }
 static void nothing(struct mpig_attend *a) { a->begin = 1000, a->end = 1000; }
@@ -242,6 +247,7 @@ START_TEST(attend_checks_its_parameters)
 		{proposal_unknown, MPIG_EINVAL, 0},
 		{dtype_unknown, MPIG_EINVAL, 0},
 		{no_tables, MPIG_ENOTSUP, 0},
+		{no_crosspolytope, MPIG_ENOTSUP, 0},
 		{no_query, MPIG_EINVAL, 0},
 		{last_row, MPIG_OK, 0},
 		{nothing, MPIG_OK, 0},

@@ -656,6 +656,64 @@ START_TEST(rotate)
 }
 END_TEST
 
+// ---- signs of projections --------------------------------------------------------------------------------------------
+
+// Bits must be those of the C twin; and those of a sum in double wherever that is not within rounding of 0.
+static void check_sign(bool got, bool c, const float *x, size_t step, const float *direction, uint32_t d)
+{
+	double sum = 0, size = 0;
+	for (uint32_t j = 0; j < d; j++) {
+		sum += (double)x[j * step] * (double)direction[j];
+		size += fabs((double)x[j * step] * (double)direction[j]);
+	}
+	if (got != c)
+		FAIL("%d, C says %d", got, c);
+	if (fabs(sum) > d * (double)FLT_EPSILON * size + 1e-40 && got != (sum > 0))
+		FAIL("%d for a projection of %g", got, sum);
+}
+
+START_TEST(signs_of_projections)
+{
+	static const uint32_t head_dims[] = {16, 64, 80, 96, 128, 256};
+	struct kernels c;
+	const struct kernels *k = &isas[_i].k;
+	kernels_init_c(&c);
+	for (uint32_t round = 0; round < rounds; round++) {
+		uint64_t r = case_seed("signs", round);
+		uint32_t d = head_dims[rng_below(&r, 6)], count = 1 + rng_below(&r, 40), n = 1 + rng_below(&r, SIGNS_QUERIES);
+		struct guarded x_map, d_map, p_map;
+		float *x = guard_alloc(&x_map, sizeof *x * d * SIGNS_KEYS),
+		      *directions = guard_alloc(&d_map, sizeof *x * d * count);
+		uint16_t *keys = guard_alloc(&p_map, sizeof *keys * count), same_keys[40];
+		snprintf(what, sizeof what, "%s seed %llu d %u count %u", isas[_i].name, (unsigned long long)seed, d, count);
+		for (uint32_t i = 0; i < d * SIGNS_KEYS; i++)
+			x[i] = rng_below(&r, 4) ? rng_normal(&r) : rng_below(&r, 2) ? rng_biased(&r) : 0;
+		for (uint32_t i = 0; i < d * count; i++)
+			directions[i] = rng_below(&r, 16) ? rng_normal(&r) : 0;
+		k->signs_block(x, d, directions, count, keys);
+		c.signs_block(x, d, directions, count, same_keys);
+		for (uint32_t i = 0; i < count; i++)
+			for (uint32_t s = 0; s < SIGNS_KEYS; s++)
+				check_sign(keys[i] >> s & 1, same_keys[i] >> s & 1, x + s, SIGNS_KEYS, directions + i * d, d);
+		guard_free(&p_map);
+		uint8_t *queries = guard_alloc(&p_map, count), same_queries[40];
+		memmove(x + (SIGNS_KEYS - n) * d, x, sizeof *x * n * d); // up to the guard
+		x += (SIGNS_KEYS - n) * d;
+		k->signs_queries(x, n, d, directions, count, queries);
+		c.signs_queries(x, n, d, directions, count, same_queries);
+		for (uint32_t i = 0; i < count; i++) {
+			if (queries[i] >> n)
+				FAIL("bits of no query: %x", queries[i]);
+			for (uint32_t s = 0; s < n; s++)
+				check_sign(queries[i] >> s & 1, same_queries[i] >> s & 1, x + s * d, 1, directions + i * d, d);
+		}
+		guard_free(&p_map);
+		guard_free(&x_map);
+		guard_free(&d_map);
+	}
+}
+END_TEST
+
 static void add_test(TCase *tc, const TTest *test)
 {
 	tcase_add_loop_test(tc, test, 0, (int)isa_count);
@@ -689,6 +747,7 @@ int main(void)
 	add_test(tc, max);
 	add_test(tc, split_sums);
 	add_test(tc, rotate);
+	add_test(tc, signs_of_projections);
 	suite_add_tcase(suite, tc);
 	SRunner *runner = srunner_create(suite);
 	srunner_run_all(runner, CK_NORMAL);

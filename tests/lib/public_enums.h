@@ -9,6 +9,7 @@ struct public_enum {
 };
 
 // Each ends with a NULL name.
-extern const struct public_enum public_statuses[], public_dtypes[], public_proposals[], public_layer_kinds[];
+extern const struct public_enum public_statuses[], public_dtypes[], public_proposals[], public_table_hashes[],
+	public_layer_kinds[];
 
 #endif

@@ -133,7 +133,8 @@ START_TEST(public_element_types_proposals_and_kinds_are_the_same)
 		E(MPIG_PROPOSAL_DEFAULT),        E(MPIG_PROPOSAL_DENSE),         E(MPIG_PROPOSAL_SIGNATURE),
 		E(MPIG_PROPOSAL_PAPER),          E(MPIG_PROPOSAL_TOPK),          E(MPIG_PROPOSAL_UNIFORM),
 		E(MPIG_PROPOSAL_TOPK_ESTIMATED), E(MPIG_PROPOSAL_HEAVY_UNIFORM), E(MPIG_PROPOSAL_HEAVY_UNIFORM_ESTIMATED),
-		E(MPIG_PROPOSAL_WINDOW)};
+		E(MPIG_PROPOSAL_WINDOW),         E(MPIG_PROPOSAL_CROSSPOLYTOPE)};
+	static const struct public_enum hashes[] = {E(MPIG_HASH_SIMHASH), E(MPIG_HASH_CROSSPOLYTOPE)};
 	static const struct public_enum kinds[] = {E(MPIG_LAYER_GLOBAL), E(MPIG_LAYER_SLIDING), E(MPIG_LAYER_CHUNKED)};
 	ck_assert_uint_eq(sizeof(dtypes) / sizeof(dtypes[0]), MPIG_DTYPE_COUNT);
 	ck_assert_uint_eq(sizeof(proposals) / sizeof(proposals[0]), MPIG_PROPOSAL_COUNT);
@@ -141,6 +142,7 @@ START_TEST(public_element_types_proposals_and_kinds_are_the_same)
 	same_enums(public_dtypes, dtypes, MPIG_DTYPE_COUNT);
 	same_enums(public_proposals, proposals, MPIG_PROPOSAL_COUNT);
 	same_enums(public_layer_kinds, kinds, MPIG_LAYER_KIND_COUNT);
+	same_enums(public_table_hashes, hashes, MPIG_HASH_COUNT);
 }
 END_TEST
 

@@ -49,7 +49,10 @@ START_TEST(bad_specs_are_refused_by_field_layer_value_and_limit)
 		{"paper_l", "0", offsetof(struct mpig_wire_layer, paper_l), 2, 0},
 		{"paper_l", "1", offsetof(struct mpig_wire_layer, paper_l), 2, 1},
 		{"paper_l", "513", offsetof(struct mpig_wire_layer, paper_l), 2, 513},
-		{"default_proposal", "10", offsetof(struct mpig_wire_layer, default_proposal), 1, MPIG_PROPOSAL_COUNT},
+		{"table_hash", "2", offsetof(struct mpig_wire_layer, table_hash), 1, 2},
+		{"paper_k", "8", offsetof(struct mpig_wire_layer, table_hash), 1, MPIG_HASH_CROSSPOLYTOPE},
+		{"table_balance", "2", offsetof(struct mpig_wire_layer, table_balance), 1, 2},
+		{"default_proposal", "11", offsetof(struct mpig_wire_layer, default_proposal), 1, MPIG_PROPOSAL_COUNT},
 		{"scale", "nan", offsetof(struct mpig_wire_layer, scale), 4, 0x7fc00000},
 		{"scale", "inf", offsetof(struct mpig_wire_layer, scale), 4, 0x7f800000},
 		{"scale", "-1", offsetof(struct mpig_wire_layer, scale), 4, 0xbf800000},
@@ -58,7 +61,7 @@ START_TEST(bad_specs_are_refused_by_field_layer_value_and_limit)
 		{"default_budget", "2", offsetof(struct mpig_wire_layer, default_budget), 4, 0x40000000},
 		{"default_budget", "nan", offsetof(struct mpig_wire_layer, default_budget), 4, 0x7fc00000},
 		{"alibi_slope_base", "2", offsetof(struct mpig_wire_layer, alibi_slope_base), 4, 0x40000000},
-		{"reserved", "0", offsetof(struct mpig_wire_layer, reserved) + 27, 1, 1},
+		{"reserved", "0", offsetof(struct mpig_wire_layer, reserved) + 25, 1, 1},
 	};
 	struct context *c;
 	uint64_t used = pool_used(f.pool);

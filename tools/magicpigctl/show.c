@@ -28,8 +28,8 @@ static const char *proposal_name(int proposal)
 	static const char *const names[] = {"default",        "dense",         "signature",
 	                                    "paper",          "topk",          "uniform",
 	                                    "topk_estimated", "heavy_uniform", "heavy_uniform_estimated",
-	                                    "window"};
-	return proposal >= 0 && proposal <= MPIG_PROPOSAL_WINDOW ? names[proposal] : "unknown";
+	                                    "window",         "crosspolytope"};
+	return proposal >= 0 && proposal <= MPIG_PROPOSAL_CROSSPOLYTOPE ? names[proposal] : "unknown";
 }
 
 static bool layers_equal(const struct mpig_layer *a, const struct mpig_layer *b)
@@ -39,7 +39,7 @@ static bool layers_equal(const struct mpig_layer *a, const struct mpig_layer *b)
 	       a->softcap == b->softcap && a->alibi_slope_base == b->alibi_slope_base &&
 	       a->default_proposal == b->default_proposal && a->default_budget == b->default_budget &&
 	       a->signature_bits == b->signature_bits && a->paper_k == b->paper_k && a->paper_l == b->paper_l &&
-	       a->window == b->window;
+	       a->window == b->window && a->table_hash == b->table_hash && a->table_balance == b->table_balance;
 }
 
 // Whether an earlier layer is equal, so that this one is in that one's group.
@@ -83,7 +83,8 @@ static void print_layer(const struct mpig_layer *l)
 	if (l->signature_bits)
 		printf(", signature b=%d", l->signature_bits);
 	if (l->paper_l)
-		printf(", paper (%d,%d)", l->paper_k, l->paper_l);
+		printf(", %s (%d,%d)%s", l->table_hash == MPIG_HASH_CROSSPOLYTOPE ? "cross-polytope" : "paper", l->paper_k,
+		       l->paper_l, l->table_balance ? " balanced" : "");
 	if (l->default_proposal)
 		printf(", default %s", proposal_name(l->default_proposal));
 	if (l->default_budget > 0)
@@ -118,6 +119,8 @@ static void group_json(struct json *json, const struct mpig_layer *layers, int f
 	json_int(json, "signature_bits", l->signature_bits);
 	json_int(json, "paper_k", l->paper_k);
 	json_int(json, "paper_l", l->paper_l);
+	json_string(json, "table_hash", l->table_hash == MPIG_HASH_CROSSPOLYTOPE ? "crosspolytope" : "simhash");
+	json_int(json, "table_balance", l->table_balance);
 	json_int(json, "window", l->window);
 	json_object_end(json);
 }

@@ -77,6 +77,8 @@ class Layer(Structure):
         ("paper_k", c_int),
         ("paper_l", c_int),
         ("window", c_int),
+        ("table_hash", c_int),
+        ("table_balance", c_int),
     ]
 
 

@@ -20,10 +20,13 @@ PROPOSALS = {
     "heavy_uniform": 7,
     "heavy_uniform_estimated": 8,
     "window": 9,
+    "crosspolytope": 10,
 }
+TABLE_HASHES = {"simhash": 0, "crosspolytope": 1}
 _PROPOSAL_NAMES = {code: name for name, code in PROPOSALS.items()}
 LAYER_KINDS = {"global": 0, "sliding": 1, "chunked": 2}
 COMMIT_SEAL = 1  # enum mpig_commit_flags
+_HASH_NAMES = {code: name for name, code in TABLE_HASHES.items()}
 _KIND_NAMES = {code: name for name, code in LAYER_KINDS.items()}
 _ROW_DTYPES = ("bf16", "f16", "i8")
 
@@ -36,7 +39,8 @@ def choice(table: dict[str, int], value: str, what: str) -> int:
 
 @dataclass
 class Layer:
-    """One layer of a spec; zero means the daemon's default. `paper` is (K, L), (0, 0) for no tables."""
+    """One layer of a spec; zero means the daemon's default. `paper` is (K, L) of the hash tables, (0, 0) for none, (0, L) for
+    cross-polytope ones; `table_balance`: they hash balanced keys, as signatures do."""
 
     query_heads: int = 0
     kv_heads: int = 0
@@ -52,6 +56,8 @@ class Layer:
     signature_bits: int = 0
     paper: tuple[int, int] = (0, 0)
     window: int = 0
+    table_hash: str = "simhash"
+    table_balance: bool = False
 
     def _pack(self) -> _lib.Layer:
         if self.row_dtype not in _ROW_DTYPES:
@@ -72,6 +78,8 @@ class Layer:
             paper_k=self.paper[0],
             paper_l=self.paper[1],
             window=self.window,
+            table_hash=choice(TABLE_HASHES, self.table_hash, "table_hash"),
+            table_balance=int(self.table_balance),
         )
 
     @classmethod
@@ -91,6 +99,8 @@ class Layer:
             signature_bits=raw.signature_bits,
             paper=(raw.paper_k, raw.paper_l),
             window=raw.window,
+            table_hash=_HASH_NAMES.get(raw.table_hash, str(raw.table_hash)),
+            table_balance=bool(raw.table_balance),
         )
 
 
