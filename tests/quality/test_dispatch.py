@@ -107,6 +107,25 @@ def test_a_task_that_fails_is_told_and_the_others_are_done(build):
     assert "tasks are left" in done.stdout  # what waits for it
 
 
+def test_a_process_that_ends_fails_its_task(capsys):
+    import multiprocessing
+
+    class Gone:
+        exitcode = -9
+
+        def join(self, seconds):
+            pass
+
+    told = []
+    progress = type("Progress", (), {"finish": lambda self, what: told.append(what)})()
+    crew = dispatch.Dispatcher(None, 1, time.monotonic() + 60, progress)
+    pipe, theirs = multiprocessing.Pipe()
+    theirs.close()
+    hand = dispatch._Hand(Gone(), pipe, Task("study", "smollm2", "facts", 0), time.monotonic())
+    crew._hear(hand)
+    assert hand.task is None and len(told) == 1 and "status -9" in crew.failures[0] and "status -9" in capsys.readouterr().err
+
+
 def test_words_that_are_not_known(capsys):
     pytest.importorskip("torch")
     import quality as program
