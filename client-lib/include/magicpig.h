@@ -269,7 +269,7 @@ struct mpig_attend {
 	int causal;              /* nonzero: query token t sees rows < causal_base + t */
 	uint64_t causal_base;
 	float error_target; /* eps of the adaptive budget, before any share; 0 = none, or the default where no share is named */
-	float budget_floor, budget_cap; /* with an adaptive budget; 0 = as configured: .005, .08 */
+	float budget_floor, budget_cap; /* with an adaptive budget; 0 = as configured: .005, .08; with delta .02, 1 */
 	const float *window_lse;      /* [T][query_heads] LSE of the caller's exact part, or NULL. It sets the rows of an adaptive
 	                                   budget only: that of the step before is good enough */
 	const int8_t *signature;      /* [T][query_heads][d_pad] rotated queries computed by the caller, or NULL */

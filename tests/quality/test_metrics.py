@@ -44,18 +44,16 @@ def test_a_curve_is_straight_in_log_log():
     assert metrics.at(curve, 0.5) is None and metrics.at([], 1) is None
 
 
-def test_colours_keep_groups_apart():
+def test_every_row_has_a_coordinate_of_its_own():
     random = np.random.default_rng(1)
-    groups = [random.choice(300, 30, replace=False).tolist() for _ in range(60)]
-    chosen = metrics.colours(groups, 256)
+    groups = [random.choice(200, 30, replace=False).tolist() for _ in range(60)]
+    chosen = metrics.coordinates(groups, 256)
     assert set(chosen) == {row for group in groups for row in group}
-    for group in groups:
-        assert len({chosen[row] for row in group}) == len(group)
+    assert len(set(chosen.values())) == len(chosen) and max(chosen.values()) < 256
 
 
-def test_rows_without_a_colour_are_left_out():
-    chosen = metrics.colours([[1, 2, 3, 4]], 3)
-    assert len(chosen) == 3 and len(set(chosen.values())) == 3
+def test_rows_without_a_coordinate_are_those_of_few_groups():
+    assert metrics.coordinates([[1, 2, 3, 4], [2, 4], [4]], 3) == {4: 0, 2: 1, 1: 2}
 
 
 def test_bootstrap_of_equal_samples_is_one():

@@ -65,9 +65,9 @@ def test_a_probe_sees_which_rows_are_read(tensors, client):
 
     references = [heads.reference(tensors, m) for m in range(len(tensors.measured))]
     probe = heads.Probe(tensors, references)
-    with context_of(client, probe.measured_only(), (0, (0, 0), "f16"), 1, v=probe.v) as (queue, context, _):
-        read, total = probe.run(queue, context, settings.Setting("dense", "dense"), 0, 1, references)
-        assert total.sum() > 100 and np.array_equal(read, total)
+    with context_of(client, probe.document, settings.Index(), 1, v=probe.v) as (queue, context, _):
+        read, total, pi = probe.run(queue, context, settings.Setting("dense", "dense"), 0, 1, references)
+        assert total.sum() > 100 and np.array_equal(read, total) and pi.min() > 0.999
         one_row = 1 / (tensors.window_start - document.SINKS)
-        read, _ = probe.run(queue, context, settings.Setting("topk", "topk"), one_row, 1, references)
+        read, _, _ = probe.run(queue, context, settings.Setting("topk", "topk"), one_row, 1, references)
         assert np.array_equal(read, np.minimum(total, 1))

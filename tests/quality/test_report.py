@@ -1,5 +1,7 @@
 """Settings, targets and the page on made-up measurements."""
 
+import dataclasses
+import html
 import json
 import re
 from html.parser import HTMLParser
@@ -36,7 +38,7 @@ def an_evaluation(random, chosen, first):
         err = (level * random.lognormal(0, 0.2, SHAPE)).astype(np.float32)
         done.arrays[s.name] = dict(
             err=err, est=err * np.float32(1.1) if s.proposal == "signature" else err * 0 - 1, lse_err=err, kept=np.full(SHAPE, 0.02, np.float32),
-            bytes=np.full(SHAPE[:2], 4096, np.float32), ns=np.full(SHAPE[:2], 9e4, np.float32), heavy=np.full(SHAPE, 200), heavy_read=np.full(SHAPE, 200),
+            bytes=np.full(SHAPE[:2], 4096, np.float32), ns=np.full(SHAPE[:2], 9e4, np.float32), heavy=np.full(SHAPE, 200), heavy_read=np.full(SHAPE, 200), heavy_pi=np.full(SHAPE, 0.9),
             kl=(level * random.lognormal(0, 0.2, (2, 64))).astype(np.float32), top1=np.ones((2, 64), np.float32), kl_kept=np.full(2, 0.01, np.float32),
         )
     return done
@@ -49,7 +51,17 @@ def group():
         measured = summary.Measured(a_document(number), np.full((2, 4, 3), 40.0), np.full((2, 4, 3), 0.5), 256)
         measured.evaluations = {seed: an_evaluation(random, chosen, seed == 1) for seed in range(1, 4)}
         documents.append(measured)
-    return summary.Group("smollm2", "facts", documents)
+    return summary.Group("smollm2", "facts", documents, a_study())
+
+
+def a_study():
+    return {
+        "mass_bias": [{"layer": 0, "head": h, "mean": 1.001, "standard_error": 0.001} for h in range(3)],
+        "inclusion": [{"pi": [0.1 * i, 0.1 * i + 0.1], "rows": 20, "expected": 1000.0, "read": 1010, "z": 0.3} for i in range(10)],
+        "verified": [
+            {"eps": e, "delta": d, "heads": 100, "seeds": 200, "broken": 0.01, "violations": 0.02, "worst": 0.2, "kept": 0.04} for e in (0.05, 0.1) for d in (0.05, 0.1)
+        ],
+    }
 
 
 def made(group):
@@ -64,6 +76,25 @@ def test_every_setting_has_an_index():
         matched = next(s for s in chosen if s.match)
         reference = next(s for s in chosen if s.name == matched.match)
         assert any(settings.fits(matched, i) and settings.fits(reference, i) for i in found)  # its budget is known there
+
+
+def test_what_the_package_does_not_have_is_left_out(monkeypatch):
+    @dataclasses.dataclass
+    class Old:
+        d_k: int = 0
+
+    monkeypatch.setattr(settings, "Layer", Old)
+    monkeypatch.setattr(settings, "PROPOSALS", {"signature": 2, "paper": 3, "window": 9})
+    left = settings.full()
+    assert {s.proposal for s in left} == {"signature", "paper", "window"} and not any(s.balanced or s.table_hash != "simhash" for s in left)
+
+
+def test_tables_of_every_kind_have_contexts_of_their_own():
+    shapes = [((10, 150), "simhash", False), ((10, 150), "simhash", True), ((0, 28), "crosspolytope", False)]
+    chosen = [settings.Setting(str(shape), "paper", paper=shape[0], table_hash=shape[1], balanced=shape[2]) for shape in shapes]
+    found = settings.indexes([*chosen, settings.Setting("s", "signature", bits=2), settings.Setting("f", "signature", bits=2, foreign=True)])
+    assert [[s.name for s in chosen if settings.fits(s, index)] for index in found if not index.foreign] == [[str(shape)] for shape in (shapes[0], shapes[2], shapes[1])]
+    assert [index.bits for index in found] == [2, 0, 0, 2] and found[3].foreign and len(set(map(str, found))) == 4
 
 
 def test_points_of_one_curve():
@@ -100,6 +131,14 @@ def test_targets_are_missed_where_they_should(group):
     assert lines["KL at 1 % over paper's (10,150) at its own rows"] is False
     assert lines["heavy rows read at 2 %, >= .998 of >= 3,000"] is False
     assert lines["error estimate within [.7, 1.5] of the true RMS for >= 90 % of heads"] is False
+
+
+def test_promises_are_judged(group):
+    judged = lambda: {line["what"]: line["met"] for line in made(group)["targets"]}
+    names = "exp(LSE) over 10,240 draws: bias < 5 standard errors", "rows read, by decile of pi: |z| < 5", "verified, eps 0.1, delta 0.1: broken by <= 2 % of heads"
+    assert [judged()[name] for name in names] == [True] * 3
+    group.study["mass_bias"][1]["mean"], group.study["inclusion"][4]["z"], group.study["verified"][3]["broken"] = 0.99, -6, 0.03
+    assert [judged()[name] for name in names] == [False] * 3
 
 
 def test_a_text_where_the_window_is_enough_does_not_count(group):
@@ -162,7 +201,7 @@ def test_the_page_is_whole_and_needs_no_network(group):
     assert "http" not in text and "<script" not in text and "nan" not in re.sub(r"[a-z]*nan[a-z]+", "", text.lower())
     assert "a &lt;CPU&gt;" in text
     for s in settings.full():
-        assert s.name.replace("<", "&lt;") in text
+        assert html.escape(s.name) in text
 
 
 def test_evaluations_survive_the_disk(tmp_path, group):

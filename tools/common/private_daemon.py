@@ -30,7 +30,9 @@ def dies_with_parent(signal_number: int) -> Callable[[], None]:
 class PrivateDaemon:
     """Started by `with`; stopped, and its directories removed, at the end of the block however that ends."""
 
-    def __init__(self, program: os.PathLike, pool_size: str = "1G", instance: str = "private", log_level: str = "info"):
+    def __init__(self, program: os.PathLike, pool_size: str = "1G", instance: str = "private", log_level: str = "info", cpus: str = ""):
+        """cpus: a list such as 0-3,6 for its workers; empty: the daemon's own choice."""
+        self.cpus = cpus
         self.program, self.pool_size, self.instance, self.log_level = program, pool_size, instance, log_level
         self.process: subprocess.Popen | None = None
 
@@ -56,6 +58,7 @@ class PrivateDaemon:
         config.write_text(
             f"[daemon]\ninstance = {self.instance}\nsocket = {self.socket}\nlog_level = {self.log_level}\n"
             f"[pool]\ndir = {self.pool}\nsize = {self.pool_size}\nkeep = no\n"
+            f"[workers]\ncpus = {self.cpus}\n"
         )
         with open(self.log, "wb") as log:
             self.process = subprocess.Popen(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 import time
 
@@ -39,17 +38,18 @@ class _Tap:
             store.setdefault(layer, []).append(_rows(states[:, :, -tokens:], torch.float16))
         inside = self.wanted[(self.wanted >= self.begin) & (self.wanted < self.begin + tokens)] - self.begin
         if len(inside):
-            self.q.setdefault(layer, []).append(_rows(query[:, :, torch.from_numpy(inside)], torch.float32))
+            self.q.setdefault(layer, []).append(_rows(query[:, :, torch.from_numpy(inside).to(query.device)], torch.float32))
         options.pop("softcap", None)
         return sdpa_attention_forward(module, query, key, value, mask, **options)
 
 
 def _rows(states: torch.Tensor, dtype: torch.dtype) -> np.ndarray:
-    return states[0].transpose(0, 1).to(dtype).numpy().copy()
+    return states[0].transpose(0, 1).to(dtype).cpu().numpy().copy()
 
 
 def capture(name: str, kind: str, number: int, loaded: tuple, context: int, cache: pathlib.Path, say) -> Document:
-    """`context` tokens in all, the last BLOCKS * 64 of them scored. loaded: (model, encode, ids that begin a text)."""
+    """`context` tokens in all, the last BLOCKS * 64 of them scored. loaded: (model, encode, ids that begin a text); the prefill runs where the
+    model is, in fp32. cache: where texts.py keeps what it fetched."""
     model, encode, head = loaded
     scored = BLOCKS * BLOCK
     sealed = context - scored
@@ -70,7 +70,6 @@ def capture(name: str, kind: str, number: int, loaded: tuple, context: int, cach
 
 
 def _prefill(model, ids: list[int], sealed: int, tap: _Tap, say) -> np.ndarray:
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
     AttentionInterface.register(NAME, tap)
     AttentionMaskInterface.register(NAME, sdpa_mask)
     model.set_attn_implementation(NAME)
@@ -80,9 +79,10 @@ def _prefill(model, ids: list[int], sealed: int, tap: _Tap, say) -> np.ndarray:
         for begin, end in zip(bounds, bounds[1:]):
             tap.begin = begin
             keep = end - begin if begin >= sealed else 1
-            out = model(torch.tensor([ids[begin:end]]), past_key_values=cache, logits_to_keep=keep).logits[0]
+            tokens = torch.tensor([ids[begin:end]], device=model.device)
+            out = model(tokens, past_key_values=cache, logits_to_keep=keep).logits[0]
             if begin >= sealed:
-                logits.append(out.float().numpy())
+                logits.append(out.float().cpu().numpy())
             passed = time.monotonic() - start
             say(f"prefill {end}/{len(ids)} tokens, {passed:.0f} s, about {passed * (len(ids) - end) / end:.0f} s left")
     finally:

@@ -68,6 +68,7 @@ _ARRAYS = ("tokens", "layers", "measured", "k", "v", "q", "positions", "recent")
 def save(document: Document, path: pathlib.Path, compressed: bool = False) -> None:
     """Atomically, so that an interrupted capture leaves nothing that looks complete."""
     fields = {name: np.asarray(getattr(document, name)) for name in _SCALARS + _ARRAYS}
+    fields |= {"shape": np.array(document.k.shape), "d_v": np.asarray(document.v.shape[3])}
     if document.logits is not None:
         fields["logits"] = document.logits
     write_npz(path, fields, compressed)
@@ -84,9 +85,13 @@ def write_npz(path: pathlib.Path, fields: dict, compressed: bool = False) -> Non
         partial.unlink(missing_ok=True)
 
 
-def load(path: pathlib.Path) -> Document:
+def load(path: pathlib.Path, *, light: bool = False) -> Document:
+    """light: without rows and logits, for what only wants to know what it is about (k and v have no rows then)."""
     with np.load(path, allow_pickle=False) as stored:
-        values = {name: stored[name].item() for name in _SCALARS} | {name: stored[name] for name in _ARRAYS}
+        values = {name: stored[name].item() for name in _SCALARS} | {name: stored[name] for name in _ARRAYS if not light or name not in "kv"}
+        if light:
+            (layers, _, kv_heads, d), d_v = stored["shape"], stored["d_v"]
+            return Document(**values, k=np.zeros((layers, 0, kv_heads, d), np.float16), v=np.zeros((layers, 0, kv_heads, d_v), np.float16))
         return Document(**values, logits=stored["logits"] if "logits" in stored else None).check()
 
 

@@ -13,7 +13,7 @@ import heads
 import magicpig
 import settings as table
 from document import Document, write_npz
-from settings import Setting
+from settings import Index, Setting
 
 TIMEOUT_MS = 600_000
 
@@ -44,15 +44,16 @@ class Evaluation:
 
 
 @contextlib.contextmanager
-def context_of(client: magicpig.Client, document: Document, index, seed: int, **options) -> Iterator[tuple]:
-    """(queue, context, fingerprint) of a document in the daemon, dropped at the end."""
-    v = options.pop("v", None)
+def context_of(
+    client: magicpig.Client, document: Document, index: Index, seed: int, *, v: np.ndarray | None = None, recent: np.ndarray | None = None
+) -> Iterator[tuple]:
+    """(queue, context, fingerprint) of a document in the daemon, dropped at the end. v, recent: see heads.fill()."""
     d_v = 0 if v is None else v.shape[-1]
-    name = f"quality-{document.name}-{seed}-{index[0]}-{index[1][0]}-{index[1][1]}-{index[2]}-{d_v}"
+    name = f"quality-{document.name}-{seed}-{index}-{d_v}"
     spec = heads.spec(document, index, seed, d_v, "probe" if d_v else "")
     with client.create(name, spec) as context, client.queue(timeout_ms=TIMEOUT_MS, slot_bytes=1 << 20) as queue:
         try:
-            heads.fill(queue, context, document, v)
+            heads.fill(queue, context, document, v, recent)
             yield queue, context, spec.fingerprint
         finally:
             client.drop(name)
@@ -62,36 +63,38 @@ def evaluate(
     client: magicpig.Client,
     document: Document,
     references: list[heads.Reference],
-    chosen: list[Setting],
+    wanted: list[Setting],
     seed: int,
     *,
-    first: bool,
     probe: bool,
     model_run: Callable | None,
     say: Callable[[str], None],
+    foreign: np.ndarray | None = None,
 ) -> Evaluation:
-    """first: also settings that are the same for every seed. model_run: see whole_model.ModelRun."""
+    """model_run: see whole_model.ModelRun. foreign: last queries of another document, for settings that want its balance."""
     done = Evaluation()
-    wanted = [s for s in chosen if first or s.redraw]
-    if first:
-        done.arrays["window"] = heads.window(document, references)
+    pending = [s for s in wanted if s.proposal != "window" and (foreign is not None or not s.foreign)]
+    done.refused |= {s.name: "there is no other document" for s in wanted if s.foreign and foreign is None}
+    alone = [s for s in wanted if s.proposal == "window"]
+    for setting in alone:
+        done.arrays[setting.name] = heads.window(document, references)
     coloured = heads.Probe(document, references) if probe else None
-    pending = [s for s in wanted if s.proposal != "window"]
-    for index in table.indexes(wanted):
+    for number, index in enumerate(table.indexes(pending)):
         here = [s for s in pending if table.fits(s, index)]
         pending = [s for s in pending if s not in here]
         here.sort(key=lambda s: bool(s.match))  # what a budget is taken from comes first
-        say(f"index b={index[0]}, tables {index[1]}, {index[2]} rows: {len(here)} settings")
-        with context_of(client, document, index, seed) as (queue, context, fingerprint):
+        recent = foreign if index.foreign else None
+        say(f"index {index}: {len(here)} settings")
+        with context_of(client, document, index, seed, recent=recent) as (queue, context, fingerprint):
             _heads(queue, context, document, references, here, seed, done)
             budgets = {s.name: budget(s, done) for s in here if s.name in done.arrays}
             if model_run is not None:
-                with_window = [s for s in chosen if s.proposal == "window" and first and index == table.indexes(wanted)[0]]
-                ran = [s for s in here if s.name in done.arrays and s.whole_model] + with_window
+                ran = [s for s in here if s.name in done.arrays and s.whole_model] + (alone if number == 0 else [])
                 for name, values in model_run(client, queue, context, document, fingerprint, ran, budgets, seed).items():
                     done.arrays.setdefault(name, {}).update(values)
         if coloured is not None:
-            _probe(client, coloured, index, here, seed, references, done)
+            with context_of(client, coloured.document, index, seed, v=coloured.v, recent=recent) as (queue, context, _):
+                _probe(queue, context, coloured, here, seed, references, done)
     for setting in pending:
         done.refused[setting.name] = "no context has all the indexes it needs"
     return done
@@ -113,10 +116,8 @@ def _heads(queue, context, document, references, here: list[Setting], seed: int,
             done.refused[setting.name] = str(error)
 
 
-def _probe(client, coloured: heads.Probe, index, here: list[Setting], seed: int, references, done: Evaluation) -> None:
-    only = coloured.measured_only()
-    with context_of(client, only, index, seed, v=coloured.v) as (queue, context, _):
-        for setting in here:
-            if setting.name in done.arrays:
-                read, total = coloured.run(queue, context, setting, budget(setting, done), seed, references)
-                done.arrays[setting.name] |= {"heavy_read": read, "heavy": total}
+def _probe(queue, context, coloured: heads.Probe, here: list[Setting], seed: int, references, done: Evaluation) -> None:
+    for setting in here:
+        if setting.name in done.arrays:
+            read, total, least = coloured.run(queue, context, setting, budget(setting, done), seed, references)
+            done.arrays[setting.name] |= {"heavy_read": read, "heavy": total, "heavy_pi": least}

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import pathlib
 from dataclasses import dataclass
 
 import numpy as np
 
 import magicpig
-from document import SINKS, Document
-from metrics import HEAVY, attend, colours, effective_rows, relative_error
-from settings import Setting
+from document import SINKS, Document, write_npz
+from metrics import HEAVY, attend, coordinates, effective_rows, relative_error
+from settings import Index, Setting
 
 
 @dataclass
@@ -26,57 +27,73 @@ class Reference:
 
 
 def reference(document: Document, m: int) -> Reference:
-    strip = int(document.measured[m])
+    strip, rows = int(document.measured[m]), int(document.positions.max()) + 1
     queries, heads, d = document.q[m].shape
     group = heads // document.k.shape[2]
-    d_v, far = document.v.shape[3], slice(SINKS, document.window_start)
+    d_v, far, near = document.v.shape[3], slice(SINKS, document.window_start), np.r_[0:SINKS, document.window_start : rows]
+    hidden = np.arange(rows) > document.positions[:, None, None]
     ref = Reference(
         *(np.zeros(shape) for shape in [(queries, heads, d_v), (queries, heads)] * 2 + [(queries, heads)] * 2),
         heavy=[[[] for _ in range(heads)] for _ in range(queries)],
     )
     for kv_head in range(document.k.shape[2]):
-        k, v = (x[strip, :, kv_head].astype(np.float64) for x in (document.k, document.v))
+        k, v = (np.ascontiguousarray(x[strip, :rows, kv_head]).astype(np.float64) for x in (document.k, document.v))
         mine = slice(kv_head * group, (kv_head + 1) * group)
-        for s, position in enumerate(document.positions):
-            logits = document.scale * (document.q[m, s, mine].astype(np.float64) @ k[: position + 1].T)
-            near = np.r_[0:SINKS, document.window_start : position + 1]
-            ref.out[s, mine], ref.lse[s, mine] = attend(logits, v[: position + 1])
-            ref.exact_out[s, mine], ref.exact_lse[s, mine] = attend(logits[:, near], v[near])
-            ref.n_eff[s, mine] = effective_rows(logits[:, far])
-            mass = np.exp(logits[:, far] - ref.lse[s, mine, None])
-            ref.daemon_mass[s, mine] = mass.sum(-1)
-            for h in range(group):
-                ref.heavy[s][kv_head * group + h] = (SINKS + np.flatnonzero(mass[h] >= HEAVY)).tolist()
+        logits = (document.scale * (document.q[m, :, mine].reshape(-1, d).astype(np.float64) @ k.T)).reshape(queries, group, rows)
+        logits = np.where(hidden, -np.inf, logits)
+        ref.out[:, mine], ref.lse[:, mine] = attend(logits, v)
+        ref.exact_out[:, mine], ref.exact_lse[:, mine] = attend(logits[..., near], v[near])
+        ref.n_eff[:, mine] = effective_rows(logits[..., far])
+        mass = np.exp(logits[..., far] - ref.lse[:, mine, None])
+        ref.daemon_mass[:, mine] = mass.sum(-1)
+        for s, h in np.ndindex(queries, group):
+            ref.heavy[s][kv_head * group + h] = (SINKS + np.flatnonzero(mass[s, h] >= HEAVY)).tolist()
     return ref
+
+
+_NUMBERS = ("out", "lse", "exact_out", "exact_lse", "n_eff", "daemon_mass")
+
+
+def save_references(references: list[Reference], path: pathlib.Path, **more: str) -> None:
+    counts = np.array([[[len(rows) for rows in query] for query in ref.heavy] for ref in references], np.int32)
+    rows = [row for ref in references for query in ref.heavy for head in query for row in head]
+    write_npz(path, {n: np.stack([getattr(r, n) for r in references]) for n in _NUMBERS} | dict(heavy_counts=counts, heavy_rows=np.array(rows, np.int64)) | more)
+
+
+def load_references(path: pathlib.Path) -> list[Reference]:
+    with np.load(path, allow_pickle=False) as stored:
+        numbers, counts = {name: stored[name] for name in _NUMBERS}, stored["heavy_counts"]
+        rows = iter(np.split(stored["heavy_rows"], np.cumsum(counts.ravel())[:-1]))
+    heavy = [[[next(rows).tolist() for _ in head] for head in layer] for layer in counts]
+    return [Reference(**{n: x[m] for n, x in numbers.items()}, heavy=heavy[m]) for m in range(len(counts))]
 
 
 # ---- a document in the daemon
 
 
-def spec(document: Document, index: tuple[int, tuple[int, int], str], seed: int, d_v: int = 0, salt: str = "") -> magicpig.Spec:
+def spec(document: Document, index: Index, seed: int, d_v: int = 0, salt: str = "") -> magicpig.Spec:
     """Only measured layers have an index; the others (sliding windows) are there so that a model can be run on the context."""
-    bits, paper, dtype = index
     _, _, kv_heads, d = document.k.shape
-    shape = dict(query_heads=document.q.shape[2], kv_heads=kv_heads, d_k=d, d_v=d_v or document.v.shape[3], scale=document.scale, row_dtype=dtype)
-    measured = set(document.measured.tolist())
-    layers = [
-        magicpig.Layer(**shape, **(dict(signature_bits=bits, paper=paper) if i in measured else {}))
-        for i in range(len(document.layers))
-    ]
+    shape = dict(query_heads=document.q.shape[2], kv_heads=kv_heads, d_k=d, d_v=d_v or document.v.shape[3], scale=document.scale, row_dtype=index.dtype)
+    measured, indexed = set(document.measured.tolist()), dict(signature_bits=index.bits, paper=index.tables)
+    if index.table_hash != "simhash":
+        indexed["table_hash"] = index.table_hash
+    if index.balanced:
+        indexed["table_balance"] = True
+    layers = [magicpig.Layer(**shape, **(indexed if i in measured else {})) for i in range(len(document.layers))]
     print_of = f"{document.name}/{seed}/{index}/{salt}".encode()
     return magicpig.Spec(layers, fingerprint=print_of, seed=seed, expected_tokens=len(document.tokens))
 
 
-def fill(queue: magicpig.Queue, context: magicpig.Context, document: Document, v: np.ndarray | None = None) -> None:
-    """Appends the sealed rows of every layer (v: in place of the document's, for measured layers only) and commits them."""
+def fill(queue: magicpig.Queue, context: magicpig.Context, document: Document, v: np.ndarray | None = None, recent: np.ndarray | None = None) -> None:
+    """Appends the sealed rows of every layer and commits them. v: in place of the document's, for measured layers only; recent: queries of
+    another document, to fit the balance to."""
     order = {int(layer): m for m, layer in enumerate(document.measured)}
-    end = document.sealed
+    end, recent = document.sealed, document.recent if recent is None else recent
     for layer in range(len(document.layers)):
-        recent = None
-        if layer in order:
-            recent = np.ascontiguousarray(document.recent[order[layer]].astype(np.float16))
+        queries = np.ascontiguousarray(recent[order[layer]].astype(np.float16)) if layer in order else None
         values = document.v[layer, :end] if v is None else v[order[layer]]
-        queue.append(context, layer, 0, np.ascontiguousarray(document.k[layer, :end]), np.ascontiguousarray(values), recent)
+        queue.append(context, layer, 0, np.ascontiguousarray(document.k[layer, :end]), np.ascontiguousarray(values), queries)
     queue.commit(context, 0, document.tokens[:end], seal=True)
 
 
@@ -137,6 +154,12 @@ def window(document: Document, references: list[Reference]) -> dict[str, np.ndar
 # ---- which heavy rows were read
 
 
+def measured_only(d: Document) -> Document:
+    """The document with its measured layers alone."""
+    keep = d.measured
+    return Document(**{**vars(d), "layers": d.layers[keep], "measured": np.arange(len(keep)), "k": d.k[keep], "v": d.v[keep], "logits": None})
+
+
 class Probe:
     """The API does not tell which rows were read. But a choice of rows depends on keys, seeds and positions, never on V: in a second
     context with the same keys and seed, whose V holds a unit vector per heavy row and zeros elsewhere, a row was read if and only if
@@ -147,28 +170,24 @@ class Probe:
     def __init__(self, document: Document, references: list[Reference]):
         kv_heads = document.k.shape[2]
         group = document.q.shape[2] // kv_heads
-        self.document, self.group = document, group
-        self.colour: list[list[dict[int, int]]] = []  # [M][kv_head]: row -> coordinate
+        self.group = group
+        self.at: list[list[dict[int, int]]] = []  # [M][kv_head]: row -> coordinate
         self.v = np.zeros((len(references), document.sealed, kv_heads, self.D_V), np.float16)
         for m, ref in enumerate(references):
-            self.colour.append([])
+            self.at.append([])
             for kv_head in range(kv_heads):
                 groups = [ref.heavy[s][kv_head * group + h] for s in range(len(ref.heavy)) for h in range(group)]
-                chosen = colours(groups, self.D_V)
-                self.colour[m].append(chosen)
-                for row, coordinate in chosen.items():
-                    self.v[m, row, kv_head, coordinate] = 1
+                chosen = coordinates(groups, self.D_V)
+                self.at[m].append(chosen)
+                self.v[m, list(chosen), kv_head, list(chosen.values())] = 1
         self.heavy = [ref.heavy for ref in references]
+        self.document = measured_only(document)
 
-    def measured_only(self) -> Document:
-        """The document with its measured layers alone."""
-        d, keep = self.document, self.document.measured
-        return Document(**{**vars(d), "layers": d.layers[keep], "measured": np.arange(len(keep)), "k": d.k[keep], "v": d.v[keep], "logits": None})
-
-    def run(self, queue, context, setting: Setting, budget: float, seed: int, references: list[Reference]) -> tuple[np.ndarray, np.ndarray]:
-        """[M, S, H] counts: heavy rows read, heavy rows in all."""
+    def run(self, queue, context, setting: Setting, budget: float, seed: int, references: list[Reference]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """[M, S, H]: heavy rows read, heavy rows in all, and the smallest pi of those read (1 where none was): a row's coordinate of `out` is
+        exp(s - log pi - LSE), in which pi alone is unknown."""
         shape = self.document.q.shape[:3]
-        read, total = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+        read, total, least = np.zeros(shape, np.int32), np.zeros(shape, np.int32), np.ones(shape, np.float32)
         for m in range(shape[0]):
             for s, position in enumerate(self.document.positions):
                 if not any(self.heavy[m][s]):
@@ -179,8 +198,12 @@ class Probe:
                     query_position=int(position), **options,
                 )
                 for h, rows in enumerate(self.heavy[m][s]):
-                    chosen = self.colour[m][h // self.group]
-                    coordinates = [chosen[row] for row in rows if row in chosen]
-                    total[m, s, h] = len(coordinates)
-                    read[m, s, h] = np.count_nonzero(answer.out[0, h, coordinates] > 0)
-        return read, total
+                    chosen = self.at[m][h // self.group]
+                    rows = [row for row in rows if row in chosen]
+                    weight = answer.out[0, h, [chosen[row] for row in rows]].astype(np.float64)
+                    total[m, s, h], read[m, s, h] = len(rows), np.count_nonzero(weight > 0)
+                    keys = self.document.k[m, rows, h // self.group].astype(np.float64)
+                    logits = self.document.scale * keys @ self.document.q[m, s, h].astype(np.float64)
+                    pi = np.exp(logits[weight > 0] - float(answer.lse[0, h])) / weight[weight > 0]
+                    least[m, s, h] = min(1.0, pi.min(initial=1.0))
+        return read, total, least

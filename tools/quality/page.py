@@ -36,6 +36,7 @@ def make(report: dict) -> str:
         body += [_heat(m) for m in report["maps"] if (m["model"], m["text"]) == place]
         body += [_scatter(e) for e in report["estimates"] if (e["model"], e["text"]) == place]
         body += ["</div>", _table(lines)]
+        body += [_study(study) for study in report["studies"] if (study["model"], study["text"]) == place]
     return f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>magicpigd: quality</title><style>{STYLE}</style></head><body>{"".join(body)}</body></html>\n'
 
 
@@ -85,6 +86,23 @@ def _cells(line: dict) -> list[str]:
         f"{heavy['found']:.2%} of {heavy['events']:,}" if heavy else "", f"{coverage['quantiles'][1]:.2f}" if coverage else "",
         *((f"{kl['mean']:.2g}", f"{kl['p95']:.2g}", f"{kl['top1']:.1%}", f"{kl['seed_spread'][0]:.2g} to {kl['seed_spread'][1]:.2g}") if kl else ("",) * 4),
     ]
+
+
+def _study(study: dict) -> str:
+    rows = lambda cells: "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in line) + "</tr>" for line in cells)
+    inclusion = rows(
+        (f"{p['pi'][0]:.5f} to {p['pi'][1]:.5f}", p["rows"], f"{p['expected']:,.0f}", f"{p['read']:,}", f"{p['z']:+.2f}") for p in study["inclusion"]
+    )
+    kept = rows(
+        (f"{v['eps']:g}, {v['delta']:g}", f"{v['broken']:.2%} of {v['heads']}", f"{v['violations']:.2%}", f"{v['worst']:.1%}", f"{v['kept']:.1%}")
+        for v in study["verified"]
+    )
+    bias = max(abs(b["mean"] - 1) / b["standard_error"] for b in study["mass_bias"])
+    return (
+        f'<p class="key">exp(LSE), b = 2 at 1 %, first document: the mean of many draws is within {bias:.1f} standard errors of the truth for each of {len(study["mass_bias"])} heads.</p>'
+        f'<div class="plots"><table><tr><th>pi</th><th>rows</th><th>reads expected</th><th>read</th><th>z</th></tr>{inclusion}</table>'
+        f"<table><tr><th>verified: eps, delta</th><th>heads that break it</th><th>answers</th><th>worst head</th><th>rows</th></tr>{kept}</table></div>"
+    )
 
 
 # ---- plots

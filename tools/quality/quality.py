@@ -2,10 +2,11 @@
 
     python tools/quality/quality.py --build build --quick           the committed fixture: heads only, minutes
     python tools/quality/quality.py --build build --models smollm2  everything: captures, heads, whole-model KL; hours
+    python tools/quality/quality.py --build build --jobs 16         the same on a machine with many cores
 
 Writes BUILD/quality/report.json and report.html (with --quick: quick.json, quick.html) and prints tables. What a model computed and
 what the daemon answered is cached below BUILD/quality, by content; an interrupted run goes on where it was. Exits 2 with --quick if a
-threshold is passed."""
+threshold is passed, 3 if something is left to do, 1 if something failed."""
 
 from __future__ import annotations
 
@@ -26,39 +27,44 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--build", type=pathlib.Path, default=TREE / "build", help="where magicpigd was built")
     parser.add_argument("--quick", action="store_true", help="the committed fixture only; no model")
-    parser.add_argument("--models", default="smollm2,gemma", help="of smollm2, gemma")
-    parser.add_argument("--texts", default="prose,code,facts,words", help="of prose, code, facts, words")
+    parser.add_argument("--models", default="smollm2,gemma,gemma-32k", help="of smollm2, gemma, gemma-32k")
+    parser.add_argument("--texts", default="prose,manual,code,facts,words", help="of prose, manual, code, facts, words")
     parser.add_argument("--documents", type=int, default=4, help="of each text; two blocks of 64 tokens are scored in each")
     parser.add_argument("--seeds", type=int, default=10, help="rotations, tables and draws are made anew for each")
+    parser.add_argument("--other-seeds", type=int, default=0, help="of these, how many also run the settings that no target's ratio needs; 0: all")
     parser.add_argument("--probe-seeds", type=int, default=3, help="of these, how many also look which heavy rows were read")
     parser.add_argument("--no-kl", action="store_true", help="heads only")
+    parser.add_argument("--jobs", type=int, default=max(1, len(os.sched_getaffinity(0)) // 2), help="processes, each with a daemon of its own")
+    parser.add_argument("--device", default="auto", help="where the model runs: cpu, cuda, or auto (cuda where torch sees one)")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="end after so long, with a report of what there is")
+    parser.add_argument("--data", type=pathlib.Path, help="folder with the packages of models and texts, for a machine without network ($MAGICPIG_DATA)")
+    parser.add_argument("--plan", action="store_true", help="say what is to be done, and do nothing")
+    parser.add_argument("--report-only", action="store_true", help="a report of what there is")
     chosen = parser.parse_args(arguments)
-    if min(chosen.documents, chosen.seeds) < 1:
-        parser.error("--documents and --seeds begin at 1")
+    if min(chosen.documents, chosen.seeds, chosen.jobs) < 1:
+        parser.error("--documents, --seeds and --jobs begin at 1")
     chosen.build = chosen.build.resolve()
+    chosen.other_seeds = chosen.other_seeds or chosen.seeds
+    if chosen.data:
+        os.environ["MAGICPIG_DATA"] = str(chosen.data.resolve())
     return chosen
 
 
 class Progress:
-    """One line per step, with the time left as the steps so far suggest; cached ones do not count."""
+    """One line per step, with the time left as the steps so far suggest."""
 
     def __init__(self, steps: int):
-        self.steps, self.done, self.fresh, self.begin = steps, 0, 0, time.monotonic()
-        self.what = ""
+        self.steps, self.done, self.begin = steps, 0, time.monotonic()
 
-    def start(self, what: str) -> None:
-        self.what = what
-        self.say("")
-
-    def say(self, detail: str) -> None:
+    def say(self, what: str) -> None:
         passed = time.monotonic() - self.begin
-        left = f", about {passed / self.fresh * (self.steps - self.done) / 60:.0f} min left" if self.fresh else ""
-        line = f"[{self.done}/{self.steps}, {passed / 60:.1f} min{left}] {self.what}{': ' if detail else ''}{detail}"
+        left = f", about {passed / self.done * (self.steps - self.done) / 60:.0f} min left" if self.done else ""
+        line = f"[{self.done}/{self.steps}, {passed / 60:.1f} min{left}] {what}"
         print(f"\r\033[K{line[:150]}" if sys.stdout.isatty() else line, end="" if sys.stdout.isatty() else "\n", flush=True)
 
-    def finish(self, fresh: bool) -> None:
+    def finish(self, what: str) -> None:
         self.done += 1
-        self.fresh += fresh
+        self.say(what)
         if sys.stdout.isatty() and self.done == self.steps:
             print()
 
@@ -84,113 +90,131 @@ def main() -> int:
 
 def quick(arguments: argparse.Namespace) -> int:
     import document
+    import heads
     import settings
+    import studies
     import thresholds
-    from summary import Group
+    from evaluate import evaluate
+    from summary import Group, Measured
 
-    seeds, progress = min(arguments.seeds, 4), Progress(min(arguments.seeds, 4))
+    seeds = min(arguments.seeds, 4)
+    progress, tensors = Progress(seeds + 1), document.load(FIXTURE)
+    references = [heads.reference(tensors, m) for m in range(len(tensors.measured))]
+    measured = Measured.of(tensors, references)
     with daemon(arguments, "512M") as client:
-        tensors = document.load(FIXTURE)
-        measured = measure(client, tensors, settings.quick(), range(1, seeds + 1), seeds, None, None, progress)
-        bias = thresholds.mass_bias(client, tensors)
-    report = publish(arguments, "quick", [Group(tensors.model, tensors.text, [measured])], settings.quick(), bias)
+        for seed in range(1, seeds + 1):
+            wanted = [s for s in settings.quick() if seed == 1 or s.redraw]
+            measured.evaluations[seed] = evaluate(client, tensors, references, wanted, seed, probe=True, model_run=None, say=lambda text: None)
+            progress.finish(f"seed {seed}")
+        study = studies.study(client, tensors, references, lambda text: None, quick=True)
+        progress.finish("studies")
+    group = Group(tensors.model, tensors.text, [measured], study)
+    report = publish(arguments, "quick", [group], settings.quick(), show=True)
     return 0 if thresholds.show(report) else 2
 
 
 def full(arguments: argparse.Namespace) -> int:
+    import dispatch
     import models
     import settings
-    from summary import Group
+    import texts
 
-    chosen = settings.full()
-    names, texts = arguments.models.split(","), arguments.texts.split(",")
-    unknown = set(names) - set(models.KINDS)
-    if unknown:
-        print(f"quality: no model {', '.join(sorted(unknown))}", file=sys.stderr)
-        return 1
-    progress, groups = Progress(len(names) * len(texts) * arguments.documents * (1 + arguments.seeds)), []
-    with daemon(arguments, "6G") as client:
-        for name in names:
-            loaded = Loaded(arguments, name)
-            for text in texts:
-                documents = [one_document(arguments, client, loaded, text, number, chosen, progress) for number in range(arguments.documents)]
-                groups.append(Group(name, text, documents))
-                publish(arguments, "report", groups, chosen, None)  # what there is so far
-    publish(arguments, "report", groups, chosen, None, show=True)
-    return 0
-
-
-class Loaded:
-    """A model, loaded when first needed: a run from the cache never is."""
-
-    def __init__(self, arguments: argparse.Namespace, name: str):
-        self.arguments, self.name, self._loaded = arguments, name, None
-
-    def __call__(self) -> tuple:
-        import models
-
-        if self._loaded is None:
-            self._loaded = models.KINDS[self.name].load(self.arguments.build)
-        return self._loaded
+    for what, asked, known in (("model", arguments.models, models.KINDS), ("text", arguments.texts, texts.KINDS)):
+        unknown = set(asked.split(",")) - set(known)
+        if unknown:
+            print(f"quality: no {what} {', '.join(sorted(unknown))}", file=sys.stderr)
+            return 1
+    work = dispatch.Work(
+        build=arguments.build, settings=settings.full(), kl=not arguments.no_kl, other_seeds=arguments.other_seeds, probe_seeds=arguments.probe_seeds,
+        documents=arguments.documents, device=device(arguments),
+    )
+    files = work.files()
+    tasks = [t for t in every_task(arguments) if not (files.captured(t) if t.kind == "capture" else files.found(t))]
+    describe(arguments, tasks, work.device)
+    if arguments.plan:
+        return 0
+    left, failures = ([], []) if arguments.report_only else carry_out(arguments, work, files, tasks)
+    publish(arguments, "report", gather(arguments, files), work.settings, show=True)
+    left += tasks if arguments.report_only else []
+    if left:
+        print(f"quality: {len(left)} tasks are left; the same command goes on with them")
+    return 1 if failures else 3 if left else 0
 
 
-def one_document(arguments, client, loaded: Loaded, text: str, number: int, chosen: list, progress: Progress):
-    import capture
-    import document
+def every_task(arguments: argparse.Namespace) -> list:
+    """In the order in which they are to be done: all seeds of a few documents say less than few seeds of all."""
+    import models
+    from files import Task
+
+    documents = [
+        (model, text, number)
+        for number in range(arguments.documents)
+        for model in arguments.models.split(",")
+        for text in arguments.texts.split(",")
+        if number < min(arguments.documents, models.KINDS[model].documents)
+    ]
+    captures = [Task("capture", *which) for which in documents]
+    seeds = [Task("seed", *which, seed) for seed in range(1, arguments.seeds + 1) for which in documents]
+    studies = [Task("study", *which) for which in documents if which[2] == 0]
+    return captures + seeds[: len(documents)] + studies + seeds[len(documents) :]
+
+
+PACE = {"capture": {"smollm2": 90, "gemma": 350, "gemma-32k": 1300}, "seed": {"smollm2": 120, "gemma": 120, "gemma-32k": 240}, "study": {}}
+
+
+def describe(arguments: argparse.Namespace, tasks: list, device: str) -> None:
+    counts = ", ".join(f"{sum(t.kind == kind for t in tasks)} {name}" for kind, name in (("capture", "captures"), ("seed", "seeds"), ("study", "studies")))
+    core_seconds = sum(PACE[t.kind].get(t.model, 120) * (0.3 if t.kind == "seed" and t.seed > arguments.other_seeds else 1) for t in tasks)
+    hours = core_seconds / 3600 / arguments.jobs
+    print(f"to do: {counts}; {arguments.jobs} processes, models on {device}; {hours:.1f} h at the pace of two old cores for each process", flush=True)
+
+
+def carry_out(arguments: argparse.Namespace, work, files, tasks: list) -> tuple[list, list[str]]:
+    """Tasks left, failures."""
+    import dispatch
     import models
 
-    path = arguments.build / "quality" / "documents" / f"{loaded.name}-{text}-{number}.npz"
-    progress.start(path.stem)
-    fresh = not path.exists()
-    if fresh:
-        context = models.KINDS[loaded.name].context
-        tensors = capture.capture(loaded.name, text, number, loaded(), context, arguments.build / "quality", progress.say)
-        document.save(tensors, path)
-    else:
-        tensors = document.load(path)
-    progress.finish(fresh)
+    begin, progress = time.monotonic(), Progress(len(tasks))
+    loaded = {t.model for t in tasks if work.kl or not files.capture(t).exists()}
+    for name in sorted(loaded):
+        models.KINDS[name].prepare(arguments.build)
+    crew = dispatch.Dispatcher(work, arguments.jobs, begin + arguments.minutes * 60, progress)
 
-    def model_run():
-        import whole_model
+    def ready(task) -> bool:
+        other = dispatch.other_document(task, min(arguments.documents, models.KINDS[task.model].documents))
+        return task.kind == "capture" or all(files.captured(t) for t in (task, other) if t)
 
-        return whole_model.ModelRun(loaded()[0], progress.say)
-
-    names = f"{document.digest(path)}-{document.digest(*(arguments.build / n for n in ('magicpigd', 'libmagicpig.so.0')), repr(chosen))}"
-    cache = arguments.build / "quality" / "answers" / names
-    seeds = range(1, arguments.seeds + 1)
-    return measure(client, tensors, chosen, seeds, arguments.probe_seeds, cache, None if arguments.no_kl else model_run, progress)
+    left = crew.run(tasks, ready)
+    return left, crew.failures
 
 
-def measure(client, tensors, chosen: list, seeds: range, probe_seeds: int, cache: pathlib.Path | None, model_run, progress: Progress):
-    """All seeds of one document; `cache`: a folder for what was measured."""
+def gather(arguments: argparse.Namespace, files) -> list:
+    """What has been measured of what was asked for."""
+    import json
+
+    import document
     import heads
-    from evaluate import Evaluation, evaluate
-    from summary import Measured
+    from evaluate import Evaluation
+    from files import Task
+    from summary import Group, Measured
 
-    names = {seed: None if cache is None else cache / f"{seed}{'' if model_run else '-heads'}.npz" for seed in seeds}
-    exact = None if cache is None else cache / "exact.npz"
-    references, ready = None, None
-    if exact is None or not all(path.exists() for path in (exact, *names.values())):
-        references = [heads.reference(tensors, m) for m in range(len(tensors.measured))]
-    measured = Measured.of(tensors, references, exact)
-    for seed in seeds:
-        progress.start(f"{tensors.name}, seed {seed}")
-        path = names[seed]
-        fresh = path is None or not path.exists()
-        if fresh:
-            ready = ready or (model_run() if model_run else None)
-            done = evaluate(
-                client, tensors, references, chosen, seed, first=seed == seeds[0], probe=seed <= probe_seeds, model_run=ready, say=progress.say
-            )
-            if path is not None:
-                done.save(path)
-        else:
-            done = Evaluation.load(path)
-        measured.evaluations[seed] = done
-        progress.finish(fresh)
-    for light in (tensors, measured.document):
-        light.logits = None
-    return measured
+    groups = []
+    for model in arguments.models.split(","):
+        for text in arguments.texts.split(","):
+            documents, study = [], None
+            for number in range(arguments.documents):
+                task = Task("study", model, text, number)
+                found = {s: path for s in range(1, arguments.seeds + 1) if (path := files.found(Task("seed", model, text, number, s)))}
+                if number == 0 and files.found(task):
+                    study = json.loads(files.found(task).read_text())
+                if 1 not in found:
+                    continue
+                measured = Measured.of(document.load(files.capture(task), light=True), heads.load_references(files.exact(task)))
+                measured.evaluations = {seed: Evaluation.load(path) for seed, path in found.items()}
+                documents.append(measured)
+            if documents:
+                groups.append(Group(model, text, documents, study))
+    return groups
 
 
 # ---- around them
@@ -220,16 +244,23 @@ class daemon:
         self.private.__exit__(*exception)
 
 
-def publish(arguments, name: str, groups: list, chosen: list, more: dict | None, show: bool | None = None) -> dict:
+def device(arguments: argparse.Namespace) -> str:
+    if arguments.device != "auto":
+        return arguments.device
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def publish(arguments, name: str, groups: list, chosen: list, show: bool) -> dict:
     import page
     import report as reporting
 
     made = reporting.make(groups, chosen, machine())
-    made |= more or {}
     folder = arguments.build / "quality"
     reporting.write(made, folder / f"{name}.json")
     (folder / f"{name}.html").write_text(page.make(made), encoding="utf-8")
-    if show or (show is None and arguments.quick):
+    if show:
         reporting.show(made)
         print(f"\nreport: {folder / name}.json, {folder / name}.html")
     return made

@@ -8,6 +8,7 @@ import pathlib
 import summary
 import targets
 from settings import Setting
+from studies import DRAWS
 from summary import Group
 
 
@@ -20,6 +21,7 @@ def make(groups: list[Group], settings: list[Setting], machine: dict) -> dict:
         "summary": [line for table in tables for line in table.values()],
         "targets": [vars(line) for line in lines],
         "refused": [{"model": g.model, "text": g.text, "setting": n, "reason": r} for g in groups for n, r in g.refused().items()],
+        "studies": [{"model": g.model, "text": g.text, **g.study} for g in groups if g.study],
         "maps": [summary.maps(group) for group in groups],
         "estimates": [point for group in groups for point in _estimates(group)],
         "heads": [record for group in groups for s in settings for record in summary.head_records(group, s)],
@@ -67,6 +69,12 @@ def show(report: dict) -> None:
         print(row(line))
     for item in report["refused"]:
         print(f"  not run: {item['setting']} on {item['model']} {item['text']}: {item['reason']}")
+    for study in report["studies"]:
+        print(f"\n{study['model']}, {study['text']}: pi and how often rows were read (b = 2, 1 %, {DRAWS:,} draws); verified answers")
+        for part in study["inclusion"]:
+            print(f"  pi {part['pi'][0]:.5f} to {part['pi'][1]:.5f}, {part['rows']} rows: read {part['read']:,}, expected {part['expected']:,.0f}, z {part['z']:+.2f}")
+        for line in study["verified"]:
+            print(f"  eps {line['eps']:g}, delta {line['delta']:g}: broken by {line['broken']:.2%} of {line['heads']} heads, {line['violations']:.2%} of answers (worst head {line['worst']:.1%}), {line['kept']:.1%} of rows")
     print("\ntargets (figure, upper end of its one-sided 95 % interval)")
     for line in report["targets"]:
         print(f"  {targets.Line(**line)}")

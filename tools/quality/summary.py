@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import pathlib
 from dataclasses import dataclass, field
 from typing import Iterator
 
 import numpy as np
 
-from document import SINKS, Document, write_npz
+from document import SINKS, Document
 from evaluate import Evaluation
 from heads import Reference
 from metrics import quantiles
@@ -28,18 +27,10 @@ class Measured:
     evaluations: dict[int, Evaluation] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, document: Document, references: list[Reference] | None, cache: pathlib.Path | None) -> Measured:
-        """references None: from the cache, which an earlier call has written."""
+    def of(cls, document: Document, references: list[Reference]) -> Measured:
         row_bytes = (document.k.shape[3] + document.v.shape[3]) * 2
-        if references is None:
-            with np.load(cache, allow_pickle=False) as stored:
-                found = {name: stored[name] for name in ("n_eff", "daemon_mass")}
-        else:
-            found = {name: np.stack([getattr(r, name) for r in references]) for name in ("n_eff", "daemon_mass")}
-            if cache is not None:
-                write_npz(cache, found)
-        light = Document(**{**vars(document), "logits": None})
-        return cls(light, **found, row_bytes=row_bytes)
+        found = {name: np.stack([getattr(r, name) for r in references]) for name in ("n_eff", "daemon_mass")}
+        return cls(Document(**{**vars(document), "logits": None}), **found, row_bytes=row_bytes)
 
 
 @dataclass
@@ -49,6 +40,7 @@ class Group:
     model: str
     text: str
     documents: list[Measured]
+    study: dict | None = None  # see studies.py; of the first document
 
     def stack(self, setting: str, quantity: str) -> np.ndarray | None:
         """[documents, seeds, ...]; None if it was not measured on every document."""
@@ -127,8 +119,15 @@ def aggregate(group: Group, setting: Setting) -> dict | None:
         }
     heavy, found = group.stack(setting.name, "heavy"), group.stack(setting.name, "heavy_read")
     if heavy is not None:
-        line["heavy"] = {"events": int(heavy.sum()), "found": float(found.sum() / max(1, heavy.sum()))}
+        line["heavy"] = {"events": int(heavy.sum()), "found": float(found.sum() / max(1, heavy.sum())), "least_pi": float(group.stack(setting.name, "heavy_pi").min())}
+        line["heavy"]["worst_head"] = worst_head(found, heavy)
     return line | _kl(group, setting)
+
+
+def worst_head(found: np.ndarray, heavy: np.ndarray) -> float:
+    """The smallest share of heavy rows read, of heads with at least 20 events."""
+    read, events = (x.sum((0, 1, 3)) for x in (found, heavy))
+    return float(np.min(read[events >= 20] / events[events >= 20], initial=1.0))
 
 
 def _kl(group: Group, setting: Setting) -> dict:

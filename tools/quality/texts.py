@@ -1,6 +1,7 @@
-"""Four kinds of text, each as many different documents as are asked for: a context, and what follows it and is scored.
+"""Five kinds of text, each as many different documents as are asked for: a context, and what follows it and is scored.
 
 prose    the King James bible of Debian's package bible-kjv-text, another part of it for each document
+manual   Python's language reference, as `pydoc_data.topics` holds it: prose that nothing was tuned on
 code     modules of Python's standard library
 facts    prose with 24 numbers planted in it; what is scored asks for them and answers
 words    coded words, some of them frequent (Zipf's law); what is scored counts them
@@ -18,7 +19,9 @@ from typing import Callable, Iterable, Iterator
 
 import numpy as np
 
-KINDS = ("prose", "code", "facts", "words")
+import model_files
+
+KINDS = ("prose", "code", "facts", "words", "manual")  # the order seeds the random numbers
 FACTS = 24
 _CITIES = (
     "Lisbon Nairobi Toronto Kyoto Helsinki Bogota Lima Cairo Oslo Dublin Vienna Prague Athens Seoul Havana Manila Accra Riga Quito Tunis "
@@ -35,7 +38,7 @@ def make(kind: str, number: int, encode: Encode, context: int, scored: int, cach
         return _facts(number, random, encode, context, scored, cache)
     if kind == "words":
         return _words(random, encode, context, scored)
-    pieces = _verses(number, cache) if kind == "prose" else _modules(number)
+    pieces = {"prose": lambda: _verses(number, cache), "code": lambda: _modules(number), "manual": lambda: _topics(number)}[kind]()
     return _take(pieces, encode, context + scored)
 
 
@@ -52,15 +55,19 @@ def _take(pieces: Iterable[str], encode: Encode, count: int) -> list[int]:
 
 
 def bible(cache: pathlib.Path) -> list[str]:
-    """The verses. The package is fetched by apt, not installed; its file is windows of 64 KiB, each compressed by LZW."""
+    """The verses. The package is fetched by apt (or lies in $MAGICPIG_DATA), not installed; its file is windows of 64 KiB, each compressed by LZW."""
     path = cache / "bible.txt"
     if not path.exists():
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache) as directory:
-            subprocess.run(["apt-get", "download", "-q", "bible-kjv-text"], cwd=directory, check=True, capture_output=True)
-            package = next(pathlib.Path(directory).glob("bible-kjv-text*.deb"))
+            package = next(iter(model_files.given("bible-kjv-text*.deb")), None)
+            if package is None:
+                subprocess.run(["apt-get", "download", "-q", "bible-kjv-text"], cwd=directory, check=True, capture_output=True)
+                package = next(pathlib.Path(directory).glob("bible-kjv-text*.deb"))
             subprocess.run(["dpkg-deb", "-x", package, directory], check=True)
-            path.write_bytes(_unpack((pathlib.Path(directory) / "usr/lib/bible.data").read_bytes()))
+            partial = pathlib.Path(directory) / "bible.txt"
+            partial.write_bytes(_unpack((pathlib.Path(directory) / "usr/lib/bible.data").read_bytes()))
+            partial.rename(path)
     lines = path.read_text(encoding="latin-1").splitlines()
     return [verse.group(1) for line in lines if (verse := re.match(r"\d?[A-Z]\w*:?\d+:\d+ (.*)", line))]
 
@@ -98,6 +105,18 @@ def _modules(number: int) -> Iterator[str]:
         text = path.read_text(encoding="utf-8", errors="replace")
         for at in range(0, len(text), 4000):
             yield text[at : at + 4000]
+
+
+# ---- the language reference
+
+
+def _topics(number: int) -> Iterator[str]:
+    from pydoc_data.topics import topics
+
+    names = sorted(topics)
+    begin = len(names) * number // 5 % len(names)
+    for name in names[begin:] + names[:begin]:
+        yield topics[name].strip() + "\n\n"
 
 
 # ---- planted facts

@@ -3,47 +3,19 @@ from what was measured, which is more than seeds, instruction sets and compilers
 
 from __future__ import annotations
 
-import numpy as np
-
-import settings as table
-from document import SINKS, Document
-from heads import reference
 from settings import DEFAULT, MATCHED, REFERENCE
+from studies import DRAWS
 
-DRAWS, SIGMAS = 10_240, 5.0
-
-
-def mass_bias(client, document: Document) -> dict:
-    """exp(LSE) over the exact sum: mean and standard error over 10,240 draws of one query per layer and head, b = 2 at 1 %."""
-    from evaluate import context_of
-
-    per_request, found = 64, []
-    with context_of(client, document, (2, (0, 0), "f16"), 1) as (queue, context, _):
-        for m in range(len(document.measured)):
-            exact = _daemon_lse(document, m)
-            q = np.repeat(document.q[m, :1].astype(np.float32), per_request, axis=0)
-            ratios = []
-            for draw in range(0, DRAWS, per_request):  # the draws of a request's tokens differ by their position
-                answer = queue.attend(
-                    context, m, q, proposal="signature", budget=0.01, begin=SINKS, end=document.window_start, seed=7, query_position=10_000 + draw
-                )
-                ratios.append(np.exp(answer.lse.astype(np.float64) - exact))
-            ratios = np.concatenate(ratios)
-            found += [{"layer": m, "head": h, "mean": float(r.mean()), "standard_error": float(r.std(ddof=1) / np.sqrt(len(r)))} for h, r in enumerate(ratios.T)]
-    return {"mass_bias": found}
-
-
-def _daemon_lse(document: Document, m: int) -> np.ndarray:
-    """[H] of query 0, over the daemon's rows."""
-    ref = reference(document, m)
-    return ref.lse[0] + np.log(ref.daemon_mass[0])
+SIGMAS = 5.0
 
 
 def checks(report: dict) -> list[tuple[str, float, float, bool]]:
     """(what, figure, limit, at most?)"""
     lines = {line["setting"]: line for line in report["summary"]}
     err = lambda name, quantile="median": lines[name]["err"][quantile]
-    worst = max(abs(b["mean"] - 1) / b["standard_error"] for b in report["mass_bias"])
+    study = report["studies"][0]
+    worst = max(abs(b["mean"] - 1) / b["standard_error"] for b in study["mass_bias"])
+    strayed = max(abs(part["z"]) for part in study["inclusion"])
     out = [
         ("dense: median error", err("dense"), 1e-3, True),
         ("dense, int8 rows: median error", err("dense, int8 rows"), 0.004, True),
@@ -56,6 +28,8 @@ def checks(report: dict) -> list[tuple[str, float, float, bool]]:
         ("error estimate over true error, median head", lines[DEFAULT]["coverage"]["quantiles"][1], 0.7, False),
         ("rows at 1 %", lines[DEFAULT]["kept"], 0.015, True),
         (f"bias of exp(LSE) in standard errors, worst head, {DRAWS:,} draws", worst, SIGMAS, True),
+        ("rows read against their pi, worst decile, standard deviations", strayed, SIGMAS, True),
+        *((f"verified, eps {v['eps']:g}, delta {v['delta']:g}: heads that break it", v["broken"], 0.05, True) for v in study["verified"]),
     ]
     return out
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Callable
 
 import numpy as np
@@ -11,7 +10,6 @@ import torch
 import magicpig
 from document import BLOCK, SINKS, WINDOW, Document
 from magicpig.transformers import MagicPigCache, register
-from metrics import divergence
 from settings import Setting
 
 
@@ -26,31 +24,45 @@ class ModelRun:
     def __call__(self, client, queue, context, document: Document, fingerprint: bytes, chosen: list[Setting], budgets: dict[str, float], seed: int) -> dict:
         kl: dict[str, list[dict]] = {setting.name: [] for setting in chosen}
         context.close()  # the cache takes the writer's lease
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - 1))  # one core belongs to the daemon: idle threads of torch spin
         for block in range(document.blocks):
             begin = document.sealed + block * BLOCK
             if block:
                 _append(client, queue, context.name, document, begin - BLOCK)
             tokens = document.tokens[: begin + BLOCK].tolist()
+            own = Predictions(document.logits[begin - document.sealed :][:BLOCK], self.model.device)
             with MagicPigCache.open(client, self.model, tokens + [0], fingerprint=fingerprint, window=WINDOW, sinks=SINKS) as cache:
                 if cache.length != begin:
                     raise RuntimeError(f"{context.name} was taken up at token {cache.length}, not {begin}")
                 for i, setting in enumerate(chosen):
                     self.say(f"block {block + 1}/{document.blocks}, setting {i + 1}/{len(chosen)}: {setting.name}")
-                    kl[setting.name].append(self._block(cache, document, setting, budgets.get(setting.name, 0.0), seed, begin))
+                    kl[setting.name].append(self._block(cache, document, own, setting, budgets.get(setting.name, 0.0), seed, begin))
         return {name: _joined(blocks) for name, blocks in kl.items()}
 
-    def _block(self, cache: MagicPigCache, document: Document, setting: Setting, budget: float, seed: int, begin: int) -> dict:
+    def _block(self, cache: MagicPigCache, document: Document, own: Predictions, setting: Setting, budget: float, seed: int, begin: int) -> dict:
         options, layers = cache.options, document.layers[document.measured].tolist()
         options.proposal, options.budget, options.seed, options.error_target = setting.proposal, budget, seed, setting.error_target
         dense = {layers[0], layers[len(layers) // 2]} if setting.dense_layers else set()
         options.sampled_layers = [layer for layer in layers if layer not in dense]
         cache.stats.reset()
-        ids = torch.from_numpy(document.tokens[begin : begin + BLOCK].astype(np.int64))[None]
-        logits = self.model(ids, past_key_values=cache).logits[0].float().numpy()
+        ids = torch.from_numpy(document.tokens[begin : begin + BLOCK].astype(np.int64))[None].to(self.model.device)
+        logits = self.model(ids, past_key_values=cache).logits[0]
         cache.crop(begin)
-        own = document.logits[begin - document.sealed :][:BLOCK]
-        return {"kl": divergence(own, logits), "top1": own.argmax(-1) == logits.argmax(-1), "kl_kept": cache.stats.kept}
+        kl, top1 = own.against(logits)
+        return {"kl": kl, "top1": top1, "kl_kept": cache.stats.kept}
+
+
+class Predictions:
+    """The next-token distributions of full attention, in double once for all settings. logits [n, vocabulary]."""
+
+    def __init__(self, logits: np.ndarray, device):
+        self.log_p = torch.from_numpy(logits).to(device).double().log_softmax(-1)
+        self.p, self.top = self.log_p.exp(), self.log_p.argmax(-1)
+
+    def against(self, logits: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """KL(full || other) in nats, and whether the most probable token is the same: [n] each."""
+        log_q = logits.double().log_softmax(-1)
+        kl = (self.p * (self.log_p - log_q)).sum(-1)
+        return kl.cpu().numpy(), self.top.eq(logits.argmax(-1)).cpu().numpy()
 
 
 def _append(client, queue, name: str, document: Document, begin: int) -> None:

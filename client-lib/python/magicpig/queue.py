@@ -98,11 +98,11 @@ class Queue:
             delta=delta,
         )
         if window_lse is not None:
-            lse_shape = wanted[:2] if window_lse.ndim == 2 else wanted[1:2]
+            lse_shape = wanted[:2] if window_lse.ndim == 2 or tokens > 1 else wanted[1:2]
             raw.window_lse = address(window_lse, "window_lse", ("f32",), lse_shape)
         d_v = shape.d_v or shape.d_k
         if window_out is not None:
-            out_shape = (*wanted[:2], d_v) if window_out.ndim == 3 else (wanted[1], d_v)
+            out_shape = (*wanted[:2], d_v) if window_out.ndim == 3 or tokens > 1 else (wanted[1], d_v)
             raw.window_out = address(window_out, "window_out", ("f32",), out_shape)
         if result is None:
             result = AttendResult.new(q, tokens, shape.query_heads, d_v, errors)
