@@ -342,8 +342,9 @@ MPIG_API int mpig_wait(mpig_queue *queue, int64_t ticket, int timeout_ms);
  * Pure; any thread. */
 MPIG_API void mpig_merge(size_t heads, size_t d_v, float *out_a, float *lse_a, const float *out_b, const float *lse_b);
 /* Estimated relative error of merged outputs: for each head, partials p = 0..count-1 with out[p] [heads][d_v], lse[p],
- * error_v[p], error_a[p] (NULL = exact) and the merged out: err = sqrt(sum_p lambda_p^2 (sqrt V_p + |out_p - out| sqrt A_p)^2)
- * / |out|, an upper bound by Cauchy-Schwarz. err [heads]. Pure; any thread. */
+ * error_v[p], error_a[p] (NULL = exact) and the merged out: err = sqrt(sum_p lambda_p^2 (V_p + |out_p - out|^2 A_p)) / |out|.
+ * The variance's cross term, which would need a vector of each part, has either sign and is left out. err [heads]. Pure; any
+ * thread. */
 MPIG_API void mpig_merge_error(size_t heads, size_t d_v, size_t count, const float *const *out, const float *const *lse,
                                const float *const *error_v, const float *const *error_a, const float *merged_out, float *err);
 

@@ -34,12 +34,12 @@ static double largest_lse(size_t count, const float *const *lse, size_t h)
 	return top;
 }
 
-static double distance(const float *a, const float *b, size_t d)
+static double square_distance(const float *a, const float *b, size_t d)
 {
 	double sum = 0;
 	for (size_t j = 0; j < d; j++)
 		sum += ((double)a[j] - b[j]) * ((double)a[j] - b[j]);
-	return sqrt(sum);
+	return sum;
 }
 
 static double length(const float *a, size_t d)
@@ -62,10 +62,8 @@ void mpig_merge_error(size_t heads, size_t d_v, size_t count, const float *const
 			if (!(lse[p][h] > -HUGE_VALF) || (!(error_v && error_v[p]) && !(error_a && error_a[p])))
 				continue; // empty or exact
 			double lambda = exp(lse[p][h] - top) / mass;
-			double v = error_v && error_v[p] ? sqrt(error_v[p][h]) : 0;
-			double a = error_a && error_a[p] ? sqrt(error_a[p][h]) : 0;
-			double term = lambda * (v + distance(out[p] + h * d_v, merged, d_v) * a);
-			variance += term * term;
+			double v = error_v && error_v[p] ? error_v[p][h] : 0, a = error_a && error_a[p] ? error_a[p][h] : 0;
+			variance += lambda * lambda * (v + square_distance(out[p] + h * d_v, merged, d_v) * a);
 		}
 		double size = length(merged, d_v);
 		err[h] = variance > 0 ? (float)(sqrt(variance) / size) : 0;

@@ -34,6 +34,8 @@ def save(model, directory: pathlib.Path, tokenizer=None) -> None:
     """As a transformers checkpoint, whole or not at all."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     partial = pathlib.Path(tempfile.mkdtemp(prefix="model-", dir=directory.parent))
+    model.hf_quantizer = None  # its weights are dequantised; transformers 5 would not save it otherwise
+    model.config.__dict__.pop("quantization_config", None)
     try:
         model.save_pretrained(partial)
         if tokenizer is not None:

@@ -45,7 +45,7 @@ class Worker:
     def __init__(self, work: Work, cpus: list[int], say):
         self.work, self.cpus, self.say, self.files = work, cpus, say, work.files()
         self._daemon: tuple | None = None  # (PrivateDaemon, Client, bytes of its pool)
-        self._model: tuple = ("", None)
+        self._models: dict = {}  # by the function that loads it
 
     def perform(self, task: Task) -> None:
         {"capture": self._capture, "seed": self._seed, "study": self._study}[task.kind](task)
@@ -113,10 +113,10 @@ class Worker:
     def _loaded(self, name: str) -> tuple:
         import models
 
-        if self._model[0] != name:
-            self._model = ("", None)
-            self._model = (name, models.load(name, self.work.build, self.work.device))
-        return self._model[1]
+        load = models.KINDS[name].load
+        if load not in self._models:
+            self._models[load] = models.load(name, self.work.build, self.work.device)
+        return self._models[load]
 
     @staticmethod
     def _threads(count: int) -> None:
@@ -163,7 +163,6 @@ def _serve(work: Work, cpus: list[int], pipe) -> None:
     dies_with_parent(signal.SIGTERM)()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the daemon is stopped
     os.environ["MAGICPIG_LIBRARY"] = str(work.build / "libmagicpig.so.0")
-    os.environ.setdefault("OMP_NUM_THREADS", str(len(cpus)))
     worker = Worker(work, cpus, lambda text: pipe.send(("say", text)))
     try:
         while (task := pipe.recv()) is not None:
@@ -217,6 +216,9 @@ class Dispatcher:
             return pending + [hand.task for hand in hands if hand.task]
         finally:
             for hand in hands:
+                if hand.task:
+                    hand.process.terminate()
+            for hand in hands:
                 self._end(hand)
 
     def _hand_out(self, pending: list[Task], hands: list[_Hand], shares: list[list[int]], ready) -> None:
@@ -241,6 +243,7 @@ class Dispatcher:
         spawn = multiprocessing.get_context("spawn")  # a fork would share the GPU's state
         pipe, theirs = spawn.Pipe()
         process = spawn.Process(target=_serve, args=(self.work, cpus, theirs))
+        os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(len(cpus))))  # read as it imports numpy
         process.start()
         theirs.close()
         return _Hand(process, pipe)
@@ -269,8 +272,6 @@ class Dispatcher:
             hand.pipe.send(None)
         except OSError:
             pass
-        if hand.task:
-            hand.process.terminate()
         hand.process.join(30)
         if hand.process.is_alive():
             hand.process.kill()

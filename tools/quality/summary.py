@@ -151,17 +151,20 @@ def head_records(group: Group, setting: Setting) -> Iterator[dict]:
     lse, est, kept = (group.stack(setting.name, name) for name in ("lse_err", "est", "kept"))
     heavy, found = group.stack(setting.name, "heavy"), group.stack(setting.name, "heavy_read")
     ratio = error_ratio(est, err)
+    draws = (0, 1, 3)  # documents, seeds, queries
+    levels = np.quantile(err, (0.5, 0.95, 0.99), axis=draws)
+    rms, mean = np.sqrt((lse.astype(np.float64) ** 2).mean(draws)), kept.mean(draws)
+    events, read = (None, None) if heavy is None else (heavy.sum(draws), found.sum(draws))
     measured = group.documents[0].document
     for m, h in np.ndindex(err.shape[2], err.shape[4]):
         record = {
             "model": group.model, "text": group.text, "layer": int(measured.layers[measured.measured[m]]), "head": h, "setting": setting.name,
-            "kept": float(kept[:, :, m, :, h].mean()), "err": quantiles(err[:, :, m, :, h]),
-            "lse_rms": float(np.sqrt(np.mean(lse[:, :, m, :, h].astype(np.float64) ** 2))),
+            "kept": float(mean[m, h]), "err": dict(zip(("median", "p95", "p99"), levels[:, m, h].tolist())), "lse_rms": float(rms[m, h]),
         }
         if ratio is not None and np.isfinite(ratio[m, h]):
             record["estimated_over_true"] = float(ratio[m, h])
-        if heavy is not None and heavy[:, :, m, :, h].sum():
-            record["heavy"] = [int(found[:, :, m, :, h].sum()), int(heavy[:, :, m, :, h].sum())]
+        if events is not None and events[m, h]:
+            record["heavy"] = [int(read[m, h]), int(events[m, h])]
         yield record
 
 

@@ -90,7 +90,7 @@ def test_merge_error_is_the_formula():
     err = magicpig.merge_error([(out[0], lse[0], None, None), (out[1], lse[1], v, a)], merged)
     share = np.exp(lse[1] - total)
     distance = np.linalg.norm(out[1] - merged, axis=-1)
-    expected = share * (np.sqrt(v) + distance * np.sqrt(a)) / np.linalg.norm(merged, axis=-1)
+    expected = share * np.sqrt(v + distance**2 * a) / np.linalg.norm(merged, axis=-1)
     assert np.allclose(err, expected, rtol=1e-4)
 
 
@@ -204,6 +204,11 @@ def test_rows_by_error_and_verified(client):
             queue.attend(context, 0, q, delta=0.1)
         with pytest.raises(ValueError):
             queue.attend(context, 0, q, error_target=0.2, delta=0.1, window_lse=mine.lse, window_out=mine.out[:, :2])
+        two = np.repeat(q, 2, axis=0)  # a row per token, or the library would read past the end
+        with pytest.raises(ValueError, match="window_lse"):
+            queue.attend(context, 0, two, error_target=0.2, window_lse=mine.lse[0])
+        with pytest.raises(ValueError, match="window_out"):
+            queue.attend(context, 0, two, error_target=0.2, delta=0.1, window_lse=np.repeat(mine.lse, 2, axis=0), window_out=mine.out[0])
 
 
 def test_same_seed_same_bits(client):
