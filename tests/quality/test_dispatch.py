@@ -50,19 +50,19 @@ def test_shares_of_cpus():
 
 def test_a_result_that_says_more_will_do(build):
     put_fixture(build)
-    task = Task("seed", "smollm2", "facts", 0, 4)
-    everything, heads_of_core = Files(build, "s", kl=True, other_seeds=9), Files(build, "s", kl=False, other_seeds=3)
+    task = Task("seed", "smollm2", "facts", 0, 4, "core")
+    everything, only_heads = Files(build, "s", kl=True), Files(build, "s", kl=False)
     assert everything.found(task) is None and not everything.captured(task)
     references = [heads.reference(document.load(everything.capture(task)), 0)]
     heads.save_references(references, everything.exact(task), digest="d")
     assert everything.captured(task) and everything.found(task) is None
-    for store, other in ((everything, heads_of_core), (heads_of_core, everything)):
+    for store, other in ((everything, only_heads), (only_heads, everything)):
         path = store.result(task)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
         assert store.found(task) == path and (other.found(task) == path) is (store is everything)
         path.unlink()
-    assert Files(build, "other settings", kl=True, other_seeds=9).result(task) != everything.result(task)
+    assert Files(build, "other settings", kl=True).result(task) != everything.result(task)
     os.utime(everything.capture(task), (time.time() + 10,) * 2)
     assert not everything.captured(task)  # captured anew since
 
@@ -81,13 +81,15 @@ def test_a_run_ends_when_told_and_goes_on(build):
     put_fixture(build, numbers=(0, 1))
     common = ("--documents", 2, "--seeds", 2, "--other-seeds", 1, "--probe-seeds", 1, "--no-kl", "--jobs", 2)
     plan = run(build, *common, "--plan")
-    assert plan.returncode == 0 and "2 captures, 4 seeds, 1 studies" in plan.stdout and not (build / "quality/answers").exists()
+    contexts = 2 * (len(settings.parts(settings.full(), 1, True)) - 1)
+    assert plan.returncode == 0 and f"2 captures, 4 seeds, {contexts} contexts of other settings, 1 studies" in plan.stdout
+    assert not (build / "quality/answers").exists()
     none = run(build, *common, "--minutes", 0)
-    assert none.returncode == 3 and "7 tasks are left" in none.stdout, none.stderr
+    assert none.returncode == 3 and f"{7 + contexts} tasks are left" in none.stdout, none.stderr
     whole = run(build, *common)
     assert whole.returncode == 0, whole.stdout[-3000:] + whole.stderr[-3000:]
     again = run(build, *common)
-    assert again.returncode == 0 and "0 captures, 0 seeds, 0 studies" in again.stdout
+    assert again.returncode == 0 and "0 captures, 0 seeds, 0 contexts of other settings, 0 studies" in again.stdout
     report = json.loads((build / "quality/report.json").read_text())
     lines = {line["setting"]: line for line in report["summary"]}
     assert lines[settings.DEFAULT]["seeds"] == 2 and lines["uniform 1 %"]["seeds"] == 1 and lines[settings.DEFAULT]["documents"] == 2

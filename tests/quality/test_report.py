@@ -97,6 +97,15 @@ def test_tables_of_every_kind_have_contexts_of_their_own():
     assert [index.bits for index in found] == [2, 0, 0, 2] and found[3].foreign and len(set(map(str, found))) == 4
 
 
+def test_parts_are_all_settings_once():
+    chosen = [*settings.full(), settings.Setting("impossible", "paper", bits=3, paper=(2, 2), balanced=True, dense_layers=True)]
+    for seed in (1, 2):
+        parts = settings.parts(chosen, seed, True)
+        assert sorted(s.name for part in parts.values() for s in part) == sorted(s.name for s in chosen if seed == 1 or s.redraw)
+        assert all(len(settings.indexes(part)) == 1 for name, part in parts.items() if name != "core")
+        assert list(settings.parts(chosen, seed, False)) == ["core"] and all(s.core for s in settings.parts(chosen, seed, False)["core"])
+
+
 def test_points_of_one_curve():
     family = {s.name: s.family for s in settings.full()}
     assert family["signature b=2 0.5 %"] == family["signature b=2 4 %"] == family[settings.MATCHED] == "signature b=2"

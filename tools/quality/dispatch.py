@@ -35,7 +35,7 @@ class Work:
     device: str
 
     def files(self) -> Files:
-        return Files(self.build, repr(self.settings), kl=self.kl, other_seeds=self.other_seeds)
+        return Files(self.build, repr(self.settings), kl=self.kl)
 
 
 # ---- in a worker
@@ -81,7 +81,7 @@ class Worker:
 
             self._threads(max(1, len(self.cpus) - 1))  # one belongs to the daemon: idle threads of torch spin
             run = whole_model.ModelRun(self._loaded(task.model)[0], self.say)
-        wanted = [s for s in self.work.settings if (task.seed == 1 or s.redraw) and (s.core or not self.files.core_only(task))]
+        wanted = table.parts(self.work.settings, task.seed, task.seed <= self.work.other_seeds)[task.part]
         done = evaluate(
             self._client(tensors), tensors, references, wanted, task.seed, probe=task.seed <= self.work.probe_seeds, model_run=run, say=self.say,
             foreign=self._foreign(task),
@@ -198,7 +198,7 @@ class Dispatcher:
     deadline: float
     progress: object
     failures: list[str] = field(default_factory=list)
-    seconds: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+    seconds: dict[tuple, list[float]] = field(default_factory=dict)
 
     def run(self, tasks: list[Task], ready, after=lambda: None) -> list[Task]:
         """What was left undone. after(): called now and then, when something was done."""
@@ -236,7 +236,7 @@ class Dispatcher:
             idle.pipe.send(task)
 
     def _in_time(self, task: Task) -> bool:
-        before = self.seconds.get((task.kind, task.model))
+        before = self.seconds.get(_sort(task))
         return time.monotonic() + (1.2 * float(np.mean(before[-20:])) if before else 0) < self.deadline
 
     def _start(self, cpus: list[int]) -> _Hand:
@@ -262,7 +262,7 @@ class Dispatcher:
         if what == "failed":
             self.failures.append(f"{hand.task}: {text}")
             print(f"quality: {hand.task}: {text}", file=sys.stderr)
-        self.seconds.setdefault((hand.task.kind, hand.task.model), []).append(passed)
+        self.seconds.setdefault(_sort(hand.task), []).append(passed)
         self.progress.finish(f"{hand.task}, {passed:.0f} s")
         hand.task = None
 
@@ -276,6 +276,11 @@ class Dispatcher:
         if hand.process.is_alive():
             hand.process.kill()
             hand.process.join()
+
+
+def _sort(task: Task) -> tuple:
+    """Tasks of one sort take about as long."""
+    return task.kind, task.model, task.part
 
 
 def split_cpus(cpus: list[int], jobs: int) -> list[list[int]]:

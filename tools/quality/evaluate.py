@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-from typing import Callable, Iterator
+from typing import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -29,6 +29,14 @@ class Evaluation:
         fields = {f"{name}|{quantity}": array for name, values in self.arrays.items() for quantity, array in values.items()}
         fields |= {f"{name}|refused": np.asarray(reason) for name, reason in self.refused.items()}
         write_npz(path, fields)
+
+    @classmethod
+    def joined(cls, parts: Iterable[Evaluation]) -> Evaluation:
+        self = cls()
+        for part in parts:
+            self.arrays |= part.arrays
+            self.refused |= part.refused
+        return self
 
     @classmethod
     def load(cls, path: pathlib.Path) -> Evaluation:

@@ -13,27 +13,28 @@ import document
 
 @dataclass(frozen=True)
 class Task:
-    """One thing that a process does by itself. kind: capture, seed (all settings, once) or study."""
+    """One thing that a process does by itself. kind: capture, seed (a part of the settings, once; see settings.parts) or study."""
 
     kind: str
     model: str
     text: str
     number: int
     seed: int = 0
+    part: str = ""
 
     @property
     def document(self) -> str:
         return f"{self.model}-{self.text}-{self.number}"
 
     def __str__(self) -> str:
-        return f"{self.document}, " + (f"seed {self.seed}" if self.kind == "seed" else self.kind)
+        return f"{self.document}, " + (f"seed {self.seed}, {self.part}" if self.kind == "seed" else self.kind)
 
 
 class Files:
-    """engine: a string that changes with the settings; the daemon and the library are hashed here. full: all settings in every seed."""
+    """settings: a string that changes with them; the daemon and the library are hashed here. kl: with whole-model KL."""
 
-    def __init__(self, build: pathlib.Path, settings: str, *, kl: bool, other_seeds: int):
-        self.folder, self.kl, self.other_seeds = build / "quality", kl, other_seeds
+    def __init__(self, build: pathlib.Path, settings: str, *, kl: bool):
+        self.folder, self.kl = build / "quality", kl
         self.engine = document.digest(*(build / name for name in ("magicpigd", "libmagicpig.so.0")), settings)
         self._digests: dict[str, str] = {}
 
@@ -54,26 +55,21 @@ class Files:
                 self._digests[task.document] = stored["digest"].item()
         return self.folder / "answers" / f"{self._digests[task.document]}-{self.engine}"
 
-    def core_only(self, task: Task) -> bool:
-        return task.seed > self.other_seeds
-
     def result(self, task: Task) -> pathlib.Path:
         """Where a task's result goes."""
         if task.kind == "capture":
             return self.capture(task)
         if task.kind == "study":
             return self.answers(task) / "study.json"
-        return self.answers(task) / self._name(task, self.kl, self.core_only(task))
+        return self.answers(task) / self._name(task, self.kl)
 
     @staticmethod
-    def _name(task: Task, kl: bool, core: bool) -> str:
-        return f"{task.seed}{'' if kl else '-heads'}{'-core' if core else ''}.npz"
+    def _name(task: Task, kl: bool) -> str:
+        return f"{task.seed}-{task.part}{'' if kl else '-heads'}.npz"
 
     def found(self, task: Task) -> pathlib.Path | None:
         """A result that says at least as much as is asked; None if there is none."""
         if not self.captured(task):
             return None
-        if task.kind != "seed":
-            return self.result(task) if self.result(task).exists() else None
-        names = [self._name(task, kl, core) for kl in (True, False) for core in (False, True) if kl >= self.kl and core <= self.core_only(task)]
-        return next((path for name in names if (path := self.answers(task) / name).exists()), None)
+        names = [self.result(task).name] + ([self._name(task, True)] if task.kind == "seed" else [])
+        return next((path for name in names if (path := self.result(task).with_name(name)).exists()), None)

@@ -129,21 +129,22 @@ def full(arguments: argparse.Namespace) -> int:
         documents=arguments.documents, device=device(arguments),
     )
     files = work.files()
-    tasks = [t for t in every_task(arguments) if not (files.captured(t) if t.kind == "capture" else files.found(t))]
+    tasks = [t for t in every_task(arguments, work.settings) if not (files.captured(t) if t.kind == "capture" else files.found(t))]
     describe(arguments, tasks, work.device)
     if arguments.plan:
         return 0
     left, failures = ([], []) if arguments.report_only else carry_out(arguments, work, files, tasks)
-    publish(arguments, "report", gather(arguments, files), work.settings, show=True)
+    publish(arguments, "report", gather(arguments, files, work.settings), work.settings, show=True)
     left += tasks if arguments.report_only else []
     if left:
         print(f"quality: {len(left)} tasks are left; the same command goes on with them")
     return 1 if failures else 3 if left else 0
 
 
-def every_task(arguments: argparse.Namespace) -> list:
-    """In the order in which they are to be done: all seeds of a few documents say less than few seeds of all."""
+def every_task(arguments: argparse.Namespace, chosen: list) -> list:
+    """In the order in which they are to be done: few seeds of all documents say more than all seeds of a few."""
     import models
+    import settings
     from files import Task
 
     documents = [
@@ -154,18 +155,23 @@ def every_task(arguments: argparse.Namespace) -> list:
         if number < min(arguments.documents, models.KINDS[model].documents)
     ]
     captures = [Task("capture", *which) for which in documents]
-    seeds = [Task("seed", *which, seed) for seed in range(1, arguments.seeds + 1) for which in documents]
-    studies = [Task("study", *which) for which in documents if which[2] == 0]
-    return captures + seeds[: len(documents)] + studies + seeds[len(documents) :]
+    studies = [(1.5, Task("study", *which)) for which in documents if which[2] == 0]
+    seeds = [
+        (seed if part == "core" else 3 * seed, Task("seed", *which, seed, part))
+        for seed in range(1, arguments.seeds + 1)
+        for part in settings.parts(chosen, seed, seed <= arguments.other_seeds)
+        for which in documents
+    ]
+    return captures + [task for _, task in sorted(studies + seeds, key=lambda ranked: ranked[0])]
 
 
-PACE = {"capture": {"smollm2": 90, "gemma": 350, "gemma-32k": 1300}, "seed": {"smollm2": 120, "gemma": 120, "gemma-32k": 240}, "study": {}}
+PACE = {"capture": {"smollm2": 90, "gemma": 350, "gemma-32k": 1300}, "seed": {"smollm2": 40, "gemma": 40, "gemma-32k": 80}, "study": {}}
 
 
 def describe(arguments: argparse.Namespace, tasks: list, device: str) -> None:
-    counts = ", ".join(f"{sum(t.kind == kind for t in tasks)} {name}" for kind, name in (("capture", "captures"), ("seed", "seeds"), ("study", "studies")))
-    core_seconds = sum(PACE[t.kind].get(t.model, 120) * (0.3 if t.kind == "seed" and t.seed > arguments.other_seeds else 1) for t in tasks)
-    hours = core_seconds / 3600 / arguments.jobs
+    count = lambda kind, other=None: sum(t.kind == kind and other in (None, t.part != "core") for t in tasks)
+    counts = f"{count('capture')} captures, {count('seed', False)} seeds, {count('seed', True)} contexts of other settings, {count('study')} studies"
+    hours = sum(PACE[t.kind].get(t.model, 80) for t in tasks) / 3600 / arguments.jobs
     print(f"to do: {counts}; {arguments.jobs} processes, models on {device}; {hours:.1f} h at the pace of two old cores for each process", flush=True)
 
 
@@ -188,7 +194,7 @@ def carry_out(arguments: argparse.Namespace, work, files, tasks: list) -> tuple[
     return left, crew.failures
 
 
-def gather(arguments: argparse.Namespace, files) -> list:
+def gather(arguments: argparse.Namespace, files, chosen: list) -> list:
     """What has been measured of what was asked for."""
     import json
 
@@ -204,13 +210,13 @@ def gather(arguments: argparse.Namespace, files) -> list:
             documents, study = [], None
             for number in range(arguments.documents):
                 task = Task("study", model, text, number)
-                found = {s: path for s in range(1, arguments.seeds + 1) if (path := files.found(Task("seed", model, text, number, s)))}
+                found = {seed: parts for seed in range(1, arguments.seeds + 1) if (parts := results(arguments, files, chosen, task, seed))}
                 if number == 0 and files.found(task):
                     study = json.loads(files.found(task).read_text())
                 if 1 not in found:
                     continue
                 measured = Measured.of(document.load(files.capture(task), light=True), heads.load_references(files.exact(task)))
-                measured.evaluations = {seed: Evaluation.load(path) for seed, path in found.items()}
+                measured.evaluations = {seed: Evaluation.joined(map(Evaluation.load, parts)) for seed, parts in found.items()}
                 documents.append(measured)
             if documents:
                 groups.append(Group(model, text, documents, study))
@@ -218,6 +224,15 @@ def gather(arguments: argparse.Namespace, files) -> list:
 
 
 # ---- around them
+
+
+def results(arguments: argparse.Namespace, files, chosen: list, task, seed: int) -> list[pathlib.Path]:
+    """Of the parts of a seed; none where the first of them, which all comparisons want, is missing."""
+    import settings
+    from files import Task
+
+    of = lambda part: files.found(Task("seed", task.model, task.text, task.number, seed, part))
+    return [path for part in settings.parts(chosen, seed, seed <= arguments.other_seeds) if (path := of(part))] if of("core") else []
 
 
 class daemon:

@@ -168,6 +168,20 @@ def indexes(settings: list[Setting]) -> list[Index]:
     return found
 
 
+def parts(settings: list[Setting], seed: int, others: bool) -> dict[str, list[Setting]]:
+    """What is to be run for a seed, in parts that can be run apart: what targets are made of first, then (others) the rest, context by context."""
+    wanted = [s for s in settings if seed == 1 or s.redraw]
+    found = {"core": [s for s in wanted if s.core]}
+    rest = [s for s in wanted if not s.core] if others else []
+    for index in indexes(rest):
+        here = [s for s in rest if fits(s, index)]
+        rest = [s for s in rest if s not in here]
+        if here:
+            found[str(index)] = here
+    found["core"] += rest  # no context has what they need: refused there
+    return found
+
+
 def fits(setting: Setting, index: Index) -> bool:
     wants = setting.paper, setting.table_hash, setting.balanced
     return (

@@ -43,13 +43,14 @@ class Group:
     study: dict | None = None  # see studies.py; of the first document
 
     def stack(self, setting: str, quantity: str) -> np.ndarray | None:
-        """[documents, seeds, ...]; None if it was not measured on every document."""
+        """[documents, seeds, ...] of the documents where it was measured; None if there are none."""
         rows = []
         for measured in self.documents:
             seeds = [e.arrays[setting][quantity] for _, e in sorted(measured.evaluations.items()) if quantity in e.arrays.get(setting, {})]
-            if not seeds:
-                return None
-            rows.append(seeds)
+            if seeds:
+                rows.append(seeds)
+        if not rows:
+            return None
         least = min(len(seeds) for seeds in rows)
         return np.stack([np.stack(seeds[:least]) for seeds in rows])
 
