@@ -195,7 +195,9 @@ struct mpig_wire_head {
 	float noise;                // root mean square of (estimated - true) logit
 	float n_eff;                // effective number of rows, (sum w)^2 / sum w^2, by estimates; a mean, as are the next two
 	float mass_1, mass_5;       // share of the mass in the largest 1 % and 5 % of the rows, by estimates
-	uint8_t reserved[16];
+	float drawn;                // rows an answer draws, those that are certain left out; a mean
+	uint32_t best_bits;         // signature_bits at which answers of the same error read least; 0 = not known
+	uint8_t reserved[8];
 };
 static_assert(sizeof(struct mpig_wire_head) == 64, "wire format frozen");
 

@@ -232,6 +232,8 @@ struct mpig_head { /* a KV head of a global layer: how it is indexed, and what s
 	float noise;                /* root mean square of (estimated - true) logit */
 	float n_eff;          /* effective number of rows, (sum w)^2 / sum w^2, by estimates; a running mean, as the next two */
 	float mass_1, mass_5; /* share of the mass in the largest 1 % and 5 % of the rows, by estimates */
+	float drawn;          /* rows an answer draws, those that are certain left out; a running mean */
+	uint32_t best_bits;   /* signature_bits at which answers of the same error read least, by what was seen; 0 = not known */
 };
 /* All KV heads of a context, by layer and number; returns how many there are, fills at most `max`. heads[0].size must be set:
  * it is the stride of the array, and is written into every record. heads may be NULL if max is 0. */

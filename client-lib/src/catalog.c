@@ -132,6 +132,8 @@ static void head_from_wire(const struct mpig_wire_head *w, struct mpig_head *hea
 		.n_eff = w->n_eff,
 		.mass_1 = w->mass_1,
 		.mass_5 = w->mass_5,
+		.drawn = w->drawn,
+		.best_bits = w->best_bits,
 	};
 }
 

@@ -59,7 +59,7 @@ static void approach(double *mean, double value, uint64_t samples)
 void heads_note(struct context *c, uint32_t strip, const struct head_sample *sample)
 {
 	struct heads *h = context_companion(c, COMPANION_HEADS);
-	if (!h || !isfinite(sample->noise2 + sample->n_eff + sample->mass[0] + sample->mass[1]))
+	if (!h || !isfinite(sample->noise2 + sample->n_eff + sample->mass[0] + sample->mass[1] + sample->drawn))
 		return;
 	pthread_mutex_lock(&h->lock);
 	struct head_numbers *mean = &h->strip[strip].mean;
@@ -67,6 +67,7 @@ void heads_note(struct context *c, uint32_t strip, const struct head_sample *sam
 	mean->rows = sample->rows;
 	approach(&mean->noise, sample->noise2, mean->samples);
 	approach(&mean->n_eff, sample->n_eff, mean->samples);
+	approach(&mean->drawn, sample->drawn, mean->samples);
 	for (int i = 0; i < 2; i++)
 		approach(&mean->mass[i], sample->mass[i], mean->samples);
 	pthread_mutex_unlock(&h->lock);

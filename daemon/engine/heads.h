@@ -17,11 +17,12 @@ struct head_sample {    // of one query head
 	double n_eff;   // (sum w)^2 / sum w^2
 	double mass[2]; // of the largest 1 % and 5 % of the rows, as a share
 	uint64_t rows;  // these are of
+	double drawn;   // expected number of rows that are drawn, not certain
 };
 struct head_numbers {
 	uint64_t samples; // 0: the others mean nothing
 	double noise;     // root of the mean of noise2
-	double n_eff, mass[2];
+	double n_eff, mass[2], drawn;
 	uint64_t rows; // of the last sample
 };
 

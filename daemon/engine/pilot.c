@@ -219,14 +219,17 @@ static void observe(struct job *j, uint32_t g, uint32_t r, uint64_t turn, const 
 	if (noise2 < 0)
 		return;
 	memcpy(w, estimate, n * sizeof(*w));
-	double total = k->exp_sum(w, n, k->max(estimate, n)), below, below2;
+	float top = k->max(estimate, n), theta = expf(signature_query(&j->attend, g, r)->tau - top);
+	double total = k->exp_sum(w, n, top), below, below2, squares;
 	uint64_t above;
-	k->split_sums(w, n, INFINITY, &below, &below2, &above);
+	k->split_sums(w, n, INFINITY, &below, &squares, &above);
+	k->split_sums(w, n, theta, &below, &below2, &above);
 	struct head_sample sample = {
 		.noise2 = noise2,
-		.n_eff = total * total / below2 * (double)rows / n,
+		.n_eff = total * total / squares * (double)rows / n,
 		.mass = {largest_mass(estimate, w, n, .01) / total, largest_mass(estimate, w, n, .05) / total},
-		.rows = rows};
+		.rows = rows,
+		.drawn = theta > 0 ? below / (double)theta * (double)rows / n : 0};
 	heads_note(j->request.context, j->attend.layer->first_strip + g, &sample);
 }
 

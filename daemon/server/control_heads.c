@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "daemon/engine/heads.h"
+#include "daemon/index/index.h"
 #include "daemon/server/peer.h"
 #include "shm/status.h"
 
@@ -23,6 +24,20 @@ static int check_heads(struct request *r, const struct mpig_ctl_heads *in)
 	return MPIG_OK;
 }
 
+static uint32_t best_bits(const struct layer *layer, const struct head_numbers *seen)
+{
+	if (!seen->samples)
+		return 0;
+	struct sig_use use = {.d_pad = layer->d_pad,
+	                      .bits = layer->wire.signature_bits,
+	                      .heads = layer->shape.query_heads / layer->shape.kv_heads,
+	                      .row_bytes = layer->rows.stride,
+	                      .rows = (double)seen->rows,
+	                      .drawn = seen->drawn,
+	                      .noise = seen->noise};
+	return sig_best_bits(&use);
+}
+
 static struct mpig_wire_head describe(const struct context *c, uint32_t number, const struct layer *layer, uint32_t kv_head)
 {
 	struct head_numbers seen = heads_read(c, layer->first_strip + kv_head);
@@ -37,6 +52,8 @@ static struct mpig_wire_head describe(const struct context *c, uint32_t number, 
 		.n_eff = (float)seen.n_eff,
 		.mass_1 = (float)seen.mass[0],
 		.mass_5 = (float)seen.mass[1],
+		.drawn = (float)seen.drawn,
+		.best_bits = best_bits(layer, &seen),
 	};
 }
 

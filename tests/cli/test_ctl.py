@@ -229,9 +229,10 @@ def test_show_heads(daemon, client):
     heads = client.heads("heads")
     assert [(h.layer, h.kv_head, h.signature_bits) for h in heads] == [(0, 0, 2), (0, 1, 2), (2, 0, 0), (2, 1, 0)]
     assert [h.signature_version for h in heads] == [1, 1, 0, 0]
-    assert all(h.samples == 0 and h.noise == 0 and h.n_eff == 0 for h in before + heads[2:])
+    assert all(h.samples == 0 and h.noise == 0 and h.n_eff == 0 and h.drawn == 0 and h.best_bits == 0 for h in before + heads[2:])
     for head in heads[:2]:
         assert head.samples == 1 and head.rows == tokens
+        assert 0 < head.drawn <= 0.02 * tokens * 1.01 and head.best_bits in (1, 2, 4)  # the budget's rows, less the certain
         assert 0 < head.noise < 2 and 1 <= head.n_eff <= tokens and 0.01 < head.mass_1 < head.mass_5 < 1
 
     (context,) = json.loads(good(daemon.ctl("show", "--heads", "--json", "heads")))
@@ -241,7 +242,7 @@ def test_show_heads(daemon, client):
     title, *lines = text.splitlines()[-5:]
     assert title.split()[:4] == ["layer", "KV", "head", "bits"]
     assert [line.split()[:5] for line in lines] == [list("00211"), list("01211"), list("20000"), list("21000")]
-    assert lines[3].split()[5:] == ["-"] * 5
+    assert lines[3].split()[5:] == ["-"] * 7
     assert "heads" not in json.loads(good(daemon.ctl("show", "--json", "heads")))[0]
     assert daemon.ctl("show", "--heads", "missing").returncode == NOT_FOUND
     with pytest.raises(magicpig.NotFound):

@@ -532,8 +532,13 @@ static void fake_heads(struct fake *f, int n, const struct mpig_ctl_heads *r)
 		struct mpig_wire_head head[3];
 	} reply = {.page = {.first = r->first + f->heads_shift, .total = f->heads}};
 	for (uint32_t i = r->first; i < f->heads && reply.page.count < 3; i++)
-		reply.head[reply.page.count++] = (struct mpig_wire_head){
-			.layer = i / 2, .kv_head = i % 2, .signature_bits = 2, .samples = i, .noise = (float)i / 4, .n_eff = 7};
+		reply.head[reply.page.count++] = (struct mpig_wire_head){.layer = i / 2,
+		                                                         .kv_head = i % 2,
+		                                                         .signature_bits = 2,
+		                                                         .samples = i,
+		                                                         .noise = (float)i / 4,
+		                                                         .n_eff = 7,
+		                                                         .best_bits = 4};
 	size_t bytes = sizeof(reply.page) + reply.page.count * sizeof(reply.head[0]);
 	reply.page.count += f->heads_more;
 	fake_send(f, n, &r->h, &reply, bytes, 0, NULL, 0);

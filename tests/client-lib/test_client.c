@@ -295,6 +295,7 @@ START_TEST(heads_come_in_pages)
 			ck_assert_int_eq(heads[i].layer, i / 2);
 			ck_assert_int_eq(heads[i].kv_head, i % 2);
 			ck_assert_uint_eq(heads[i].samples, (unsigned)i);
+			ck_assert_uint_eq(heads[i].best_bits, 4);
 			ck_assert_float_eq(heads[i].noise, (float)i / 4);
 		}
 		if (max < 8)

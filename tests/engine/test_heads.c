@@ -121,6 +121,8 @@ START_TEST(the_numbers_are_those_of_the_logits)
 		ck_assert_double_eq_tol(seen.noise / noise, 1, .15); // 1,900 rows: 1.6 % for independent ones
 		// The estimates' noise widens the weights: n_eff is smaller by exp(noise^2). A quarter of the rows are looked at.
 		ck_assert_double_eq_tol(seen.n_eff / real.n_eff * exp(noise * noise), 1, .25);
+		ck_assert_double_gt(seen.drawn, .5 * .01 * ROWS); // of the share asked for; few are certain
+		ck_assert_double_le(seen.drawn, 1.01 * .01 * ROWS);
 		ck_assert_double_eq_tol(seen.mass[0] / real.mass[0], 1, .3);
 		ck_assert_double_eq_tol(seen.mass[1] / real.mass[1], 1, .2);
 	}
@@ -171,8 +173,8 @@ START_TEST(means_run)
 	uint64_t turn;
 	ck_assert(heads_turn(c, 1, &turn));
 	ck_assert_uint_eq(turn, 0);
-	heads_note(c, 1, &(struct head_sample){.noise2 = 1, .n_eff = 10, .mass = {.1, .2}, .rows = 100});
-	heads_note(c, 1, &(struct head_sample){.noise2 = 7, .n_eff = 30, .mass = {.3, .6}, .rows = 200});
+	heads_note(c, 1, &(struct head_sample){.noise2 = 1, .n_eff = 10, .mass = {.1, .2}, .rows = 100, .drawn = 4});
+	heads_note(c, 1, &(struct head_sample){.noise2 = 7, .n_eff = 30, .mass = {.3, .6}, .rows = 200, .drawn = 8});
 	heads_note(c, 1, &(struct head_sample){.noise2 = (double)NAN, .n_eff = 1, .rows = 1});
 	heads_note(c, 1, &(struct head_sample){.n_eff = (double)INFINITY, .rows = 1});
 	struct head_numbers mean = heads_read(c, 1);
@@ -180,6 +182,7 @@ START_TEST(means_run)
 	ck_assert_uint_eq(mean.rows, 200);
 	ck_assert_double_eq_tol(mean.noise, 2, 1e-12);
 	ck_assert_double_eq_tol(mean.n_eff, 20, 1e-12);
+	ck_assert_double_eq_tol(mean.drawn, 6, 1e-12);
 	ck_assert_double_eq_tol(mean.mass[0], .2, 1e-12);
 	ck_assert_double_eq_tol(mean.mass[1], .4, 1e-12);
 	for (uint32_t i = 0; i < 20 * HEADS_MEMORY; i++) // what was is forgotten

@@ -213,6 +213,8 @@ static void heads_json(struct json *json, const struct mpig_head *heads, int cou
 		json_float(json, "n_eff", h->n_eff);
 		json_float(json, "mass_1", h->mass_1);
 		json_float(json, "mass_5", h->mass_5);
+		json_float(json, "drawn", h->drawn);
+		json_uint(json, "best_bits", h->best_bits);
 		json_object_end(json);
 	}
 	json_array_end(json);
@@ -230,8 +232,8 @@ __attribute__((format(printf, 2, 3))) static void cell(struct table *table, cons
 
 static void print_heads(const struct mpig_head *heads, int count)
 {
-	static const char *const titles[] = {">layer", ">KV head", ">bits",  ">version", ">samples",
-	                                     ">rows",  ">noise",   ">n_eff", ">in 1 %",  ">in 5 %"};
+	static const char *const titles[] = {">layer", ">KV head", ">bits",   ">version", ">samples", ">rows",
+	                                     ">noise", ">n_eff",   ">in 1 %", ">in 5 %",  ">drawn",   ">best"};
 	struct table *table = table_create(sizeof(titles) / sizeof(titles[0]), titles);
 	for (int i = 0; i < count; i++) {
 		const struct mpig_head *h = &heads[i];
@@ -242,7 +244,7 @@ static void print_heads(const struct mpig_head *heads, int count)
 		cell(table, "%u", h->signature_version);
 		table_cell(table, text_count(text, h->samples));
 		if (!h->samples) {
-			for (int dash = 0; dash < 5; dash++)
+			for (int dash = 0; dash < 7; dash++)
 				table_cell(table, "-");
 			continue;
 		}
@@ -251,6 +253,8 @@ static void print_heads(const struct mpig_head *heads, int count)
 		cell(table, "%.0f", (double)h->n_eff);
 		table_cell(table, text_share(text, (double)h->mass_1));
 		table_cell(table, text_share(text, (double)h->mass_5));
+		cell(table, "%.0f", (double)h->drawn);
+		cell(table, "%u", h->best_bits);
 	}
 	table_print(table, stdout);
 	table_destroy(table);

@@ -139,6 +139,8 @@ class Head(Structure):
         ("n_eff", c_float),
         ("mass_1", c_float),
         ("mass_5", c_float),
+        ("drawn", c_float),
+        ("best_bits", c_uint32),
     ]
 
 

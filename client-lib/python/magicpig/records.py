@@ -177,7 +177,8 @@ class ContextInfo:
 class Head:
     """A KV head: how it is indexed, and running means over the answers the daemon looked at (one in 64; none: all 0). `noise`: root
     mean square of (estimated - true) logit; `n_eff`: effective number of rows; `mass_1`, `mass_5`: share of the mass in the
-    largest 1 % and 5 % of the rows."""
+    largest 1 % and 5 % of the rows; `drawn`: rows an answer draws besides those that are certain; `best_bits`: signature_bits at
+    which answers of the same error would read least."""
 
     layer: int
     kv_head: int
@@ -189,6 +190,8 @@ class Head:
     n_eff: float
     mass_1: float
     mass_5: float
+    drawn: float
+    best_bits: int
 
 
 @dataclass
