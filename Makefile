@@ -60,10 +60,12 @@ ISA_avx2 := -mavx2 -mfma -mf16c
 ISA_avx512 := -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c
 ISA_avx512vnni := $(ISA_avx512) -mavx512vnni
 ISA_avx512bf16 := $(ISA_avx512) -mavx512bf16
+ISA_amx := $(ISA_avx512vnni) -mamx-tile -mamx-int8
 $(B)/obj/daemon/kernels/%_avx2.o: ISA := -ffp-contract=off $(ISA_avx2)
 $(B)/obj/daemon/kernels/%_avx512.o: ISA := -ffp-contract=off $(ISA_avx512)
 $(B)/obj/daemon/kernels/%_avx512vnni.o: ISA := -ffp-contract=off $(ISA_avx512vnni)
 $(B)/obj/daemon/kernels/%_avx512bf16.o: ISA := -ffp-contract=off $(ISA_avx512bf16)
+$(B)/obj/daemon/kernels/%_amx.o: ISA := -ffp-contract=off $(ISA_amx)
 
 $(B)/obj/%.o: %.c
 	$(call say,CC,$<)

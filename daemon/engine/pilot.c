@@ -242,16 +242,17 @@ int signature_pre(struct job *j, uint32_t g, uint32_t unit, struct engine_scratc
 	uint64_t longest = indexed_rows(a, g, a->queries - 1);
 	uint32_t stride = pilot_stride(longest);
 	size_t most = (size_t)(longest / stride + (uint64_t)PILOT_RUN * (a->view.span_count + 1));
-	float *estimate = scratch_get(s, (SIG_MAX_HEADS + 1) * most * sizeof(float)), *w = estimate + SIG_MAX_HEADS * most;
+	const uint32_t batch = a->group_heads < SIG_MAX_HEADS ? a->group_heads : SIG_MAX_HEADS;
+	float *estimate = scratch_get(s, (batch + 1) * most * sizeof(float)), *w = estimate + batch * most;
 	if (!estimate)
 		return job_fail(j, MPIG_ENOMEM, "no memory for a pilot of %zu rows", most);
 	uint64_t turn = 0;
 	bool look = a->delta <= 0 && heads_turn(j->request.context, a->layer->first_strip + g, &turn);
 	uint32_t n = 0, looked = (uint32_t)(turn % a->queries);
 	for (uint32_t t = 0; t < a->tokens; t++)
-		for (uint32_t i0 = 0; i0 < a->group_heads; i0 += SIG_MAX_HEADS) {
+		for (uint32_t i0 = 0; i0 < a->group_heads; i0 += batch) {
 			uint32_t r0 = t * a->group_heads + i0;
-			uint32_t heads = a->group_heads - i0 < SIG_MAX_HEADS ? a->group_heads - i0 : SIG_MAX_HEADS;
+			uint32_t heads = a->group_heads - i0 < batch ? a->group_heads - i0 : batch;
 			uint64_t rows = indexed_rows(a, g, r0);
 			n = pilot_estimates(j, g, r0, heads, stride, estimate, most);
 			for (uint32_t i = 0; i < heads; i++) {

@@ -47,22 +47,23 @@ static int signature_main(struct job *j, uint32_t g, uint32_t unit, struct engin
 	if (!span->codes) // exact: verified answers have it from the first sample
 		return a->delta > 0 && !a->measuring ? 0 : attend_span(j, g, unit, span, s);
 	const uint32_t most = BLOCK_MAX_ROWS;
-	uint8_t *memory = scratch_get(s, most * (SIG_MAX_HEADS * 8 + 16));
+	const uint32_t batch = a->group_heads < SIG_MAX_HEADS ? a->group_heads : SIG_MAX_HEADS;
+	uint8_t *memory = scratch_get(s, most * (batch * 8 + 16));
 	if (!memory)
 		return job_fail(j, MPIG_ENOMEM, "no memory for a scan");
 	struct sig_hits hits[SIG_MAX_HEADS];
-	for (uint32_t i = 0; i < SIG_MAX_HEADS; i++)
-		hits[i] = (struct sig_hits){.row = (uint32_t *)memory + i * most,
-		                            .estimate = (float *)memory + (SIG_MAX_HEADS + i) * most};
-	float *scratch = (float *)memory + 2 * SIG_MAX_HEADS * most; // 3 x most for attn_selected, 1 x for estimates
+	for (uint32_t i = 0; i < batch; i++)
+		hits[i] =
+			(struct sig_hits){.row = (uint32_t *)memory + i * most, .estimate = (float *)memory + (batch + i) * most};
+	float *scratch = (float *)memory + 2 * batch * most; // 3 x most for attn_selected, 1 x for estimates
 	struct row_set set = {0};
 	uint32_t scanned = 0;
 	for (uint32_t t = 0; t < a->tokens; t++) {
 		uint32_t visible = attend_visible(a, t * a->group_heads, span->first, span->n);
 		scanned = visible > scanned ? visible : scanned;
-		for (uint32_t i0 = 0; i0 < a->group_heads; i0 += SIG_MAX_HEADS) {
+		for (uint32_t i0 = 0; i0 < a->group_heads; i0 += batch) {
 			uint32_t r0 = t * a->group_heads + i0;
-			uint32_t heads = a->group_heads - i0 < SIG_MAX_HEADS ? a->group_heads - i0 : SIG_MAX_HEADS;
+			uint32_t heads = a->group_heads - i0 < batch ? a->group_heads - i0 : batch;
 			for (uint32_t i = 0; i < heads; i++)
 				hits[i].n = 0;
 			if (visible)

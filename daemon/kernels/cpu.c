@@ -2,6 +2,8 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include "daemon/kernels/kernels.h"
 
@@ -9,12 +11,21 @@
 #define LEAF7_EBX_AVX512 (1u << 16 /* F */ | 1u << 17 /* DQ */ | 1u << 30 /* BW */ | 1u << 31 /* VL */)
 #define XCR0_YMM 0x06u // SSE and AVX state are saved by the OS
 #define XCR0_ZMM 0xe6u // and opmask, upper halves, registers 16 to 31
+#define XCR0_TILES (3u << 17)
+#define LEAF7_EDX_AMX (1u << 24 /* TILE */ | 1u << 25 /* INT8 */)
 
 static uint32_t xcr0(void)
 {
 	uint32_t low, high;
 	__asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
 	return low;
+}
+
+// Tiles are 8 KB of state that a process has to ask for (Linux 5.16: Documentation/arch/x86/xstate.rst).
+static int tiles_permitted(void)
+{
+	enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+	return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0;
 }
 
 uint32_t cpu_features(void)
@@ -32,6 +43,8 @@ uint32_t cpu_features(void)
 	features |= CPU_AVX512;
 	if (c & 1u << 11)
 		features |= CPU_AVX512_VNNI;
+	if ((d & LEAF7_EDX_AMX) == LEAF7_EDX_AMX && (state & XCR0_TILES) == XCR0_TILES && tiles_permitted())
+		features |= CPU_AMX_INT8;
 	if (a >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 1u << 5))
 		features |= CPU_AVX512_BF16;
 	return features;
@@ -46,6 +59,7 @@ static const struct {
 	{"avx512", CPU_AVX2 | CPU_AVX512},
 	{"avx512vnni", CPU_AVX2 | CPU_AVX512 | CPU_AVX512_VNNI},
 	{"avx512bf16", CPU_AVX2 | CPU_AVX512 | CPU_AVX512_BF16},
+	{"amx", CPU_AVX2 | CPU_AVX512 | CPU_AVX512_VNNI | CPU_AMX_INT8},
 	{"all", UINT32_MAX},
 };
 

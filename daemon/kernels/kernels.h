@@ -24,9 +24,9 @@ struct row_format {
 };
 
 #define SIG_GROUP 16u
-#define SIG_MAX_HEADS 4u // heads scanned together
-#define SIGNS_KEYS 16u   // keys projected together
-#define SIGNS_QUERIES 4u // queries projected together
+#define SIG_MAX_HEADS 16u // heads scanned together
+#define SIGNS_KEYS 16u    // keys projected together
+#define SIGNS_QUERIES 4u  // queries projected together
 
 // One query head against one set of signature parameters.
 struct sig_query {
@@ -97,10 +97,17 @@ struct kernels {
 	                      uint8_t *positive);
 };
 
-// CPU features, and the mask (MAGICPIG_CPU_MASK: a number, or names joined by '+': c, avx2, avx512, avx512vnni, ...).
+// CPU features, and the mask (MAGICPIG_CPU_MASK: a number, or names joined by '+': c, avx2, avx512, avx512vnni, amx, ...).
 // A name allows its ISA and all that it builds on; "all" allows everything.
-enum cpu_feature { CPU_AVX2 = 1u << 0, CPU_AVX512 = 1u << 1, CPU_AVX512_VNNI = 1u << 2, CPU_AVX512_BF16 = 1u << 3 };
-uint32_t cpu_features(void);                          // of this CPU and OS state (xgetbv)
+enum cpu_feature {
+	CPU_AVX2 = 1u << 0,
+	CPU_AVX512 = 1u << 1,
+	CPU_AVX512_VNNI = 1u << 2,
+	CPU_AVX512_BF16 = 1u << 3,
+	CPU_AMX_INT8 = 1u << 4
+};
+// Of this CPU and OS state. Asks the kernel once for the right to use tiles, which holds for all threads that begin later.
+uint32_t cpu_features(void);
 int cpu_mask_parse(const char *text, uint32_t *mask); // 0, or -1 for an unknown name (*mask unchanged)
 // Fills the table for features & mask. `name` (>= 64 bytes, may be NULL) gets what was chosen, e.g. "avx512+vnni".
 void kernels_init(struct kernels *k, uint32_t features, char *name, size_t name_bytes);
@@ -109,6 +116,7 @@ void kernels_init_c(struct kernels *k);
 void kernels_init_avx2(struct kernels *k);
 void kernels_init_avx512(struct kernels *k);
 void kernels_init_avx512vnni(struct kernels *k); // the two scans only
+void kernels_init_amx(struct kernels *k);        // the same
 
 float f16_to_f32(uint16_t h);
 uint16_t f32_to_f16(float f); // round to nearest even; overflow to infinity

@@ -15,8 +15,8 @@ INLINE void group_sums(const uint8_t *codes, uint32_t words, uint32_t bits, cons
 {
 	const size_t group_bytes = (size_t)words * 64;
 	const __m128i shift = _mm_cvtsi32_si128((int)bits);
-	const int8_t *query[SIG_MAX_HEADS];
-	__m512i sums[2][SIG_MAX_HEADS][GROUPS];
+	const int8_t *query[SCAN_HEADS];
+	__m512i sums[2][SCAN_HEADS][GROUPS];
 	EACH (h, heads) {
 		query[h] = queries[h].q;
 		EACH (g, groups)
@@ -56,19 +56,20 @@ INLINE void group_sums(const uint8_t *codes, uint32_t words, uint32_t bits, cons
 INLINE void groups_sums(const uint8_t *codes, uint32_t words, uint32_t bits, const struct sig_query *queries, uint32_t groups,
                         uint32_t heads, size_t ahead, int32_t out[][SCAN_ROWS], uint32_t row)
 {
-	switch (heads) {
-	case 1:
-		group_sums(codes, words, bits, queries, groups, 1, 2, ahead, out, row);
-		break;
-	case 2:
-		group_sums(codes, words, bits, queries, groups, 2, 2, ahead, out, row);
-		break;
-	case 3:
-		group_sums(codes, words, bits, queries, groups, 3, 1, ahead, out, row);
-		break;
-	default:
-		group_sums(codes, words, bits, queries, groups, 4, 1, ahead, out, row);
-	}
+	for (uint32_t h = 0; h < heads; h += SCAN_HEADS)
+		switch (heads - h) {
+		case 1:
+			group_sums(codes, words, bits, queries + h, groups, 1, 2, ahead, out + h, row);
+			break;
+		case 2:
+			group_sums(codes, words, bits, queries + h, groups, 2, 2, ahead, out + h, row);
+			break;
+		case 3:
+			group_sums(codes, words, bits, queries + h, groups, 3, 1, ahead, out + h, row);
+			break;
+		default:
+			group_sums(codes, words, bits, queries + h, groups, 4, 1, ahead, out + h, row);
+		}
 }
 
 static void block_sums(const uint8_t *codes, uint32_t rows, uint32_t d_pad, uint32_t bits, const struct sig_query *queries,
@@ -83,7 +84,7 @@ static void block_sums(const uint8_t *codes, uint32_t rows, uint32_t d_pad, uint
 		groups_sums(codes, words, bits, queries, 1, heads, ahead, sums->at, row);
 }
 
-SCAN_KERNELS(avx512vnni)
+SCAN_KERNELS(, avx512vnni)
 
 void kernels_init_avx512vnni(struct kernels *k)
 {

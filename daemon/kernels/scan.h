@@ -8,6 +8,7 @@
 #include "daemon/kernels/kernels.h"
 
 #define SCAN_ROWS 64u // four groups
+#define SCAN_HEADS 4u // as many as have their sums in registers
 
 // Sums and estimates of one block, [head][row].
 struct scan_sums {

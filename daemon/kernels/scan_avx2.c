@@ -23,7 +23,7 @@ INLINE void group_sums(const uint8_t *codes, uint32_t words, uint32_t bits, cons
 {
 	const __m256i mask = _mm256_set1_epi8((char)((1u << bits) - 1));
 	const uint32_t limit = scan_words16(bits);
-	__m256i sums[SIG_MAX_HEADS][2];
+	__m256i sums[SCAN_HEADS][2];
 	uint32_t added = 0;
 	EACH (h, heads) {
 		memset(&out[h][row], 0, SIG_GROUP * sizeof **out);
@@ -57,19 +57,20 @@ static void block_sums(const uint8_t *codes, uint32_t rows, uint32_t d_pad, uint
 {
 	const uint32_t words = d_pad * bits / 32;
 	for (uint32_t row = 0; row < rows; row += SIG_GROUP, codes += (size_t)words * 64)
-		switch (heads) {
-		case 1:
-			group_sums(codes, words, bits, queries, 1, sums->at, row);
-			break;
-		case 2:
-			group_sums(codes, words, bits, queries, 2, sums->at, row);
-			break;
-		case 3:
-			group_sums(codes, words, bits, queries, 3, sums->at, row);
-			break;
-		default:
-			group_sums(codes, words, bits, queries, 4, sums->at, row);
-		}
+		for (uint32_t h = 0; h < heads; h += SCAN_HEADS)
+			switch (heads - h) {
+			case 1:
+				group_sums(codes, words, bits, queries + h, 1, sums->at + h, row);
+				break;
+			case 2:
+				group_sums(codes, words, bits, queries + h, 2, sums->at + h, row);
+				break;
+			case 3:
+				group_sums(codes, words, bits, queries + h, 3, sums->at + h, row);
+				break;
+			default:
+				group_sums(codes, words, bits, queries + h, 4, sums->at + h, row);
+			}
 }
 
 // Eight estimates, in the steps that kernels.h lays down.

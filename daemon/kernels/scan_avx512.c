@@ -16,7 +16,7 @@ INLINE void group_sums(const uint8_t *codes, uint32_t words, uint32_t bits, cons
 {
 	const __m512i mask = _mm512_set1_epi8((char)((1u << bits) - 1));
 	const uint32_t limit = scan_words16(bits);
-	__m512i sums[SIG_MAX_HEADS], totals[SIG_MAX_HEADS];
+	__m512i sums[SCAN_HEADS], totals[SCAN_HEADS];
 	uint32_t added = 0;
 	EACH (h, heads)
 		sums[h] = totals[h] = _mm512_setzero_si512();
@@ -48,22 +48,23 @@ static void block_sums(const uint8_t *codes, uint32_t rows, uint32_t d_pad, uint
 {
 	const uint32_t words = d_pad * bits / 32;
 	for (uint32_t row = 0; row < rows; row += SIG_GROUP, codes += (size_t)words * 64)
-		switch (heads) {
-		case 1:
-			group_sums(codes, words, bits, queries, 1, ahead, sums->at, row);
-			break;
-		case 2:
-			group_sums(codes, words, bits, queries, 2, ahead, sums->at, row);
-			break;
-		case 3:
-			group_sums(codes, words, bits, queries, 3, ahead, sums->at, row);
-			break;
-		default:
-			group_sums(codes, words, bits, queries, 4, ahead, sums->at, row);
-		}
+		for (uint32_t h = 0; h < heads; h += SCAN_HEADS)
+			switch (heads - h) {
+			case 1:
+				group_sums(codes, words, bits, queries + h, 1, ahead, sums->at + h, row);
+				break;
+			case 2:
+				group_sums(codes, words, bits, queries + h, 2, ahead, sums->at + h, row);
+				break;
+			case 3:
+				group_sums(codes, words, bits, queries + h, 3, ahead, sums->at + h, row);
+				break;
+			default:
+				group_sums(codes, words, bits, queries + h, 4, ahead, sums->at + h, row);
+			}
 }
 
-SCAN_KERNELS(avx512)
+SCAN_KERNELS(static, avx512)
 
 void scan_init_avx512(struct kernels *k)
 {

@@ -116,16 +116,16 @@ INLINE void select_avx512(block_sums_fn *block_sums, const uint8_t *codes, const
 	}
 }
 
-#define SCAN_KERNELS(isa)                                                                                                        \
-	static void sig_estimate_##isa(const uint8_t *codes, const uint16_t *factors, uint32_t n, uint32_t d_pad, uint32_t bits, \
-	                               const struct sig_query *queries, uint32_t heads, float *out, size_t ld)                   \
+#define SCAN_KERNELS(storage, isa)                                                                                               \
+	storage void sig_estimate_##isa(const uint8_t *codes, const uint16_t *factors, uint32_t n, uint32_t d_pad,               \
+	                                uint32_t bits, const struct sig_query *queries, uint32_t heads, float *out, size_t ld)   \
 	{                                                                                                                        \
 		estimate_avx512(block_sums, codes, factors, n, d_pad, bits, queries, heads, out, ld);                            \
 	}                                                                                                                        \
-	static void sig_select_##isa(const uint8_t *codes, const uint16_t *factors, uint32_t begin, uint32_t end,                \
-	                             uint32_t d_pad, uint32_t bits, const struct sig_query *queries, uint32_t heads,             \
-	                             const float *noise, struct sig_hits *hits, const uint8_t *rows, uint32_t stride,            \
-	                             uint32_t row_bytes)                                                                         \
+	storage void sig_select_##isa(const uint8_t *codes, const uint16_t *factors, uint32_t begin, uint32_t end,               \
+	                              uint32_t d_pad, uint32_t bits, const struct sig_query *queries, uint32_t heads,            \
+	                              const float *noise, struct sig_hits *hits, const uint8_t *rows, uint32_t stride,           \
+	                              uint32_t row_bytes)                                                                        \
 	{                                                                                                                        \
 		select_avx512(block_sums, codes, factors, begin, end, d_pad, bits, queries, heads, noise, hits, rows, stride,    \
 		              row_bytes);                                                                                        \

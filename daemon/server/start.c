@@ -135,7 +135,7 @@ static int start_memory(struct server *s)
 	uint32_t mask;
 	if (cpu_mask_parse(o->engine.cpu_mask, &mask) != 0) {
 		log_error("engine.cpu_mask = %s: unknown instruction set; a number, or names joined by + such as c, avx2, "
-		          "avx512, avx512vnni, all",
+		          "avx512, avx512vnni, amx, all",
 		          o->engine.cpu_mask);
 		return -1;
 	}

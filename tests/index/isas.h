@@ -9,11 +9,11 @@
 
 #include "daemon/kernels/kernels.h"
 
-enum { ISAS_MAX = 4 };
+enum { ISAS_MAX = 5 };
 
 static inline uint32_t isas(struct kernels table[ISAS_MAX])
 {
-	const uint32_t steps[] = {CPU_AVX2, CPU_AVX2 | CPU_AVX512, UINT32_MAX};
+	const uint32_t steps[] = {CPU_AVX2, CPU_AVX2 | CPU_AVX512, CPU_AVX2 | CPU_AVX512 | CPU_AVX512_VNNI, UINT32_MAX};
 	uint32_t have = cpu_features(), last = 0, count = 1;
 	kernels_init_c(&table[0]);
 	for (uint32_t i = 0; i < sizeof(steps) / sizeof(*steps); i++) {

@@ -13,7 +13,7 @@
 #include "tests/kernels/kernel_harness.h"
 
 #define D 128u
-#define HEADS 4u
+#define HEADS 16u
 #define UNIT 4096u
 #define DENSE 256u // rows that scores and values visit together
 #define MAX_REPEATS 101u
@@ -190,9 +190,11 @@ static void run_select(struct bench *b, const struct kernels *k, const struct sh
 	struct sig_query *q = queries[s->bits / 2];
 	const size_t code_bytes = D * s->bits / 8;
 	const uint8_t *codes = next_window(b, (size_t)b->rows * code_bytes), *rows = next_window(b, (size_t)b->rows * 512);
-	if (!q->q) {
-		queries_init(b, s, q);
-		choose_tau(b, k, s, codes, q);
+	if (!q->q) { // for whatever number of heads
+		struct shape all = *s;
+		all.heads = HEADS;
+		queries_init(b, &all, q);
+		choose_tau(b, k, &all, codes, q);
 	}
 	double start = now_ns();
 	for (uint32_t at = 0; at < b->rows; at += UNIT) {
@@ -458,6 +460,12 @@ int main(int argc, char **argv)
 		{"sig_select", ROW_BF16, 4, 4, 66, run_select, 0},
 		{"sig_select", ROW_F16, 2, 4, 34, run_select, 0},
 		{"sig_select", ROW_BF16, 2, 1, 34, run_select, 0},
+		{"sig_select", ROW_BF16, 2, 2, 34, run_select, 0},
+		{"sig_select", ROW_BF16, 2, 8, 34, run_select, 0},
+		{"sig_select", ROW_F16, 2, 8, 34, run_select, 0},
+		{"sig_select", ROW_F16, 1, 8, 18, run_select, 0},
+		{"sig_select", ROW_F16, 2, 16, 34, run_select, 0},
+		{"sig_select", ROW_F16, 1, 4, 18, run_select, 0},
 		{"sig_estimate", ROW_BF16, 2, 4, 34, run_estimate, 0},
 		{"dense", ROW_BF16, 0, 4, 512, run_dense, 0},
 		{"dense", ROW_F16, 0, 4, 512, run_dense, 0},

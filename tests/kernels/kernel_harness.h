@@ -12,7 +12,7 @@
 
 #include "daemon/kernels/kernels.h"
 
-#define MAX_ISAS 4u
+#define MAX_ISAS 5u
 struct isa {
 	struct kernels k;
 	char name[64];
@@ -21,7 +21,8 @@ struct isa {
 // C first, then every rung that this CPU can climb.
 static inline uint32_t isas_of_cpu(struct isa *isas)
 {
-	static const uint32_t rungs[MAX_ISAS] = {0, CPU_AVX2, CPU_AVX2 | CPU_AVX512, CPU_AVX2 | CPU_AVX512 | CPU_AVX512_VNNI};
+	static const uint32_t rungs[MAX_ISAS] = {0, CPU_AVX2, CPU_AVX2 | CPU_AVX512, CPU_AVX2 | CPU_AVX512 | CPU_AVX512_VNNI,
+	                                         CPU_AVX2 | CPU_AVX512 | CPU_AVX512_VNNI | CPU_AMX_INT8};
 	uint32_t n = 0, features = cpu_features();
 	for (uint32_t i = 0; i < MAX_ISAS; i++)
 		if ((rungs[i] & features) == rungs[i]) {
