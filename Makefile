@@ -127,7 +127,7 @@ TEST_ENV  = MAGICPIGD=$(abspath $(B))/magicpigd MAGICPIGCTL=$(abspath $(B))/magi
 TEST_LIMIT ?= $(if $(MPIG_LONG),3600,300)
 CLANG_FORMAT ?= $(or $(shell command -v clang-format),clang-format-14)
 
-.PHONY: FORCE check-c quality-demo quality quality-quick
+.PHONY: FORCE check-c quality-demo quality quality-quick quality-speed
 
 all: ## build everything (the default)
 
@@ -142,6 +142,9 @@ quality-demo: deps python-deps all ## the demo, with every planted fact over sev
 
 quality: deps python-deps all ## how near the answers come to full attention, on two models (hours; QUICK=1: a fixture)
 	@$(VENV)/bin/python tools/quality/quality.py --build $(B) $(if $(QUICK),--quick) $(QUALITY)
+quality-speed: deps python-deps all ## time at equal error, signature against paper, on the documents that `make quality` has captured
+	@$(VENV)/bin/python tools/quality/speed.py --build $(B) --json $(B)/quality/speed.json $(SPEED) $(wildcard $(B)/quality/documents/*-[0-9].npz)
+
 quality-quick: deps python-deps all ## the same on committed tensors, with thresholds (a minute)
 	@$(VENV)/bin/python tools/quality/quality.py --build $(B) --quick $(QUALITY)
 

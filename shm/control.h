@@ -6,7 +6,7 @@
 //   HELLO        ------------------->   versions, epoch, instance, limits
 //   QUEUE_CREATE [old memfd]  ------>   geometry + memfd, eventfd (SCM_RIGHTS)
 //   CREATE / OPEN / OPEN_PREFIX ---->   context record, bound to the client's handle
-//   CLOSE, DROP, LIST, SHOW, FORK, CHMOD, STATUS, PING, CONFIG_GET, VERIFY
+//   CLOSE, DROP, LIST, SHOW, FORK, CHMOD, STATUS, PING, CONFIG_GET, VERIFY, HEADS
 #ifndef MPIG_SHM_CONTROL_H
 #define MPIG_SHM_CONTROL_H
 
@@ -19,6 +19,7 @@
 #define MPIG_NAME_BYTES 128u // including the terminating zero
 #define MPIG_TEXT_BYTES 256u
 #define MPIG_LIST_PAGE 64u
+#define MPIG_HEADS_PAGE 512u
 #define MPIG_MAX_HANDLES 4096u // per connection
 
 enum mpig_control_op {
@@ -38,6 +39,7 @@ enum mpig_control_op {
 	MPIG_CTL_STATUS = 14,
 	MPIG_CTL_CONFIG_GET = 15,
 	MPIG_CTL_VERIFY = 16, // one part of a context a message, until the reply has more = 0
+	MPIG_CTL_HEADS = 17,  // a page of KV heads a message
 	MPIG_CTL_COUNT
 };
 
@@ -183,6 +185,32 @@ struct mpig_ctl_verify { // request and reply
 	uint8_t reserved[32];
 };
 
+// What sampled answers showed about one KV head of a global layer, and how it is indexed.
+struct mpig_wire_head {
+	uint32_t layer, kv_head;
+	uint32_t signature_bits;    // 0 = no signature index
+	uint32_t signature_version; // 0 = none yet
+	uint64_t samples;           // answers looked at since the daemon began; 0: what follows is 0
+	uint64_t rows;              // the figures are of, in the last of them
+	float noise;                // root mean square of (estimated - true) logit
+	float n_eff;                // effective number of rows, (sum w)^2 / sum w^2, by estimates; a mean, as are the next two
+	float mass_1, mass_5;       // share of the mass in the largest 1 % and 5 % of the rows, by estimates
+	float drawn;                // rows an answer draws, those that are certain left out; a mean
+	uint32_t best_bits;         // signature_bits at which answers of the same error read least; 0 = not known
+	uint8_t reserved[8];
+};
+static_assert(sizeof(struct mpig_wire_head) == 64, "wire format frozen");
+
+struct mpig_ctl_heads { // request and reply; the reply is followed by count x struct mpig_wire_head
+	struct mpig_control_header h;
+	char name[MPIG_NAME_BYTES];
+	uint32_t first; // in the order of layers and KV heads, 0 to begin
+	uint32_t count; // reply: that follow
+	uint32_t total; // reply: of the context
+	uint32_t reserved0;
+	uint8_t reserved[32];
+};
+
 struct mpig_ctl_list {
 	struct mpig_control_header h;
 	uint64_t cursor; // 0 to begin; the reply's cursor to go on; 0 in a reply = end
@@ -221,5 +249,7 @@ static_assert(sizeof(struct mpig_control_header) == 24, "wire format frozen");
 static_assert(sizeof(struct mpig_wire_context) % 8 == 0, "wire format frozen");
 static_assert(sizeof(struct mpig_ctl_list) + MPIG_LIST_PAGE * sizeof(struct mpig_wire_context) <= MPIG_CONTROL_MAX_BYTES,
               "a page of contexts fits one datagram");
+static_assert(sizeof(struct mpig_ctl_heads) + MPIG_HEADS_PAGE * sizeof(struct mpig_wire_head) <= MPIG_CONTROL_MAX_BYTES,
+              "a page of heads fits one datagram");
 
 #endif

@@ -222,6 +222,22 @@ MPIG_API int mpig_context_chmod(mpig_client *client, const char *name, unsigned 
 MPIG_API int mpig_context_info(mpig_client *client, const char *name, struct mpig_context_info *info);
 /* The layers of a context; returns their number, copies at most `max`. */
 MPIG_API int mpig_context_layers(mpig_client *client, const char *name, struct mpig_layer *layers, int max);
+struct mpig_head { /* a KV head of a global layer: how it is indexed, and what sampled answers showed about it */
+	size_t size;
+	int layer, kv_head;
+	int signature_bits;         /* 0 = no signature index */
+	uint32_t signature_version; /* 0 = none yet */
+	uint64_t samples;           /* answers looked at since the daemon began, one in 64; 0: what follows is 0 */
+	uint64_t rows;              /* that the figures are of, in the last of them */
+	float noise;                /* root mean square of (estimated - true) logit */
+	float n_eff;          /* effective number of rows, (sum w)^2 / sum w^2, by estimates; a running mean, as the next two */
+	float mass_1, mass_5; /* share of the mass in the largest 1 % and 5 % of the rows, by estimates */
+	float drawn;          /* rows an answer draws, those that are certain left out; a running mean */
+	uint32_t best_bits;   /* signature_bits at which answers of the same error read least, by what was seen; 0 = not known */
+};
+/* All KV heads of a context, by layer and number; returns how many there are, fills at most `max`. heads[0].size must be set:
+ * it is the stride of the array, and is written into every record. heads may be NULL if max is 0. */
+MPIG_API int mpig_context_heads(mpig_client *client, const char *name, struct mpig_head *heads, int max);
 struct mpig_verification {
 	size_t size;
 	uint64_t bytes;                       /* read */

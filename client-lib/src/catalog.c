@@ -119,6 +119,67 @@ int mpig_context_layers(mpig_client *c, const char *name, struct mpig_layer *lay
 	return rc;
 }
 
+static void head_from_wire(const struct mpig_wire_head *w, struct mpig_head *head)
+{
+	*head = (struct mpig_head){
+		.layer = (int)w->layer,
+		.kv_head = (int)w->kv_head,
+		.signature_bits = (int)w->signature_bits,
+		.signature_version = w->signature_version,
+		.samples = w->samples,
+		.rows = w->rows,
+		.noise = w->noise,
+		.n_eff = w->n_eff,
+		.mass_1 = w->mass_1,
+		.mass_5 = w->mass_5,
+		.drawn = w->drawn,
+		.best_bits = w->best_bits,
+	};
+}
+
+// Takes over the heads of a page, which begin at number `first`; *first is what comes after them. Returns how many there are in all.
+static int take_heads(mpig_client *c, uint32_t *first, struct mpig_head *heads, uint32_t max)
+{
+	const struct mpig_ctl_heads *page = (const void *)c->reply;
+	const struct mpig_wire_head *w = (const void *)(page + 1);
+	if (page->count > MPIG_HEADS_PAGE || page->total > MPIG_MAX_LAYERS * MPIG_MAX_HEADS || page->first != *first ||
+	    c->reply_bytes < sizeof(*page) + page->count * sizeof(*w) || (!page->count && *first < page->total))
+		return error_set(c, MPIG_EPROTO, "%u of %u heads in %u bytes", page->count, page->total, c->reply_bytes);
+	for (uint32_t i = 0; i < page->count && *first + i < max; i++) {
+		struct mpig_head known;
+		size_t stride = heads->size;
+		uint8_t *place = (uint8_t *)heads + (*first + i) * stride;
+		head_from_wire(&w[i], &known);
+		memcpy(place, &stride, sizeof(stride));
+		int rc = options_return(c, "mpig_head", place, &known, sizeof(known));
+		if (rc)
+			return rc;
+	}
+	*first += page->count;
+	return (int)page->total;
+}
+
+int mpig_context_heads(mpig_client *c, const char *name, struct mpig_head *heads, int max)
+{
+	if (client_forked(c))
+		return MPIG_EFORK;
+	int rc = name_check(c, "name", name);
+	if (rc)
+		return rc;
+	if (max < 0 || (max > 0 && !heads))
+		return error_set(c, MPIG_EINVAL, "max = %d: must not be negative, and heads not NULL", max);
+	uint32_t first = 0;
+	do {
+		struct mpig_ctl_heads request = {.first = first};
+		memcpy(request.name, name, strlen(name));
+		pthread_mutex_lock(&c->lock);
+		rc = client_call(c, MPIG_CTL_HEADS, &request, sizeof(request), -1, sizeof(request), NULL);
+		rc = rc ? rc : take_heads(c, &first, heads, (uint32_t)max);
+		pthread_mutex_unlock(&c->lock);
+	} while (rc > 0 && first < (uint32_t)rc && first < (uint32_t)max);
+	return rc;
+}
+
 static int verify_part(mpig_client *c, const char *name, struct mpig_ctl_verify *part)
 {
 	struct mpig_ctl_verify request = {.segment = part->segment, .part = part->part, .sum = part->sum};

@@ -4,6 +4,9 @@
 #include <math.h>
 #include <string.h>
 
+#include "daemon/base/rng.h"
+#include "daemon/engine/heads.h"
+
 enum {
 	PILOT_RUN = 64,     // rows of one stretch of the pilot
 	PILOT_STRIDE = 16,  // one stretch in so many is looked at
@@ -158,6 +161,78 @@ static float pilot_threshold(struct job *j, uint32_t g, uint32_t r, const float 
 	return tau;
 }
 
+// ---- what the pilot shows (heads.h) ----------------------------------------------------------------------------------
+
+// Sum of the weights of the k largest estimates, w being exp of each but for a common factor.
+static double largest_mass(const float *estimate, const float *w, uint32_t n, double share)
+{
+	uint32_t k = (uint32_t)(share * n + .5);
+	struct cut cut = cut_largest(estimate, n, k ? k : 1);
+	double mass = 0;
+	for (uint32_t i = 0; i < n; i++)
+		if (estimate[i] > cut.value || (estimate[i] == cut.value && i < cut.end))
+			mass += (double)w[i];
+	return mass;
+}
+
+static float bent(float s, float cap)
+{
+	return cap > 0 ? cap * tanhf(s / cap) : s;
+}
+
+// Mean square of (estimate - logit) over a stretch of one of the spans: `turn` picks it. Negative: no rows.
+static double measure_noise(struct job *j, uint32_t g, uint32_t r, uint64_t turn)
+{
+	struct attend *a = &j->attend;
+	const struct layer *layer = a->layer;
+	const struct span *span = &a->view.strip[g].spans[turn % a->view.span_count];
+	uint32_t n = attend_visible(a, r, span->first, span->n), groups = n / PILOT_RUN;
+	if (!span->codes || !groups)
+		return -1;
+	uint32_t row = (span->block_row + SIG_GROUP - 1) & ~(SIG_GROUP - 1);
+	row += (uint32_t)(rng_hash(turn, g) % groups) * PILOT_RUN;
+	uint32_t run = span->block_row + n - row < PILOT_RUN ? span->block_row + n - row : PILOT_RUN;
+	struct sig_query query = *signature_query(a, g, r);
+	struct attn_head head = attend_logits(a, g, r, span->first, span->centre);
+	float estimate[PILOT_RUN], product[PILOT_RUN];
+	const uint8_t *codes = span->codes + sig_code_bytes(layer->d_pad, layer->wire.signature_bits, row);
+	j->engine->kernels->sig_estimate(codes, span->factors + row, run, layer->d_pad, layer->wire.signature_bits, &query, 1,
+	                                 estimate, PILOT_RUN);
+	j->engine->kernels->scores[layer->rows.type](&layer->rows,
+	                                             span->rows + (size_t)(row - span->block_row) * layer->rows.stride, NULL, run,
+	                                             attend_query(a, g, r), 1, product, PILOT_RUN);
+	double sum = 0;
+	for (uint32_t i = 0; i < run; i++) {
+		float cap = layer->wire.softcap, s = head.scale * (product[i] + head.q_centre);
+		double error = (double)bent(estimate[i], cap) - (double)bent(s, cap);
+		sum += error * error;
+	}
+	attend_count(a, 0, run * (uint64_t)layer->rows.stride);
+	return sum / run;
+}
+
+static void observe(struct job *j, uint32_t g, uint32_t r, uint64_t turn, const float *estimate, uint32_t n, uint64_t rows,
+                    float *w)
+{
+	const struct kernels *k = j->engine->kernels;
+	double noise2 = n ? measure_noise(j, g, r, turn) : -1;
+	if (noise2 < 0)
+		return;
+	memcpy(w, estimate, n * sizeof(*w));
+	float top = k->max(estimate, n), theta = expf(signature_query(&j->attend, g, r)->tau - top);
+	double total = k->exp_sum(w, n, top), below, below2, squares;
+	uint64_t above;
+	k->split_sums(w, n, INFINITY, &below, &squares, &above);
+	k->split_sums(w, n, theta, &below, &below2, &above);
+	struct head_sample sample = {
+		.noise2 = noise2,
+		.n_eff = total * total / squares * (double)rows / n,
+		.mass = {largest_mass(estimate, w, n, .01) / total, largest_mass(estimate, w, n, .05) / total},
+		.rows = rows,
+		.drawn = theta > 0 ? below / (double)theta * (double)rows / n : 0};
+	heads_note(j->request.context, j->attend.layer->first_strip + g, &sample);
+}
+
 // One threshold per (strip, head), over all segments, before any random number is drawn.
 int signature_pre(struct job *j, uint32_t g, uint32_t unit, struct engine_scratch *s)
 {
@@ -171,16 +246,21 @@ int signature_pre(struct job *j, uint32_t g, uint32_t unit, struct engine_scratc
 	float *estimate = scratch_get(s, (batch + 1) * most * sizeof(float)), *w = estimate + batch * most;
 	if (!estimate)
 		return job_fail(j, MPIG_ENOMEM, "no memory for a pilot of %zu rows", most);
-	uint32_t n = 0;
+	uint64_t turn = 0;
+	bool look = a->delta <= 0 && heads_turn(j->request.context, a->layer->first_strip + g, &turn);
+	uint32_t n = 0, looked = (uint32_t)(turn % a->queries);
 	for (uint32_t t = 0; t < a->tokens; t++)
 		for (uint32_t i0 = 0; i0 < a->group_heads; i0 += batch) {
 			uint32_t r0 = t * a->group_heads + i0;
 			uint32_t heads = a->group_heads - i0 < batch ? a->group_heads - i0 : batch;
 			uint64_t rows = indexed_rows(a, g, r0);
 			n = pilot_estimates(j, g, r0, heads, stride, estimate, most);
-			for (uint32_t i = 0; i < heads; i++)
+			for (uint32_t i = 0; i < heads; i++) {
 				signature_query(a, g, r0 + i)->tau =
 					pilot_threshold(j, g, r0 + i, estimate + i * most, n, rows, w);
+				if (look && r0 + i == looked)
+					observe(j, g, looked, turn, estimate + i * most, n, rows, w);
+			}
 		}
 	attend_count(a, 0, n * a->layer->code_bytes_per_row);
 	return 0;

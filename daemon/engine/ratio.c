@@ -30,7 +30,7 @@ static void ratios_release(void *data)
 
 static struct ratios *ratios_of(struct context *c)
 {
-	struct ratios *r = context_companion(c);
+	struct ratios *r = context_companion(c, COMPANION_RATIO);
 	if (r)
 		return r;
 	uint32_t strips = context_strips(c);
@@ -41,10 +41,10 @@ static struct ratios *ratios_of(struct context *c)
 	r->strips = strips;
 	for (uint32_t i = 0; i < strips; i++)
 		r->strip[i].mean = 1;
-	if (context_companion_set(c, r, ratios_release))
+	if (context_companion_set(c, COMPANION_RATIO, r, ratios_release))
 		return r;
 	ratios_release(r);
-	return context_companion(c);
+	return context_companion(c, COMPANION_RATIO);
 }
 
 static void settle(struct strip_ratio *s)
@@ -78,7 +78,7 @@ void ratio_take(struct context *c, const struct layer *layer, bool step, uint64_
 
 void ratio_note(struct context *c, const struct layer *layer, uint32_t kv_head, uint64_t position, double ratio)
 {
-	struct ratios *r = context_companion(c);
+	struct ratios *r = context_companion(c, COMPANION_RATIO);
 	if (!r || !(ratio >= 0))
 		return;
 	pthread_mutex_lock(&r->lock);

@@ -39,6 +39,17 @@ void sig_encode(const struct kernels *k, const struct sig_params *p, const float
                 uint32_t row, float *scratch);
 // Standard deviation of an estimate's error, over g |q'| layer scale, for keys and rotations as the README assumes: at 1, 2 and 4 bits.
 float sig_noise(uint32_t bits);
+// The width (1, 2 or 4 bits) at which answers of the same error are cheapest (README.md), from what was seen at another.
+struct sig_use {
+	uint32_t d_pad, bits; // of the codes that were used
+	uint32_t heads;       // query heads that share a scan
+	uint32_t row_bytes;   // of K and V
+	double rows;          // that are scanned
+	double drawn;         // rows that one query head's answer drew (not certain ones)
+	double noise;         // deviation of estimated from true logits
+};
+double sig_cost(const struct sig_use *use, uint32_t bits); // of one answer of the group, in bytes of a scan
+uint32_t sig_best_bits(const struct sig_use *use); // a wider one only if it is cheaper; 0 if a number of use is not finite
 // Query side: q [d_k] fp32 -> out [d_pad] int8 and its scale (max |q'| / 127, round to nearest even), and q.mu.
 // This is the reference for the GPU kernel: same operations, same order.
 void sig_encode_query(const struct kernels *k, const struct sig_params *p, const float *q, int8_t *out, float *scale, float *q_mu,

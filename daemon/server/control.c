@@ -37,6 +37,7 @@ static const struct {
 	[MPIG_CTL_STATUS] = {"STATUS", control_status, sizeof(struct mpig_control_header), false, 0, true},
 	[MPIG_CTL_CONFIG_GET] = {"CONFIG_GET", control_config_get, sizeof(struct mpig_control_header), false, 0, true},
 	[MPIG_CTL_VERIFY] = {"VERIFY", control_verify, sizeof(struct mpig_ctl_verify), false, 0, false},
+	[MPIG_CTL_HEADS] = {"HEADS", control_heads, sizeof(struct mpig_ctl_heads), false, 0, true},
 };
 
 int control_fail(struct request *r, int status, const char *format, ...)

@@ -126,8 +126,10 @@ struct context {
 	uint32_t writer_pid;
 	void *private_data;
 	void (*private_release)(void *data);
-	_Atomic(void *) companion; // set once
-	void (*companion_release)(void *data);
+	struct {
+		_Atomic(void *) data; // set once
+		void (*release)(void *data);
+	} companion[COMPANIONS];
 
 	struct prefix_node *prefix; // where its committed tokens end in the tree of its fingerprint; NULL: it has none
 	uint64_t prefix_end;

@@ -210,8 +210,9 @@ void context_unref(struct context *c)
 		return;
 	if (c->private_release)
 		c->private_release(c->private_data);
-	if (c->companion_release)
-		c->companion_release(c->companion);
+	for (uint32_t i = 0; i < COMPANIONS; i++)
+		if (c->companion[i].release)
+			c->companion[i].release(c->companion[i].data);
 	spec_unref(c->spec);
 	free(c->rows);
 	free(c->damage);
@@ -271,17 +272,18 @@ void context_private_set(struct context *c, void *data, void (*release)(void *da
 	c->private_release = release;
 }
 
-void *context_companion(const struct context *c)
+void *context_companion(const struct context *c, enum companion which)
 {
-	return atomic_load_explicit(&c->companion, memory_order_acquire);
+	return atomic_load_explicit(&c->companion[which].data, memory_order_acquire);
 }
 
-bool context_companion_set(struct context *c, void *data, void (*release)(void *data))
+bool context_companion_set(struct context *c, enum companion which, void *data, void (*release)(void *data))
 {
 	void *none = NULL;
-	if (!atomic_compare_exchange_strong_explicit(&c->companion, &none, data, memory_order_acq_rel, memory_order_acquire))
+	if (!atomic_compare_exchange_strong_explicit(&c->companion[which].data, &none, data, memory_order_acq_rel,
+	                                             memory_order_acquire))
 		return false;
-	c->companion_release = release;
+	c->companion[which].release = release;
 	return true;
 }
 

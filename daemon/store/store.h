@@ -200,9 +200,10 @@ uint64_t context_rows(const struct context *c, uint32_t layer); // appended so f
 void *context_private(const struct context *c);
 // Replaces, and releases, what was there.
 void context_private_set(struct context *c, void *data, void (*release)(void *data));
-// A second one, which any job may read at any time; set once (false: somebody was faster, and `data` stays the caller's).
-void *context_companion(const struct context *c);
-bool context_companion_set(struct context *c, void *data, void (*release)(void *data));
+// More of them, which any job may read at any time; each is set once (false: somebody was faster, and `data` stays the caller's).
+enum companion { COMPANION_RATIO, COMPANION_HEADS, COMPANIONS };
+void *context_companion(const struct context *c, enum companion which);
+bool context_companion_set(struct context *c, enum companion which, void *data, void (*release)(void *data));
 // Commits tokens [position, position + count): every global layer must hold them (MPIG_ERANGE names the layer in why). Re-committing
 // the same position with the same ids is success.
 int context_commit(struct store *s, struct context *c, uint64_t position, uint64_t count, const uint32_t *tokens, char *why);

@@ -211,6 +211,45 @@ def test_show_json(daemon, book):
     assert (context["layers"][0]["paper_k"], context["layers"][0]["paper_l"]) == (8, 75)
 
 
+def test_show_heads(daemon, client):
+    import magicpig
+    import numpy
+
+    tokens, random = 6000, numpy.random.default_rng(3)
+    layer = magicpig.Layer(query_heads=4, kv_heads=2, d_k=64, signature_bits=2)
+    sliding = magicpig.Layer(kind="sliding", query_heads=4, kv_heads=2, d_k=64, window=128)
+    plain = magicpig.Layer(query_heads=4, kv_heads=2, d_k=64)
+    with client.create("heads", magicpig.Spec([layer, sliding, plain], seed=7)) as context, client.queue() as queue:
+        for number in (0, 2):
+            k, v = (random.standard_normal((tokens, 2, 64), dtype=numpy.float32) for _ in range(2))
+            queue.append(context, number, 0, k, v)
+        queue.commit(context, 0, numpy.arange(tokens, dtype=numpy.uint32), seal=True)
+        before = client.heads("heads")
+        queue.attend(context, 0, random.standard_normal((4, 64), dtype=numpy.float32), budget=0.02)
+    heads = client.heads("heads")
+    assert [(h.layer, h.kv_head, h.signature_bits) for h in heads] == [(0, 0, 2), (0, 1, 2), (2, 0, 0), (2, 1, 0)]
+    assert [h.signature_version for h in heads] == [1, 1, 0, 0]
+    assert all(h.samples == 0 and h.noise == 0 and h.n_eff == 0 and h.drawn == 0 and h.best_bits == 0 for h in before + heads[2:])
+    for head in heads[:2]:
+        assert head.samples == 1 and head.rows == tokens
+        assert 0 < head.drawn <= 0.02 * tokens * 1.01 and head.best_bits in (1, 2, 4)  # the budget's rows, less the certain
+        assert 0 < head.noise < 2 and 1 <= head.n_eff <= tokens and 0.01 < head.mass_1 < head.mass_5 < 1
+
+    (context,) = json.loads(good(daemon.ctl("show", "--heads", "--json", "heads")))
+    assert [(h["layer"], h["kv_head"], h["samples"]) for h in context["heads"]] == [(0, 0, 1), (0, 1, 1), (2, 0, 0), (2, 1, 0)]
+    assert context["heads"][1]["n_eff"] == pytest.approx(heads[1].n_eff)
+    text = good(daemon.ctl("show", "--heads", "heads"))
+    title, *lines = text.splitlines()[-5:]
+    assert title.split()[:4] == ["layer", "KV", "head", "bits"]
+    assert [line.split()[:5] for line in lines] == [list("00211"), list("01211"), list("20000"), list("21000")]
+    assert lines[3].split()[5:] == ["-"] * 7
+    assert "heads" not in json.loads(good(daemon.ctl("show", "--json", "heads")))[0]
+    assert daemon.ctl("show", "--heads", "missing").returncode == NOT_FOUND
+    with pytest.raises(magicpig.NotFound):
+        client.heads("missing")
+    client.drop("heads")
+
+
 def test_several_names_of_which_one_is_missing(daemon, book):
     result = daemon.ctl("show", "--json", "missing", "book")
     assert result.returncode == NOT_FOUND

@@ -69,11 +69,12 @@ struct fake {
 	// behaviour
 	uint16_t control_version;
 	uint32_t abi_version;
-	atomic_bool hold;    // take entries, complete none until it is false again
-	atomic_bool reverse; // complete held entries last first
-	atomic_bool park;    // sleep on the eventfds with NEED_WAKEUP set
-	atomic_bool mute;    // answer no control message but HELLO
-	atomic_bool garble;  // answer control messages with nonsense
+	uint32_t heads, heads_shift, heads_more; // of every context; what HEADS says wrongly
+	atomic_bool hold;                        // take entries, complete none until it is false again
+	atomic_bool reverse;                     // complete held entries last first
+	atomic_bool park;                        // sleep on the eventfds with NEED_WAKEUP set
+	atomic_bool mute;                        // answer no control message but HELLO
+	atomic_bool garble;                      // answer control messages with nonsense
 	atomic_bool refuse_adoption;
 	atomic_bool other_epoch;   // write another daemon's epoch into new regions
 	atomic_bool bad_slot;      // complete with a slot that was not sent
@@ -523,6 +524,26 @@ static void fake_by_name(struct fake *f, int n, const struct mpig_ctl_open *r)
 	}
 }
 
+// Pages of three. Head i is number i % 2 of layer i / 2.
+static void fake_heads(struct fake *f, int n, const struct mpig_ctl_heads *r)
+{
+	struct {
+		struct mpig_ctl_heads page;
+		struct mpig_wire_head head[3];
+	} reply = {.page = {.first = r->first + f->heads_shift, .total = f->heads}};
+	for (uint32_t i = r->first; i < f->heads && reply.page.count < 3; i++)
+		reply.head[reply.page.count++] = (struct mpig_wire_head){.layer = i / 2,
+		                                                         .kv_head = i % 2,
+		                                                         .signature_bits = 2,
+		                                                         .samples = i,
+		                                                         .noise = (float)i / 4,
+		                                                         .n_eff = 7,
+		                                                         .best_bits = 4};
+	size_t bytes = sizeof(reply.page) + reply.page.count * sizeof(reply.head[0]);
+	reply.page.count += f->heads_more;
+	fake_send(f, n, &r->h, &reply, bytes, 0, NULL, 0);
+}
+
 static void fake_close(struct fake *f, int n, const struct mpig_ctl_open *r)
 {
 	struct mpig_control_header done;
@@ -573,6 +594,9 @@ static void fake_message(struct fake *f, int n, const struct mpig_control_header
 		break;
 	case MPIG_CTL_LIST:
 		fake_list(f, n, (const void *)h);
+		break;
+	case MPIG_CTL_HEADS:
+		fake_heads(f, n, (const void *)h);
 		break;
 	case MPIG_CTL_QUEUE_CREATE:
 		fake_queue_create(f, n, (const void *)h, fd);

@@ -282,6 +282,41 @@ START_TEST(lists_in_pages)
 }
 END_TEST
 
+START_TEST(heads_come_in_pages)
+{
+	fixture_fake->heads = 7; // three of their pages
+	struct mpig_head heads[8] = {{.size = sizeof(heads[0])}};
+	mpig_client *c = fixture_connect(0, 0);
+	for (int max = 0; max <= 8; max++) {
+		memset(heads + 1, 0xee, sizeof(heads) - sizeof(heads[0]));
+		ck_assert_int_eq(mpig_context_heads(c, "any", max ? heads : NULL, max), 7);
+		for (int i = 0; i < max && i < 7; i++) {
+			ck_assert_uint_eq(heads[i].size, sizeof(heads[0]));
+			ck_assert_int_eq(heads[i].layer, i / 2);
+			ck_assert_int_eq(heads[i].kv_head, i % 2);
+			ck_assert_uint_eq(heads[i].samples, (unsigned)i);
+			ck_assert_uint_eq(heads[i].best_bits, 4);
+			ck_assert_float_eq(heads[i].noise, (float)i / 4);
+		}
+		if (max < 8)
+			ck_assert_int_eq(heads[max ? max : 1].layer, (int)0xeeeeeeee); // not one too many
+	}
+	ck_assert_int_eq(mpig_context_heads(c, "any", NULL, 1), MPIG_EINVAL);
+	ck_assert_int_eq(mpig_context_heads(c, "any", heads, -1), MPIG_EINVAL);
+	ck_assert_int_eq(mpig_context_heads(c, "", heads, 8), MPIG_EINVAL);
+	heads[0].size = 4;
+	ck_assert_int_eq(mpig_context_heads(c, "any", heads, 8), MPIG_EINVAL);
+	heads[0].size = sizeof(heads[0]);
+	fixture_fake->heads_more = 1; // says one more than it sends
+	ck_assert_int_eq(mpig_context_heads(c, "any", heads, 8), MPIG_EPROTO);
+	fixture_fake->heads_more = 0, fixture_fake->heads_shift = 1;
+	ck_assert_int_eq(mpig_context_heads(c, "any", heads, 8), MPIG_EPROTO);
+	fixture_fake->heads_shift = 0, fixture_fake->heads = MPIG_MAX_LAYERS * MPIG_MAX_HEADS + 1;
+	ck_assert_int_eq(mpig_context_heads(c, "any", heads, 8), MPIG_EPROTO);
+	mpig_disconnect(c);
+}
+END_TEST
+
 START_TEST(daemon_gone_for_good)
 {
 	mpig_client *never = fixture_connect(0, -1), *a_while = fixture_connect(0, 50);
@@ -421,6 +456,7 @@ static void add_tests(TCase *t)
 	tcase_add_test(t, specs_name_field_and_limit);
 	tcase_add_test(t, contexts_by_name_and_prefix);
 	tcase_add_test(t, lists_in_pages);
+	tcase_add_test(t, heads_come_in_pages);
 	tcase_add_test(t, daemon_gone_for_good);
 	tcase_add_test(t, restart_reopens_contexts);
 	tcase_add_test(t, lease_taken_meanwhile);

@@ -193,6 +193,47 @@ START_TEST(reserved_bytes_must_be_zero)
 }
 END_TEST
 
+static int ask_heads(struct mpig_ctl_heads heads)
+{
+	int socket = greeted();
+	wire_header(&heads.h, MPIG_CTL_HEADS, sizeof(heads));
+	int status = call(socket, &heads, sizeof(heads));
+	close(socket);
+	return status;
+}
+
+START_TEST(heads_are_asked_for_properly)
+{
+	const struct mpig_ctl_heads good = {.name = "witness"}, *page = (const void *)reply.bytes;
+	const struct mpig_wire_head *head = (const void *)(page + 1);
+	struct mpig_ctl_heads bad;
+	ck_assert_int_eq(ask_heads(good), MPIG_OK);
+	ck_assert_uint_eq(page->count, 2);
+	ck_assert_uint_eq(page->total, 2);
+	ck_assert_uint_eq(head[1].kv_head, 1);
+	bad = good, bad.first = 1;
+	ck_assert_int_eq(ask_heads(bad), MPIG_OK);
+	ck_assert_uint_eq(page->count, 1);
+	ck_assert_uint_eq(head[0].kv_head, 1);
+	bad = good, bad.first = UINT32_MAX;
+	ck_assert_int_eq(ask_heads(bad), MPIG_OK);
+	ck_assert_uint_eq(page->count, 0);
+	ck_assert_uint_eq(page->total, 2);
+	bad = good, bad.name[0] = 'x';
+	ck_assert_int_eq(ask_heads(bad), MPIG_ENOENT);
+	bad = good, memset(bad.name, 'w', sizeof(bad.name));
+	ck_assert_int_eq(ask_heads(bad), MPIG_EPROTO);
+	bad = good, bad.count = 1;
+	ck_assert_int_eq(ask_heads(bad), MPIG_EPROTO);
+	bad = good, bad.total = 1;
+	ck_assert_int_eq(ask_heads(bad), MPIG_EPROTO);
+	bad = good, bad.reserved0 = 1;
+	ck_assert_int_eq(ask_heads(bad), MPIG_EPROTO);
+	bad = good, bad.reserved[31] = 1;
+	ck_assert_int_eq(ask_heads(bad), MPIG_EPROTO);
+}
+END_TEST
+
 START_TEST(queue_sizes_are_checked)
 {
 	static const struct {
@@ -344,6 +385,8 @@ static size_t request_size(unsigned op)
 		return sizeof(struct mpig_ctl_create) + 2 * sizeof(struct mpig_wire_layer);
 	case MPIG_CTL_LIST:
 		return sizeof(struct mpig_ctl_list);
+	case MPIG_CTL_HEADS:
+		return sizeof(struct mpig_ctl_heads);
 	case MPIG_CTL_VERIFY:
 		return sizeof(struct mpig_ctl_verify);
 	case MPIG_CTL_PING:
@@ -424,6 +467,7 @@ int main(void)
 	tcase_add_test(framing, an_empty_or_huge_datagram_is_refused);
 	tcase_add_test(framing, hello_must_match);
 	tcase_add_test(framing, reserved_bytes_must_be_zero);
+	tcase_add_test(framing, heads_are_asked_for_properly);
 	tcase_add_test(framing, queue_sizes_are_checked);
 	tcase_add_test(descriptors, foreign_regions_are_not_adopted);
 	tcase_add_test(descriptors, descriptors_nobody_asked_for_are_closed);

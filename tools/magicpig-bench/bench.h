@@ -19,6 +19,11 @@ struct head_result { // one KV head, one thread
 	double signature_rows, paper_rows;  // rows per query head
 	double index_us_per_row, append_us; // build at seal; one decoded token of one KV head
 };
+enum { BENCH_PROPOSALS = 10 };
+struct proposal_result { // one KV head, one thread, 4 query heads, d = 128
+	const char *name;
+	double ms, rows; // rows per query head
+};
 struct layer_result { // one layer through the ring: 8 KV heads, 32 query heads, d = 128
 	unsigned workers;
 	double dense_ms, signature_ms;                 // as the client sees it
@@ -37,6 +42,7 @@ double seconds(void);
 struct roofline bench_roofline(uint32_t row_bytes);
 // mask: CPU features to use. Prints nothing.
 struct head_result bench_head(uint32_t rows, uint32_t mask, int with_paper);
+void bench_proposals(uint32_t rows, uint32_t mask, struct proposal_result out[BENCH_PROPOSALS]);
 // Starts `daemon` privately, measures, stops it. 0, or -1 with a message on stderr.
 int bench_queue(const char *daemon, struct queue_result *out);
 

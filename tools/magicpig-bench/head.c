@@ -5,58 +5,17 @@
 #include <string.h>
 
 #include "daemon/store/pool.h"
-#include "tests/lib/engine_fixture.h"
 #include "tools/magicpig-bench/bench.h"
+#include "tools/magicpig-bench/strips.h"
 
-enum { D = 128, GROUP = 4, STRIPS = 6, REPETITIONS = 31, CHUNK = 4096, DECODED = 64 };
-
-static void append_all(struct fixture *f, struct context *c, uint32_t rows, float *k, float *v, const float *q)
-{
-	for (uint32_t at = 0; at < rows; at += CHUNK) {
-		uint32_t n = rows - at < CHUNK ? rows - at : CHUNK;
-		for (uint32_t layer = 0; layer < STRIPS; layer++) {
-			fill_normal(k, (size_t)n * D, at + layer * 7919u, 1);
-			fill_normal(v, (size_t)n * D, at + layer * 7919u + 1, 1);
-			fixture_append(f, c, layer, at, n, k, v, at + n == rows ? q : NULL, 1);
-		}
-	}
-}
-
-static struct mpig_sqe request(uint32_t layer, uint32_t rows, uint8_t proposal, float budget, uint64_t seed)
-{
-	return (struct mpig_sqe){.op = MPIG_OP_ATTEND,
-	                         .layer = (uint16_t)layer,
-	                         .count = 1,
-	                         .end = rows,
-	                         .proposal = proposal,
-	                         .budget = budget,
-	                         .seed = seed};
-}
-
-static double attend_ms(struct fixture *f, struct context *c, uint32_t layer, uint32_t rows, uint8_t proposal, uint64_t seed,
-                        const float *q, double *kept)
-{
-	struct mpig_sqe e = request(layer, rows, proposal, .01f, seed);
-	struct mpig_layer_shape s = context_layer(c, layer)->shape;
-	struct mpig_payload_layout l = mpig_attend_layout(&s, 1, MPIG_F32, 0);
-	memcpy(f->slot + l.q, q, GROUP * D * sizeof(float));
-	double start = seconds();
-	fixture_run(f, c, &e, NULL);
-	double taken = seconds() - start;
-	uint32_t n;
-	for (uint32_t h = 0; h < GROUP; h++) {
-		memcpy(&n, f->slot + l.rows + 4 * h, 4);
-		*kept += n / (double)GROUP;
-	}
-	return taken * 1e3;
-}
+enum { D = STRIP_DIM, GROUP = STRIP_GROUP, STRIPS = 6, REPETITIONS = 31, DECODED = 64 };
 
 // Where a signature request's time goes: up to the first unit's end it plans, signs the queries and sets the thresholds; a request
 // for almost no rows scans as one for 1 % does, and attends nothing.
 static void signature_stages(struct fixture *f, struct context *c, uint32_t layer, uint32_t rows, uint64_t seed, double *pilot_ms,
                              double *scan_ms)
 {
-	struct engine_request r = {.entry = request(layer, rows, MPIG_PROPOSAL_SIGNATURE, 1e-6f, seed),
+	struct engine_request r = {.entry = strip_request(layer, rows, MPIG_PROPOSAL_SIGNATURE, 1e-6f, seed),
 	                           .payload_in = f->slot,
 	                           .payload_out = f->slot,
 	                           .slot_bytes = f->slot_bytes,
@@ -85,9 +44,9 @@ struct head_result bench_head(uint32_t rows, uint32_t mask, int with_paper)
 	layer.paper_k = with_paper ? 10 : 0;
 	layer.paper_l = with_paper ? 150 : 0;
 	struct context *c = fixture_context(&f, "bench", &layer, STRIPS, 1);
-	float *k = malloc((size_t)CHUNK * D * 4), *v = malloc((size_t)CHUNK * D * 4), q[GROUP * D];
+	float k[D], v[D], q[GROUP * D];
 	fill_normal(q, GROUP * D, 3, 1);
-	append_all(&f, c, rows, k, v, q);
+	strips_append(&f, c, STRIPS, rows, q);
 	double start = seconds();
 	fixture_commit(&f, c, 0, rows, true);
 	r.index_us_per_row = (seconds() - start) * 1e6 / ((double)rows * STRIPS);
@@ -97,11 +56,12 @@ struct head_result bench_head(uint32_t rows, uint32_t mask, int with_paper)
 	for (int i = 0; i < REPETITIONS; i++) {
 		fill_normal(q, GROUP * D, 100u + (uint64_t)i, 1);
 		uint32_t l = (uint32_t)i % STRIPS;
-		dense[i] = attend_ms(&f, c, l, rows, MPIG_PROPOSAL_DENSE, 1, q, &ignored);
-		signature[i] =
-			attend_ms(&f, c, (l + 2) % STRIPS, rows, MPIG_PROPOSAL_SIGNATURE, (uint64_t)i, q, &r.signature_rows);
+		dense[i] = strip_attend_ms(&f, c, l, rows, MPIG_PROPOSAL_DENSE, 1, q, &ignored);
+		signature[i] = strip_attend_ms(&f, c, (l + 2) % STRIPS, rows, MPIG_PROPOSAL_SIGNATURE, (uint64_t)i, q,
+		                               &r.signature_rows);
 		signature_stages(&f, c, (l + 3) % STRIPS, rows, (uint64_t)i, &pilot[i], &scan[i]);
-		paper[i] = with_paper ? attend_ms(&f, c, (l + 4) % STRIPS, rows, MPIG_PROPOSAL_PAPER, 1, q, &r.paper_rows) : 0;
+		paper[i] =
+			with_paper ? strip_attend_ms(&f, c, (l + 4) % STRIPS, rows, MPIG_PROPOSAL_PAPER, 1, q, &r.paper_rows) : 0;
 	}
 	r.dense_ms = median(dense, REPETITIONS);
 	r.signature_ms = median(signature, REPETITIONS);
@@ -110,6 +70,8 @@ struct head_result bench_head(uint32_t rows, uint32_t mask, int with_paper)
 	r.paper_ms = with_paper ? median(paper, REPETITIONS) : NAN;
 	r.signature_rows /= REPETITIONS;
 	r.paper_rows = with_paper ? r.paper_rows / REPETITIONS : NAN;
+	fill_normal(k, D, 5, 1);
+	fill_normal(v, D, 6, 1);
 	double append[DECODED];
 	for (uint32_t i = 0; i < DECODED; i++) {
 		double total = 0;
@@ -122,8 +84,6 @@ struct head_result bench_head(uint32_t rows, uint32_t mask, int with_paper)
 		fixture_commit(&f, c, rows + i, 1, false);
 	}
 	r.append_us = median(append, DECODED);
-	free(k);
-	free(v);
 	context_unref(c);
 	fixture_stop(&f);
 	return r;

@@ -33,18 +33,20 @@ double median(double *x, size_t n)
 	return percentile(x, n, .5);
 }
 
-enum { ROOFLINE = 1, HEAD = 2, RING = 4, LAYER = 8, MAX_COUNTS = 16 };
+enum { ROOFLINE = 1, HEAD = 2, RING = 4, LAYER = 8, PROPOSALS = 16, MAX_COUNTS = 16 };
 
 static const char usage[] =
 	"usage: magicpig-bench [OPTIONS] [PART...]\n"
 	"Parts (all by default):\n"
 	"  roofline       what one core of this machine can read\n"
 	"  head           one KV head, one thread, the engine alone\n"
+	"  proposals      the same for every way of choosing rows\n"
 	"  ring           NOP round trips, and the idle daemon\n"
 	"  layer          one layer (8 KV heads, 32 query heads) through a daemon with 1, 2, 4, ... workers\n"
 	"Options:\n"
 	"  --rows N       rows of a KV head (96000)\n"
-	"  --mask NAMES   CPU features to use in 'head', joined by '+' (c, avx2, avx512, avx512vnni, amx); all by default\n"
+	"  --mask NAMES   CPU features to use in 'head' and 'proposals', joined by '+' (c, avx2, avx512, avx512vnni, amx); all "
+        "by default\n"
 	"  --no-paper     leave out the SimHash tables, whose build takes most of the time\n"
 	"  --workers LIST numbers of workers for 'layer', e.g. 1,4,15; default: powers of two and all but one CPU\n"
 	"  --daemon PATH  the magicpigd that 'ring' and 'layer' start privately; default $MAGICPIGD, else magicpigd beside this "
@@ -80,13 +82,13 @@ static int parse_workers(const char *text, struct options *o)
 
 static int parse_part(const char *name, struct options *o)
 {
-	static const char *const names[] = {"roofline", "head", "ring", "layer"};
+	static const char *const names[] = {"roofline", "head", "ring", "layer", "proposals"};
 	for (unsigned i = 0; i < sizeof(names) / sizeof(names[0]); i++)
 		if (strcmp(name, names[i]) == 0) {
 			o->parts |= 1u << i;
 			return 0;
 		}
-	return refuse("part", name, "one of roofline, head, ring, layer");
+	return refuse("part", name, "one of roofline, head, proposals, ring, layer");
 }
 
 static int parse_option(int c, struct options *o)
@@ -154,7 +156,7 @@ static int parse(int argc, char **argv, struct options *o)
 	for (int i = optind; !status && i < argc; i++)
 		status = parse_part(argv[i], o);
 	if (!o->parts)
-		o->parts = ROOFLINE | HEAD | RING | LAYER;
+		o->parts = ROOFLINE | HEAD | RING | LAYER | PROPOSALS;
 	if (!o->daemon)
 		o->daemon = beside(argv[0]);
 	if (!o->worker_counts)
@@ -183,6 +185,7 @@ struct results {
 	struct head_result head;
 	struct queue_result ring;
 	struct layer_result layer[MAX_COUNTS];
+	struct proposal_result proposal[BENCH_PROPOSALS];
 };
 
 static void print_roofline(FILE *out, const struct results *r, int json)
@@ -220,6 +223,17 @@ static void print_head(FILE *out, const struct results *r, int json)
 	print(out, f, COUNT(f), json);
 }
 
+static void print_proposals(FILE *out, const struct results *r, int json)
+{
+	if (!json)
+		fprintf(out, "%-36s %15s %10s\n", "one KV head, 4 query heads, 1 %", "rows per head", "ms");
+	for (size_t i = 0; i < BENCH_PROPOSALS; i++) {
+		const struct proposal_result *p = &r->proposal[i];
+		fprintf(out, json ? "%s\"%s\": {\"rows\": %.6g, \"ms\": %.6g}" : "%s  %-34s %15.5g %10.4g\n",
+		        json && i ? ", " : "", p->name, p->rows, p->ms);
+	}
+}
+
 static void print_ring(FILE *out, const struct results *r, int json)
 {
 	const struct figure f[] = {
@@ -251,7 +265,10 @@ static void report(FILE *out, const struct options *o, const struct results *r, 
 		unsigned part;
 		const char *name;
 		void (*print)(FILE *out, const struct results *r, int json);
-	} part[] = {{ROOFLINE, "roofline", print_roofline}, {HEAD, "head", print_head}, {RING, "ring", print_ring}};
+	} part[] = {{ROOFLINE, "roofline", print_roofline},
+	            {HEAD, "head", print_head},
+	            {PROPOSALS, "proposals", print_proposals},
+	            {RING, "ring", print_ring}};
 	fprintf(out, json ? "{\n  \"kernels\": \"%s\"" : "kernels: %s\n", r->isa);
 	for (size_t i = 0; i < COUNT(part); i++) {
 		if (!(o->parts & part[i].part))
@@ -300,6 +317,8 @@ int main(int argc, char **argv)
 		r.roof = bench_roofline(512);
 	if (o.parts & HEAD)
 		r.head = bench_head(o.rows, o.mask, o.paper);
+	if (o.parts & PROPOSALS)
+		bench_proposals(o.rows, o.mask, r.proposal);
 	if (o.parts & RING && bench_queue(o.daemon, &r.ring))
 		return 1;
 	for (unsigned i = 0; o.parts & LAYER && i < o.worker_counts; i++)

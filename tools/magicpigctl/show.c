@@ -1,5 +1,6 @@
-// magicpigctl show: one context in full, its layers grouped where they are equal.
+// magicpigctl show: one context in full, its layers grouped where they are equal, or its KV heads one by one.
 #include <inttypes.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,6 +11,8 @@
 #include "text.h"
 
 #define MAX_LAYERS 512
+
+enum { OPTION_HEADS = CTL_OPTION_OWN };
 
 static const char *kind_name(int kind)
 {
@@ -190,8 +193,88 @@ static void print_json(struct json *json, const struct mpig_context_info *info, 
 		if (!grouped_before(layers, i))
 			group_json(json, layers, i, count);
 	json_array_end(json);
-	json_object_end(json);
 }
+
+// ---- heads -----------------------------------------------------------------------------------------------------------
+
+static void heads_json(struct json *json, const struct mpig_head *heads, int count)
+{
+	json_array(json, "heads");
+	for (int i = 0; i < count; i++) {
+		const struct mpig_head *h = &heads[i];
+		json_object(json, NULL);
+		json_int(json, "layer", h->layer);
+		json_int(json, "kv_head", h->kv_head);
+		json_int(json, "signature_bits", h->signature_bits);
+		json_uint(json, "signature_version", h->signature_version);
+		json_uint(json, "samples", h->samples);
+		json_uint(json, "rows", h->rows);
+		json_float(json, "noise", h->noise);
+		json_float(json, "n_eff", h->n_eff);
+		json_float(json, "mass_1", h->mass_1);
+		json_float(json, "mass_5", h->mass_5);
+		json_float(json, "drawn", h->drawn);
+		json_uint(json, "best_bits", h->best_bits);
+		json_object_end(json);
+	}
+	json_array_end(json);
+}
+
+__attribute__((format(printf, 2, 3))) static void cell(struct table *table, const char *format, ...)
+{
+	char text[TEXT_SHORT];
+	va_list arguments;
+	va_start(arguments, format);
+	vsnprintf(text, sizeof(text), format, arguments);
+	va_end(arguments);
+	table_cell(table, text);
+}
+
+static void print_heads(const struct mpig_head *heads, int count)
+{
+	static const char *const titles[] = {">layer", ">KV head", ">bits",   ">version", ">samples", ">rows",
+	                                     ">noise", ">n_eff",   ">in 1 %", ">in 5 %",  ">drawn",   ">best"};
+	struct table *table = table_create(sizeof(titles) / sizeof(titles[0]), titles);
+	for (int i = 0; i < count; i++) {
+		const struct mpig_head *h = &heads[i];
+		char text[TEXT_SHORT];
+		cell(table, "%d", h->layer);
+		cell(table, "%d", h->kv_head);
+		cell(table, "%d", h->signature_bits);
+		cell(table, "%u", h->signature_version);
+		table_cell(table, text_count(text, h->samples));
+		if (!h->samples) {
+			for (int dash = 0; dash < 7; dash++)
+				table_cell(table, "-");
+			continue;
+		}
+		table_cell(table, text_count(text, h->rows));
+		cell(table, "%.3f", (double)h->noise);
+		cell(table, "%.0f", (double)h->n_eff);
+		table_cell(table, text_share(text, (double)h->mass_1));
+		table_cell(table, text_share(text, (double)h->mass_5));
+		cell(table, "%.0f", (double)h->drawn);
+		cell(table, "%u", h->best_bits);
+	}
+	table_print(table, stdout);
+	table_destroy(table);
+}
+
+// All heads of a context, to be freed; the number of them or a negative status.
+static int get_heads(mpig_client *client, const char *name, struct mpig_head **heads)
+{
+	int count = mpig_context_heads(client, name, NULL, 0);
+	if (count < 0)
+		return count;
+	*heads = calloc((size_t)count + 1, sizeof(**heads));
+	if (!*heads)
+		return MPIG_ENOMEM;
+	(*heads)->size = sizeof(**heads);
+	int now = mpig_context_heads(client, name, *heads, count);
+	return now < count ? now : count;
+}
+
+static bool with_heads;
 
 static int show(mpig_client *client, const char *name, struct json *json, bool again)
 {
@@ -204,21 +287,34 @@ static int show(mpig_client *client, const char *name, struct json *json, bool a
 	if (count < 0)
 		return count;
 	count = count > MAX_LAYERS ? MAX_LAYERS : count;
+	struct mpig_head *heads = NULL;
+	int head_count = with_heads ? get_heads(client, name, &heads) : 0;
+	if (head_count < 0) {
+		free(heads);
+		return head_count;
+	}
 	if (ctl_globals.json) {
 		print_json(json, &info, layers, count);
-		return MPIG_OK;
+		if (with_heads)
+			heads_json(json, heads, head_count);
+		json_object_end(json);
+	} else {
+		if (again)
+			putchar('\n');
+		print_context(&info, layers, count);
+		if (with_heads)
+			print_heads(heads, head_count);
 	}
-	if (again)
-		putchar('\n');
-	print_context(&info, layers, count);
+	free(heads);
 	return MPIG_OK;
 }
 
 static int run(const struct ctl_command *self, int argc, char **argv)
 {
-	static const struct option options[] = {CTL_GLOBAL_OPTIONS, {NULL, 0, NULL, 0}};
+	static const struct option options[] = {
+		CTL_GLOBAL_OPTIONS, {"heads", no_argument, NULL, OPTION_HEADS}, {NULL, 0, NULL, 0}};
 	while (ctl_option(self, argc, argv, "h", options) != -1)
-		continue;
+		with_heads = true; // its only option
 	if (optind == argc)
 		return ctl_usage(self, "which context? Give one name or more (`magicpigctl ls` shows them)");
 
@@ -247,6 +343,6 @@ const struct ctl_command ctl_show = {
 	.name = "show",
 	.arguments = "NAME...",
 	.summary = "Tells all about contexts: sizes, owner, index, layers",
-	.options = NULL,
+	.options = "      --heads              also a line for every KV head: bits, logit noise, how concentrated its mass is\n",
 	.run = run,
 };

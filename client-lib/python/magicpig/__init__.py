@@ -40,6 +40,6 @@ from .errors import (
 )
 from .merging import merge, merge_error
 from .queue import Queue
-from .records import AttendResult, Completion, ContextInfo, DaemonStatus, Layer, Spec, Verification
+from .records import AttendResult, Completion, ContextInfo, DaemonStatus, Head, Layer, Spec, Verification
 
 __version__ = "0.1.0"

@@ -126,6 +126,24 @@ class ContextInfo(Structure):
     ]
 
 
+class Head(Structure):
+    _fields_ = [
+        ("size", c_size_t),
+        ("layer", c_int),
+        ("kv_head", c_int),
+        ("signature_bits", c_int),
+        ("signature_version", c_uint32),
+        ("samples", c_uint64),
+        ("rows", c_uint64),
+        ("noise", c_float),
+        ("n_eff", c_float),
+        ("mass_1", c_float),
+        ("mass_5", c_float),
+        ("drawn", c_float),
+        ("best_bits", c_uint32),
+    ]
+
+
 class Verification(Structure):
     _fields_ = [
         ("size", c_size_t),
@@ -211,6 +229,7 @@ STRUCTS = {
     "mpig_layer": Layer,
     "mpig_spec": Spec,
     "mpig_context_info": ContextInfo,
+    "mpig_head": Head,
     "mpig_verification": Verification,
     "mpig_open_options": OpenOptions,
     "mpig_queue_options": QueueOptions,
@@ -240,6 +259,7 @@ FUNCTIONS: dict[str, tuple[object, list[object]]] = {
     "mpig_context_info": (c_int, [_handle, c_char_p, POINTER(ContextInfo)]),
     "mpig_context_verify": (c_int, [_handle, c_char_p, POINTER(Verification)]),
     "mpig_context_layers": (c_int, [_handle, c_char_p, POINTER(Layer), c_int]),
+    "mpig_context_heads": (c_int, [_handle, c_char_p, POINTER(Head), c_int]),
     "mpig_context_list": (c_int, [_handle, POINTER(c_uint64), POINTER(ContextInfo), c_int]),
     "mpig_context_name": (c_char_p, [_handle]),
     "mpig_context_committed": (c_uint64, [_handle]),

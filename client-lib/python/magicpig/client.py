@@ -14,7 +14,7 @@ from typing import Any, Iterator
 from . import _lib, errors
 from .arrays import token_array
 from .queue import Queue
-from .records import ContextInfo, DaemonStatus, Layer, Spec, Verification, record
+from .records import ContextInfo, DaemonStatus, Head, Layer, Spec, Verification, record
 
 _UNCHANGED = 0xFFFFFFFF  # of a uid or gid
 
@@ -168,6 +168,15 @@ class Client:
         raw = (_lib.Layer * max(1, count))()
         count = min(count, self._check(self._lib.mpig_context_layers(self._open_handle(), name.encode(), raw, count)))
         return [Layer._unpack(raw[i]) for i in range(count)]
+
+    def heads(self, name: str) -> list[Head]:
+        """Every KV head of a context's global layers, with what the daemon has seen of it."""
+        lib, handle = self._lib, self._open_handle()
+        count = self._check(lib.mpig_context_heads(handle, name.encode(), None, 0))
+        raw = (_lib.Head * max(1, count))()
+        raw[0].size = ctypes.sizeof(_lib.Head)
+        count = min(count, self._check(lib.mpig_context_heads(handle, name.encode(), raw, count)))
+        return [record(Head, raw[i]) for i in range(count)]
 
     def contexts(self) -> Iterator[ContextInfo]:
         """Every context this process may read."""

@@ -174,6 +174,27 @@ class ContextInfo:
 
 
 @dataclass
+class Head:
+    """A KV head: how it is indexed, and running means over the answers the daemon looked at (one in 64; none: all 0). `noise`: root
+    mean square of (estimated - true) logit; `n_eff`: effective number of rows; `mass_1`, `mass_5`: share of the mass in the
+    largest 1 % and 5 % of the rows; `drawn`: rows an answer draws besides those that are certain; `best_bits`: signature_bits at
+    which answers of the same error would read least."""
+
+    layer: int
+    kv_head: int
+    signature_bits: int
+    signature_version: int
+    samples: int
+    rows: int
+    noise: float
+    n_eff: float
+    mass_1: float
+    mass_5: float
+    drawn: float
+    best_bits: int
+
+
+@dataclass
 class Verification:
     """What a comparison with checksums read, and how many parts of the context have a checksum or none."""
 
