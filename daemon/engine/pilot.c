@@ -163,16 +163,18 @@ static float pilot_threshold(struct job *j, uint32_t g, uint32_t r, const float 
 
 // ---- what the pilot shows (heads.h) ----------------------------------------------------------------------------------
 
-// Sum of the weights of the k largest estimates, w being exp of each but for a common factor.
-static double largest_mass(const float *estimate, const float *w, uint32_t n, double share)
+// Moves the `most` largest of w, at least one, to its front, in their order; returns their number and their sum.
+static uint32_t keep_largest(float *w, uint32_t n, uint32_t most, double *sum)
 {
-	uint32_t k = (uint32_t)(share * n + .5);
-	struct cut cut = cut_largest(estimate, n, k ? k : 1);
-	double mass = 0;
+	struct cut cut = cut_largest(w, n, most ? most : 1);
+	uint32_t kept = 0;
+	*sum = 0;
 	for (uint32_t i = 0; i < n; i++)
-		if (estimate[i] > cut.value || (estimate[i] == cut.value && i < cut.end))
-			mass += (double)w[i];
-	return mass;
+		if (w[i] > cut.value || (w[i] == cut.value && i < cut.end)) {
+			*sum += (double)w[i];
+			w[kept++] = w[i];
+		}
+	return kept;
 }
 
 static float bent(float s, float cap)
@@ -224,12 +226,14 @@ static void observe(struct job *j, uint32_t g, uint32_t r, uint64_t turn, const 
 	uint64_t above;
 	k->split_sums(w, n, INFINITY, &below, &squares, &above);
 	k->split_sums(w, n, theta, &below, &below2, &above);
-	struct head_sample sample = {
-		.noise2 = noise2,
-		.n_eff = total * total / squares * (double)rows / n,
-		.mass = {largest_mass(estimate, w, n, .01) / total, largest_mass(estimate, w, n, .05) / total},
-		.rows = rows,
-		.drawn = theta > 0 ? below / (double)theta * (double)rows / n : 0};
+	double drawn = theta > 0 ? below / (double)theta : 0, mass_5, mass_1;
+	uint32_t kept = keep_largest(w, n, (n + 10) / 20, &mass_5);
+	keep_largest(w, kept, (n + 50) / 100, &mass_1);
+	struct head_sample sample = {.noise2 = noise2,
+	                             .n_eff = total * total / squares * (double)rows / n,
+	                             .mass = {mass_1 / total, mass_5 / total},
+	                             .rows = rows,
+	                             .drawn = drawn * (double)rows / n};
 	heads_note(j->request.context, j->attend.layer->first_strip + g, &sample);
 }
 
