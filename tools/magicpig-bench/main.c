@@ -46,7 +46,7 @@ static const char usage[] =
 	"Options:\n"
 	"  --rows N       rows of a KV head (96000)\n"
 	"  --mask NAMES   CPU features to use in 'head' and 'proposals', joined by '+' (c, avx2, avx512, avx512vnni, amx); all "
-        "by default\n"
+	"by default\n"
 	"  --no-paper     leave out the SimHash tables, whose build takes most of the time\n"
 	"  --workers LIST numbers of workers for 'layer', e.g. 1,4,15; default: powers of two and all but one CPU\n"
 	"  --daemon PATH  the magicpigd that 'ring' and 'layer' start privately; default $MAGICPIGD, else magicpigd beside this "
