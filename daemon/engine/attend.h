@@ -20,6 +20,7 @@ struct heavy {
 struct proposal {
 	struct job_ops ops;
 	bool estimates;                                         // looks at signature codes, and only at those of an indexed strip
+	bool draws_rest;                                        // ranked: half of the budget, from the rows below the cut
 	int (*check)(struct job *j, const struct layer *layer); // has the layer what it takes?
 	uint32_t (*pre_units)(const struct attend *a);          // of a KV head; NULL: one, if there is ops.pre
 	uint32_t (*main_units)(const struct attend *a);         // NULL: one per span

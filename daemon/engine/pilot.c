@@ -177,11 +177,6 @@ static uint32_t keep_largest(float *w, uint32_t n, uint32_t most, double *sum)
 	return kept;
 }
 
-static float bent(float s, float cap)
-{
-	return cap > 0 ? cap * tanhf(s / cap) : s;
-}
-
 // Mean square of (estimate - logit) over a stretch of one of the spans: `turn` picks it. Negative: no rows.
 static double measure_noise(struct job *j, uint32_t g, uint32_t r, uint64_t turn)
 {
@@ -203,10 +198,15 @@ static double measure_noise(struct job *j, uint32_t g, uint32_t r, uint64_t turn
 	j->engine->kernels->scores[layer->rows.type](&layer->rows,
 	                                             span->rows + (size_t)(row - span->block_row) * layer->rows.stride, NULL, run,
 	                                             attend_query(a, g, r), 1, product, PILOT_RUN);
+	for (uint32_t i = 0; i < run; i++)
+		product[i] = head.scale * (product[i] + head.q_centre);
+	if (layer->wire.softcap > 0) {
+		bend(estimate, run, layer->wire.softcap, 0, 0);
+		bend(product, run, layer->wire.softcap, 0, 0);
+	}
 	double sum = 0;
 	for (uint32_t i = 0; i < run; i++) {
-		float cap = layer->wire.softcap, s = head.scale * (product[i] + head.q_centre);
-		double error = (double)bent(estimate[i], cap) - (double)bent(s, cap);
+		double error = (double)estimate[i] - (double)product[i];
 		sum += error * error;
 	}
 	attend_count(a, 0, run * (uint64_t)layer->rows.stride);
@@ -246,7 +246,7 @@ int signature_pre(struct job *j, uint32_t g, uint32_t unit, struct engine_scratc
 	uint64_t longest = indexed_rows(a, g, a->queries - 1);
 	uint32_t stride = pilot_stride(longest);
 	size_t most = (size_t)(longest / stride + (uint64_t)PILOT_RUN * (a->view.span_count + 1));
-	const uint32_t batch = a->group_heads < SIG_MAX_HEADS ? a->group_heads : SIG_MAX_HEADS;
+	const uint32_t batch = signature_batch(a);
 	float *estimate = scratch_get(s, (batch + 1) * most * sizeof(float)), *w = estimate + batch * most;
 	if (!estimate)
 		return job_fail(j, MPIG_ENOMEM, "no memory for a pilot of %zu rows", most);

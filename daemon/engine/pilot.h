@@ -8,6 +8,11 @@ static inline struct sig_query *signature_query(const struct attend *a, uint32_t
 {
 	return a->sig + (size_t)g * a->queries + r;
 }
+// Queries of one token of a group are estimated and scanned so many at a time.
+static inline uint32_t signature_batch(const struct attend *a)
+{
+	return a->group_heads < SIG_MAX_HEADS ? a->group_heads : SIG_MAX_HEADS;
+}
 // A query against the run that begins at token position `first`.
 struct sig_query query_for_run(const struct attend *a, uint32_t g, uint32_t r, uint64_t first);
 // Estimates of rows [row, row + n) of a block for up to SIG_MAX_HEADS queries of one token: out[i * ld].

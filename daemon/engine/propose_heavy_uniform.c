@@ -3,29 +3,24 @@
 #include "daemon/engine/pilot.h"
 #include "daemon/engine/ranked.h"
 
-static int heavy_uniform_turn(struct job *j, uint32_t g, struct engine_scratch *s)
-{
-	(void)s;
-	ranked_cut(&j->attend, g, true);
-	return 0;
-}
-
 const struct proposal heavy_uniform_proposal = {.ops = {.pre = ranked_scores,
-                                                        .turn = heavy_uniform_turn,
+                                                        .turn = ranked_turn,
                                                         .main = ranked_main,
                                                         .close = attend_close,
                                                         .finish = attend_finish,
                                                         .release = attend_release},
+                                                .draws_rest = true,
                                                 .pre_units = ranked_spans,
                                                 .carve = ranked_carve};
 
 const struct proposal heavy_uniform_estimated_proposal = {.ops = {.pre = ranked_estimates,
-                                                                  .turn = heavy_uniform_turn,
+                                                                  .turn = ranked_turn,
                                                                   .main = ranked_main,
                                                                   .close = attend_close,
                                                                   .finish = attend_finish,
                                                                   .release = attend_release},
                                                           .estimates = true,
+                                                          .draws_rest = true,
                                                           .check = signature_check,
                                                           .carve = ranked_codes_carve,
                                                           .prepare = signature_prepare};

@@ -47,7 +47,7 @@ static int signature_main(struct job *j, uint32_t g, uint32_t unit, struct engin
 	if (!span->codes) // exact: verified answers have it from the first sample
 		return a->delta > 0 && !a->measuring ? 0 : attend_span(j, g, unit, span, s);
 	const uint32_t most = BLOCK_MAX_ROWS;
-	const uint32_t batch = a->group_heads < SIG_MAX_HEADS ? a->group_heads : SIG_MAX_HEADS;
+	const uint32_t batch = signature_batch(a);
 	uint8_t *memory = scratch_get(s, most * (batch * 8 + 16));
 	if (!memory)
 		return job_fail(j, MPIG_ENOMEM, "no memory for a scan");

@@ -3,15 +3,8 @@
 #include "daemon/engine/pilot.h"
 #include "daemon/engine/ranked.h"
 
-static int topk_turn(struct job *j, uint32_t g, struct engine_scratch *s)
-{
-	(void)s;
-	ranked_cut(&j->attend, g, false);
-	return 0;
-}
-
 const struct proposal topk_proposal = {.ops = {.pre = ranked_scores,
-                                               .turn = topk_turn,
+                                               .turn = ranked_turn,
                                                .main = ranked_main,
                                                .close = attend_close,
                                                .finish = attend_finish,
@@ -20,7 +13,7 @@ const struct proposal topk_proposal = {.ops = {.pre = ranked_scores,
                                        .carve = ranked_carve};
 
 const struct proposal topk_estimated_proposal = {.ops = {.pre = ranked_estimates,
-                                                         .turn = topk_turn,
+                                                         .turn = ranked_turn,
                                                          .main = ranked_main,
                                                          .close = attend_close,
                                                          .finish = attend_finish,

@@ -87,7 +87,8 @@ int ranked_estimates(struct job *j, uint32_t g, uint32_t unit, struct engine_scr
 	(void)unit;
 	struct attend *a = &j->attend;
 	sign_queries(j, g);
-	float *estimate = scratch_get(s, (size_t)SIG_MAX_HEADS * BLOCK_MAX_ROWS * sizeof(float));
+	const uint32_t batch = signature_batch(a);
+	float *estimate = scratch_get(s, (size_t)batch * BLOCK_MAX_ROWS * sizeof(float));
 	if (!estimate)
 		return job_fail(j, MPIG_ENOMEM, "no memory for estimates");
 	for (uint32_t u = 0; u < a->view.span_count; u++) {
@@ -98,28 +99,30 @@ int ranked_estimates(struct job *j, uint32_t g, uint32_t unit, struct engine_scr
 		if (!span->codes)
 			continue;
 		for (uint32_t t = 0; t < a->tokens; t++)
-			for (uint32_t i = 0; i < a->group_heads; i += SIG_MAX_HEADS) {
+			for (uint32_t i = 0; i < a->group_heads; i += batch) {
 				uint32_t left = a->group_heads - i;
-				estimate_span(j, g, t * a->group_heads + i, left < SIG_MAX_HEADS ? left : SIG_MAX_HEADS, span,
-				              estimate);
+				estimate_span(j, g, t * a->group_heads + i, left < batch ? left : batch, span, estimate);
 			}
 		attend_count(a, 0, (uint64_t)span->n * a->layer->code_bytes_per_row);
 	}
 	return 0;
 }
 
-void ranked_cut(struct attend *a, uint32_t g, bool rest)
+int ranked_turn(struct job *j, uint32_t g, struct engine_scratch *s)
 {
+	(void)s;
+	struct attend *a = &j->attend;
 	for (uint32_t r = 0; r < a->queries; r++) {
 		uint64_t n = ranked_rows(a, g, r), visible = attend_visible_total(a, r);
 		if (visible > a->view.end - a->view.begin)
 			visible = a->view.end - a->view.begin;
 		uint64_t rows = (uint64_t)ceil(a->budget * (double)n * (1 - 1e-6)); // .05f is a little more than .05
-		uint64_t k = rest ? rows / 2 : rows; // one row alone is drawn: the mass stays unbiased
+		uint64_t k = a->how->draws_rest ? rows / 2 : rows; // one row alone is drawn: the mass stays unbiased
 		size_t at = (size_t)g * a->queries + r;
 		a->cut[at] = cut_largest(scores_of(a, g, r, a->view.begin), visible, k);
 		a->rest[at] = rows > k ? -logf((float)((double)(rows - k) / (double)(n - k))) : INFINITY;
 	}
+	return 0;
 }
 
 // Rows of a span for one query: those above the cut, and what is drawn of the others. Returns how many.

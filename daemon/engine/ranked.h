@@ -10,8 +10,8 @@ void ranked_carve(struct job *j, struct carve *c);       // for true scores
 void ranked_codes_carve(struct job *j, struct carve *c); // for estimates
 int ranked_scores(struct job *j, uint32_t g, uint32_t unit, struct engine_scratch *s);
 int ranked_estimates(struct job *j, uint32_t g, uint32_t unit, struct engine_scratch *s);
-// The k largest of a budget of rows: k is all of it, or with `rest` half, and the other half is drawn from the rows that are left.
-void ranked_cut(struct attend *a, uint32_t g, bool rest);
+// The k largest of a budget of rows: k is all of it, or half where the proposal draws the other half from the rows that are left.
+int ranked_turn(struct job *j, uint32_t g, struct engine_scratch *s);
 int ranked_main(struct job *j, uint32_t g, uint32_t unit, struct engine_scratch *s);
 
 #endif

@@ -321,6 +321,24 @@ START_TEST(scores)
 }
 END_TEST
 
+// out [heads][d_v] against what it was and the weighted rows.
+static void check_values(const struct row_case *c, const float *w, uint32_t heads, const float *before, const float *out)
+{
+	for (uint32_t h = 0; h < heads; h++)
+		for (uint32_t j = 0; j < c->f.d_v; j++) {
+			double want = (double)before[h * c->f.d_v + j], size = fabs(want);
+			for (uint32_t i = 0; i < c->n; i++) {
+				double x = (double)w[h * c->ld + i] * (double)c->v[(size_t)row_case_row(c, i) * c->f.d_v + j];
+				want += x;
+				size += fabs(x);
+			}
+			double bound = 2 * (c->n + 1) * (double)FLT_EPSILON * size + (c->n + 1) * 0x1p-149,
+			       got = (double)out[h * c->f.d_v + j];
+			if (!(fabs(got - want) <= bound))
+				FAIL("head %u element %u: %.9g, want %.9g +- %.2g", h, j, got, want, bound);
+		}
+}
+
 START_TEST(values)
 {
 	const struct kernels *k = &isas[_i].k;
@@ -338,20 +356,7 @@ START_TEST(values)
 		for (uint32_t j = 0; j < c.heads * c.f.d_v; j++)
 			out[j] = before[j] = rng_biased(&r);
 		k->values[type](&c.f, c.rows.at, c.at, c.n, w, c.ld, c.heads, out);
-		for (uint32_t h = 0; h < c.heads; h++)
-			for (uint32_t j = 0; j < c.f.d_v; j++) {
-				double want = (double)before[h * c.f.d_v + j], size = fabs(want);
-				for (uint32_t i = 0; i < c.n; i++) {
-					double x =
-						(double)w[h * c.ld + i] * (double)c.v[(size_t)row_case_row(&c, i) * c.f.d_v + j];
-					want += x;
-					size += fabs(x);
-				}
-				double bound = 2 * (c.n + 1) * (double)FLT_EPSILON * size + (c.n + 1) * 0x1p-149,
-				       got = (double)out[h * c.f.d_v + j];
-				if (!(fabs(got - want) <= bound))
-					FAIL("head %u element %u: %.9g, want %.9g +- %.2g", h, j, got, want, bound);
-			}
+		check_values(&c, w, c.heads, before, out);
 		free(before);
 		guard_free(&w_map);
 		guard_free(&out_map);
@@ -410,20 +415,7 @@ START_TEST(values_squares)
 		for (uint32_t j = 0; j < 2 * c.f.d_v; j++)
 			out[j] = before[j] = rng_biased(&r);
 		check_squares(&c, w, k->values_squares[type](&c.f, c.rows.at, c.at, c.n, w, c.ld, out));
-		for (uint32_t h = 0; h < 2; h++)
-			for (uint32_t j = 0; j < c.f.d_v; j++) {
-				double want = (double)before[h * c.f.d_v + j], size = fabs(want);
-				for (uint32_t i = 0; i < c.n; i++) {
-					double x =
-						(double)w[h * c.ld + i] * (double)c.v[(size_t)row_case_row(&c, i) * c.f.d_v + j];
-					want += x;
-					size += fabs(x);
-				}
-				double bound = 2 * (c.n + 1) * (double)FLT_EPSILON * size + (c.n + 1) * 0x1p-149,
-				       got = (double)out[h * c.f.d_v + j];
-				if (!(fabs(got - want) <= bound))
-					FAIL("head %u element %u: %.9g, want %.9g +- %.2g", h, j, got, want, bound);
-			}
+		check_values(&c, w, 2, before, out);
 		guard_free(&w_map);
 		guard_free(&out_map);
 		row_case_free(&c);

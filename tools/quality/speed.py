@@ -17,7 +17,9 @@ import sys
 import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT / "tools" / "common"), str(ROOT / "client-lib" / "python")]
+sys.path[:0] = [str(ROOT / part) for part in ("tools/common", "tools/quality", "client-lib/python")]
+
+from metrics import relative_error
 
 BUDGETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02)
 PAPER = (10, 150)
@@ -60,8 +62,7 @@ def measure(magicpig, queue, client, document, m: int, head: int, rows: int, see
             found["dense"]["ms"].append(exact.service_ns / 1e6)
             for setting, options in settings.items():
                 answer = queue.attend(context, 0, q, seed=s, query_position=rows, **options)
-                error = np.linalg.norm(answer.out[0] - exact.out[0], axis=-1) / np.linalg.norm(exact.out[0], axis=-1)
-                found[setting]["err"].extend(error.tolist())
+                found[setting]["err"].extend(relative_error(answer.out[0], exact.out[0]).tolist())
                 found[setting]["ms"].append(answer.service_ns / 1e6)
                 found[setting]["kept"].append(float(answer.rows[0].mean()) / rows)
     client.drop(name)
