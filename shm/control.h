@@ -171,7 +171,7 @@ struct mpig_ctl_context_reply { // CREATE, OPEN, OPEN_PREFIX, FORK, SHOW
 	struct mpig_wire_context context;
 };
 
-// The daemon compares a part of a context (a block of rows, or a table, of a sealed segment) with its checksum, and keeps nothing
+// The daemon compares a part of a context (a block of rows or a table of a sealed segment; the parameters) with its checksum, and keeps nothing
 // between messages: the next request carries what the reply said.
 struct mpig_ctl_verify { // request and reply
 	struct mpig_control_header h;

@@ -89,10 +89,9 @@ static bool check_tables(const struct segment_use *use, const struct segment_rec
 static bool check_head(const struct segment_use *use, const struct segment_record *r, struct generation_record **g, char *why)
 {
 	const struct spec *spec = use->spec;
-	uint64_t centres = (uint64_t)spec->strips * spec->max_d_k * sizeof(float);
 	if (r->strips != spec->strips || r->block_count > SEGMENT_MAX_BLOCKS)
 		return bad(why, "%u strips and %u blocks", r->strips, r->block_count);
-	if (spec->has_int8 ? !pool_inside(use->pool, r->centres_offset, centres) : r->centres_offset != 0)
+	if (spec->has_int8 ? !pool_inside(use->pool, r->centres_offset, centres_bytes(spec)) : r->centres_offset != 0)
 		return bad(why, "centres cannot be at %#" PRIx64, r->centres_offset);
 	if (!r->generation_offset)
 		return true;
@@ -134,7 +133,7 @@ bool segment_check(const struct segment_use *use, char *why)
 		return false;
 	if (r->sealed_rows > rows || use->rows > (r->sealed_rows ? r->sealed_rows : rows))
 		return bad(why, "%u rows in blocks, %u sealed, %u used", rows, r->sealed_rows, use->rows);
-	if (r->sealed_rows && r->header.checksum != segment_checksum(use->pool, r, r->sealed_rows))
+	if (r->sealed_rows && r->header.checksum != segment_checksum(use->pool, use->spec, r, r->sealed_rows))
 		return bad(why, "its records do not have their checksum");
 	return true;
 }

@@ -1,5 +1,5 @@
 // Checksums of sealed segments. One over the segment's records, kept in the segment record, is checked whenever a pool is attached: with
-// it every offset the segment leads to can be trusted. Others over rows and token ids (in each block record), codes (in each code
+// it every offset the segment leads to can be trusted; it covers the int8 centres too. Others over rows and token ids (in each block record), codes (in each code
 // block) and tables (in the generation) are made while sealing and checked on request.
 #include <xxhash.h>
 
@@ -32,7 +32,7 @@ static uint64_t hash_block(const struct pool *pool, const struct segment_record 
 	return XXH3_64bits_withSeed(cb, sizeof *cb + (uint64_t)r->strips * 8, h);
 }
 
-uint64_t segment_checksum(const struct pool *pool, const struct segment_record *r, uint32_t sealed_rows)
+uint64_t segment_checksum(const struct pool *pool, const struct spec *spec, const struct segment_record *r, uint32_t sealed_rows)
 {
 	uint64_t head[] = {r->generation_offset, r->centres_offset, sealed_rows, r->strips};
 	uint64_t h = XXH3_64bits(head, sizeof head);
@@ -44,12 +44,14 @@ uint64_t segment_checksum(const struct pool *pool, const struct segment_record *
 		h = XXH3_64bits_withSeed(g, offsetof(struct generation_record, code_block), h);
 	if (g && g->table_rows)
 		h = XXH3_64bits_withSeed(generation_tables(g), r->strips * sizeof(struct table_extent), h);
+	if (r->centres_offset)
+		h = XXH3_64bits_withSeed(pool_at(pool, r->centres_offset), centres_bytes(spec), h);
 	return not_zero(h);
 }
 
-void segment_publish_sealed(struct pool *pool, struct segment_record *r, uint32_t rows)
+void segment_publish_sealed(struct pool *pool, const struct spec *spec, struct segment_record *r, uint32_t rows)
 {
-	pool_publish_word(pool, &r->header.checksum, segment_checksum(pool, r, rows));
+	pool_publish_word(pool, &r->header.checksum, segment_checksum(pool, spec, r, rows));
 	pool_publish_word32(pool, &r->sealed_rows, rows);
 }
 
@@ -141,7 +143,8 @@ bool segment_verify_step(const struct pool *pool, const struct segment *seg, str
 		return false;
 	walk->step++;
 	if (step == 0)
-		compare(walk, r->header.checksum, segment_checksum(pool, r, r->sealed_rows), pool_round(sizeof *r));
+		compare(walk, r->header.checksum, segment_checksum(pool, seg->spec, r, r->sealed_rows),
+		        pool_round(sizeof *r) + centres_bytes(seg->spec));
 	if (step < blocks) {
 		verify_block(pool, seg, step, walk);
 		return true;
@@ -154,9 +157,25 @@ bool segment_verify_step(const struct pool *pool, const struct segment *seg, str
 	return true;
 }
 
+// The parameters of the index come after the last segment.
+static void verify_params(const struct store *s, const struct context *c, struct verify_part *part)
+{
+	const struct params *p = atomic_load(&c->params);
+	if (!p)
+		return;
+	const struct params_record *r = pool_at(s->pool, p->offset);
+	part->segment++;
+	part->part = 0;
+	part->bytes = p->bytes;
+	part->checked = 1;
+	part->damaged = r->header.checksum != record_checksum(r, p->bytes);
+}
+
 static void verify_pinned(const struct store *s, const struct context *c, struct verify_part *part)
 {
 	const struct snapshot *snap = atomic_load(&c->snapshot);
+	if (part->segment == snap->count)
+		verify_params(s, c, part);
 	if (part->segment >= snap->count)
 		return;
 	const struct segment *seg = snap->ref[part->segment].segment;

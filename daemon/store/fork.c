@@ -57,7 +57,7 @@ static void seal_parent(struct store *s, struct fork_plan *plan)
 		struct trash **trash = &plan->trash[i - plan->first_unsealed];
 		uint32_t rows = ref_rows(plan->parent, plan->snap, i);
 		segment_trash_fill(s, seg, rows, true, *trash);
-		segment_publish_sealed(s->pool, seg->record, rows);
+		segment_publish_sealed(s->pool, seg->spec, seg->record, rows);
 		context_retire(s, plan->parent, &(*trash)->garbage);
 		*trash = NULL;
 	}

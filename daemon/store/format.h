@@ -114,7 +114,7 @@ struct segment_ref {
 };
 
 struct segment_record {
-	struct record_header header; // checksum, when sealed: of these and all records it leads to (checksum.c)
+	struct record_header header; // checksum, when sealed: of these, all records it leads to and the centres (checksum.c)
 	uint64_t generation_offset;  // 0 = no index yet
 	uint64_t centres_offset;     // int8 rows: float [strips][max d_k]; 0 = none
 	uint32_t sealed_rows;        // 0 = open

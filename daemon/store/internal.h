@@ -218,6 +218,10 @@ static inline uint64_t layer_code_bytes(const struct layer *l)
 {
 	return (uint64_t)l->d_pad * l->wire.signature_bits / 8;
 } // of a row, codes only
+static inline uint64_t centres_bytes(const struct spec *spec)
+{
+	return spec->has_int8 ? (uint64_t)spec->strips * spec->max_d_k * sizeof(float) : 0;
+}
 int strip_node(const struct store *s, const struct layer *l, uint32_t kv_head);
 
 // segment.c
@@ -245,8 +249,9 @@ void segment_trash_fill(struct store *s, struct segment *seg, uint32_t rows, boo
 struct generation_record *segment_generation(const struct pool *pool, const struct segment *seg);
 
 // checksum.c: what a sealed segment says about itself. 0 means none.
-uint64_t segment_checksum(const struct pool *pool, const struct segment_record *r, uint32_t sealed_rows); // its records
-struct content_sums { // of what its records lead to
+uint64_t segment_checksum(const struct pool *pool, const struct spec *spec, const struct segment_record *r,
+                          uint32_t sealed_rows); // its records, and the int8 centres
+struct content_sums {                            // of what its records lead to
 	uint64_t block[SEGMENT_MAX_BLOCKS], code_block[SEGMENT_MAX_BLOCKS], tables;
 };
 uint64_t block_content(const struct pool *pool, const struct spec *spec, const struct segment_record *r, uint32_t block,
@@ -265,7 +270,7 @@ struct segment_walk { // of a verification, part by part: blocks, then tables
 // Verifies the next part of a sealed segment; false when there was none.
 bool segment_verify_step(const struct pool *pool, const struct segment *seg, struct segment_walk *walk);
 // The one store that seals a segment; its checksum is stored before.
-void segment_publish_sealed(struct pool *pool, struct segment_record *r, uint32_t rows);
+void segment_publish_sealed(struct pool *pool, const struct spec *spec, struct segment_record *r, uint32_t rows);
 
 // check.c: records in the pool before anybody believes them. All return false with `why` filled.
 void *record_at(const struct pool *pool, uint64_t offset, enum record_kind kind, uint64_t bytes); // NULL: it is not one

@@ -375,7 +375,7 @@ static void publish_seal(struct store *s, struct context *c, struct seal_work *w
 	segment_grow(s, seg, w->metadata_bytes, USE_METADATA);
 	segment_trash_fill(s, seg, w->rows, true, w->trash);
 	publish_sums(s, w);
-	segment_publish_sealed(s->pool, r, w->rows);
+	segment_publish_sealed(s->pool, seg->spec, r, w->rows);
 	context_retire(s, c, &w->trash->garbage);
 	w->trash = NULL;
 }

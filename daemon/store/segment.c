@@ -137,8 +137,7 @@ void segment_extents(const struct pool *pool, const struct segment *seg, struct 
 		put(sink, r->generation_offset, 0, g->header.bytes, USE_METADATA);
 	}
 	if (r->centres_offset)
-		put(sink, r->centres_offset, 0, pool_round((uint64_t)seg->spec->strips * seg->spec->max_d_k * sizeof(float)),
-		    USE_METADATA);
+		put(sink, r->centres_offset, 0, pool_round(centres_bytes(seg->spec)), USE_METADATA);
 	put(sink, seg->offset, 0, r->header.bytes, USE_METADATA);
 }
 

@@ -115,11 +115,6 @@ static int plan_pieces(struct plan *p, uint64_t position, uint64_t count, char *
 	return 0;
 }
 
-static uint64_t centres_bytes(const struct spec *spec)
-{
-	return spec->has_int8 ? (uint64_t)spec->strips * spec->max_d_k * sizeof(float) : 0;
-}
-
 // The same order as in build_piece.
 static int want_piece(struct plan *p, const struct piece *piece)
 {

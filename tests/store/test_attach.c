@@ -422,8 +422,9 @@ START_TEST(damaged_content)
 		{codes[0] + 100, VERIFY_FULL},
 		{table[0].offset + table[0].bytes - 1, VERIFY_FULL},
 		{g->params_offset + sizeof(struct params_record) + 64, VERIFY_HEADER},
+		{r->centres_offset + 4 * 63, VERIFY_NONE},
 	};
-	must(codes[0] && table[0].offset);
+	must(codes[0] && table[0].offset && r->centres_offset);
 	for (size_t i = 0; i < sizeof hit / sizeof hit[0]; i++)
 		for (enum verify_level level = VERIFY_NONE; level <= VERIFY_FULL; level++) {
 			unsigned char wrong = (unsigned char)~image[hit[i].at];
@@ -437,6 +438,38 @@ START_TEST(damaged_content)
 			detach();
 		}
 	attach_at(VERIFY_NONE);
+	unmake_families();
+}
+END_TEST
+
+static struct verify_part verify_online(const char *name)
+{
+	struct verify_part all = {0}, part = {.more = true};
+	while (part.more) {
+		must(store_context_verify(f.store, &root, name, &part, f.why) == 0);
+		all.checked += part.checked;
+		all.unchecked += part.unchecked;
+		all.damaged += part.damaged;
+		all.bytes += part.bytes;
+	}
+	return all;
+}
+
+// A living context: parameters and centres are compared, too.
+START_TEST(damaged_while_served)
+{
+	make_families();
+	const struct segment_record *r = segment_of(0, 0);
+	const struct generation_record *g = (const void *)(image + r->generation_offset);
+	const uint64_t at[] = {0, g->params_offset + sizeof(struct params_record) + 64, r->centres_offset, rows_of(r)[1]};
+	attach_at(VERIFY_NONE);
+	for (size_t i = 0; i < sizeof at / sizeof at[0]; i++) {
+		unsigned char *byte = (unsigned char *)pool_at(f.pool, at[i]) + (i ? 3 : 0);
+		*byte ^= i ? 0xff : 0;
+		struct verify_part found = verify_online(report->slot[0].name);
+		must(found.checked >= 3 && found.damaged == (i > 0));
+		*byte ^= i ? 0xff : 0;
+	}
 	unmake_families();
 }
 END_TEST
@@ -821,6 +854,7 @@ int main(void)
 	tcase_set_timeout(t, getenv("MPIG_LONG") ? 3600 : 240);
 	tcase_add_test(t, undamaged);
 	tcase_add_test(t, damaged_content);
+	tcase_add_test(t, damaged_while_served);
 	tcase_add_test(t, quarantine_lasts_until_dropped);
 	tcase_add_test(t, two_claim_the_same_rows);
 	tcase_add_test(t, damaged_table);
