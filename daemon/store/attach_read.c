@@ -130,16 +130,6 @@ static bool read_params(struct attach *a, struct context *c, const struct contex
 
 // ---- reading: segments -----------------------------------------------------------------------------------------------
 
-static bool same_spec(const struct spec *a, const struct spec *b)
-{
-	if (a->layer_count != b->layer_count)
-		return false;
-	for (uint32_t i = 0; i < a->layer_count; i++)
-		if (memcmp(&a->layer[i].wire, &b->layer[i].wire, sizeof a->layer[i].wire))
-			return false;
-	return true;
-}
-
 static bool content_good(const struct pool *pool, const struct segment *seg)
 {
 	struct segment_walk walk = {0};
@@ -195,7 +185,7 @@ static struct segment *find_segment(struct attach *a, struct context *c, uint32_
 	const struct params *p = atomic_load(&c->params);
 	struct segment *seg = lookup_find(&a->segments, offset);
 	struct segment_use use = {a->s->pool, c->spec, offset, p ? p->offset : 0, rows, a->options->table_bytes};
-	if (seg && (!seg->record->sealed_rows || !same_spec(seg->spec, c->spec))) {
+	if (seg && (!seg->record->sealed_rows || !spec_same(seg->spec, c->spec))) {
 		attach_damaged(a, c, "segment %u at %#" PRIx64 " belongs to another", i, offset);
 		return NULL;
 	}

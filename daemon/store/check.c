@@ -133,7 +133,7 @@ bool segment_check(const struct segment_use *use, char *why)
 		return false;
 	if (r->sealed_rows > rows || use->rows > (r->sealed_rows ? r->sealed_rows : rows))
 		return bad(why, "%u rows in blocks, %u sealed, %u used", rows, r->sealed_rows, use->rows);
-	if (r->sealed_rows && r->header.checksum != segment_checksum(use->pool, use->spec, r, r->sealed_rows))
+	if (r->sealed_rows && !segment_records_good(use->pool, use->spec, r))
 		return bad(why, "its records do not have their checksum");
 	return true;
 }

@@ -1,6 +1,9 @@
 // Checksums of sealed segments. One over the segment's records, kept in the segment record, is checked whenever a pool is attached: with
 // it every offset the segment leads to can be trusted; it covers the int8 centres too. Others over rows and token ids (in each block record), codes (in each code
 // block) and tables (in the generation) are made while sealing and checked on request.
+#include <stdlib.h>
+
+#define XXH_STATIC_LINKING_ONLY // a state on the stack
 #include <xxhash.h>
 
 #include "daemon/store/internal.h"
@@ -17,36 +20,63 @@ uint64_t checksum_of_sum(uint64_t sum)
 
 // ---- the records -----------------------------------------------------------------------------------------------------
 
+// XXH3 of a record's head and what follows it; without sums: as if it had no checksum of content yet.
+static uint64_t hash_record(const struct record_header *head, size_t bytes, bool sums, uint64_t h)
+{
+	if (sums || !head->checksum)
+		return XXH3_64bits_withSeed(head, bytes, h);
+	struct record_header bare = *head;
+	XXH3_state_t state;
+	bare.checksum = 0;
+	XXH3_64bits_reset_withSeed(&state, h);
+	XXH3_64bits_update(&state, &bare, sizeof bare);
+	XXH3_64bits_update(&state, head + 1, bytes - sizeof bare);
+	return XXH3_64bits_digest(&state);
+}
+
 static uint64_t hash_block(const struct pool *pool, const struct segment_record *r, uint32_t b, const struct generation_record *g,
-                           uint64_t h)
+                           bool sums, uint64_t h)
 {
 	const struct block_record *block = pool_at(pool, r->block[b].offset);
 	h = XXH3_64bits_withSeed(&r->block[b], sizeof r->block[b], h);
-	h = XXH3_64bits_withSeed(block, sizeof *block + (uint64_t)r->strips * 8, h);
+	h = hash_record(&block->header, sizeof *block + (uint64_t)r->strips * 8, sums, h);
 	if (!g)
 		return h;
 	h = XXH3_64bits_withSeed(&g->code_block[b], 8, h);
 	if (!g->code_block[b])
 		return h;
 	const struct code_block_record *cb = pool_at(pool, g->code_block[b]);
-	return XXH3_64bits_withSeed(cb, sizeof *cb + (uint64_t)r->strips * 8, h);
+	return hash_record(&cb->header, sizeof *cb + (uint64_t)r->strips * 8, sums, h);
 }
 
-uint64_t segment_checksum(const struct pool *pool, const struct spec *spec, const struct segment_record *r, uint32_t sealed_rows)
+static uint64_t hash_records(const struct pool *pool, const struct spec *spec, const struct segment_record *r,
+                             uint32_t sealed_rows, bool sums)
 {
 	uint64_t head[] = {r->generation_offset, r->centres_offset, sealed_rows, r->strips};
 	uint64_t h = XXH3_64bits(head, sizeof head);
 	struct generation_record *g = r->generation_offset ? pool_at(pool, r->generation_offset) : NULL;
 	uint32_t rows = 0;
 	for (uint32_t b = 0; rows < sealed_rows; rows += r->block[b++].rows)
-		h = hash_block(pool, r, b, g, h);
+		h = hash_block(pool, r, b, g, sums, h);
 	if (g)
-		h = XXH3_64bits_withSeed(g, offsetof(struct generation_record, code_block), h);
+		h = hash_record(&g->header, offsetof(struct generation_record, code_block), sums, h);
 	if (g && g->table_rows)
 		h = XXH3_64bits_withSeed(generation_tables(g), r->strips * sizeof(struct table_extent), h);
 	if (r->centres_offset)
 		h = XXH3_64bits_withSeed(pool_at(pool, r->centres_offset), centres_bytes(spec), h);
 	return not_zero(h);
+}
+
+uint64_t segment_checksum(const struct pool *pool, const struct spec *spec, const struct segment_record *r, uint32_t sealed_rows)
+{
+	return hash_records(pool, spec, r, sealed_rows, true);
+}
+
+bool segment_records_good(const struct pool *pool, const struct spec *spec, const struct segment_record *r)
+{
+	uint64_t stored = load_word(&r->header.checksum); // before the sums: segment_make_sums stores it after them
+	return stored == hash_records(pool, spec, r, r->sealed_rows, true) ||
+	       stored == hash_records(pool, spec, r, r->sealed_rows, false);
 }
 
 void segment_publish_sealed(struct pool *pool, const struct spec *spec, struct segment_record *r, uint32_t rows)
@@ -143,8 +173,7 @@ bool segment_verify_step(const struct pool *pool, const struct segment *seg, str
 		return false;
 	walk->step++;
 	if (step == 0)
-		compare(walk, r->header.checksum, segment_checksum(pool, seg->spec, r, r->sealed_rows),
-		        pool_round(sizeof *r) + centres_bytes(seg->spec));
+		compare(walk, 1, segment_records_good(pool, seg->spec, r), pool_round(sizeof *r) + centres_bytes(seg->spec));
 	if (step < blocks) {
 		verify_block(pool, seg, step, walk);
 		return true;
@@ -156,6 +185,64 @@ bool segment_verify_step(const struct pool *pool, const struct segment *seg, str
 		compare(walk, g->header.checksum, checksum_of_sum(walk->sum), 0);
 	return true;
 }
+
+// ---- sums made later -------------------------------------------------------------------------------------------------
+
+bool segment_has_sums(const struct pool *pool, const struct segment *seg)
+{
+	const struct segment_record *r = seg->record;
+	const struct generation_record *g = segment_generation(pool, seg);
+	bool all = !g || !g->table_rows || g->header.checksum;
+	for (uint32_t b = 0, blocks = sealed_blocks(r); b < blocks; b++) {
+		const struct block_record *block = pool_at(pool, r->block[b].offset);
+		const struct code_block_record *cb = g && g->code_block[b] ? pool_at(pool, g->code_block[b]) : NULL;
+		all = all && block->header.checksum && (!cb || cb->header.checksum);
+	}
+	return all && r->header.checksum == segment_checksum(pool, seg->spec, r, r->sealed_rows);
+}
+
+static void publish_later(struct store *s, struct segment *seg, const struct content_sums *sums)
+{
+	struct segment_record *r = seg->record;
+	struct generation_record *g = segment_generation(s->pool, seg);
+	for (uint32_t b = 0, blocks = sealed_blocks(r); b < blocks; b++) {
+		struct block_record *block = pool_at(s->pool, r->block[b].offset);
+		pool_publish_word(s->pool, &block->header.checksum, sums->block[b]);
+		if (!g || !g->code_block[b])
+			continue;
+		struct code_block_record *cb = pool_at(s->pool, g->code_block[b]);
+		pool_publish_word(s->pool, &cb->header.checksum, sums->code_block[b]);
+	}
+	if (g && g->table_rows)
+		pool_publish_word(s->pool, &g->header.checksum, sums->tables);
+	pool_publish_word(s->pool, &r->header.checksum, segment_checksum(s->pool, seg->spec, r, r->sealed_rows));
+}
+
+int segment_make_sums(struct store *s, struct segment *seg)
+{
+	const struct segment_record *r = seg->record;
+	struct generation_record *g = segment_generation(s->pool, seg);
+	if (segment_has_sums(s->pool, seg))
+		return 0;
+	struct content_sums *sums = calloc(1, sizeof *sums);
+	if (!sums)
+		return MPIG_ENOMEM;
+	for (uint32_t b = 0, blocks = sealed_blocks(r); b < blocks; b++) {
+		sums->block[b] = block_content(s->pool, seg->spec, r, b, r->sealed_rows);
+		if (g && g->code_block[b])
+			sums->code_block[b] = code_block_content(s->pool, seg->spec, r, b, g->code_block[b], r->sealed_rows);
+	}
+	for (uint32_t strip = 0; g && g->table_rows && strip < g->strips; strip++)
+		sums->tables += table_content(s->pool, &generation_tables(g)[strip], strip);
+	sums->tables = checksum_of_sum(sums->tables);
+	store_lock(s);
+	publish_later(s, seg, sums);
+	store_unlock(s);
+	free(sums);
+	return 0;
+}
+
+// ---- a context, part by part -----------------------------------------------------------------------------------------
 
 // The parameters of the index come after the last segment.
 static void verify_params(const struct store *s, const struct context *c, struct verify_part *part)

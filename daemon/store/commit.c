@@ -229,6 +229,7 @@ static int truncate_locked(struct store *s, struct context *c, uint64_t position
 		return refuse(why, MPIG_ENOMEM, "the daemon has no memory to truncate '%s'", c->name);
 	}
 	if (position < committed) {
+		atomic_fetch_add(&c->cuts, 1);
 		set_committed(s, c, position);
 		prefix_cut(s, c, position);
 	}

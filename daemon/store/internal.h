@@ -74,7 +74,8 @@ struct segment {
 	uint32_t refs;     // contexts
 	uint64_t rows_bytes, index_bytes, metadata_bytes;
 	struct charge charge;
-	bool damaged; // found so while attaching
+	bool damaged;   // found so while attaching
+	uint8_t id[16]; // sealed and on disk: of its file; else zero
 };
 
 struct ref {
@@ -115,6 +116,9 @@ struct context {
 	_Atomic bool retired;
 	struct garbage *garbage[2]; // by epoch
 	uint32_t draining;          // truncations whose rows may not be overwritten yet
+	_Atomic uint64_t cuts;      // truncations of committed tokens
+	bool on_disk;               // its first disk_tokens tokens, as they were after disk_cuts truncations
+	uint64_t disk_tokens, disk_cuts;
 
 	// the writer's side
 	_Alignas(64) _Atomic uint64_t *rows; // appended, per layer
@@ -209,6 +213,7 @@ void charge_fini(struct charge *charge);
 // spec.c
 int spec_create(const struct mpig_wire_layer *layers, uint32_t count, struct spec **spec, char *why);
 void spec_unref(struct spec *spec);
+bool spec_same(const struct spec *a, const struct spec *b);
 float *spec_params(const struct spec *spec, void *record, uint32_t strip); // mu, then balance
 static inline const struct layer *spec_strip(const struct spec *spec, uint32_t strip)
 {
@@ -247,6 +252,12 @@ struct trash *segment_trash_new(const struct store *s, const struct segment *seg
 // Lists the surplus and takes it off the books. Then publish what makes it unreachable, then retire the list.
 void segment_trash_fill(struct store *s, struct segment *seg, uint32_t rows, bool trim, struct trash *trash);
 struct generation_record *segment_generation(const struct pool *pool, const struct segment *seg);
+struct code_range {
+	uint64_t begin, end;
+};
+// What a block of `rows` rows keeps of a strip's codes extent when `used` of them count: one or two ranges of whole granules.
+// With used == rows this is the whole extent.
+uint32_t code_ranges(const struct layer *l, uint32_t rows, uint32_t used, struct code_range range[2]);
 
 // checksum.c: what a sealed segment says about itself. 0 means none.
 uint64_t segment_checksum(const struct pool *pool, const struct spec *spec, const struct segment_record *r,
@@ -267,6 +278,11 @@ struct segment_walk { // of a verification, part by part: blocks, then tables
 	uint64_t bytes;
 	uint32_t checked, unchecked; // parts with and without a checksum
 };
+// A segment that a fork sealed has no sums of its content until they are made. While they are being stored, and for good if that was
+// cut off, the record's checksum is the one from before: it counts as well.
+bool segment_records_good(const struct pool *pool, const struct spec *spec, const struct segment_record *r);
+bool segment_has_sums(const struct pool *pool, const struct segment *seg);
+int segment_make_sums(struct store *s, struct segment *seg); // the caller has a reference, not the lock; 0 or MPIG_ENOMEM
 // Verifies the next part of a sealed segment; false when there was none.
 bool segment_verify_step(const struct pool *pool, const struct segment *seg, struct segment_walk *walk);
 // The one store that seals a segment; its checksum is stored before.

@@ -70,6 +70,7 @@ int store_context_chmod(struct store *s, const struct credentials *who, const ch
 		struct context_slot slot;
 		slot_fill(c, atomic_load(&c->snapshot), &slot);
 		slot_publish(s->pool, c->record, &slot);
+		c->on_disk = false;
 	}
 	store_unlock(s);
 	return status;

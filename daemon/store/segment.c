@@ -45,6 +45,14 @@ static struct code_parts code_parts(const struct layer *l, uint32_t rows, uint32
 	return p;
 }
 
+uint32_t code_ranges(const struct layer *l, uint32_t rows, uint32_t used, struct code_range range[2])
+{
+	struct code_parts p = code_parts(l, rows, used);
+	range[0] = (struct code_range){0, p.lead == p.tail ? p.end : p.lead};
+	range[1] = (struct code_range){p.tail, p.end};
+	return p.lead == p.tail ? 1 : 2;
+}
+
 static void put(struct extent_sink *sink, uint64_t base, uint64_t begin, uint64_t end, enum extent_use use)
 {
 	if (end > begin)

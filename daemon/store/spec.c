@@ -216,6 +216,16 @@ void spec_unref(struct spec *spec)
 	free(spec);
 }
 
+bool spec_same(const struct spec *a, const struct spec *b)
+{
+	if (a->layer_count != b->layer_count)
+		return false;
+	for (uint32_t i = 0; i < a->layer_count; i++)
+		if (memcmp(&a->layer[i].wire, &b->layer[i].wire, sizeof a->layer[i].wire))
+			return false;
+	return true;
+}
+
 float *spec_params(const struct spec *spec, void *record, uint32_t strip)
 {
 	uint32_t layer = spec->strip_layer[strip];

@@ -1,0 +1,139 @@
+// The directory: opened, tidied, and what its parts share.
+#include "daemon/disk/disk.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+#include "daemon/disk/private.h"
+
+int disk_fail(char *why, int status, const char *format, ...)
+{
+	va_list args;
+	va_start(args, format);
+	vsnprintf(why, MPIG_TEXT_BYTES, format, args);
+	va_end(args);
+	return status;
+}
+
+int disk_errno(char *why, int error, const char *what, const char *file)
+{
+	int status = error == -ENOSPC || error == -EDQUOT  ? MPIG_ENOSPC
+	             : error == -EACCES || error == -EPERM ? MPIG_EACCES
+	             : error == -ENOMEM                    ? MPIG_ENOMEM
+	                                                   : MPIG_EIO;
+	return disk_fail(why, status, "%s %s: %s", what, file, strerror(-error));
+}
+
+uint64_t spec_hash(const struct mpig_wire_layer *layer, uint32_t count)
+{
+	return XXH3_64bits(layer, count * sizeof *layer);
+}
+
+void segment_name(char name[FILE_NAME_BYTES], const uint8_t id[IMAGE_ID_BYTES], bool sealed)
+{
+	for (uint32_t i = 0; i < IMAGE_ID_BYTES; i++)
+		snprintf(name + 2 * i, 3, "%02x", id[i]);
+	strcpy(name + 2 * IMAGE_ID_BYTES, sealed ? ".seg" : ".open");
+}
+
+// Through one slot at a time: for what is small.
+int io_move(struct io *io, int fd, const char *file, bool write, uint64_t offset, void *data, uint64_t bytes)
+{
+	for (uint64_t at = 0; at < bytes; at += io->chunk) {
+		uint32_t n = (uint32_t)(bytes - at < io->chunk ? bytes - at : io->chunk);
+		int slot = io_free_slot(io);
+		if (slot < 0)
+			return -EBUSY;
+		if (write)
+			memcpy(io->slot[slot].data, (uint8_t *)data + at, n);
+		int rc = io_begin(io, slot, fd, file, write, offset + at, n);
+		if (!rc)
+			rc = io_reap(io);
+		if (rc < 0)
+			return rc;
+		if (io->slot[slot].done != n)
+			return -EIO;
+		if (!write)
+			memcpy((uint8_t *)data + at, io->slot[slot].data, n);
+	}
+	return 0;
+}
+
+// ---- opening ---------------------------------------------------------------------------------------------------------
+
+static int open_directory(int dir, const char *name)
+{
+	int rc = disk_mkdir(dir, name);
+	return rc ? rc : disk_open(dir, name, O_RDONLY | O_DIRECTORY, false);
+}
+
+// Segment files that no context has: of a save that was cut off, or of contexts that are gone.
+static void tidy_segments(const struct disk *d)
+{
+	int fd = dup(d->segments);
+	DIR *list = fd < 0 ? NULL : fdopendir(fd);
+	struct stat st;
+	struct dirent *entry;
+	if (!list && fd >= 0)
+		close(fd);
+	while (list && (entry = readdir(list)))
+		if (!fstatat(d->segments, entry->d_name, &st, AT_SYMLINK_NOFOLLOW) && S_ISREG(st.st_mode) && st.st_nlink == 1)
+			(void)disk_unlink(d->segments, entry->d_name);
+	if (list)
+		closedir(list);
+}
+
+int disk_create(const struct disk_options *options, struct disk **out, char *why)
+{
+	struct disk *d = calloc(1, sizeof *d);
+	if (!d)
+		return disk_fail(why, MPIG_ENOMEM, "the daemon has no memory for its disk");
+	d->options = *options;
+	snprintf(d->dir, sizeof d->dir, "%s", options->dir);
+	d->contexts = d->segments = -1;
+	d->root = open_directory(AT_FDCWD, d->dir);
+	int rc = d->root < 0 ? d->root : 0, status;
+	if (!rc && flock(d->root, LOCK_EX | LOCK_NB)) {
+		status = disk_fail(why, MPIG_EBUSY, "%s is in use by another daemon", d->dir);
+		disk_destroy(d);
+		return status;
+	}
+	if (!rc && (d->contexts = open_directory(d->root, "contexts")) < 0)
+		rc = d->contexts;
+	if (!rc && (d->segments = open_directory(d->root, "segments")) < 0)
+		rc = d->segments;
+	if (!rc)
+		rc = disk_mkdir(d->root, "damaged");
+	if (!rc)
+		rc = disk_sync(d->root, ".");
+	if (rc) {
+		status = disk_errno(why, rc, "cannot use", d->dir);
+		disk_destroy(d);
+		return status;
+	}
+	tidy_segments(d);
+	*out = d;
+	return 0;
+}
+
+void disk_destroy(struct disk *d)
+{
+	if (!d)
+		return;
+	if (d->segments >= 0)
+		close(d->segments);
+	if (d->contexts >= 0)
+		close(d->contexts);
+	if (d->root >= 0)
+		close(d->root);
+	free(d);
+}

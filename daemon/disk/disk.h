@@ -1,0 +1,45 @@
+// Contexts on disk: a directory with a manifest each, segment files shared by hard links. See README.md and FORMAT.md. One thread uses
+// it; nothing here is called by threads that serve.
+#ifndef MPIG_DISK_DISK_H
+#define MPIG_DISK_DISK_H
+
+#include "daemon/store/image.h"
+
+struct disk;
+struct disk_options {
+	const char *dir; // made 0700 if it is missing
+	uint32_t depth;  // requests in flight, 1 to IO_SLOTS_MAX
+	uint64_t chunk;  // bytes of each; at least IMAGE_PART_MAX, a multiple of 4096
+	uint64_t rate;   // bytes a second; 0 = unlimited
+	uint64_t (*table_bytes)(const struct layer *, uint32_t rows);
+	uint8_t pool_id[16];
+};
+// MPIG_EBUSY: another daemon uses the directory; MPIG_EACCES, MPIG_EIO, MPIG_ENOMEM. What a killed daemon left unfinished is removed.
+int disk_create(const struct disk_options *options, struct disk **disk, char *why);
+void disk_destroy(struct disk *disk);
+
+struct disk_progress {                // of an operation, read by others while it runs
+	_Atomic uint64_t done, total; // bytes
+	atomic_bool cancel;
+};
+struct disk_result {
+	uint64_t tokens, bytes;    // of the context: all its files
+	uint64_t moved;            // bytes written or read now
+	uint32_t segments, shared; // shared: those that were on disk, or in memory, already
+};
+// Writes what is committed. On success it is on stable storage; otherwise what was saved before is as it was. The owner's business:
+// MPIG_EACCES also if another owner's context of that name is on disk. MPIG_EIO, MPIG_ENOSPC, MPIG_ESHUTDOWN (cancelled), MPIG_EAGAIN (it
+// changed too often), what image_take answers.
+int disk_save(struct disk *d, struct store *s, const struct credentials *who, const char *name, struct disk_progress *progress,
+              struct disk_result *result, char *why);
+// Makes the context again, for its old owner, if the caller may read it. MPIG_ENOENT: not on disk. MPIG_EVERSION: written by a later
+// version. MPIG_ECORRUPT: damaged, named in `why`, and put aside under damaged/.
+int disk_load(struct disk *d, struct store *s, const struct credentials *who, const char *name, struct disk_progress *progress,
+              struct disk_result *result, char *why);
+// Reads all files of a context and compares them with their checksums; damage as in disk_load.
+int disk_check(struct disk *d, const struct credentials *who, const char *name, struct disk_progress *progress,
+               struct disk_result *result, char *why);
+// After a warm restart: tells the store which of its segments are on disk.
+void disk_recognise(struct disk *d, struct store *s);
+
+#endif

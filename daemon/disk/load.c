@@ -1,0 +1,180 @@
+// Loading a context, and checking one without loading it.
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "daemon/base/clock.h"
+#include "daemon/disk/private.h"
+#include "shm/status.h"
+
+struct loading {
+	struct disk *d;
+	struct io io;
+	int dir;
+	struct manifest manifest;
+	struct segment_file *file; // [segment_count]
+	struct disk_progress *progress;
+	struct disk_result result;
+	char *why;
+};
+
+static int open_context(struct loading *l, const struct credentials *who, const char *name)
+{
+	size_t n = strnlen(name, MPIG_NAME_BYTES);
+	if (!n || n == MPIG_NAME_BYTES || strchr(name, '/') || !strcmp(name, ".") || !strcmp(name, ".."))
+		return disk_fail(l->why, MPIG_EINVAL, "that is not the name of a context");
+	l->dir = disk_open(l->d->contexts, name, O_RDONLY | O_DIRECTORY, false);
+	if (l->dir == -ENOENT)
+		return disk_fail(l->why, MPIG_ENOENT, "no context '%s' is on disk", name);
+	if (l->dir < 0)
+		return disk_errno(l->why, l->dir, "cannot open", name);
+	int status = manifest_read(&l->io, l->dir, name, &l->manifest, l->why);
+	if (!status && !access_check(&l->manifest.context.identity, who, ACCESS_READ))
+		status = disk_fail(l->why, MPIG_EACCES,
+		                   "context '%s' on disk belongs to uid %u, mode %04o: uid %u may not read it", name,
+		                   l->manifest.context.identity.uid, l->manifest.context.identity.mode, who->uid);
+	return status;
+}
+
+static int open_files(struct loading *l)
+{
+	struct image_context *c = &l->manifest.context;
+	uint64_t hash = spec_hash(c->layer, c->layer_count), total = 0;
+	int status = 0;
+	l->file = calloc(c->segment_count + 1u, sizeof *l->file);
+	if (!l->file)
+		return disk_fail(l->why, MPIG_ENOMEM, "the daemon has no memory to load");
+	for (uint32_t i = 0; i < c->segment_count && !status; i++) {
+		status = segment_file_open(&l->io, l->dir, &l->manifest.segment[i], hash, &l->file[i], &c->segment[i], l->why);
+		if (!status)
+			l->result.bytes += l->file[i].header.file_bytes;
+		for (uint64_t k = 0; !status && k < l->file[i].header.section_count; k++)
+			total += l->file[i].section[k].bytes < IMAGE_PART_MAX ? l->file[i].section[k].bytes : IMAGE_PART_MAX;
+	}
+	l->result.segments = c->segment_count;
+	l->result.tokens = c->committed;
+	atomic_store(&l->progress->total, total);
+	return status;
+}
+
+static int read_files(struct loading *l, struct making *m)
+{
+	int status = 0;
+	for (uint32_t i = 0; i < l->manifest.context.segment_count && !status; i++) {
+		if (m && !making_wants(m, i)) {
+			l->result.shared++;
+			continue;
+		}
+		status = segment_file_read(&l->io, &l->file[i], m, i, l->progress, l->why);
+		l->result.moved += l->file[i].header.file_bytes;
+	}
+	return status;
+}
+
+// A damaged context is put aside, so that nobody takes it for good again; its name is free.
+static void put_aside(struct loading *l, const char *name)
+{
+	char from[MPIG_NAME_BYTES + 16], to[MPIG_NAME_BYTES + 48];
+	snprintf(from, sizeof from, "contexts/%s", name);
+	snprintf(to, sizeof to, "damaged/%s.%016llx", name, (unsigned long long)real_ns());
+	if (!disk_rename(l->d->root, from, to))
+		(void)disk_sync(l->d->contexts, "contexts");
+}
+
+static void finish(struct loading *l, const char *name, int status)
+{
+	(void)io_drain(&l->io);
+	for (uint32_t i = 0; l->file && i < l->manifest.context.segment_count; i++)
+		segment_file_close(&l->file[i]);
+	free(l->file);
+	manifest_free(&l->manifest);
+	if (l->dir >= 0)
+		close(l->dir);
+	if (status == MPIG_ECORRUPT)
+		put_aside(l, name);
+	io_close(&l->io);
+}
+
+static int begin(struct loading *l, const struct credentials *who, const char *name)
+{
+	int rc = io_open(&l->io, l->d->options.depth, l->d->options.chunk, l->d->options.rate);
+	if (rc)
+		return disk_errno(l->why, rc, "cannot load", name);
+	int status = open_context(l, who, name);
+	return status ? status : open_files(l);
+}
+
+int disk_load(struct disk *d, struct store *s, const struct credentials *who, const char *name, struct disk_progress *progress,
+              struct disk_result *result, char *why)
+{
+	struct loading l = {.d = d, .dir = -1, .progress = progress, .why = why};
+	struct making *m = NULL;
+	int status = begin(&l, who, name);
+	if (!status)
+		status = making_begin(s, &l.manifest.context, d->options.table_bytes, &m, why);
+	if (!status)
+		status = read_files(&l, m);
+	if (!status)
+		status = making_finish(m, why);
+	else
+		making_cancel(m);
+	if (!status)
+		*result = l.result;
+	finish(&l, name, status);
+	return status;
+}
+
+int disk_check(struct disk *d, const struct credentials *who, const char *name, struct disk_progress *progress,
+               struct disk_result *result, char *why)
+{
+	struct loading l = {.d = d, .dir = -1, .progress = progress, .why = why};
+	int status = begin(&l, who, name);
+	if (!status)
+		status = read_files(&l, NULL);
+	if (!status)
+		*result = l.result;
+	finish(&l, name, status);
+	return status;
+}
+
+static void recognise(struct loading *l, struct store *s, const char *name)
+{
+	const struct credentials root = {0};
+	if (!open_context(l, &root, name) && !memcmp(l->manifest.pool_id, l->d->options.pool_id, sizeof l->manifest.pool_id))
+		for (uint32_t i = 0; i < l->manifest.context.segment_count; i++) {
+			const struct disk_segment_ref *ref = &l->manifest.segment[i];
+			if (ref->flags & DISK_SEALED)
+				store_segment_on_disk(s, l->manifest.context.identity.uid, ref->pool_offset, ref->pool_checksum,
+				                      ref->id);
+		}
+	manifest_free(&l->manifest);
+	if (l->dir >= 0)
+		close(l->dir);
+	l->dir = -1;
+}
+
+void disk_recognise(struct disk *d, struct store *s)
+{
+	char why[MPIG_TEXT_BYTES];
+	struct disk_progress none = {0};
+	struct loading l = {.d = d, .dir = -1, .progress = &none, .why = why};
+	int fd = dup(d->contexts);
+	DIR *list = fd < 0 ? NULL : fdopendir(fd);
+	struct dirent *entry;
+	if (!list && fd >= 0)
+		close(fd);
+	if (list)
+		rewinddir(list);
+	bool ready = list && !io_open(&l.io, 1, d->options.chunk, 0);
+	while (ready && (entry = readdir(list)))
+		if (strcmp(entry->d_name, ".") && strcmp(entry->d_name, ".."))
+			recognise(&l, s, entry->d_name);
+	if (ready)
+		io_close(&l.io);
+	if (list)
+		closedir(list);
+}

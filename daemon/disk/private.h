@@ -1,0 +1,57 @@
+// What the files of daemon/disk share.
+#ifndef MPIG_DISK_PRIVATE_H
+#define MPIG_DISK_PRIVATE_H
+
+#include "daemon/disk/disk.h"
+#include "daemon/disk/format.h"
+#include "daemon/disk/io.h"
+
+struct disk {
+	struct disk_options options;
+	int root, contexts, segments; // directories
+	char dir[256];
+};
+
+#define FILE_NAME_BYTES 48
+void segment_name(char name[FILE_NAME_BYTES], const uint8_t id[IMAGE_ID_BYTES], bool sealed);
+__attribute__((format(printf, 3, 4))) int disk_fail(char *why, int status, const char *format, ...);
+int disk_errno(char *why, int error, const char *what, const char *file); // error: -errno; a status
+uint64_t spec_hash(const struct mpig_wire_layer *layer, uint32_t count);
+static inline uint64_t page_round(uint64_t bytes)
+{
+	return (bytes + DISK_PAGE - 1) & ~(uint64_t)(DISK_PAGE - 1);
+}
+int io_move(struct io *io, int fd, const char *file, bool write, uint64_t offset, void *data, uint64_t bytes); // 0 or -errno
+
+// segment_file.c
+struct segment_file { // opened and checked
+	int fd;
+	char name[FILE_NAME_BYTES];
+	struct disk_segment_header header;
+	struct disk_section *section;
+};
+struct segment_written {
+	uint64_t file_bytes, header_checksum;
+};
+int segment_file_write(struct io *io, const struct image *image, uint32_t segment, int dir, const char *name,
+                       const uint8_t id[IMAGE_ID_BYTES], struct disk_progress *progress, struct segment_written *out, char *why);
+// Header and index; fills rows, flags and blocks of *out, which the caller frees.
+int segment_file_open(struct io *io, int dir, const struct disk_segment_ref *ref, uint64_t hash, struct segment_file *file,
+                      struct image_segment *out, char *why);
+// Sections in order, each checked before it is handed over (m NULL: only checked).
+int segment_file_read(struct io *io, const struct segment_file *file, struct making *m, uint32_t segment,
+                      struct disk_progress *progress, char *why);
+void segment_file_close(struct segment_file *file);
+
+// manifest.c
+struct manifest {
+	struct image_context context; // segments without blocks
+	struct disk_segment_ref *segment;
+	uint8_t pool_id[16];
+	uint64_t saved_ns, file_bytes;
+};
+int manifest_write(struct io *io, int dir, const struct manifest *m, char *why);
+int manifest_read(struct io *io, int dir, const char *name, struct manifest *m, char *why); // MPIG_ENOENT: there is none
+void manifest_free(struct manifest *m);
+
+#endif

@@ -1,0 +1,241 @@
+// Saving a context. The order is what makes a kill at any point harmless: segment files, their directories, the manifest, and only
+// then is anything removed.
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "daemon/base/clock.h"
+#include "daemon/disk/private.h"
+#include "shm/status.h"
+
+#define TRIES 16 // to find a context's open segment unchanged
+
+struct saving {
+	struct disk *d;
+	struct io io;
+	struct image *image;
+	int dir; // of the context
+	struct disk_segment_ref *ref;
+	struct disk_progress *progress;
+	struct disk_result result;
+	char *why;
+};
+
+static const uint8_t no_id[IMAGE_ID_BYTES];
+
+static int new_id(uint8_t id[IMAGE_ID_BYTES])
+{
+	ssize_t n;
+	do
+		n = getrandom(id, IMAGE_ID_BYTES, 0);
+	while (n < 0 && errno == EINTR);
+	return n == IMAGE_ID_BYTES ? 0 : -EIO;
+}
+
+// A sealed segment's file by its id: is it there, whole as far as its length tells, and linked into the context's directory?
+static bool link_existing(struct saving *s, const uint8_t id[IMAGE_ID_BYTES], struct disk_segment_ref *ref)
+{
+	char name[FILE_NAME_BYTES];
+	struct stat st;
+	struct disk_segment_header h;
+	segment_name(name, id, true);
+	int fd = memcmp(id, no_id, sizeof no_id) ? disk_open(s->d->segments, name, O_RDONLY, false) : -ENOENT;
+	if (fd < 0)
+		return false;
+	bool good = !io_move(&s->io, fd, name, false, 0, &h, sizeof h) && h.magic == DISK_SEGMENT_MAGIC &&
+	            !memcmp(h.id, id, sizeof h.id) && !fstat(fd, &st) && (uint64_t)st.st_size == h.file_bytes;
+	close(fd);
+	if (!good || disk_link(s->d->segments, s->dir, name))
+		return false;
+	ref->file_bytes = h.file_bytes;
+	ref->header_checksum = h.checksum;
+	return true;
+}
+
+static int write_segment(struct saving *s, uint32_t i, struct disk_segment_ref *ref)
+{
+	const struct image_segment *seg = &image_of(s->image)->segment[i];
+	int dir = seg->sealed ? s->d->segments : s->dir;
+	char name[FILE_NAME_BYTES], temporary[] = "writing.tmp";
+	struct segment_written written;
+	if (new_id(ref->id))
+		return disk_fail(s->why, MPIG_EIO, "no random numbers for the name of a segment");
+	segment_name(name, ref->id, seg->sealed);
+	int status = segment_file_write(&s->io, s->image, i, dir, temporary, ref->id, s->progress, &written, s->why);
+	int rc = status ? 0 : disk_rename(dir, temporary, name);
+	if (!status && !rc && seg->sealed)
+		rc = disk_sync(dir, "segments");
+	if (!status && !rc && seg->sealed)
+		rc = disk_link(dir, s->dir, name);
+	if (rc)
+		status = disk_errno(s->why, rc, "cannot name", name);
+	if (status) {
+		(void)disk_unlink(dir, temporary);
+		return status;
+	}
+	ref->file_bytes = written.file_bytes;
+	ref->header_checksum = written.header_checksum;
+	s->result.moved += written.file_bytes;
+	if (seg->sealed)
+		image_set_id(s->image, i, ref->id);
+	return 0;
+}
+
+static int save_segment(struct saving *s, uint32_t i)
+{
+	if (image_make_sums(s->image, i))
+		return disk_fail(s->why, MPIG_ENOMEM, "the daemon has no memory to save");
+	const struct image_segment *seg = &image_of(s->image)->segment[i];
+	struct disk_segment_ref *ref = &s->ref[i];
+	*ref = (struct disk_segment_ref){
+		.first = seg->first,
+		.rows = seg->rows,
+		.flags =
+			(seg->sealed ? DISK_SEALED : 0) | (seg->indexed ? DISK_INDEXED : 0) | (seg->has_tables ? DISK_TABLES : 0),
+		.pool_offset = seg->sealed ? seg->offset : 0,
+		.pool_checksum = seg->sealed ? seg->checksum : 0,
+	};
+	int status = 0;
+	if (seg->sealed && link_existing(s, seg->id, ref)) {
+		memcpy(ref->id, seg->id, sizeof ref->id);
+		s->result.shared++;
+	} else {
+		status = write_segment(s, i, ref);
+	}
+	s->result.segments++;
+	s->result.bytes += ref->file_bytes;
+	return status;
+}
+
+// Files of the directory that the manifest does not name, and those of them that no other context has.
+static void tidy(struct saving *s)
+{
+	int fd = dup(s->dir);
+	DIR *list = fd < 0 ? NULL : fdopendir(fd);
+	struct dirent *entry;
+	if (!list && fd >= 0)
+		close(fd);
+	if (list)
+		rewinddir(list);
+	while (list && (entry = readdir(list))) {
+		bool named = entry->d_name[0] == '.' || !strcmp(entry->d_name, "manifest");
+		for (uint32_t i = 0; i < s->result.segments && !named; i++) {
+			char name[FILE_NAME_BYTES];
+			segment_name(name, s->ref[i].id, s->ref[i].flags & DISK_SEALED);
+			named = !strcmp(name, entry->d_name);
+		}
+		struct stat st;
+		if (named || disk_unlink(s->dir, entry->d_name))
+			continue;
+		if (!fstatat(s->d->segments, entry->d_name, &st, AT_SYMLINK_NOFOLLOW) && st.st_nlink == 1)
+			(void)disk_unlink(s->d->segments, entry->d_name);
+	}
+	if (list)
+		closedir(list);
+}
+
+static int save_image(struct saving *s)
+{
+	const struct image_context *c = image_of(s->image);
+	int status = 0;
+	s->result = (struct disk_result){.tokens = c->committed};
+	s->ref = calloc(c->segment_count + 1u, sizeof *s->ref);
+	if (!s->ref)
+		return disk_fail(s->why, MPIG_ENOMEM, "the daemon has no memory to save");
+	for (uint32_t i = 0; i < c->segment_count && !status; i++)
+		status = save_segment(s, i);
+	if (status)
+		return status;
+	int rc = disk_sync(s->dir, c->name);
+	if (rc)
+		return disk_errno(s->why, rc, "cannot make durable", c->name);
+	struct manifest m = {.context = *c, .segment = s->ref, .saved_ns = real_ns()};
+	memcpy(m.pool_id, s->d->options.pool_id, sizeof m.pool_id);
+	status = manifest_write(&s->io, s->dir, &m, s->why);
+	if (status)
+		return status;
+	image_saved(s->image);
+	tidy(s);
+	return 0;
+}
+
+static uint64_t bytes_to_write(const struct image *image)
+{
+	uint64_t bytes = 0;
+	const struct image_context *c = image_of(image);
+	for (uint32_t i = 0; i < c->segment_count; i++) {
+		struct image_part *part;
+		size_t count;
+		if ((c->segment[i].sealed && memcmp(c->segment[i].id, no_id, sizeof no_id)) ||
+		    image_parts(image, i, &part, &count))
+			continue;
+		for (size_t k = 0; k < count; k++)
+			bytes += part[k].bytes;
+		free(part);
+	}
+	return bytes;
+}
+
+static int save_once(struct saving *s, struct store *store, const struct credentials *who, const char *name)
+{
+	int status = image_take(store, who, name, &s->image, s->why);
+	if (status)
+		return status;
+	atomic_store(&s->progress->done, 0);
+	atomic_store(&s->progress->total, bytes_to_write(s->image));
+	status = save_image(s);
+	free(s->ref);
+	s->ref = NULL;
+	image_release(s->image);
+	s->image = NULL;
+	return status;
+}
+
+// Somebody else's context of that name may be there.
+static int check_owner(struct saving *s, const struct credentials *who, const char *name)
+{
+	struct manifest m;
+	int status = manifest_read(&s->io, s->dir, name, &m, s->why);
+	if (status)
+		return status == MPIG_ENOENT ? 0 : status;
+	if (!access_check(&m.context.identity, who, ACCESS_OWN))
+		status = disk_fail(s->why, MPIG_EACCES, "a context '%s' of uid %u is on disk: give this one another name", name,
+		                   m.context.identity.uid);
+	manifest_free(&m);
+	return status;
+}
+
+int disk_save(struct disk *d, struct store *store, const struct credentials *who, const char *name,
+              struct disk_progress *progress, struct disk_result *result, char *why)
+{
+	struct saving s = {.d = d, .progress = progress, .why = why, .dir = -1};
+	int status = image_take(store, who, name, &s.image, why); // before anything is made: may it be saved?
+	if (status)
+		return status;
+	image_release(s.image);
+	s.image = NULL;
+	int rc = io_open(&s.io, d->options.depth, d->options.chunk, d->options.rate);
+	if (!rc)
+		rc = disk_mkdir(d->contexts, name);
+	if (!rc)
+		rc = disk_sync(d->contexts, "contexts");
+	if (!rc && (s.dir = disk_open(d->contexts, name, O_RDONLY | O_DIRECTORY, false)) < 0)
+		rc = s.dir;
+	status = rc ? disk_errno(why, rc, "cannot save", name) : check_owner(&s, who, name);
+	for (int i = 0; i < TRIES && (status == MPIG_EAGAIN || (i == 0 && !status)); i++)
+		status = save_once(&s, store, who, name);
+	if (status == MPIG_EAGAIN)
+		disk_fail(why, status, "'%s' was truncated or sealed each time it was read: try again", name);
+	if (s.dir >= 0)
+		close(s.dir);
+	io_close(&s.io);
+	if (!status)
+		*result = s.result;
+	return status;
+}

@@ -1,0 +1,89 @@
+// A context as something that can be written down and made again: the store's side of saving and loading. Nothing here does I/O.
+//
+// Taking an image refers to what the context consists of; the lock is held for the list of segments only. Sealed segments do not
+// change, and the reference keeps them when the context is dropped. Open segments are read under a pin a part at a time: a pin held
+// for a whole save would make truncations answer MPIG_EAGAIN for as long. If such a segment was truncated or sealed in between, reading
+// answers MPIG_EAGAIN and the image is taken again.
+//
+// Making a context from an image allocates memory that nobody can reach, which the caller fills; finishing checks the records as
+// attaching a pool does, and only then is there a context.
+#ifndef MPIG_STORE_IMAGE_H
+#define MPIG_STORE_IMAGE_H
+
+#include "daemon/store/store.h"
+
+#define IMAGE_ID_BYTES 16u
+#define IMAGE_PART_MAX (UINT64_C(1) << 20)
+
+enum image_kind {
+	IMAGE_TOKENS = 1,  // of a block: u32 a row
+	IMAGE_ROWS = 2,    // of a strip of a block
+	IMAGE_CODES = 3,   // likewise; opaque: ranges of the extent as the store keeps it
+	IMAGE_TABLE = 4,   // of a strip
+	IMAGE_CENTRES = 5, // float [strips][largest d_k]
+	IMAGE_KINDS
+};
+struct image_part { // at most IMAGE_PART_MAX bytes; the order and the cut of the parts of a segment follow from its shape
+	uint16_t kind, block;
+	uint32_t strip;
+	uint64_t at, bytes; // in the thing it is a part of
+};
+
+struct image_block {
+	uint32_t first_row, rows; // rows: room, not what is used
+	uint32_t has_codes, reserved;
+	uint64_t content, codes_content; // checksums as the pool has them; 0: open
+};
+struct image_segment {
+	uint8_t id[IMAGE_ID_BYTES]; // of a sealed segment on disk; zero: none yet
+	uint64_t first;             // token of its first row in this context
+	uint32_t rows;              // sealed rows; of an open segment: the committed ones
+	bool sealed, indexed, has_tables;
+	uint32_t block_count;
+	struct image_block *block;
+	uint64_t table_content;
+	uint64_t offset, checksum; // of its record in the pool, by which it is found again after a restart
+};
+struct image_context {
+	char name[MPIG_NAME_BYTES];
+	uint8_t fingerprint[64];
+	struct identity identity;
+	uint64_t created_ns, seed, committed;
+	uint32_t layer_count, signature_version, segment_count;
+	struct mpig_wire_layer *layer;
+	uint64_t params_bytes; // 0: no index yet
+	uint8_t *params;       // mu and balance as the pool keeps them, without the record's head
+	struct image_segment *segment;
+};
+void image_context_free(struct image_context *c); // what it points to
+
+// ---- taking ----------------------------------------------------------------------------------------------------------
+struct image;
+// The owner's business. MPIG_ENOENT, MPIG_EACCES, MPIG_ECORRUPT (quarantined), MPIG_ENOMEM.
+int image_take(struct store *s, const struct credentials *who, const char *name, struct image **out, char *why);
+const struct image_context *image_of(const struct image *image);
+// Segments that a fork sealed in passing have no checksums of their content: this reads such a segment and makes them.
+int image_make_sums(struct image *image, uint32_t segment);
+// The parts of a segment, in order; the caller frees them. MPIG_EAGAIN: an open segment changed.
+int image_parts(const struct image *image, uint32_t segment, struct image_part **parts, size_t *count);
+int image_read(const struct image *image, uint32_t segment, const struct image_part *part, void *out); // 0 or MPIG_EAGAIN
+void image_set_id(struct image *image, uint32_t segment, const uint8_t id[IMAGE_ID_BYTES]);            // it is on disk
+void image_saved(struct image *image);                                                                 // all of it is
+void image_release(struct image *image);
+// At start: tells the store that the segment whose record is at this offset, with this checksum, is on disk. False: no such one.
+bool store_segment_on_disk(struct store *s, uint32_t uid, uint64_t offset, uint64_t checksum, const uint8_t id[IMAGE_ID_BYTES]);
+
+// ---- making ----------------------------------------------------------------------------------------------------------
+struct making;
+// *from is checked, not trusted, and copied as far as it is needed later. Segments with an id that are in the pool already are
+// shared. MPIG_EEXIST, MPIG_ENOSPC, MPIG_EQUOTA, MPIG_ENOMEM, MPIG_ECORRUPT (it contradicts itself).
+int making_begin(struct store *s, const struct image_context *from, uint64_t (*table_bytes)(const struct layer *, uint32_t rows),
+                 struct making **out, char *why);
+bool making_wants(const struct making *m, uint32_t segment);                                             // false: it is shared
+int making_parts(const struct making *m, uint32_t segment, struct image_part **parts, size_t *count);    // 0 or MPIG_ENOMEM
+void making_write(struct making *m, uint32_t segment, const struct image_part *part, const void *bytes); // one of its parts
+// The context is there, or nothing is. Frees m.
+int making_finish(struct making *m, char *why);
+void making_cancel(struct making *m); // NULL is allowed
+
+#endif

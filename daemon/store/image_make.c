@@ -1,0 +1,555 @@
+// Making a context from an image: see image.h.
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon/store/image_parts.h"
+#include "daemon/store/internal.h"
+
+struct making {
+	struct store *store;
+	struct image_context from; // a copy: blocks, layers and parameters are ours
+	struct spec *spec;
+	struct params *params;
+	struct segment **segment; // references
+	bool *shared;             // [segment_count]
+	struct extents *extents;  // [segment_count] of those that are not
+	struct extents own;       // the parameters
+	uint64_t held;            // bytes the owner is charged for until they belong to something
+	bool account;
+	uint64_t (*table_bytes)(const struct layer *, uint32_t rows);
+};
+
+// ---- what an image must be to make sense -----------------------------------------------------------------------------
+
+static bool blocks_fit(const struct image_segment *seg)
+{
+	uint32_t rows = 0;
+	if (!seg->block_count || seg->block_count > SEGMENT_MAX_BLOCKS)
+		return false;
+	for (uint32_t b = 0; b < seg->block_count; b++) {
+		const struct image_block *block = &seg->block[b];
+		uint32_t n = block->rows;
+		if (block->first_row != rows || rows >= seg->rows || n < BLOCK_MIN_ROWS || n > BLOCK_MAX_ROWS || n % SIG_GROUP ||
+		    n > SEGMENT_MAX_ROWS - rows || (block->has_codes && !seg->indexed))
+			return false;
+		rows += n;
+	}
+	return seg->rows <= rows;
+}
+
+static bool segment_fits(const struct image_context *from, const struct spec *spec, uint32_t i)
+{
+	const struct image_segment *seg = &from->segment[i];
+	uint64_t end = i + 1 < from->segment_count ? from->segment[i + 1].first : from->committed;
+	uint64_t used = end > seg->first ? end - seg->first : 0;
+	if ((i == 0 && seg->first) || !used || used > seg->rows || (!seg->sealed && used != seg->rows) || !blocks_fit(seg))
+		return false;
+	if (seg->has_tables && (!seg->sealed || !seg->indexed || !spec->has_tables))
+		return false;
+	for (uint32_t b = 0; b < seg->block_count; b++)
+		if (seg->block[b].has_codes && !spec->has_codes)
+			return false;
+	return !seg->indexed || from->params_bytes;
+}
+
+static int check(const struct image_context *from, const struct spec *spec, char *why)
+{
+	char text[MPIG_TEXT_BYTES];
+	if (name_valid(from->name, "name", text))
+		return refuse(why, MPIG_ECORRUPT, "the image: %.200s", text);
+	uint64_t params = from->params ? spec->params_bytes - sizeof(struct params_record) : 0;
+	if (from->identity.mode > 0777 || from->committed > MPIG_MAX_TOKENS || !from->committed != !from->segment_count ||
+	    from->params_bytes != params || !from->params != !from->signature_version)
+		return refuse(why, MPIG_ECORRUPT, "the image of '%s' contradicts itself", from->name);
+	for (uint32_t i = 0; i < from->segment_count; i++)
+		if (!segment_fits(from, spec, i))
+			return refuse(why, MPIG_ECORRUPT, "segment %u of the image of '%s' contradicts itself", i, from->name);
+	return 0;
+}
+
+static void *copy_of(const void *data, size_t bytes)
+{
+	void *copy = malloc(bytes ? bytes : 1);
+	if (copy && bytes)
+		memcpy(copy, data, bytes);
+	return copy;
+}
+
+static int copy(struct making *m, const struct image_context *from)
+{
+	struct image_context *to = &m->from;
+	*to = *from;
+	to->layer = NULL;
+	to->segment = copy_of(from->segment, from->segment_count * sizeof *to->segment);
+	to->params = from->params ? copy_of(from->params, from->params_bytes) : NULL;
+	bool all = to->segment && (to->params || !from->params);
+	for (uint32_t i = 0; to->segment && i < from->segment_count; i++)
+		to->segment[i].block = NULL;
+	for (uint32_t i = 0; all && i < from->segment_count; i++)
+		all = (to->segment[i].block = copy_of(from->segment[i].block,
+		                                      from->segment[i].block_count * sizeof(struct image_block))) != NULL;
+	m->segment = calloc(from->segment_count + 1, sizeof(struct segment *));
+	m->shared = calloc(from->segment_count + 1, sizeof *m->shared);
+	m->extents = calloc(from->segment_count + 1, sizeof *m->extents);
+	return all && m->segment && m->shared && m->extents ? 0 : MPIG_ENOMEM;
+}
+
+// ---- sharing; lock held ----------------------------------------------------------------------------------------------
+
+static bool same_params(const struct making *m, const struct params *p)
+{
+	return p ? m->from.params && p->version == m->from.signature_version &&
+	                       !memcmp((const uint8_t *)pool_at(m->store->pool, p->offset) + sizeof(struct params_record),
+	                               m->from.params, m->from.params_bytes)
+	         : !m->from.params;
+}
+
+// A context of the pool that has segments of ours, and the parameters they were made with.
+static int share_with(struct making *m, struct context *c)
+{
+	static const uint8_t none[IMAGE_ID_BYTES];
+	struct params *p = atomic_load(&c->params);
+	const struct snapshot *snap = atomic_load(&c->snapshot);
+	if (c->damage || !spec_same(c->spec, m->spec) || !same_params(m, p) || (m->params && m->params != p))
+		return 0;
+	for (uint32_t i = 0; i < m->from.segment_count; i++)
+		for (uint32_t k = 0; k < snap->count && !m->segment[i]; k++) {
+			struct segment *seg = snap->ref[k].segment;
+			const struct image_segment *mine = &m->from.segment[i];
+			if (!mine->sealed || !memcmp(mine->id, none, sizeof none) || memcmp(mine->id, seg->id, sizeof none) ||
+			    seg->record->sealed_rows != mine->rows)
+				continue;
+			if (p && !m->params) {
+				if (charge_reference(m->store, &p->charge, m->from.identity.uid))
+					return MPIG_ENOMEM;
+				p->refs++;
+				m->params = p;
+			}
+			if (charge_reference(m->store, &seg->charge, m->from.identity.uid))
+				return MPIG_ENOMEM;
+			seg->refs++;
+			m->segment[i] = seg;
+			m->shared[i] = true;
+		}
+	return 0;
+}
+
+// ---- building; the records are ours until they are announced ---------------------------------------------------------
+
+static int want_block(const struct making *m, struct extents *x, const struct image_block *block)
+{
+	const struct spec *spec = m->spec;
+	int status = extents_want(x, block_bytes(spec->strips, block->rows), 0);
+	if (block->has_codes)
+		status |= extents_want(x, code_block_bytes(spec->strips), 0);
+	for (uint32_t strip = 0; strip < spec->strips && !status; strip++) {
+		const struct layer *l = spec_strip(spec, strip);
+		int node = strip_node(m->store, l, strip - l->first_strip);
+		struct code_range whole[2] = {{0, 0}, {0, 0}};
+		status = extents_want(x, (uint64_t)block->rows * l->rows.stride, node);
+		if (!block->has_codes || !l->code_bytes_per_row)
+			continue;
+		uint32_t n = code_ranges(l, block->rows, block->rows, whole);
+		status |= extents_want(x, whole[n - 1].end, node);
+	}
+	return status;
+}
+
+// The same order as in build_segment.
+static int want_segment(const struct making *m, struct extents *x, const struct image_segment *from)
+{
+	const struct spec *spec = m->spec;
+	int status = extents_want(x, sizeof(struct segment_record), 0);
+	if (centres_bytes(spec))
+		status |= extents_want(x, centres_bytes(spec), 0);
+	if (from->indexed)
+		status |= extents_want(x, generation_bytes(spec->strips), 0);
+	for (uint32_t b = 0; b < from->block_count && !status; b++)
+		status = want_block(m, x, &from->block[b]);
+	for (uint32_t strip = 0; from->has_tables && strip < spec->strips && !status; strip++) {
+		const struct layer *l = spec_strip(spec, strip);
+		if (l->wire.paper_k)
+			status = extents_want(x, m->table_bytes(l, from->rows), strip_node(m->store, l, strip - l->first_strip));
+	}
+	return status;
+}
+
+static void build_block(struct making *m, struct extents *x, struct segment_record *r, struct generation_record *g,
+                        const struct image_segment *from, uint32_t b)
+{
+	const struct spec *spec = m->spec;
+	const struct image_block *block = &from->block[b];
+	uint64_t offset = extents_next(x), code_offset = block->has_codes ? extents_next(x) : 0;
+	struct block_record *record = pool_at(m->store->pool, offset);
+	struct code_block_record *cb = code_offset ? pool_at(m->store->pool, code_offset) : NULL;
+	record_init(&record->header, RECORD_BLOCK, block_bytes(spec->strips, block->rows));
+	record->rows = block->rows;
+	record->strips = spec->strips;
+	record->header.checksum = from->sealed ? block->content : 0;
+	if (cb) {
+		record_init(&cb->header, RECORD_CODE_BLOCK, code_block_bytes(spec->strips));
+		cb->rows = block->rows;
+		cb->strips = spec->strips;
+		cb->header.checksum = from->sealed ? block->codes_content : 0;
+		g->code_block[b] = code_offset;
+	}
+	for (uint32_t strip = 0; strip < spec->strips; strip++) {
+		block_rows(record)[strip] = extents_next(x);
+		if (cb && spec_strip(spec, strip)->code_bytes_per_row)
+			code_offsets(cb)[strip] = extents_next(x);
+	}
+	r->block[b].offset = offset;
+	r->block[b].first_row = block->first_row;
+	r->block[b].rows = block->rows;
+}
+
+static struct generation_record *build_generation(struct making *m, uint64_t offset, const struct image_segment *from)
+{
+	struct generation_record *g = pool_at(m->store->pool, offset);
+	record_init(&g->header, RECORD_GENERATION, generation_bytes(m->spec->strips));
+	g->params_offset = m->params->offset;
+	g->version = m->params->version;
+	g->strips = m->spec->strips;
+	g->header.checksum = from->has_tables ? from->table_content : 0;
+	return g;
+}
+
+struct surplus_sink {
+	struct extent_sink sink;
+	struct making *m;
+};
+static void surplus_put(struct extent_sink *sink, uint64_t offset, uint64_t bytes, enum extent_use use)
+{
+	struct making *m = ((struct surplus_sink *)sink)->m;
+	(void)use;
+	pool_free(m->store->pool, offset, bytes);
+	m->held -= bytes;
+	account_sub(m->store, m->from.identity.uid, bytes);
+}
+
+static void build_segment(struct making *m, uint32_t i)
+{
+	const struct image_segment *from = &m->from.segment[i];
+	struct extents *x = &m->extents[i];
+	struct segment *seg = m->segment[i];
+	struct generation_record *g = NULL;
+	seg->offset = extents_next(x);
+	struct segment_record *r = seg->record = pool_at(m->store->pool, seg->offset);
+	record_init(&r->header, RECORD_SEGMENT, pool_round(sizeof *r));
+	r->strips = m->spec->strips;
+	if (centres_bytes(m->spec))
+		r->centres_offset = extents_next(x);
+	if (from->indexed) {
+		r->generation_offset = extents_next(x);
+		g = build_generation(m, r->generation_offset, from);
+	}
+	for (uint32_t b = 0; b < from->block_count; b++)
+		build_block(m, x, r, g, from, b);
+	r->block_count = from->block_count;
+	for (uint32_t strip = 0; from->has_tables && strip < m->spec->strips; strip++) {
+		const struct layer *l = spec_strip(m->spec, strip);
+		if (l->wire.paper_k)
+			generation_tables(g)[strip] = (struct table_extent){extents_next(x), m->table_bytes(l, from->rows)};
+	}
+	if (from->has_tables)
+		g->table_rows = from->rows;
+	extents_fini(x); // from here on the records say what there is
+	struct surplus_sink surplus = {.sink = {surplus_put}, .m = m};
+	if (from->sealed)
+		segment_surplus(m->store->pool, seg, from->rows, true, &surplus.sink);
+	r->sealed_rows = from->sealed ? from->rows : 0;
+}
+
+static void build_params(struct making *m)
+{
+	struct params *p = m->params;
+	p->offset = extents_next(&m->own);
+	struct params_record *r = pool_at(m->store->pool, p->offset);
+	record_init(&r->header, RECORD_PARAMS, p->bytes);
+	r->version = p->version;
+	r->strips = m->spec->strips;
+	r->bytes = p->bytes;
+	memcpy(r + 1, m->from.params, m->from.params_bytes);
+	r->header.checksum = record_checksum(r, p->bytes);
+}
+
+static int new_params(struct making *m)
+{
+	if (!m->from.params || m->params)
+		return 0;
+	struct params *p = calloc(1, sizeof *p);
+	if (!p)
+		return MPIG_ENOMEM;
+	*p = (struct params){.bytes = m->spec->params_bytes, .version = m->from.signature_version, .refs = 1};
+	m->params = p;
+	if (charge_reference(m->store, &p->charge, m->from.identity.uid))
+		return MPIG_ENOMEM;
+	return extents_want(&m->own, p->bytes, 0);
+}
+
+static int want_all(struct making *m)
+{
+	int status = new_params(m);
+	for (uint32_t i = 0; i < m->from.segment_count && !status; i++) {
+		if (m->shared[i])
+			continue;
+		m->segment[i] = segment_new(m->store, m->spec, m->from.identity.uid);
+		status = m->segment[i] ? want_segment(m, &m->extents[i], &m->from.segment[i]) : MPIG_ENOMEM;
+	}
+	return status;
+}
+
+static int alloc_all(struct making *m, char *why)
+{
+	struct store *s = m->store;
+	uint64_t total = extents_total(&m->own);
+	for (uint32_t i = 0; i < m->from.segment_count; i++)
+		total += extents_total(&m->extents[i]);
+	int status = quota_admit(s, m->from.identity.uid, total, 1, why);
+	struct extents all = {0};
+	for (size_t k = 0; !status && k < m->own.count; k++)
+		status = extents_want(&all, m->own.item[k].bytes, m->own.item[k].node);
+	for (uint32_t i = 0; !status && i < m->from.segment_count; i++)
+		for (size_t k = 0; !status && k < m->extents[i].count; k++)
+			status = extents_want(&all, m->extents[i].item[k].bytes, m->extents[i].item[k].node);
+	if (!status)
+		status = extents_alloc(s, &all, why);
+	for (size_t k = 0; !status && k < m->own.count; k++)
+		m->own.item[k].offset = extents_next(&all);
+	for (uint32_t i = 0; !status && i < m->from.segment_count; i++)
+		for (size_t k = 0; k < m->extents[i].count; k++)
+			m->extents[i].item[k].offset = extents_next(&all);
+	extents_fini(&all);
+	if (!status) {
+		m->held = total;
+		account_add(s, m->from.identity.uid, total);
+	}
+	return status;
+}
+
+static int begin_locked(struct making *m, char *why)
+{
+	struct store *s = m->store;
+	int status = name_check(s, m->from.name, "name", why);
+	if (!status && account_open(s, m->from.identity.uid))
+		status = MPIG_ENOMEM;
+	m->account = !status;
+	for (size_t i = 0; i < s->count && !status; i++)
+		status = share_with(m, s->context[i]);
+	if (!status)
+		status = want_all(m);
+	if (status == MPIG_ENOMEM)
+		refuse(why, status, "the daemon has no memory to load '%s'", m->from.name);
+	if (!status)
+		status = alloc_all(m, why);
+	if (status)
+		return status;
+	if (m->own.count)
+		build_params(m);
+	for (uint32_t i = 0; i < m->from.segment_count; i++)
+		if (!m->shared[i])
+			build_segment(m, i);
+	return 0;
+}
+
+int making_begin(struct store *s, const struct image_context *from, uint64_t (*table_bytes)(const struct layer *, uint32_t rows),
+                 struct making **out, char *why)
+{
+	struct making *m = calloc(1, sizeof *m);
+	if (!m)
+		return refuse(why, MPIG_ENOMEM, "the daemon has no memory to load a context");
+	m->store = s;
+	m->table_bytes = table_bytes;
+	int status = spec_create(from->layer, from->layer_count, &m->spec, why);
+	if (!status)
+		status = check(from, m->spec, why);
+	else if (status != MPIG_ENOMEM)
+		status = MPIG_ECORRUPT;
+	if (!status && copy(m, from))
+		status = refuse(why, MPIG_ENOMEM, "the daemon has no memory to load '%s'", from->name);
+	if (!status) {
+		store_lock(s);
+		status = begin_locked(m, why);
+		store_unlock(s);
+	}
+	if (status) {
+		making_cancel(m);
+		return status;
+	}
+	*out = m;
+	return 0;
+}
+
+// ---- filling ---------------------------------------------------------------------------------------------------------
+
+bool making_wants(const struct making *m, uint32_t segment)
+{
+	return !m->shared[segment];
+}
+
+int making_parts(const struct making *m, uint32_t segment, struct image_part **parts, size_t *count)
+{
+	return parts_list(m->store->pool, m->segment[segment], &m->from.segment[segment], parts, count);
+}
+
+void making_write(struct making *m, uint32_t segment, const struct image_part *part, const void *bytes)
+{
+	memcpy(part_memory(m->store->pool, m->segment[segment], part), bytes, part->bytes);
+}
+
+// ---- the end ---------------------------------------------------------------------------------------------------------
+
+struct book_sink {
+	struct extent_sink sink;
+	struct making *m;
+	struct segment *segment;
+	bool free;
+};
+static void book_put(struct extent_sink *sink, uint64_t offset, uint64_t bytes, enum extent_use use)
+{
+	struct book_sink *b = (struct book_sink *)sink;
+	if (b->free)
+		pool_free(b->m->store->pool, offset, bytes);
+	else
+		segment_grow(b->m->store, b->segment, bytes, use);
+}
+
+// Lock held. The charges that were held move to what they are for.
+static void book(struct making *m)
+{
+	account_sub(m->store, m->from.identity.uid, m->held);
+	m->held = 0;
+	for (uint32_t i = 0; i < m->from.segment_count; i++) {
+		struct book_sink sink = {.sink = {book_put}, .m = m, .segment = m->segment[i]};
+		if (!m->shared[i])
+			segment_extents(m->store->pool, m->segment[i], &sink.sink);
+		memcpy(m->segment[i]->id, m->from.segment[i].id, IMAGE_ID_BYTES);
+	}
+	if (m->own.count) {
+		charge_grow(m->store, &m->params->charge, m->params->bytes);
+		m->store->metadata_bytes += m->params->bytes;
+	}
+}
+
+static int check_segments(struct making *m, char *why)
+{
+	const struct image_context *from = &m->from;
+	for (uint32_t i = 0; i < from->segment_count; i++) {
+		char text[MPIG_TEXT_BYTES];
+		struct segment_record *r = m->segment[i]->record;
+		uint64_t end = i + 1 < from->segment_count ? from->segment[i + 1].first : from->committed;
+		struct segment_use use = {m->store->pool,
+		                          m->spec,
+		                          m->segment[i]->offset,
+		                          m->params ? m->params->offset : 0,
+		                          (uint32_t)(end - from->segment[i].first),
+		                          m->table_bytes};
+		if (!m->shared[i] && from->segment[i].sealed)
+			r->header.checksum = segment_checksum(m->store->pool, m->spec, r, r->sealed_rows);
+		if (!segment_check(&use, text))
+			return refuse(why, MPIG_ECORRUPT, "segment %u of '%s': %.150s", i, from->name, text);
+	}
+	return 0;
+}
+
+static int announce(struct making *m, char *why)
+{
+	struct store *s = m->store;
+	struct context_draft draft = {
+		.name = m->from.name,
+		.fingerprint = m->from.fingerprint,
+		.identity = m->from.identity,
+		.seed = m->from.seed,
+		.segment_count = m->from.segment_count,
+	};
+	struct context *c;
+	int status = name_check(s, m->from.name, "name", why);
+	if (!status)
+		status = context_build(s, &draft, m->spec, &c, why);
+	if (status)
+		return status;
+	book(m);
+	struct snapshot *snap = atomic_load(&c->snapshot);
+	for (uint32_t i = 0; i < snap->count; i++)
+		snap->ref[i] = (struct ref){m->segment[i], m->from.segment[i].first};
+	atomic_store(&c->params, m->params);
+	atomic_store(&c->signature_version, m->params ? m->params->version : 0);
+	c->created_ns = m->from.created_ns;
+	atomic_store(&c->committed, m->from.committed);
+	c->on_disk = true;
+	c->disk_tokens = m->from.committed;
+	context_announce(s, c);
+	s->prefix.late = true;
+	m->params = NULL;
+	memset(m->segment, 0, m->from.segment_count * sizeof(struct segment *));
+	return 0;
+}
+
+int making_finish(struct making *m, char *why)
+{
+	int status = check_segments(m, why); // reads the records and the centres, not the rows
+	if (!status) {
+		store_lock(m->store);
+		status = announce(m, why);
+		store_unlock(m->store);
+	}
+	making_cancel(m);
+	return status;
+}
+
+static void give_segment(struct making *m, uint32_t i)
+{
+	struct segment *seg = m->segment[i];
+	if (!seg)
+		return;
+	charge_release(m->store, &seg->charge, m->from.identity.uid);
+	if (m->shared[i]) {
+		segment_put(m->store, seg);
+		return;
+	}
+	struct book_sink sink = {.sink = {book_put}, .m = m, .free = true};
+	if (seg->record)
+		segment_extents(m->store->pool, seg, &sink.sink);
+	charge_fini(&seg->charge);
+	spec_unref(seg->spec);
+	free(seg);
+}
+
+static void give_params(struct making *m)
+{
+	struct params *p = m->params;
+	if (!p)
+		return;
+	if (charge_has(&p->charge, m->from.identity.uid))
+		charge_release(m->store, &p->charge, m->from.identity.uid);
+	if (!p->offset) { // was not allocated
+		charge_fini(&p->charge);
+		free(p);
+		return;
+	}
+	m->store->metadata_bytes += m->own.count ? p->bytes : 0; // params_put takes it off
+	params_put(m->store, p);
+}
+
+void making_cancel(struct making *m)
+{
+	if (!m)
+		return;
+	store_lock(m->store);
+	if (m->account)
+		account_sub(m->store, m->from.identity.uid, m->held);
+	for (uint32_t i = 0; m->segment && i < m->from.segment_count; i++)
+		give_segment(m, i);
+	give_params(m);
+	store_unlock(m->store);
+	for (uint32_t i = 0; m->extents && i < m->from.segment_count; i++)
+		extents_fini(&m->extents[i]);
+	extents_fini(&m->own);
+	image_context_free(&m->from);
+	spec_unref(m->spec);
+	free(m->segment);
+	free(m->shared);
+	free(m->extents);
+	free(m);
+}
