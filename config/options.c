@@ -62,6 +62,13 @@ static const struct option table[] = {
          false, "Memory of one user's queues; it counts as the daemon's."},
 	{"limits", "attend_max_tokens", OPTION_COUNT, AT(limits.attend_max_tokens), "4096", 1, 4096, false,
          "Query tokens of one request."},
+	{"disk", "dir", OPTION_PATH, AT(disk.dir), "", 0, 0, false,
+         "Directory where contexts are saved, on a file system with hard links. Empty: nothing is kept on disk."},
+	{"disk", "queue_depth", OPTION_COUNT, AT(disk.queue_depth), "8", 1, 64, false, "Reads or writes in flight."},
+	{"disk", "chunk", OPTION_SIZE, AT(disk.chunk), "1M", 1 << 20, 1 << 26, false,
+         "Bytes of one read or write, in whole pages of 4096; a save or load takes queue_depth times as much memory."},
+	{"disk", "rate", OPTION_SIZE, AT(disk.rate), "0", 0, (double)(UINT64_C(1) << 50), false,
+         "Bytes a second that saving and loading may take. 0: no limit."},
 };
 #define OPTIONS (sizeof table / sizeof table[0])
 
@@ -273,6 +280,7 @@ int options_resolve(struct options *o, char *why)
 		         (double)o->engine.budget_floor, (double)o->engine.budget_cap);
 		return -1;
 	}
+	o->disk.chunk = o->disk.chunk / 4096 * 4096;
 	if (!o->pool.dir[0])
 		snprintf(o->pool.dir, sizeof o->pool.dir, "/dev/shm/magicpig-%s", o->daemon.instance);
 	const char *mask = getenv("MAGICPIG_CPU_MASK");

@@ -57,6 +57,11 @@ struct options {
 		uint64_t region_bytes_per_uid;
 		uint32_t attend_max_tokens;
 	} limits;
+	struct {
+		char dir[OPTIONS_PATH_BYTES]; // "" = nothing is kept on disk
+		uint32_t queue_depth;
+		uint64_t chunk, rate;
+	} disk;
 	char config_file[OPTIONS_PATH_BYTES]; // as given; "" without one
 };
 

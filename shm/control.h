@@ -6,7 +6,7 @@
 //   HELLO        ------------------->   versions, epoch, instance, limits
 //   QUEUE_CREATE [old memfd]  ------>   geometry + memfd, eventfd (SCM_RIGHTS)
 //   CREATE / OPEN / OPEN_PREFIX ---->   context record, bound to the client's handle
-//   CLOSE, DROP, LIST, SHOW, FORK, CHMOD, STATUS, PING, CONFIG_GET, VERIFY, HEADS
+//   CLOSE, DROP, LIST, SHOW, FORK, CHMOD, STATUS, PING, CONFIG_GET, VERIFY, HEADS, DISK, SAVED
 #ifndef MPIG_SHM_CONTROL_H
 #define MPIG_SHM_CONTROL_H
 
@@ -40,6 +40,8 @@ enum mpig_control_op {
 	MPIG_CTL_CONFIG_GET = 15,
 	MPIG_CTL_VERIFY = 16, // one part of a context a message, until the reply has more = 0
 	MPIG_CTL_HEADS = 17,  // a page of KV heads a message
+	MPIG_CTL_DISK = 18,   // begins work on disk, and looks at it again until it is done
+	MPIG_CTL_SAVED = 19,  // a page of what is on disk a message
 	MPIG_CTL_COUNT
 };
 
@@ -141,6 +143,7 @@ struct mpig_ctl_open { // OPEN, SHOW (handle ignored), DROP, FORK (new_name), CH
 
 enum mpig_context_flags {
 	MPIG_CONTEXT_QUARANTINED = 1u << 0, // damaged: listed and dropped, nothing else
+	MPIG_CONTEXT_SAVED = 1u << 1,       // all that is committed is on disk
 };
 
 // A context as others see it.
@@ -211,6 +214,40 @@ struct mpig_ctl_heads { // request and reply; the reply is followed by count x s
 	uint8_t reserved[32];
 };
 
+enum mpig_disk_work { MPIG_DISK_SAVE = 1, MPIG_DISK_LOAD = 2, MPIG_DISK_CHECK = 3, MPIG_DISK_ERASE = 4, MPIG_DISK_WORKS };
+enum mpig_disk_state { MPIG_DISK_WAITING = 0, MPIG_DISK_RUNNING = 1, MPIG_DISK_DONE = 2 };
+
+// Work on disk takes longer than a request may: it is begun with job = 0, and looked at with the job of the reply until `state` is
+// MPIG_DISK_DONE or the answer is an error, which is the work's.
+struct mpig_ctl_disk { // request and reply
+	struct mpig_control_header h;
+	char name[MPIG_NAME_BYTES];
+	uint32_t work;  // enum mpig_disk_work
+	uint32_t state; // reply: enum mpig_disk_state
+	uint64_t job;
+	uint64_t done, total;          // reply: bytes of the work
+	uint64_t tokens, bytes, moved; // reply, when done: of the context; of its files; that were written or read now
+	uint32_t segments, shared;     // reply, when done: of the context; that were there already
+	uint64_t reserved0;
+	uint8_t reserved[32];
+};
+
+struct mpig_wire_saved { // a context on disk
+	char name[MPIG_NAME_BYTES];
+	char fingerprint[64];
+	uint64_t committed, bytes, saved_ns;
+	uint32_t uid, gid, mode, reserved0;
+	uint8_t reserved[24];
+};
+static_assert(sizeof(struct mpig_wire_saved) == 256, "wire format frozen");
+
+struct mpig_ctl_saved { // request and reply; the reply is followed by count x struct mpig_wire_saved, by name
+	struct mpig_control_header h;
+	char after[MPIG_NAME_BYTES]; // the names after this one; "" to begin
+	uint32_t count, more;        // reply: that follow; 0 = those were all
+	uint8_t reserved[32];
+};
+
 struct mpig_ctl_list {
 	struct mpig_control_header h;
 	uint64_t cursor; // 0 to begin; the reply's cursor to go on; 0 in a reply = end
@@ -249,6 +286,8 @@ static_assert(sizeof(struct mpig_control_header) == 24, "wire format frozen");
 static_assert(sizeof(struct mpig_wire_context) % 8 == 0, "wire format frozen");
 static_assert(sizeof(struct mpig_ctl_list) + MPIG_LIST_PAGE * sizeof(struct mpig_wire_context) <= MPIG_CONTROL_MAX_BYTES,
               "a page of contexts fits one datagram");
+static_assert(sizeof(struct mpig_ctl_saved) + MPIG_LIST_PAGE * sizeof(struct mpig_wire_saved) <= MPIG_CONTROL_MAX_BYTES,
+              "a page of saved contexts fits one datagram");
 static_assert(sizeof(struct mpig_ctl_heads) + MPIG_HEADS_PAGE * sizeof(struct mpig_wire_head) <= MPIG_CONTROL_MAX_BYTES,
               "a page of heads fits one datagram");
 

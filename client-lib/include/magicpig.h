@@ -251,6 +251,45 @@ MPIG_API int mpig_context_verify(mpig_client *client, const char *name, struct m
  * infos[0].size must be set: it is the stride of the array, and is written into every record. Only contexts the caller may
  * read are listed. */
 MPIG_API int mpig_context_list(mpig_client *client, uint64_t *cursor, struct mpig_context_info *infos, int max);
+/* ---- contexts on the daemon's disk (MPIG_ENOTSUP: it keeps none) ---------------------------------------------------- */
+struct mpig_disk_options {
+	size_t size;
+	void (*progress)(void *argument, uint64_t done, uint64_t total); /* bytes; called by the waiting call; NULL = none */
+	void *argument;
+};
+struct mpig_disk_result {
+	size_t size;
+	uint64_t tokens;           /* of the context */
+	uint64_t bytes;            /* of its files */
+	uint64_t moved;            /* that were written, or read, by this call */
+	uint32_t segments, shared; /* shared: those that were there already */
+};
+/* Writes what is committed to stable storage, and waits for it; readers and the writer go on meanwhile. Sealed segments that are on disk
+ * already are not written again. On failure what was saved before is as it was. Owner only. options and result may be NULL.
+ * Errors: MPIG_EIO, MPIG_ENOSPC, MPIG_EACCES (also: another owner's context of that name is on disk), MPIG_EAGAIN (truncated too often
+ * meanwhile), MPIG_ELIMIT (too many are waiting), MPIG_ENOENT, MPIG_ESHUTDOWN. */
+MPIG_API int mpig_context_save(mpig_client *client, const char *name, const struct mpig_disk_options *options,
+                               struct mpig_disk_result *result);
+/* Makes a saved context again, for the owner it had; the caller must be allowed to read it. Errors: MPIG_EEXIST (it is in memory),
+ * MPIG_ENOENT, MPIG_EACCES, MPIG_ECORRUPT (a file is damaged; the context is put aside), MPIG_EVERSION, MPIG_ENOSPC, MPIG_EQUOTA. */
+MPIG_API int mpig_context_load(mpig_client *client, const char *name, const struct mpig_disk_options *options,
+                               struct mpig_disk_result *result);
+/* Reads a saved context and compares it with its checksums. Errors as of loading. */
+MPIG_API int mpig_saved_check(mpig_client *client, const char *name, const struct mpig_disk_options *options,
+                              struct mpig_disk_result *result);
+/* Removes what is saved of a context; what is in memory stays. Owner only. */
+MPIG_API int mpig_saved_erase(mpig_client *client, const char *name);
+struct mpig_saved_info {
+	size_t size;
+	char name[128];
+	uint8_t fingerprint[64];
+	uint64_t committed, bytes, saved_ns; /* tokens; of its files; CLOCK_REALTIME */
+	uint32_t uid, gid, mode;
+};
+/* Saved contexts the caller may read, by name, those after `after` ("" or NULL: from the first); returns how many were filled, 0 at the
+ * end. infos[0].size must be set: it is the stride of the array. Right after the daemon's start the list may still grow. */
+MPIG_API int mpig_saved_list(mpig_client *client, const char *after, struct mpig_saved_info *infos, int max);
+
 /* What the handle knows without asking the daemon. */
 MPIG_API const char *mpig_context_name(const mpig_context *context);
 MPIG_API uint64_t mpig_context_committed(const mpig_context *context); /* as of the last completion seen */

@@ -100,6 +100,7 @@ int disk_create(const struct disk_options *options, struct disk **out, char *why
 	d->options = *options;
 	snprintf(d->dir, sizeof d->dir, "%s", options->dir);
 	d->contexts = d->segments = -1;
+	pthread_mutex_init(&d->lock, NULL);
 	d->root = open_directory(AT_FDCWD, d->dir);
 	int rc = d->root < 0 ? d->root : 0, status;
 	if (!rc && flock(d->root, LOCK_EX | LOCK_NB)) {
@@ -135,5 +136,7 @@ void disk_destroy(struct disk *d)
 		close(d->contexts);
 	if (d->root >= 0)
 		close(d->root);
+	pthread_mutex_destroy(&d->lock);
+	free(d->saved);
 	free(d);
 }

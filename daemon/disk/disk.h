@@ -1,5 +1,5 @@
 // Contexts on disk: a directory with a manifest each, segment files shared by hard links. See README.md and FORMAT.md. One thread uses
-// it; nothing here is called by threads that serve.
+// it; threads that serve call disk_list only.
 #ifndef MPIG_DISK_DISK_H
 #define MPIG_DISK_DISK_H
 
@@ -39,7 +39,19 @@ int disk_load(struct disk *d, struct store *s, const struct credentials *who, co
 // Reads all files of a context and compares them with their checksums; damage as in disk_load.
 int disk_check(struct disk *d, const struct credentials *who, const char *name, struct disk_progress *progress,
                struct disk_result *result, char *why);
-// After a warm restart: tells the store which of its segments are on disk.
+// Removes what is on disk of a context; what is in memory stays. The owner's business.
+int disk_erase(struct disk *d, struct store *s, const struct credentials *who, const char *name, char *why);
+// Reads the manifests: what is on disk is known from here on. After a warm restart, tells the store which of its segments are.
 void disk_recognise(struct disk *d, struct store *s);
+
+struct disk_saved {
+	char name[MPIG_NAME_BYTES];
+	uint8_t fingerprint[64];
+	struct identity identity;
+	uint64_t committed, bytes, saved_ns;
+};
+// Any thread. Contexts on disk that `who` may read, by name, those after `after`.
+uint32_t disk_list(struct disk *d, const struct credentials *who, const char *after, struct disk_saved *out, uint32_t max,
+                   bool *more);
 
 #endif

@@ -75,6 +75,12 @@ int disk_unlink(int dir, const char *name)
 	return error ? -error : after("unlink", name, unlinkat(dir, name, 0));
 }
 
+int disk_rmdir(int dir, const char *name)
+{
+	int error = before("rmdir", name);
+	return error ? -error : after("rmdir", name, unlinkat(dir, name, AT_REMOVEDIR));
+}
+
 // ---- data ------------------------------------------------------------------------------------------------------------
 
 int io_open(struct io *io, uint32_t depth, uint64_t chunk, uint64_t rate)

@@ -48,5 +48,6 @@ int disk_sync(int fd, const char *name);
 int disk_rename(int dir, const char *from, const char *to);
 int disk_link(int from_dir, int to_dir, const char *name); // the same name; one that exists is fine
 int disk_unlink(int dir, const char *name);
+int disk_rmdir(int dir, const char *name);
 
 #endif

@@ -83,6 +83,7 @@ static void put_aside(struct loading *l, const char *name)
 	snprintf(to, sizeof to, "damaged/%s.%016llx", name, (unsigned long long)real_ns());
 	if (!disk_rename(l->d->root, from, to))
 		(void)disk_sync(l->d->contexts, "contexts");
+	catalogue_remove(l->d, name);
 }
 
 static void finish(struct loading *l, const char *name, int status)
@@ -144,7 +145,10 @@ int disk_check(struct disk *d, const struct credentials *who, const char *name, 
 static void recognise(struct loading *l, struct store *s, const char *name)
 {
 	const struct credentials root = {0};
-	if (!open_context(l, &root, name) && !memcmp(l->manifest.pool_id, l->d->options.pool_id, sizeof l->manifest.pool_id))
+	bool read = !open_context(l, &root, name);
+	if (read)
+		catalogue_put(l->d, &l->manifest);
+	if (read && !memcmp(l->manifest.pool_id, l->d->options.pool_id, sizeof l->manifest.pool_id))
 		for (uint32_t i = 0; i < l->manifest.context.segment_count; i++) {
 			const struct disk_segment_ref *ref = &l->manifest.segment[i];
 			if (ref->flags & DISK_SEALED)

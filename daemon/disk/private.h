@@ -2,6 +2,8 @@
 #ifndef MPIG_DISK_PRIVATE_H
 #define MPIG_DISK_PRIVATE_H
 
+#include <pthread.h>
+
 #include "daemon/disk/disk.h"
 #include "daemon/disk/format.h"
 #include "daemon/disk/io.h"
@@ -10,6 +12,9 @@ struct disk {
 	struct disk_options options;
 	int root, contexts, segments; // directories
 	char dir[256];
+	pthread_mutex_t lock; // of what is saved
+	struct disk_saved *saved;
+	size_t saved_count, saved_capacity;
 };
 
 #define FILE_NAME_BYTES 48
@@ -53,5 +58,9 @@ struct manifest {
 int manifest_write(struct io *io, int dir, const struct manifest *m, char *why);
 int manifest_read(struct io *io, int dir, const char *name, struct manifest *m, char *why); // MPIG_ENOENT: there is none
 void manifest_free(struct manifest *m);
+
+// catalogue.c
+void catalogue_put(struct disk *d, const struct manifest *m);
+void catalogue_remove(struct disk *d, const char *name);
 
 #endif

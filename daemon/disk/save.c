@@ -161,6 +161,7 @@ static int save_image(struct saving *s)
 	if (status)
 		return status;
 	image_saved(s->image);
+	catalogue_put(s->d, &m);
 	tidy(s);
 	return 0;
 }
@@ -237,5 +238,39 @@ int disk_save(struct disk *d, struct store *store, const struct credentials *who
 	io_close(&s.io);
 	if (!status)
 		*result = s.result;
+	return status;
+}
+
+// The manifest goes first: a kill in between leaves files that mean nothing.
+int disk_erase(struct disk *d, struct store *store, const struct credentials *who, const char *name, char *why)
+{
+	struct saving s = {.d = d, .why = why, .dir = -1};
+	size_t n = strnlen(name, MPIG_NAME_BYTES);
+	if (!n || n == MPIG_NAME_BYTES || strchr(name, '/') || name[0] == '.')
+		return disk_fail(why, MPIG_EINVAL, "that is not the name of a saved context");
+	int rc = io_open(&s.io, 1, d->options.chunk, 0);
+	if (!rc && (s.dir = disk_open(d->contexts, name, O_RDONLY | O_DIRECTORY, false)) < 0)
+		rc = s.dir;
+	struct manifest m = {0};
+	int status = rc == -ENOENT ? disk_fail(why, MPIG_ENOENT, "no context '%s' is on disk", name)
+	             : rc          ? disk_errno(why, rc, "cannot erase", name)
+	                           : manifest_read(&s.io, s.dir, name, &m, why);
+	if (!status && !access_check(&m.context.identity, who, ACCESS_OWN))
+		status = disk_fail(why, MPIG_EACCES, "context '%s' on disk belongs to uid %u", name, m.context.identity.uid);
+	manifest_free(&m);
+	if (!status) {
+		store_context_not_on_disk(store, name);
+		rc = disk_unlink(s.dir, "manifest");
+		rc = rc ? rc : disk_sync(s.dir, name);
+		status = rc ? disk_errno(why, rc, "cannot erase", name) : 0;
+	}
+	if (!status) {
+		catalogue_remove(d, name);
+		tidy(&s);
+		(void)disk_rmdir(d->contexts, name);
+	}
+	if (s.dir >= 0)
+		close(s.dir);
+	io_close(&s.io);
 	return status;
 }

@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 #include "config/options.h"
+#include "daemon/disk/job.h"
 #include "daemon/engine/engine.h"
 #include "daemon/server/account.h"
 #include "daemon/server/listener.h"
@@ -31,6 +32,8 @@ struct server {
 	struct pool *pool;
 	struct store *store;
 	struct engine *engine;
+	struct disk *disk;      // NULL: nothing is kept on disk
+	struct disk_jobs *jobs; // likewise
 	struct stats_file stats;
 	struct loop *loop;
 	struct listener listener;

@@ -15,6 +15,7 @@
 #include "daemon/base/log.h"
 #include "daemon/server/peer.h"
 #include "daemon/server/server.h"
+#include "daemon/store/format.h"
 #include "shm/status.h"
 
 // ---- starting --------------------------------------------------------------------------------------------------------
@@ -156,6 +157,29 @@ static int start_memory(struct server *s)
 	return status == MPIG_OK ? 0 : -1;
 }
 
+static int start_disk(struct server *s)
+{
+	const struct options *o = &s->options;
+	if (!o->disk.dir[0])
+		return 0;
+	struct disk_options disk = {.dir = o->disk.dir,
+	                            .depth = o->disk.queue_depth,
+	                            .chunk = o->disk.chunk,
+	                            .rate = o->disk.rate,
+	                            .table_bytes = engine_table_bytes};
+	char why[MPIG_TEXT_BYTES];
+	memcpy(disk.pool_id, pool_superblock(s->pool)->instance_id, sizeof disk.pool_id);
+	int status = disk_create(&disk, &s->disk, why);
+	if (status != MPIG_OK) {
+		log_error("disk.dir: %s", why);
+		return -1;
+	}
+	status = disk_jobs_start(s->disk, s->store, &s->jobs);
+	if (status != MPIG_OK)
+		log_error("cannot start the disk's thread: %s", mpig_status_text(status));
+	return status == MPIG_OK ? 0 : -1;
+}
+
 static int start_stats(struct server *s, uint32_t workers, gid_t gid)
 {
 	char why[OPTIONS_WHY_BYTES];
@@ -231,7 +255,8 @@ int server_start(struct server *s)
 		return -1;
 	}
 	raise_descriptor_limit();
-	if (find_group(s->options.daemon.socket_group, &gid) != 0 || start_memory(s) != 0 || start_loop(s) != 0)
+	if (find_group(s->options.daemon.socket_group, &gid) != 0 || start_memory(s) != 0 || start_loop(s) != 0 ||
+	    start_disk(s) != 0)
 		return -1;
 	uint32_t workers = choose_cpus(&s->options, &cpus);
 	if (start_stats(s, workers, gid) != 0 || start_workers(s, workers, &cpus) != 0 || start_listening(s, gid) != 0)
@@ -260,6 +285,8 @@ void server_stop(struct server *s)
 	bool complete = !s->workers || workers_stop(s->workers);
 	while (s->peers) // closes their queues: clients that sleep on them are woken
 		peer_close(s->peers, "the daemon stops");
+	disk_jobs_stop(s->jobs);
+	disk_destroy(s->disk);
 	// A request that was cut off leaves its job, and what the job points to, to the end of the process.
 	if (complete) {
 		while (s->retired) {

@@ -241,6 +241,15 @@ void image_saved(struct image *image)
 	store_unlock(image->store);
 }
 
+void store_context_not_on_disk(struct store *s, const char *name)
+{
+	store_lock(s);
+	struct context *c = name_find(s, name);
+	if (c)
+		c->on_disk = false;
+	store_unlock(s);
+}
+
 bool store_segment_on_disk(struct store *s, uint32_t uid, uint64_t offset, uint64_t checksum, const uint8_t id[IMAGE_ID_BYTES])
 {
 	bool found = false;

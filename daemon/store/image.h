@@ -70,6 +70,7 @@ int image_read(const struct image *image, uint32_t segment, const struct image_p
 void image_set_id(struct image *image, uint32_t segment, const uint8_t id[IMAGE_ID_BYTES]);            // it is on disk
 void image_saved(struct image *image);                                                                 // all of it is
 void image_release(struct image *image);
+void store_context_not_on_disk(struct store *s, const char *name); // not any more
 // At start: tells the store that the segment whose record is at this offset, with this checksum, is on disk. False: no such one.
 bool store_segment_on_disk(struct store *s, uint32_t uid, uint64_t offset, uint64_t checksum, const uint8_t id[IMAGE_ID_BYTES]);
 

@@ -28,6 +28,8 @@ size = 64M
 keep = no
 [workers]
 count = 2
+[disk]
+dir = {directory}/disk
 """
 
 

@@ -14,7 +14,7 @@ import pytest
 from cli_daemon import MAGICPIGCTL, ctl
 
 OK, FAILED, USAGE, NO_DAEMON, NOT_FOUND, PERMISSION = range(6)
-COMMANDS = ["status", "ls", "show", "drop", "ping", "config"]
+COMMANDS = ["status", "ls", "show", "drop", "verify", "save", "load", "saved", "fsck", "erase", "ping", "config"]
 
 
 def open_terminal() -> tuple[int, int]:
@@ -339,6 +339,51 @@ def test_rows_that_are_not_sealed_have_no_checksum(daemon, client):
         queue.commit(context, 0, numpy.arange(5, dtype=numpy.uint32))
         assert good(daemon.ctl("verify", "open")) == "open: good, 0 B read, 0 parts checked, 1 without a checksum\n"
     client.drop("open")
+
+
+def test_save_and_load(daemon, client, book):
+    assert good(daemon.ctl("saved")) == "nothing is saved\n"
+    assert re.fullmatch(r"book: saved, 300 tokens, .*, .* written\n", good(daemon.ctl("save", "book")))
+    seen = json.loads(good(daemon.ctl("--json", "save", "--all")))
+    assert [(x["name"], x["segments"], x["shared"], x["moved"]) for x in seen] == [("book", 1, 1, 0)]
+    assert re.search(r"^book +300 .*UTC", good(daemon.ctl("saved")), re.M)
+    (saved,) = json.loads(good(daemon.ctl("saved", "--json")))
+    assert saved["name"] == "book" and saved["committed"] == 300 and saved["bytes"] == seen[0]["bytes"]
+    assert re.fullmatch(r"book: good, 300 tokens, .*, .* read\n", good(daemon.ctl("fsck")))
+    assert daemon.ctl("load", "book").returncode == FAILED  # it is in memory
+    book.close()
+    good(daemon.ctl("drop", "--yes", "book"))
+    assert daemon.ctl("save", "book").returncode == NOT_FOUND
+    assert good(daemon.ctl("load", "--all")).startswith("book: loaded, 300 tokens, ")
+    assert re.fullmatch(r"book: good, .* checked\n", good(daemon.ctl("verify")))
+    assert [info.name for info in client.saved()] == ["book"]
+    calls = []
+    assert client.save("book", progress=lambda done, total: calls.append((done, total))).shared == 1
+    assert calls and calls[-1][0] == calls[-1][1]
+    good(daemon.ctl("erase", "--yes", "book"))
+    assert good(daemon.ctl("saved")) == "nothing is saved\n"
+    assert daemon.ctl("erase", "--yes", "book").returncode == NOT_FOUND
+    assert not list((daemon.directory / "disk" / "segments").iterdir())
+
+
+def test_fsck_finds_damage(daemon, book):
+    good(daemon.ctl("save", "book"))
+    (segment,) = (daemon.directory / "disk" / "segments").iterdir()
+    with open(segment, "r+b") as file:
+        file.seek(8192)
+        byte = file.read(1)
+        file.seek(8192)
+        file.write(bytes([byte[0] ^ 1]))
+    result = daemon.ctl("fsck")
+    assert result.returncode == FAILED and f"segment file {segment.name} is damaged" in result.stderr
+    assert "is damaged" in daemon.log_text()
+    assert good(daemon.ctl("saved")) == "nothing is saved\n"
+    assert len(list((daemon.directory / "disk" / "damaged").iterdir())) == 1
+
+
+@pytest.mark.parametrize("arguments", [["save"], ["load"], ["save", "--all", "book"], ["erase"], ["saved", "book"]])
+def test_disk_usage(daemon, arguments):
+    assert daemon.ctl(*arguments).returncode == USAGE
 
 
 def as_nobody(daemon, mode: int, *arguments: str):

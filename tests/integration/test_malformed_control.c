@@ -387,6 +387,10 @@ static size_t request_size(unsigned op)
 		return sizeof(struct mpig_ctl_list);
 	case MPIG_CTL_HEADS:
 		return sizeof(struct mpig_ctl_heads);
+	case MPIG_CTL_DISK:
+		return sizeof(struct mpig_ctl_disk);
+	case MPIG_CTL_SAVED:
+		return sizeof(struct mpig_ctl_saved);
 	case MPIG_CTL_VERIFY:
 		return sizeof(struct mpig_ctl_verify);
 	case MPIG_CTL_PING:

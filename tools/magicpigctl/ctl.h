@@ -17,7 +17,8 @@ struct ctl_command {
 	int (*run)(struct ctl_command const *self, int argc, char **argv); // argv[0] is the command; returns enum ctl_exit
 };
 
-extern const struct ctl_command ctl_status, ctl_ls, ctl_show, ctl_drop, ctl_verify, ctl_ping, ctl_config;
+extern const struct ctl_command ctl_status, ctl_ls, ctl_show, ctl_drop, ctl_verify, ctl_save, ctl_load, ctl_saved, ctl_fsck,
+	ctl_erase, ctl_ping, ctl_config;
 
 // The global options, wherever on the line they stood.
 struct ctl_globals {

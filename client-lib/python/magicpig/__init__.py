@@ -40,6 +40,17 @@ from .errors import (
 )
 from .merging import merge, merge_error
 from .queue import Queue
-from .records import AttendResult, Completion, ContextInfo, DaemonStatus, Head, Layer, Spec, Verification
+from .records import (
+    AttendResult,
+    Completion,
+    ContextInfo,
+    DaemonStatus,
+    DiskResult,
+    Head,
+    Layer,
+    SavedInfo,
+    Spec,
+    Verification,
+)
 
 __version__ = "0.1.0"

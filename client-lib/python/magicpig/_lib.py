@@ -154,6 +154,38 @@ class Verification(Structure):
     ]
 
 
+PROGRESS = ctypes.CFUNCTYPE(None, c_void_p, c_uint64, c_uint64)
+
+
+class DiskOptions(Structure):
+    _fields_ = [("size", c_size_t), ("progress", PROGRESS), ("argument", c_void_p)]
+
+
+class DiskResult(Structure):
+    _fields_ = [
+        ("size", c_size_t),
+        ("tokens", c_uint64),
+        ("bytes", c_uint64),
+        ("moved", c_uint64),
+        ("segments", c_uint32),
+        ("shared", c_uint32),
+    ]
+
+
+class SavedInfo(Structure):
+    _fields_ = [
+        ("size", c_size_t),
+        ("name", c_char * 128),
+        ("fingerprint", c_uint8 * 64),
+        ("committed", c_uint64),
+        ("bytes", c_uint64),
+        ("saved_ns", c_uint64),
+        ("uid", c_uint32),
+        ("gid", c_uint32),
+        ("mode", c_uint32),
+    ]
+
+
 class OpenOptions(Structure):
     _fields_ = [
         ("size", c_size_t),
@@ -231,6 +263,9 @@ STRUCTS = {
     "mpig_context_info": ContextInfo,
     "mpig_head": Head,
     "mpig_verification": Verification,
+    "mpig_disk_options": DiskOptions,
+    "mpig_disk_result": DiskResult,
+    "mpig_saved_info": SavedInfo,
     "mpig_open_options": OpenOptions,
     "mpig_queue_options": QueueOptions,
     "mpig_attend": Attend,
@@ -258,6 +293,11 @@ FUNCTIONS: dict[str, tuple[object, list[object]]] = {
     "mpig_context_chmod": (c_int, [_handle, c_char_p, c_uint, c_uint32, c_uint32]),
     "mpig_context_info": (c_int, [_handle, c_char_p, POINTER(ContextInfo)]),
     "mpig_context_verify": (c_int, [_handle, c_char_p, POINTER(Verification)]),
+    "mpig_context_save": (c_int, [_handle, c_char_p, POINTER(DiskOptions), POINTER(DiskResult)]),
+    "mpig_context_load": (c_int, [_handle, c_char_p, POINTER(DiskOptions), POINTER(DiskResult)]),
+    "mpig_saved_check": (c_int, [_handle, c_char_p, POINTER(DiskOptions), POINTER(DiskResult)]),
+    "mpig_saved_erase": (c_int, [_handle, c_char_p]),
+    "mpig_saved_list": (c_int, [_handle, c_char_p, POINTER(SavedInfo), c_int]),
     "mpig_context_layers": (c_int, [_handle, c_char_p, POINTER(Layer), c_int]),
     "mpig_context_heads": (c_int, [_handle, c_char_p, POINTER(Head), c_int]),
     "mpig_context_list": (c_int, [_handle, POINTER(c_uint64), POINTER(ContextInfo), c_int]),

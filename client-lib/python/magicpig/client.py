@@ -9,12 +9,12 @@ from __future__ import annotations
 import ctypes
 import weakref
 from ctypes import byref, c_uint64, c_void_p
-from typing import Any, Iterator
+from typing import Any, Callable, Iterator
 
 from . import _lib, errors
 from .arrays import token_array
 from .queue import Queue
-from .records import ContextInfo, DaemonStatus, Head, Layer, Spec, Verification, record
+from .records import ContextInfo, DaemonStatus, DiskResult, Head, Layer, SavedInfo, Spec, Verification, record
 
 _UNCHANGED = 0xFFFFFFFF  # of a uid or gid
 
@@ -162,6 +162,39 @@ class Client:
         raw = _lib.Verification(size=ctypes.sizeof(_lib.Verification))
         self._check(self._lib.mpig_context_verify(self._open_handle(), name.encode(), byref(raw)))
         return record(Verification, raw)
+
+    def _disk(self, call: Callable, name: str, progress: Callable[[int, int], None] | None) -> DiskResult:
+        options = _lib.DiskOptions(size=ctypes.sizeof(_lib.DiskOptions))
+        if progress is not None:
+            options.progress = _lib.PROGRESS(lambda _, done, total: progress(done, total))
+        raw = _lib.DiskResult(size=ctypes.sizeof(_lib.DiskResult))
+        self._check(call(self._open_handle(), name.encode(), byref(options), byref(raw)))
+        return record(DiskResult, raw)
+
+    def save(self, name: str, progress: Callable[[int, int], None] | None = None) -> DiskResult:
+        """Writes what is committed to the daemon's disk; `progress` is called with bytes done and in all."""
+        return self._disk(self._lib.mpig_context_save, name, progress)
+
+    def load(self, name: str, progress: Callable[[int, int], None] | None = None) -> DiskResult:
+        """Brings a saved context back into memory."""
+        return self._disk(self._lib.mpig_context_load, name, progress)
+
+    def check_saved(self, name: str, progress: Callable[[int, int], None] | None = None) -> DiskResult:
+        """Compares a saved context with its checksums; raises magicpig.Error if a file is damaged."""
+        return self._disk(self._lib.mpig_saved_check, name, progress)
+
+    def erase_saved(self, name: str) -> None:
+        """Removes what is saved of a context; what is in memory stays."""
+        self._check(self._lib.mpig_saved_erase(self._open_handle(), name.encode()))
+
+    def saved(self) -> Iterator[SavedInfo]:
+        """Every context on the daemon's disk that this process may read."""
+        after, page = b"", (_lib.SavedInfo * 32)()
+        for info in page:
+            info.size = ctypes.sizeof(_lib.SavedInfo)
+        while count := self._check(self._lib.mpig_saved_list(self._open_handle(), after, page, len(page))):
+            after = page[count - 1].name
+            yield from [record(SavedInfo, page[i]) for i in range(count)]
 
     def layers(self, name: str) -> list[Layer]:
         count = self._check(self._lib.mpig_context_layers(self._open_handle(), name.encode(), None, 0))

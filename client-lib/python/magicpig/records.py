@@ -203,6 +203,31 @@ class Verification:
     unchecked: int
 
 
+@dataclass
+class DiskResult:
+    """Tokens of the context, bytes of its files, bytes moved by the call, segments, and how many of them were there already."""
+
+    tokens: int
+    bytes: int
+    moved: int
+    segments: int
+    shared: int
+
+
+@dataclass
+class SavedInfo:
+    """A context on the daemon's disk."""
+
+    name: str
+    fingerprint: bytes
+    committed: int
+    bytes: int
+    saved_ns: int
+    uid: int
+    gid: int
+    mode: int
+
+
 def record(cls: type, raw: ctypes.Structure) -> Any:
     values = {}
     for name in cls.__dataclass_fields__:

@@ -1,0 +1,130 @@
+// Contexts on the daemon's disk: work is begun with one request and looked at with others until it is done.
+#include "internal.h"
+
+#include <string.h>
+#include <time.h>
+
+#define LOOK_FIRST_NS 500000
+#define LOOK_LAST_NS 20000000
+
+// One request; part->job is 0 to begin, and what the reply said after that.
+static int ask(mpig_client *c, const char *name, struct mpig_ctl_disk *part)
+{
+	struct mpig_ctl_disk request = {.work = part->work, .job = part->job};
+	memcpy(request.name, name, strlen(name));
+	pthread_mutex_lock(&c->lock); // for one request only: other threads' calls go between
+	int rc = client_call(c, MPIG_CTL_DISK, &request, sizeof(request), -1, sizeof(request), NULL);
+	if (rc == MPIG_OK)
+		memcpy(part, c->reply, sizeof(*part));
+	pthread_mutex_unlock(&c->lock);
+	return rc;
+}
+
+static int until_done(mpig_client *c, uint32_t work, const char *name, const struct mpig_disk_options *o,
+                      struct mpig_ctl_disk *part)
+{
+	long pause = LOOK_FIRST_NS;
+	*part = (struct mpig_ctl_disk){.work = work};
+	int rc = ask(c, name, part);
+	while (rc == MPIG_OK && part->state != MPIG_DISK_DONE) {
+		if (o->progress)
+			o->progress(o->argument, part->done, part->total);
+		struct timespec t = {.tv_nsec = pause};
+		nanosleep(&t, NULL);
+		pause = pause < LOOK_LAST_NS ? 2 * pause : pause;
+		rc = ask(c, name, part);
+	}
+	if (rc == MPIG_OK && o->progress)
+		o->progress(o->argument, part->done, part->total);
+	return rc;
+}
+
+static int disk_work(mpig_client *c, uint32_t work, const char *name, const struct mpig_disk_options *options,
+                     struct mpig_disk_result *result)
+{
+	if (client_forked(c))
+		return MPIG_EFORK;
+	struct mpig_disk_options o;
+	struct mpig_ctl_disk part;
+	int rc = name_check(c, "name", name);
+	rc = rc ? rc : options_copy(c, "mpig_disk_options", options, &o, sizeof(o));
+	rc = rc ? rc : until_done(c, work, name, &o, &part);
+	if (rc || !result)
+		return rc;
+	struct mpig_disk_result known = {
+		.tokens = part.tokens,
+		.bytes = part.bytes,
+		.moved = part.moved,
+		.segments = part.segments,
+		.shared = part.shared,
+	};
+	return options_return(c, "mpig_disk_result", result, &known, sizeof(known));
+}
+
+int mpig_context_save(mpig_client *c, const char *name, const struct mpig_disk_options *options, struct mpig_disk_result *result)
+{
+	return disk_work(c, MPIG_DISK_SAVE, name, options, result);
+}
+
+int mpig_context_load(mpig_client *c, const char *name, const struct mpig_disk_options *options, struct mpig_disk_result *result)
+{
+	return disk_work(c, MPIG_DISK_LOAD, name, options, result);
+}
+
+int mpig_saved_check(mpig_client *c, const char *name, const struct mpig_disk_options *options, struct mpig_disk_result *result)
+{
+	return disk_work(c, MPIG_DISK_CHECK, name, options, result);
+}
+
+int mpig_saved_erase(mpig_client *c, const char *name)
+{
+	return disk_work(c, MPIG_DISK_ERASE, name, NULL, NULL);
+}
+
+static int take_page(mpig_client *c, struct mpig_saved_info *infos, uint32_t max)
+{
+	const struct mpig_ctl_saved *page = (const void *)c->reply;
+	const struct mpig_wire_saved *w = (const void *)(page + 1);
+	if (page->count > MPIG_LIST_PAGE || c->reply_bytes < sizeof(*page) + page->count * sizeof(*w))
+		return error_set(c, MPIG_EPROTO, "a list of %u saved contexts in %u bytes", page->count, c->reply_bytes);
+	uint32_t n = page->count < max ? page->count : max;
+	size_t stride = infos->size;
+	for (uint32_t i = 0; i < n; i++) {
+		struct mpig_saved_info known = {
+			.committed = w[i].committed,
+			.bytes = w[i].bytes,
+			.saved_ns = w[i].saved_ns,
+			.uid = w[i].uid,
+			.gid = w[i].gid,
+			.mode = w[i].mode,
+		};
+		uint8_t *place = (uint8_t *)infos + i * stride;
+		memcpy(known.name, w[i].name, sizeof(known.name) - 1);
+		memcpy(known.fingerprint, w[i].fingerprint, sizeof(known.fingerprint));
+		memcpy(place, &stride, sizeof(stride));
+		int rc = options_return(c, "mpig_saved_info", place, &known, sizeof(known));
+		if (rc)
+			return rc;
+	}
+	return (int)n;
+}
+
+int mpig_saved_list(mpig_client *c, const char *after, struct mpig_saved_info *infos, int max)
+{
+	if (client_forked(c))
+		return MPIG_EFORK;
+	if (!infos || max < 1)
+		return error_set(c, MPIG_EINVAL, "max = %d: must be at least 1, with infos not NULL", max);
+	struct mpig_ctl_saved request = {0};
+	int rc = after && *after ? name_check(c, "after", after) : MPIG_OK;
+	if (rc)
+		return rc;
+	if (after)
+		memcpy(request.after, after, strlen(after));
+	pthread_mutex_lock(&c->lock);
+	rc = client_call(c, MPIG_CTL_SAVED, &request, sizeof(request), -1, sizeof(request), NULL);
+	if (rc == MPIG_OK)
+		rc = take_page(c, infos, (uint32_t)max);
+	pthread_mutex_unlock(&c->lock);
+	return rc;
+}

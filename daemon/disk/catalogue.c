@@ -1,0 +1,84 @@
+// What is on disk, in memory: for those who ask and must not wait for a disk. Sorted by name.
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon/disk/private.h"
+#include "shm/status.h"
+
+// The first entry whose name is not before `name`.
+static size_t position(const struct disk *d, const char *name)
+{
+	size_t lo = 0, hi = d->saved_count;
+	while (lo < hi) {
+		size_t mid = lo + (hi - lo) / 2;
+		if (strcmp(d->saved[mid].name, name) < 0)
+			lo = mid + 1;
+		else
+			hi = mid;
+	}
+	return lo;
+}
+
+static bool is_at(const struct disk *d, size_t i, const char *name)
+{
+	return i < d->saved_count && !strcmp(d->saved[i].name, name);
+}
+
+void catalogue_put(struct disk *d, const struct manifest *m)
+{
+	struct disk_saved entry = {.identity = m->context.identity,
+	                           .committed = m->context.committed,
+	                           .saved_ns = m->saved_ns,
+	                           .bytes = m->file_bytes};
+	memcpy(entry.name, m->context.name, sizeof entry.name);
+	memcpy(entry.fingerprint, m->context.fingerprint, sizeof entry.fingerprint);
+	for (uint32_t i = 0; i < m->context.segment_count; i++)
+		entry.bytes += m->segment[i].file_bytes;
+	pthread_mutex_lock(&d->lock);
+	size_t i = position(d, entry.name);
+	if (!is_at(d, i, entry.name)) {
+		if (d->saved_count == d->saved_capacity) {
+			size_t capacity = d->saved_capacity ? 2 * d->saved_capacity : 64;
+			struct disk_saved *all = realloc(d->saved, capacity * sizeof *all);
+			if (!all) { // it is on disk all the same, and can be loaded by its name
+				pthread_mutex_unlock(&d->lock);
+				return;
+			}
+			d->saved = all;
+			d->saved_capacity = capacity;
+		}
+		memmove(&d->saved[i + 1], &d->saved[i], (d->saved_count - i) * sizeof d->saved[0]);
+		d->saved_count++;
+	}
+	d->saved[i] = entry;
+	pthread_mutex_unlock(&d->lock);
+}
+
+void catalogue_remove(struct disk *d, const char *name)
+{
+	pthread_mutex_lock(&d->lock);
+	size_t i = position(d, name);
+	if (is_at(d, i, name)) {
+		d->saved_count--;
+		memmove(&d->saved[i], &d->saved[i + 1], (d->saved_count - i) * sizeof d->saved[0]);
+	}
+	pthread_mutex_unlock(&d->lock);
+}
+
+uint32_t disk_list(struct disk *d, const struct credentials *who, const char *after, struct disk_saved *out, uint32_t max,
+                   bool *more)
+{
+	uint32_t n = 0;
+	*more = false;
+	pthread_mutex_lock(&d->lock);
+	for (size_t i = position(d, after); i < d->saved_count && !*more; i++) {
+		if (!strcmp(d->saved[i].name, after) || !access_check(&d->saved[i].identity, who, ACCESS_READ))
+			continue;
+		*more = n == max;
+		if (n < max)
+			out[n++] = d->saved[i];
+	}
+	pthread_mutex_unlock(&d->lock);
+	return n;
+}

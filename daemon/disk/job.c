@@ -1,0 +1,208 @@
+#include "daemon/disk/job.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon/disk/private.h"
+#include "shm/status.h"
+
+struct job {
+	uint64_t number; // 0: free
+	enum disk_work work;
+	enum disk_state state;
+	struct credentials who;
+	uint32_t *groups;
+	char name[MPIG_NAME_BYTES];
+	struct disk_progress progress;
+	int status;
+	struct disk_result result;
+	char why[MPIG_TEXT_BYTES];
+};
+
+struct disk_jobs {
+	pthread_mutex_t lock; // of everything but the running job's progress
+	pthread_cond_t wake;
+	pthread_t thread;
+	struct disk *disk;
+	struct store *store;
+	uint64_t last;
+	bool stop;
+	struct job job[DISK_JOBS];
+};
+
+static struct job *first_waiting(struct disk_jobs *jobs)
+{
+	struct job *first = NULL;
+	for (uint32_t i = 0; i < DISK_JOBS; i++) {
+		struct job *j = &jobs->job[i];
+		if (j->number && j->state == DISK_WAITING && (!first || j->number < first->number))
+			first = j;
+	}
+	return first;
+}
+
+static int work(struct disk_jobs *jobs, struct job *j)
+{
+	switch (j->work) {
+	case DISK_SAVE:
+		return disk_save(jobs->disk, jobs->store, &j->who, j->name, &j->progress, &j->result, j->why);
+	case DISK_LOAD:
+		return disk_load(jobs->disk, jobs->store, &j->who, j->name, &j->progress, &j->result, j->why);
+	case DISK_CHECK:
+		return disk_check(jobs->disk, &j->who, j->name, &j->progress, &j->result, j->why);
+	case DISK_ERASE:
+		return disk_erase(jobs->disk, jobs->store, &j->who, j->name, j->why);
+	case DISK_WORKS:
+		break;
+	}
+	return MPIG_EINVAL;
+}
+
+static void *run(void *arg)
+{
+	struct disk_jobs *jobs = arg;
+	disk_recognise(jobs->disk, jobs->store);
+	pthread_mutex_lock(&jobs->lock);
+	while (!jobs->stop) {
+		struct job *j = first_waiting(jobs);
+		if (!j) {
+			pthread_cond_wait(&jobs->wake, &jobs->lock);
+			continue;
+		}
+		j->state = DISK_RUNNING;
+		pthread_mutex_unlock(&jobs->lock);
+		int status = work(jobs, j);
+		pthread_mutex_lock(&jobs->lock);
+		j->status = status;
+		j->state = DISK_DONE;
+	}
+	pthread_mutex_unlock(&jobs->lock);
+	return NULL;
+}
+
+int disk_jobs_start(struct disk *disk, struct store *store, struct disk_jobs **out)
+{
+	struct disk_jobs *jobs = calloc(1, sizeof *jobs);
+	if (!jobs)
+		return MPIG_ENOMEM;
+	jobs->disk = disk;
+	jobs->store = store;
+	pthread_mutex_init(&jobs->lock, NULL);
+	pthread_cond_init(&jobs->wake, NULL);
+	if (pthread_create(&jobs->thread, NULL, run, jobs)) {
+		pthread_cond_destroy(&jobs->wake);
+		pthread_mutex_destroy(&jobs->lock);
+		free(jobs);
+		return MPIG_ENOMEM;
+	}
+	pthread_setname_np(jobs->thread, "disk");
+	*out = jobs;
+	return 0;
+}
+
+void disk_jobs_stop(struct disk_jobs *jobs)
+{
+	if (!jobs)
+		return;
+	pthread_mutex_lock(&jobs->lock);
+	jobs->stop = true;
+	for (uint32_t i = 0; i < DISK_JOBS; i++)
+		atomic_store(&jobs->job[i].progress.cancel, true);
+	pthread_cond_signal(&jobs->wake);
+	pthread_mutex_unlock(&jobs->lock);
+	pthread_join(jobs->thread, NULL);
+	for (uint32_t i = 0; i < DISK_JOBS; i++)
+		free(jobs->job[i].groups);
+	pthread_cond_destroy(&jobs->wake);
+	pthread_mutex_destroy(&jobs->lock);
+	free(jobs);
+}
+
+// A free place, or that of the job that was done first.
+static struct job *place(struct disk_jobs *jobs)
+{
+	struct job *oldest = NULL;
+	for (uint32_t i = 0; i < DISK_JOBS; i++) {
+		struct job *j = &jobs->job[i];
+		if (!j->number)
+			return j;
+		if (j->state == DISK_DONE && (!oldest || j->number < oldest->number))
+			oldest = j;
+	}
+	return oldest;
+}
+
+static struct job *find_waiting(struct disk_jobs *jobs, enum disk_work work, uint32_t uid, const char *name, uint32_t *count)
+{
+	struct job *same = NULL;
+	for (uint32_t i = 0; i < DISK_JOBS; i++) {
+		struct job *j = &jobs->job[i];
+		if (!j->number || j->state == DISK_DONE || j->who.uid != uid)
+			continue;
+		++*count;
+		if (j->state == DISK_WAITING && j->work == work && !strcmp(j->name, name))
+			same = j;
+	}
+	return same;
+}
+
+static int begin_locked(struct disk_jobs *jobs, enum disk_work work, const struct credentials *who, const char *name,
+                        uint64_t *number, char *why)
+{
+	uint32_t count = 0;
+	struct job *j = find_waiting(jobs, work, who->uid, name, &count);
+	if (j) {
+		*number = j->number;
+		return 0;
+	}
+	if (count >= DISK_JOBS_PER_UID || !(j = place(jobs)))
+		return disk_fail(why, MPIG_ELIMIT, "too many saves and loads are waiting: try again later");
+	uint32_t *groups = malloc((who->group_count + 1) * sizeof *groups);
+	if (!groups)
+		return disk_fail(why, MPIG_ENOMEM, "the daemon is out of memory");
+	if (who->group_count)
+		memcpy(groups, who->groups, who->group_count * sizeof *groups);
+	free(j->groups);
+	*j = (struct job){.number = ++jobs->last, .work = work, .who = *who, .groups = groups};
+	j->who.groups = groups;
+	strcpy(j->name, name);
+	*number = j->number;
+	pthread_cond_signal(&jobs->wake);
+	return 0;
+}
+
+int disk_job_begin(struct disk_jobs *jobs, enum disk_work work, const struct credentials *who, const char *name, uint64_t *job,
+                   char *why)
+{
+	if (strnlen(name, MPIG_NAME_BYTES) == MPIG_NAME_BYTES)
+		return disk_fail(why, MPIG_EINVAL, "the name is too long");
+	pthread_mutex_lock(&jobs->lock);
+	int status = begin_locked(jobs, work, who, name, job, why);
+	pthread_mutex_unlock(&jobs->lock);
+	return status;
+}
+
+int disk_job_look(struct disk_jobs *jobs, const struct credentials *who, uint64_t job, struct disk_job_view *view)
+{
+	int status = MPIG_ENOENT;
+	pthread_mutex_lock(&jobs->lock);
+	for (uint32_t i = 0; i < DISK_JOBS && job; i++) {
+		const struct job *j = &jobs->job[i];
+		if (j->number != job || (j->who.uid != who->uid && who->uid))
+			continue;
+		status = 0;
+		*view = (struct disk_job_view){
+			.state = j->state,
+			.done = atomic_load(&j->progress.done),
+			.total = atomic_load(&j->progress.total),
+		};
+		if (j->state != DISK_DONE)
+			break;
+		view->status = j->status;
+		view->result = j->result;
+		memcpy(view->why, j->why, sizeof view->why);
+	}
+	pthread_mutex_unlock(&jobs->lock);
+	return status;
+}

@@ -1,0 +1,30 @@
+// Saves and loads in the background: one thread, one after the other. Whoever asks for one gets a number and looks at it again.
+#ifndef MPIG_DISK_JOB_H
+#define MPIG_DISK_JOB_H
+
+#include "daemon/disk/disk.h"
+
+#define DISK_JOBS 64u         // known at a time, waiting, running or done
+#define DISK_JOBS_PER_UID 16u // waiting or running
+
+enum disk_work { DISK_SAVE = 1, DISK_LOAD = 2, DISK_CHECK = 3, DISK_ERASE = 4, DISK_WORKS };
+enum disk_state { DISK_WAITING = 0, DISK_RUNNING = 1, DISK_DONE = 2 };
+struct disk_job_view {
+	enum disk_state state;
+	int status; // when done
+	uint64_t done, total;
+	struct disk_result result;
+	char why[MPIG_TEXT_BYTES];
+};
+
+struct disk_jobs;
+int disk_jobs_start(struct disk *disk, struct store *store, struct disk_jobs **out); // 0 or MPIG_ENOMEM
+// Cancels what runs and waits for the thread. What waited is not done.
+void disk_jobs_stop(struct disk_jobs *jobs);
+// MPIG_ELIMIT: too many are waiting; MPIG_ENOMEM. The same work on the same name that still waits for this uid is joined.
+int disk_job_begin(struct disk_jobs *jobs, enum disk_work work, const struct credentials *who, const char *name, uint64_t *job,
+                   char *why);
+// MPIG_ENOENT: there is no such job, or its result was forgotten, or it is another user's.
+int disk_job_look(struct disk_jobs *jobs, const struct credentials *who, uint64_t job, struct disk_job_view *view);
+
+#endif

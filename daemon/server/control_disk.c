@@ -1,0 +1,101 @@
+// Control operations on the store on disk: begun here, done by the disk's thread, looked at again by the client.
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon/base/log.h"
+#include "daemon/disk/job.h"
+#include "daemon/server/peer.h"
+#include "shm/status.h"
+
+static const uint8_t zeros[64];
+
+static int check_disk(struct peer *p, struct request *r, const struct mpig_ctl_disk *in)
+{
+	if (!memchr(in->name, 0, sizeof in->name))
+		return control_fail(r, MPIG_EPROTO, "DISK: name must end with a zero within %u bytes", MPIG_NAME_BYTES);
+	if (in->state || in->done || in->total || in->tokens || in->bytes || in->moved || in->segments || in->shared ||
+	    in->reserved0 || memcmp(in->reserved, zeros, sizeof in->reserved) != 0)
+		return control_fail(r, MPIG_EPROTO, "DISK: fields of the reply and reserved bytes must be zero in a request");
+	if (in->work < MPIG_DISK_SAVE || in->work >= MPIG_DISK_WORKS)
+		return control_fail(r, MPIG_EPROTO, "DISK: work %u is not known", in->work);
+	if (!p->server->jobs)
+		return control_fail(r, MPIG_ENOTSUP, "this daemon keeps nothing on disk: set disk.dir in its configuration");
+	if (!in->job && p->server->draining)
+		return control_fail(r, MPIG_ESHUTDOWN, "the daemon is shutting down; connect again when it is back");
+	return MPIG_OK;
+}
+
+int control_disk(struct peer *p, struct request *r)
+{
+	static_assert((int)MPIG_DISK_ERASE == (int)DISK_ERASE && (int)MPIG_DISK_WORKS == (int)DISK_WORKS, "the same numbers");
+	const struct mpig_ctl_disk *in = (const void *)r->header;
+	struct disk_jobs *jobs = p->server->jobs;
+	struct disk_job_view view;
+	uint64_t job = in->job;
+	int status = check_disk(p, r, in);
+	if (status == MPIG_OK && !job)
+		status = disk_job_begin(jobs, (enum disk_work)in->work, &p->who, in->name, &job, r->why);
+	if (status != MPIG_OK)
+		return status;
+	if (disk_job_look(jobs, &p->who, job, &view) != MPIG_OK)
+		return control_fail(r, MPIG_EINVAL, "DISK: there is no job %llu of yours", (unsigned long long)job);
+	if (view.state == DISK_DONE && view.status != MPIG_OK) {
+		if (view.status == MPIG_ECORRUPT)
+			log_error("context '%s' on disk: %s", in->name, view.why);
+		return control_fail(r, view.status, "%s", view.why);
+	}
+	if (view.state == DISK_DONE)
+		server_refresh_stats(p->server);
+	struct mpig_ctl_disk reply = {
+		.work = in->work,
+		.state = view.state,
+		.job = job,
+		.done = view.done,
+		.total = view.total,
+		.tokens = view.result.tokens,
+		.bytes = view.result.bytes,
+		.moved = view.result.moved,
+		.segments = view.result.segments,
+		.shared = view.result.shared,
+	};
+	memcpy(reply.name, in->name, sizeof reply.name);
+	return control_reply(p, r, &reply, sizeof reply, NULL, 0);
+}
+
+int control_saved(struct peer *p, struct request *r)
+{
+	const struct mpig_ctl_saved *in = (const void *)r->header;
+	if (!memchr(in->after, 0, sizeof in->after) || in->count || in->more || memcmp(in->reserved, zeros, sizeof in->reserved))
+		return control_fail(r, MPIG_EPROTO, "SAVED: after must end with a zero, and all else be zero in a request");
+	if (!p->server->disk)
+		return control_fail(r, MPIG_ENOTSUP, "this daemon keeps nothing on disk: set disk.dir in its configuration");
+	struct {
+		struct mpig_ctl_saved page;
+		struct mpig_wire_saved context[MPIG_LIST_PAGE];
+	} *reply = calloc(1, sizeof *reply);
+	struct disk_saved *saved = calloc(MPIG_LIST_PAGE, sizeof *saved);
+	int status = MPIG_OK;
+	bool more = false;
+	if (reply && saved)
+		reply->page.count = disk_list(p->server->disk, &p->who, in->after, saved, MPIG_LIST_PAGE, &more);
+	else
+		status = control_fail(r, MPIG_ENOMEM, "the daemon is out of memory");
+	for (uint32_t i = 0; status == MPIG_OK && i < reply->page.count; i++) {
+		struct mpig_wire_saved *out = &reply->context[i];
+		memcpy(out->name, saved[i].name, sizeof out->name);
+		memcpy(out->fingerprint, saved[i].fingerprint, sizeof out->fingerprint);
+		out->committed = saved[i].committed;
+		out->bytes = saved[i].bytes;
+		out->saved_ns = saved[i].saved_ns;
+		out->uid = saved[i].identity.uid;
+		out->gid = saved[i].identity.gid;
+		out->mode = saved[i].identity.mode;
+	}
+	if (status == MPIG_OK) {
+		reply->page.more = more;
+		status = control_reply(p, r, reply, sizeof reply->page + reply->page.count * sizeof reply->context[0], NULL, 0);
+	}
+	free(saved);
+	free(reply);
+	return status;
+}

@@ -1,0 +1,128 @@
+#include "disk.h"
+
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "json.h"
+#include "text.h"
+
+struct run {
+	const struct ctl_command *self;
+	const struct disk_command *command;
+	mpig_client *client;
+	struct json json;
+	bool bar;
+	int first_failure;
+};
+
+static void draw(void *argument, uint64_t done, uint64_t total)
+{
+	char a[TEXT_SHORT], b[TEXT_SHORT];
+	if (!*(const bool *)argument || !total)
+		return;
+	fputc('\r', stderr);
+	text_bar(stderr, (double)done / (double)total, 40);
+	fprintf(stderr, " %s of %s ", text_bytes(a, done), text_bytes(b, total));
+}
+
+static void report(struct run *r, const char *name, const struct mpig_disk_result *v)
+{
+	char shown[256], tokens[TEXT_SHORT], bytes[TEXT_SHORT], moved[TEXT_SHORT];
+	if (!ctl_globals.json) {
+		printf("%s: %s, %s tokens, %s, %s %s\n", text_printable(shown, sizeof(shown), name), r->command->past,
+		       text_count(tokens, v->tokens), text_bytes(bytes, v->bytes), text_bytes(moved, v->moved),
+		       r->command->moved);
+		return;
+	}
+	json_object(&r->json, NULL);
+	json_string(&r->json, "name", name);
+	json_uint(&r->json, "tokens", v->tokens);
+	json_uint(&r->json, "bytes", v->bytes);
+	json_uint(&r->json, "moved", v->moved);
+	json_uint(&r->json, "segments", v->segments);
+	json_uint(&r->json, "shared", v->shared);
+	json_object_end(&r->json);
+}
+
+// all: one that is gone, or not the caller's to save, is no failure.
+static void one(struct run *r, const char *name, bool all)
+{
+	struct mpig_disk_options options = MPIG_INIT(options);
+	struct mpig_disk_result result = MPIG_INIT(result);
+	options.progress = draw;
+	options.argument = &r->bar;
+	int status = r->command->work(r->client, name, &options, &result);
+	if (r->bar)
+		fputs("\r\033[K", stderr);
+	if (status == MPIG_OK) {
+		report(r, name, &result);
+		return;
+	}
+	if (all && (status == MPIG_ENOENT || status == MPIG_EACCES || status == MPIG_EEXIST))
+		return;
+	int code = ctl_failed(r->self, r->client, name, status);
+	r->first_failure = r->first_failure ? r->first_failure : code;
+}
+
+static int all_in_memory(struct run *r)
+{
+	struct mpig_context_info page[16];
+	uint64_t cursor = 0;
+	int count;
+	do {
+		for (size_t i = 0; i < sizeof(page) / sizeof(page[0]); i++)
+			page[i] = (struct mpig_context_info)MPIG_INIT(page[i]);
+		count = mpig_context_list(r->client, &cursor, page, sizeof(page) / sizeof(page[0]));
+		for (int i = 0; i < count; i++)
+			one(r, page[i].name, true);
+	} while (count > 0);
+	return count;
+}
+
+static int all_on_disk(struct run *r)
+{
+	struct mpig_saved_info page[16];
+	char after[sizeof(page[0].name)] = "";
+	int count;
+	do {
+		for (size_t i = 0; i < sizeof(page) / sizeof(page[0]); i++)
+			page[i] = (struct mpig_saved_info)MPIG_INIT(page[i]);
+		count = mpig_saved_list(r->client, after, page, sizeof(page) / sizeof(page[0]));
+		for (int i = 0; i < count; i++)
+			one(r, page[i].name, true);
+		if (count > 0)
+			memcpy(after, page[count - 1].name, sizeof(after));
+	} while (count > 0);
+	return count;
+}
+
+int disk_run(const struct ctl_command *self, const struct disk_command *command, int argc, char **argv)
+{
+	static const struct option options[] = {CTL_GLOBAL_OPTIONS, {"all", no_argument, NULL, 'a'}, {NULL, 0, NULL, 0}};
+	struct run r = {.self = self, .command = command, .bar = isatty(STDERR_FILENO)};
+	bool all = false;
+	while (ctl_option(self, argc, argv, "ha", options) != -1)
+		all = true;
+	if (optind == argc && command->all_by_default)
+		all = true;
+	if (all == (optind < argc))
+		return ctl_usage(self, "give names, or --all");
+	r.first_failure = ctl_connect(self, &r.client);
+	if (r.first_failure)
+		return r.first_failure;
+	json_begin(&r.json, stdout);
+	if (ctl_globals.json)
+		json_array(&r.json, NULL);
+	int listed = !all ? 0 : command->from_memory ? all_in_memory(&r) : all_on_disk(&r);
+	if (listed < 0)
+		r.first_failure = ctl_failed(self, r.client, NULL, listed);
+	for (int i = optind; i < argc; i++)
+		one(&r, argv[i], false);
+	if (ctl_globals.json) {
+		json_array_end(&r.json);
+		json_finish(&r.json);
+	}
+	mpig_disconnect(r.client);
+	return r.first_failure;
+}
