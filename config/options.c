@@ -69,6 +69,17 @@ static const struct option table[] = {
          "Bytes of one read or write, in whole pages of 4096; a save or load takes queue_depth times as much memory."},
 	{"disk", "rate", OPTION_SIZE, AT(disk.rate), "0", 0, (double)(UINT64_C(1) << 50), false,
          "Bytes a second that saving and loading may take. 0: no limit."},
+	{"disk", "persist", OPTION_PERSIST, AT(disk.persist), "none", 0, 0, false,
+         "What is saved unasked: none; shutdown, all at a clean stop; idle, also what nobody used for disk.idle; commit, also "
+         "what was "
+         "committed, within about a second."},
+	{"disk", "idle", OPTION_DURATION, AT(disk.idle_ns), "60s", 0, 1e14, false, "When persist = idle."},
+	{"disk", "load_on_open", OPTION_BOOL, AT(disk.load_on_open), "yes", 0, 0, false,
+         "Whether opening a context that is on disk only brings it back."},
+	{"disk", "evict_high", OPTION_SHARE, AT(disk.evict_high), "1", 0.01, 1, false,
+         "Share of the pool in use above which contexts that are on disk and not open leave memory. 1: they never do."},
+	{"disk", "evict_low", OPTION_SHARE, AT(disk.evict_low), "0.8", 0.01, 1, false,
+         "Share of the pool down to which they do."},
 };
 #define OPTIONS (sizeof table / sizeof table[0])
 
@@ -278,6 +289,12 @@ int options_resolve(struct options *o, char *why)
 		snprintf(why, OPTIONS_WHY_BYTES,
 		         "engine.budget_floor = %g is above engine.budget_cap = %g; lower the one or raise the other",
 		         (double)o->engine.budget_floor, (double)o->engine.budget_cap);
+		return -1;
+	}
+	if (o->disk.evict_low > o->disk.evict_high) {
+		snprintf(why, OPTIONS_WHY_BYTES,
+		         "disk.evict_low = %g is above disk.evict_high = %g; lower the one or raise the other",
+		         (double)o->disk.evict_low, (double)o->disk.evict_high);
 		return -1;
 	}
 	o->disk.chunk = o->disk.chunk / 4096 * 4096;

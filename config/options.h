@@ -23,6 +23,7 @@
 #define OPTIONS_WHY_BYTES 512
 
 enum option_restart { RESTART_ATTACH, RESTART_FRESH };
+enum option_persist { PERSIST_NONE, PERSIST_SHUTDOWN, PERSIST_IDLE, PERSIST_COMMIT };
 enum option_verify { OPTION_VERIFY_NONE, OPTION_VERIFY_HEADER, OPTION_VERIFY_FULL };
 
 struct options {
@@ -61,6 +62,10 @@ struct options {
 		char dir[OPTIONS_PATH_BYTES]; // "" = nothing is kept on disk
 		uint32_t queue_depth;
 		uint64_t chunk, rate;
+		int persist; // enum option_persist
+		uint64_t idle_ns;
+		bool load_on_open;
+		float evict_high, evict_low;
 	} disk;
 	char config_file[OPTIONS_PATH_BYTES]; // as given; "" without one
 };

@@ -100,7 +100,8 @@ static bool parse_level(const char *text, int *value)
 static const char *const *words_of(const struct option *option)
 {
 	static const char *const restart[] = {"attach", "fresh", NULL}, *const verify[] = {"none", "header", "full", NULL};
-	return option->type == OPTION_RESTART ? restart : verify;
+	static const char *const persist[] = {"none", "shutdown", "idle", "commit", NULL};
+	return option->type == OPTION_RESTART ? restart : option->type == OPTION_VERIFY ? verify : persist;
 }
 
 static bool parse_word(const struct option *option, const char *text, int *value)
@@ -188,6 +189,7 @@ static bool parse_value(const struct option *option, const char *text, void *val
 		return parse_level(text, value);
 	case OPTION_RESTART:
 	case OPTION_VERIFY:
+	case OPTION_PERSIST:
 		return parse_word(option, text, value);
 	case OPTION_BOOL:
 		return parse_bool(text, value);
@@ -247,6 +249,7 @@ void option_format(const struct option *option, const void *value, char *text, s
 		break;
 	case OPTION_RESTART:
 	case OPTION_VERIFY:
+	case OPTION_PERSIST:
 		snprintf(text, bytes, "%s", words_of(option)[*(const int *)value]);
 		break;
 	case OPTION_BOOL:
@@ -295,6 +298,7 @@ void option_describe(const struct option *option, char *text, size_t bytes)
 		break;
 	case OPTION_RESTART:
 	case OPTION_VERIFY:
+	case OPTION_PERSIST:
 		list_words(option, text, bytes);
 		break;
 	case OPTION_BOOL:

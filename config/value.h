@@ -20,7 +20,8 @@ enum option_type {
 	OPTION_BOOL,         // bool
 	OPTION_MODE,         // uint32_t
 	OPTION_RESTART,      // int, enum option_restart
-	OPTION_VERIFY        // int, enum option_verify
+	OPTION_VERIFY,       // int, enum option_verify
+	OPTION_PERSIST       // int, enum option_persist
 };
 
 struct option {

@@ -187,7 +187,8 @@ struct mpig_context_info {
 };
 #ifndef MPIG_SHM_CONTROL_H
 enum mpig_context_flags {
-	MPIG_CONTEXT_QUARANTINED = 1 /* found damaged when the daemon started: can be listed and dropped, nothing else */
+	MPIG_CONTEXT_QUARANTINED = 1, /* found damaged when the daemon started: can be listed and dropped, nothing else */
+	MPIG_CONTEXT_SAVED = 2        /* all that is committed is on disk */
 };
 #endif
 
@@ -205,6 +206,7 @@ struct mpig_open_options {
 	const char *fork_name; /* open_prefix: fork the match at the common length under this name (implies MPIG_WRITE) */
 	uint64_t min_tokens;   /* open_prefix: MPIG_ENOENT for shorter matches; 0 = 1 */
 };
+/* One that is on the daemon's disk only is brought back first, which this call waits for. */
 MPIG_API int mpig_context_open(mpig_client *client, const char *name, const struct mpig_open_options *options,
                                mpig_context **context);
 /* Opens the readable context of this fingerprint with the longest common prefix of `tokens`; *matched (may be NULL) is its

@@ -316,10 +316,15 @@ int mpig_context_open(mpig_client *c, const char *name, const struct mpig_open_o
 	rc = rc ? rc : open_options(c, options, &o);
 	if (rc)
 		return rc;
-	struct mpig_ctl_open request = {.flags = o.mode == MPIG_WRITE ? MPIG_OPEN_WRITE : 0};
+	struct mpig_ctl_open request = {.flags = MPIG_OPEN_LOAD | (o.mode == MPIG_WRITE ? MPIG_OPEN_WRITE : 0)};
 	memcpy(request.name, name, strlen(name));
 	fingerprint_hash(o.fingerprint, o.fingerprint_bytes, request.fingerprint);
-	return open_with(c, MPIG_CTL_OPEN, &request, -1, o.mode == MPIG_WRITE, context, NULL);
+	do { // a context on disk is brought back first
+		rc = open_with(c, MPIG_CTL_OPEN, &request, -1, o.mode == MPIG_WRITE, context, NULL);
+		if (rc == MPIG_EAGAIN)
+			nanosleep(&(struct timespec){.tv_nsec = 2000000}, NULL);
+	} while (rc == MPIG_EAGAIN);
+	return rc;
 }
 
 // The token ids in a sealed memfd: no size limit of a datagram, and nothing for the daemon to map.

@@ -82,3 +82,11 @@ uint32_t disk_list(struct disk *d, const struct credentials *who, const char *af
 	pthread_mutex_unlock(&d->lock);
 	return n;
 }
+
+bool disk_has(struct disk *d, const char *name)
+{
+	pthread_mutex_lock(&d->lock);
+	bool has = is_at(d, position(d, name), name);
+	pthread_mutex_unlock(&d->lock);
+	return has;
+}

@@ -1,5 +1,5 @@
 // Contexts on disk: a directory with a manifest each, segment files shared by hard links. See README.md and FORMAT.md. One thread uses
-// it; threads that serve call disk_list only.
+// it; threads that serve call disk_list and disk_has only.
 #ifndef MPIG_DISK_DISK_H
 #define MPIG_DISK_DISK_H
 
@@ -50,6 +50,7 @@ struct disk_saved {
 	struct identity identity;
 	uint64_t committed, bytes, saved_ns;
 };
+bool disk_has(struct disk *d, const char *name); // any thread
 // Any thread. Contexts on disk that `who` may read, by name, those after `after`.
 uint32_t disk_list(struct disk *d, const struct credentials *who, const char *after, struct disk_saved *out, uint32_t max,
                    bool *more);

@@ -1,10 +1,14 @@
 #include "daemon/disk/job.h"
 
 #include <pthread.h>
+#include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "daemon/base/clock.h"
 #include "daemon/disk/private.h"
+#include "daemon/store/pool.h"
 #include "shm/status.h"
 
 struct job {
@@ -26,8 +30,12 @@ struct disk_jobs {
 	pthread_t thread;
 	struct disk *disk;
 	struct store *store;
+	struct pool *pool;
+	struct disk_policy policy;
+	struct disk_progress own; // of what the policy saves
+	uint64_t cursor, retry_ns;
 	uint64_t last;
-	bool stop;
+	bool stop, save_all;
 	struct job job[DISK_JOBS];
 };
 
@@ -59,6 +67,71 @@ static int work(struct disk_jobs *jobs, struct job *j)
 	return MPIG_EINVAL;
 }
 
+// ---- the policy ------------------------------------------------------------------------------------------------------
+
+#define LOOK_NS UINT64_C(1000000000)
+#define RETRY_NS UINT64_C(60000000000) // after a save that failed
+
+__attribute__((format(printf, 3, 4))) static void tell(const struct disk_jobs *jobs, bool failed, const char *format, ...)
+{
+	char text[2 * MPIG_TEXT_BYTES];
+	va_list args;
+	va_start(args, format);
+	vsnprintf(text, sizeof text, format, args);
+	va_end(args);
+	if (jobs->policy.tell)
+		jobs->policy.tell(jobs->policy.arg, failed, text);
+}
+
+// The next one that is not on disk. False: there was none.
+static bool save_next(struct disk_jobs *jobs, uint64_t idle_since_ns)
+{
+	static const struct credentials root;
+	struct disk_result result;
+	char name[MPIG_NAME_BYTES], why[MPIG_TEXT_BYTES];
+	if (!store_next_unsaved(jobs->store, idle_since_ns, &jobs->cursor, name)) {
+		jobs->cursor = 0;
+		return false;
+	}
+	int status = disk_save(jobs->disk, jobs->store, &root, name, &jobs->own, &result, why);
+	if (status == MPIG_OK || status == MPIG_ENOENT || status == MPIG_ESHUTDOWN)
+		return true;
+	tell(jobs, true, "context '%s' is not saved: %s", name, why);
+	jobs->retry_ns = mono_ns() + RETRY_NS;
+	return true;
+}
+
+static void evict(struct disk_jobs *jobs)
+{
+	char name[MPIG_NAME_BYTES];
+	double all = (double)pool_bytes(jobs->pool), most = jobs->policy.high * all, least = jobs->policy.low * all;
+	if (jobs->policy.high >= 1 || (double)pool_used(jobs->pool) <= most)
+		return;
+	while ((double)pool_used(jobs->pool) > least && store_evict(jobs->store, name))
+		tell(jobs, false, "context '%s' leaves memory: it is on disk", name);
+}
+
+// True: something was saved, and there may be more.
+static bool own_work(struct disk_jobs *jobs)
+{
+	evict(jobs);
+	return jobs->policy.save && mono_ns() >= jobs->retry_ns && save_next(jobs, real_ns() - jobs->policy.idle_ns);
+}
+
+static void wait_for_work(struct disk_jobs *jobs)
+{
+	if (!jobs->policy.save && jobs->policy.high >= 1) {
+		pthread_cond_wait(&jobs->wake, &jobs->lock);
+		return;
+	}
+	pthread_mutex_unlock(&jobs->lock);
+	bool more = own_work(jobs);
+	pthread_mutex_lock(&jobs->lock);
+	struct timespec until = timespec_of(mono_ns() + LOOK_NS);
+	if (!more && !jobs->stop && !first_waiting(jobs))
+		pthread_cond_timedwait(&jobs->wake, &jobs->lock, &until);
+}
+
 static void *run(void *arg)
 {
 	struct disk_jobs *jobs = arg;
@@ -67,7 +140,7 @@ static void *run(void *arg)
 	while (!jobs->stop) {
 		struct job *j = first_waiting(jobs);
 		if (!j) {
-			pthread_cond_wait(&jobs->wake, &jobs->lock);
+			wait_for_work(jobs);
 			continue;
 		}
 		j->state = DISK_RUNNING;
@@ -77,19 +150,31 @@ static void *run(void *arg)
 		j->status = status;
 		j->state = DISK_DONE;
 	}
+	bool save_all = jobs->save_all;
 	pthread_mutex_unlock(&jobs->lock);
+	atomic_store(&jobs->own.cancel, false);
+	jobs->cursor = 0;
+	while (save_all && save_next(jobs, UINT64_MAX))
+		;
 	return NULL;
 }
 
-int disk_jobs_start(struct disk *disk, struct store *store, struct disk_jobs **out)
+int disk_jobs_start(struct disk *disk, struct store *store, struct pool *pool, const struct disk_policy *policy,
+                    struct disk_jobs **out)
 {
 	struct disk_jobs *jobs = calloc(1, sizeof *jobs);
 	if (!jobs)
 		return MPIG_ENOMEM;
 	jobs->disk = disk;
 	jobs->store = store;
+	jobs->pool = pool;
+	jobs->policy = *policy;
+	pthread_condattr_t clock;
+	pthread_condattr_init(&clock);
+	pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
 	pthread_mutex_init(&jobs->lock, NULL);
-	pthread_cond_init(&jobs->wake, NULL);
+	pthread_cond_init(&jobs->wake, &clock);
+	pthread_condattr_destroy(&clock);
 	if (pthread_create(&jobs->thread, NULL, run, jobs)) {
 		pthread_cond_destroy(&jobs->wake);
 		pthread_mutex_destroy(&jobs->lock);
@@ -101,12 +186,14 @@ int disk_jobs_start(struct disk *disk, struct store *store, struct disk_jobs **o
 	return 0;
 }
 
-void disk_jobs_stop(struct disk_jobs *jobs)
+void disk_jobs_stop(struct disk_jobs *jobs, bool save_all)
 {
 	if (!jobs)
 		return;
 	pthread_mutex_lock(&jobs->lock);
 	jobs->stop = true;
+	jobs->save_all = save_all;
+	atomic_store(&jobs->own.cancel, true);
 	for (uint32_t i = 0; i < DISK_JOBS; i++)
 		atomic_store(&jobs->job[i].progress.cancel, true);
 	pthread_cond_signal(&jobs->wake);

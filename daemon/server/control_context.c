@@ -123,6 +123,8 @@ int control_open(struct peer *p, struct request *r)
 	struct context *c;
 	if (status == MPIG_OK)
 		status = store_context_open(p->server->store, &p->who, in->name, (const uint8_t *)in->fingerprint, &c, r->why);
+	if (status == MPIG_ENOENT && in->flags & MPIG_OPEN_LOAD)
+		status = control_load(p, r, in->name);
 	if (status != MPIG_OK)
 		return status;
 	return bind_and_reply(p, r, c, in->handle, in->flags & MPIG_OPEN_WRITE, 0);

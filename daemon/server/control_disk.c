@@ -99,3 +99,30 @@ int control_saved(struct peer *p, struct request *r)
 	free(reply);
 	return status;
 }
+
+// ---- opening what is on disk -----------------------------------------------------------------------------------------
+
+int control_load(struct peer *p, struct request *r, const char *name)
+{
+	struct server *s = p->server;
+	struct disk_job_view view;
+	if (!s->jobs || !s->options.disk.load_on_open || !disk_has(s->disk, name))
+		return MPIG_ENOENT;
+	if (p->loading && strcmp(p->loading_name, name) != 0)
+		p->loading = 0;
+	if (p->loading && disk_job_look(s->jobs, &p->who, p->loading, &view) == MPIG_OK && view.state == DISK_DONE) {
+		p->loading = 0;
+		if (view.status != MPIG_OK && view.status != MPIG_EEXIST)
+			return control_fail(r, view.status, "%s", view.why);
+	}
+	int status = p->loading ? MPIG_OK : disk_job_begin(s->jobs, DISK_LOAD, &p->who, name, &p->loading, r->why);
+	if (status == MPIG_OK)
+		status = disk_job_look(s->jobs, &p->who, p->loading, &view);
+	if (status != MPIG_OK) {
+		p->loading = 0;
+		return status;
+	}
+	strcpy(p->loading_name, name);
+	return control_fail(r, MPIG_EAGAIN, "context '%s' is being loaded from disk: %u %%", name,
+	                    view.total ? (unsigned)(100 * view.done / view.total) : 0);
+}

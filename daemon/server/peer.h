@@ -15,6 +15,8 @@ struct peer {
 	struct session *session;
 	struct queue **queues;
 	uint32_t queue_count, queue_capacity;
+	uint64_t loading; // a job that brings back the context it wants to open; 0: none
+	char loading_name[MPIG_NAME_BYTES];
 	bool greeted; // its HELLO was accepted
 	bool refused; // over a limit: the first message is answered with why, then it is closed
 };
@@ -46,6 +48,9 @@ control_fn control_create, control_open, control_open_prefix, control_close, con
 	control_fork, control_chmod, control_verify, control_heads, control_disk, control_saved;
 control_fn control_hello, control_ping, control_status, control_config_get;
 
+// The context is not in memory: MPIG_EAGAIN if it is on disk and is being loaded (r->why says how far), why loading failed, or MPIG_ENOENT
+// with r->why left alone.
+int control_load(struct peer *p, struct request *r, const char *name);
 // Fills the reply's header and sends it. 0, or a status after which the peer is closed (it does not read).
 int control_reply(struct peer *p, const struct request *r, void *reply, size_t bytes, const int *fds, uint32_t fd_count);
 int control_fail(struct request *r, int status, const char *format, ...) __attribute__((format(printf, 3, 4)));

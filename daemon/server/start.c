@@ -157,6 +157,12 @@ static int start_memory(struct server *s)
 	return status == MPIG_OK ? 0 : -1;
 }
 
+static void tell(void *arg, bool failed, const char *text)
+{
+	(void)arg;
+	log_line(failed ? LOG_LEVEL_ERROR : LOG_LEVEL_INFO, "%s", text);
+}
+
 static int start_disk(struct server *s)
 {
 	const struct options *o = &s->options;
@@ -174,7 +180,12 @@ static int start_disk(struct server *s)
 		log_error("disk.dir: %s", why);
 		return -1;
 	}
-	status = disk_jobs_start(s->disk, s->store, &s->jobs);
+	struct disk_policy policy = {.save = o->disk.persist == PERSIST_IDLE || o->disk.persist == PERSIST_COMMIT,
+	                             .idle_ns = o->disk.persist == PERSIST_IDLE ? o->disk.idle_ns : 0,
+	                             .high = (double)o->disk.evict_high,
+	                             .low = (double)o->disk.evict_low,
+	                             .tell = tell};
+	status = disk_jobs_start(s->disk, s->store, s->pool, &policy, &s->jobs);
 	if (status != MPIG_OK)
 		log_error("cannot start the disk's thread: %s", mpig_status_text(status));
 	return status == MPIG_OK ? 0 : -1;
@@ -285,7 +296,8 @@ void server_stop(struct server *s)
 	bool complete = !s->workers || workers_stop(s->workers);
 	while (s->peers) // closes their queues: clients that sleep on them are woken
 		peer_close(s->peers, "the daemon stops");
-	disk_jobs_stop(s->jobs);
+	// Leases are given back by now, and with them what was not committed.
+	disk_jobs_stop(s->jobs, s->started && complete && !s->hurry && s->options.disk.persist != PERSIST_NONE);
 	disk_destroy(s->disk);
 	// A request that was cut off leaves its job, and what the job points to, to the end of the process.
 	if (complete) {

@@ -133,6 +133,7 @@ static int commit_locked(struct store *s, struct context *c, uint64_t position, 
 		return refuse(why, MPIG_ENOMEM, "the daemon has no memory to index %" PRIu64 " tokens", end);
 	tokens_write(c, committed, end - committed, tokens + (committed - position));
 	set_committed(s, c, end);
+	atomic_store_explicit(&c->used_ns, store_now(s), memory_order_relaxed);
 	return 0;
 }
 

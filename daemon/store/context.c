@@ -339,7 +339,7 @@ static void fill_info(const struct context *c, struct mpig_wire_context *out)
 		.writer_pid = atomic_load(&c->holder) ? c->writer_pid : 0,
 		.flags = c->damage ? MPIG_CONTEXT_QUARANTINED : 0,
 	};
-	if (c->on_disk && c->disk_tokens == out->committed && c->disk_cuts == atomic_load(&c->cuts))
+	if (context_is_saved(c))
 		out->flags |= MPIG_CONTEXT_SAVED;
 	memcpy(out->name, c->name, sizeof out->name);
 	memcpy(out->fingerprint, c->fingerprint, sizeof out->fingerprint);

@@ -74,6 +74,12 @@ void store_context_not_on_disk(struct store *s, const char *name); // not any mo
 // At start: tells the store that the segment whose record is at this offset, with this checksum, is on disk. False: no such one.
 bool store_segment_on_disk(struct store *s, uint32_t uid, uint64_t offset, uint64_t checksum, const uint8_t id[IMAGE_ID_BYTES]);
 
+// ---- policies ----------------------------------------------------------------------------------------------------------
+// The first context after *cursor (an id, 0 to begin) of which not all is on disk and that nobody has used since; advances the cursor.
+bool store_next_unsaved(struct store *s, uint64_t idle_since_ns, uint64_t *cursor, char name[MPIG_NAME_BYTES]);
+// Drops the least recently used of the contexts that are on disk as they are and that nobody has open. False: there is none.
+bool store_evict(struct store *s, char name[MPIG_NAME_BYTES]);
+
 // ---- making ----------------------------------------------------------------------------------------------------------
 struct making;
 // *from is checked, not trusted, and copied as far as it is needed later. Segments with an id that are in the pool already are

@@ -331,7 +331,9 @@ int context_lookup(const struct store *s, const struct credentials *who, const c
                    char *why);
 int context_find(const struct store *s, const struct credentials *who, const char *name, enum access want, struct context **out,
                  char *why);
-uint64_t context_own_bytes(const struct context *c); // record, spec, list
+uint64_t context_own_bytes(const struct context *c);   // record, spec, list
+void context_drop(struct store *s, struct context *c); // owner.c
+bool context_is_saved(const struct context *c);        // policy.c: all that is committed is on disk
 void context_free_records(struct store *s, const struct context *c, const struct snapshot *snap);
 
 // prefix.c

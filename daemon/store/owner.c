@@ -118,30 +118,34 @@ static void unlink_context(struct store *s, struct context *c)
 	s->count--;
 }
 
+void context_drop(struct store *s, struct context *c)
+{
+	pool_publish_word(s->pool, &c->record->state, CONTEXT_DROPPED);
+	uint64_t *table = pool_at(s->pool, pool_superblock(s->pool)->contexts_offset);
+	pool_publish_word(s->pool, &table[c->table_slot], 0);
+	atomic_store(&c->dropped, true);
+	unlink_context(s, c);
+	const struct snapshot *snap = atomic_load(&c->snapshot);
+	struct params *p = atomic_load(&c->params);
+	uint32_t uid = c->identity.uid;
+	for (uint32_t i = 0; i < snap->count; i++)
+		charge_release(s, &snap->ref[i].segment->charge, uid);
+	if (p)
+		charge_release(s, &p->charge, uid);
+	account_sub(s, uid, context_own_bytes(c));
+	account_contexts(s, uid, -1);
+	c->drop.settle = drop_settle;
+	c->drop.destroy = drop_destroy;
+	context_retire(s, c, &c->drop); // with the table's reference
+}
+
 int store_context_drop(struct store *s, const struct credentials *who, const char *name, char *why)
 {
 	struct context *c;
 	store_lock(s);
 	int status = context_lookup(s, who, name, ACCESS_OWN, &c, why);
-	if (!status) {
-		pool_publish_word(s->pool, &c->record->state, CONTEXT_DROPPED);
-		uint64_t *table = pool_at(s->pool, pool_superblock(s->pool)->contexts_offset);
-		pool_publish_word(s->pool, &table[c->table_slot], 0);
-		atomic_store(&c->dropped, true);
-		unlink_context(s, c);
-		const struct snapshot *snap = atomic_load(&c->snapshot);
-		struct params *p = atomic_load(&c->params);
-		uint32_t uid = c->identity.uid;
-		for (uint32_t i = 0; i < snap->count; i++)
-			charge_release(s, &snap->ref[i].segment->charge, uid);
-		if (p)
-			charge_release(s, &p->charge, uid);
-		account_sub(s, uid, context_own_bytes(c));
-		account_contexts(s, uid, -1);
-		c->drop.settle = drop_settle;
-		c->drop.destroy = drop_destroy;
-		context_retire(s, c, &c->drop); // with the table's reference
-	}
+	if (!status)
+		context_drop(s, c);
 	store_unlock(s);
 	return status;
 }

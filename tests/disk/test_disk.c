@@ -461,6 +461,48 @@ START_TEST(truncated_meanwhile)
 }
 END_TEST
 
+// Nothing that is not on disk as it is, or that somebody has open, leaves memory; the least recently used goes first.
+START_TEST(evicted)
+{
+	char name[MPIG_NAME_BYTES] = "";
+	uint64_t cursor = 0;
+	struct context *a = create("a", 0), *b = create("b", 0);
+	grow(a, 300, true);
+	grow(b, 300, true);
+	must(!store_evict(f.store, name));
+	must(store_next_unsaved(f.store, UINT64_MAX, &cursor, name) && !strcmp(name, "a"));
+	must(store_next_unsaved(f.store, UINT64_MAX, &cursor, name) && !strcmp(name, "b"));
+	must(!store_next_unsaved(f.store, UINT64_MAX, &cursor, name));
+	ck_assert_int_eq(save("a"), 0);
+	ck_assert_int_eq(save("b"), 0);
+	must(!store_evict(f.store, name)); // both are open
+	check_context("a", 300);           // the more recently used
+	context_release(f.store, a, 1);
+	context_unref(a);
+	grow(b, 310, false); // not as it is on disk
+	context_release(f.store, b, 1);
+	context_unref(b);
+	must(store_evict(f.store, name) && !strcmp(name, "a"));
+	must(!store_evict(f.store, name));
+	cursor = 0;
+	must(store_next_unsaved(f.store, UINT64_MAX, &cursor, name) && !strcmp(name, "b"));
+	must(!store_next_unsaved(f.store, 1, &(uint64_t){0}, name)); // used since
+	ck_assert_int_eq(save("b"), 0);
+	ck_assert_int_eq(load("a"), 0);
+	check_context("b", 310);
+	check_context("a", 300);
+	must(store_evict(f.store, name) && !strcmp(name, "b"));
+	must(store_evict(f.store, name) && !strcmp(name, "a"));
+	ck_assert_uint_eq(store_uid_bytes(f.store, 0), 0);
+	ck_assert_int_eq(load("b"), 0);
+	check_context("b", 310);
+	ck_assert_int_eq(disk_erase(disk, f.store, &root, "b", f.why), 0);
+	must(!store_evict(f.store, name)); // not on disk any more
+	ck_assert_int_eq(disk_erase(disk, f.store, &root, "b", f.why), MPIG_ENOENT);
+	must(!disk_has(disk, "b") && disk_has(disk, "a"));
+}
+END_TEST
+
 START_TEST(cancelled)
 {
 	struct context *c = create("book", 0);
@@ -582,6 +624,7 @@ int main(void)
 	tcase_add_test(t, errors_while_saving);
 	tcase_add_test(t, errors_while_loading);
 	tcase_add_test(t, truncated_meanwhile);
+	tcase_add_test(t, evicted);
 	tcase_add_test(t, cancelled);
 	tcase_add_test(t, damaged_files);
 	tcase_add_test(t, a_future_version);

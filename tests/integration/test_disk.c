@@ -251,6 +251,76 @@ START_TEST(stopped_while_saving)
 }
 END_TEST
 
+// ---- what the daemon does unasked ------------------------------------------------------------------------------------
+
+START_TEST(saved_at_shutdown_loaded_at_open)
+{
+	struct answer *before = calloc(ASKED, sizeof(*before)), *after = calloc(ASKED, sizeof(*after));
+	struct test_client s;
+	mpig_context *x;
+	start("persist = shutdown\n");
+	test_client_open(&s, d);
+	mpig_context_close(make(&s, "book", TOKENS));
+	ask_all(&s, "book", before);
+	test_client_close(&s);
+	test_daemon_term(d);
+	ck_assert_int_eq(test_daemon_wait(d), 0);
+	test_daemon_again(d);
+	test_client_open(&s, d);
+	ask_all(&s, "book", after); // opens it
+	ck_assert_mem_eq(before, after, ASKED * sizeof(*before));
+	ck_assert_status(test_client_find(&s, "nothing", 0, &x), MPIG_ENOENT);
+	test_client_close(&s);
+	free(before);
+	free(after);
+}
+END_TEST
+
+static void wait_until_saved(struct test_client *s, const char *name)
+{
+	struct mpig_context_info info = MPIG_INIT(struct mpig_context_info);
+	for (int i = 0; i < 2000 && !(info.flags & MPIG_CONTEXT_SAVED); i++) {
+		ck_assert_status(mpig_context_info(s->client, name, &info), MPIG_OK);
+		usleep(5000);
+	}
+	ck_assert(info.flags & MPIG_CONTEXT_SAVED);
+}
+
+// With nothing saved, a full pool refuses; what is saved and not open makes room, the least recently used first, and comes back.
+START_TEST(evicted_and_back)
+{
+	struct test_client s;
+	struct answer before, after;
+	mpig_context *x;
+	char name[16];
+	start("persist = commit\nevict_high = .5\nevict_low = .3\n[pool]\nsize = 96M\n");
+	test_client_open(&s, d);
+	mpig_context *first = make(&s, "0", PREFILL + 50);
+	ck_assert_status(ask(&s, first, 7, &before), MPIG_OK);
+	mpig_context_close(first);
+	for (int i = 1; i < 12; i++) { // each takes an eighth of the pool
+		snprintf(name, sizeof(name), "%d", i);
+		mpig_context *one = make(&s, name, PREFILL + 50);
+		wait_until_saved(&s, name);
+		mpig_context_close(one);
+		struct mpig_daemon_status status = MPIG_INIT(struct mpig_daemon_status);
+		do {
+			usleep(20000);
+			ck_assert_status(mpig_daemon_status(s.client, &status), MPIG_OK);
+		} while (status.pool_used > status.pool_bytes / 2);
+	}
+	struct mpig_context_info info = MPIG_INIT(struct mpig_context_info);
+	ck_assert_status(mpig_context_info(s.client, "0", &info), MPIG_ENOENT);
+	ck_assert_status(mpig_context_info(s.client, "11", &info), MPIG_OK);
+	ck_assert_status(test_client_find(&s, "0", MPIG_READ, &x), MPIG_OK);
+	ck_assert_status(ask(&s, x, 7, &after), MPIG_OK);
+	ck_assert_mem_eq(&before, &after, sizeof(before));
+	mpig_context_close(x);
+	ck_assert(test_daemon_logged(d, "context '0' leaves memory: it is on disk"));
+	test_client_close(&s);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *suite = suite_create("disk");
@@ -262,6 +332,8 @@ int main(void)
 	tcase_add_test(t, serving_goes_on);
 	tcase_add_test(t, killed_while_saving);
 	tcase_add_test(t, stopped_while_saving);
+	tcase_add_test(t, saved_at_shutdown_loaded_at_open);
+	tcase_add_test(t, evicted_and_back);
 	suite_add_tcase(suite, t);
 	SRunner *runner = srunner_create(suite);
 	srunner_run_all(runner, CK_ENV);
