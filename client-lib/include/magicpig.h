@@ -218,6 +218,7 @@ MPIG_API int mpig_context_fork(mpig_context *context, const char *new_name, uint
 /* Gives the handle and the lease back; the context stays in the daemon. NULL is allowed. */
 MPIG_API void mpig_context_close(mpig_context *context);
 /* Removes a context by name (owner, or root). Its memory is free when its last reader has left. */
+/* From memory only: what is saved of it stays, and comes back when it is opened; see mpig_saved_erase. */
 MPIG_API int mpig_context_drop(mpig_client *client, const char *name);
 /* mode: permission bits; uid/gid UINT32_MAX = unchanged (only root may change the uid). */
 MPIG_API int mpig_context_chmod(mpig_client *client, const char *name, unsigned mode, uint32_t uid, uint32_t gid);

@@ -92,6 +92,15 @@ static void tidy_segments(const struct disk *d)
 		closedir(list);
 }
 
+// Others could otherwise put files under it, or read them.
+static int check_root(const struct disk *d)
+{
+	struct stat st;
+	if (fstat(d->root, &st))
+		return -errno;
+	return st.st_uid == geteuid() && !(st.st_mode & 022) ? 0 : -EPERM;
+}
+
 int disk_create(const struct disk_options *options, struct disk **out, char *why)
 {
 	struct disk *d = calloc(1, sizeof *d);
@@ -102,7 +111,7 @@ int disk_create(const struct disk_options *options, struct disk **out, char *why
 	d->contexts = d->segments = -1;
 	pthread_mutex_init(&d->lock, NULL);
 	d->root = open_directory(AT_FDCWD, d->dir);
-	int rc = d->root < 0 ? d->root : 0, status;
+	int rc = d->root < 0 ? d->root : check_root(d), status;
 	if (!rc && flock(d->root, LOCK_EX | LOCK_NB)) {
 		status = disk_fail(why, MPIG_EBUSY, "%s is in use by another daemon", d->dir);
 		disk_destroy(d);

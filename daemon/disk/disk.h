@@ -29,9 +29,10 @@ struct disk_result {
 };
 // Writes what is committed. On success it is on stable storage; otherwise what was saved before is as it was. The owner's business:
 // MPIG_EACCES also if another owner's context of that name is on disk. MPIG_EIO, MPIG_ENOSPC, MPIG_ESHUTDOWN (cancelled), MPIG_EAGAIN (it
-// changed too often), what image_take answers.
-int disk_save(struct disk *d, struct store *s, const struct credentials *who, const char *name, struct disk_progress *progress,
-              struct disk_result *result, char *why);
+// changed too often), what image_take answers; without `replace` MPIG_EEXIST if another context of that name, made at another time, is on
+// disk.
+int disk_save(struct disk *d, struct store *s, const struct credentials *who, const char *name, bool replace,
+              struct disk_progress *progress, struct disk_result *result, char *why);
 // Makes the context again, for its old owner, if the caller may read it. MPIG_ENOENT: not on disk. MPIG_EVERSION: written by a later
 // version. MPIG_ECORRUPT: damaged, named in `why`, and put aside under damaged/.
 int disk_load(struct disk *d, struct store *s, const struct credentials *who, const char *name, struct disk_progress *progress,

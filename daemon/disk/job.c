@@ -54,7 +54,7 @@ static int work(struct disk_jobs *jobs, struct job *j)
 {
 	switch (j->work) {
 	case DISK_SAVE:
-		return disk_save(jobs->disk, jobs->store, &j->who, j->name, &j->progress, &j->result, j->why);
+		return disk_save(jobs->disk, jobs->store, &j->who, j->name, true, &j->progress, &j->result, j->why);
 	case DISK_LOAD:
 		return disk_load(jobs->disk, jobs->store, &j->who, j->name, &j->progress, &j->result, j->why);
 	case DISK_CHECK:
@@ -93,7 +93,7 @@ static bool save_next(struct disk_jobs *jobs, uint64_t idle_since_ns)
 		jobs->cursor = 0;
 		return false;
 	}
-	int status = disk_save(jobs->disk, jobs->store, &root, name, &jobs->own, &result, why);
+	int status = disk_save(jobs->disk, jobs->store, &root, name, false, &jobs->own, &result, why);
 	if (status == MPIG_OK || status == MPIG_ENOENT || status == MPIG_ESHUTDOWN)
 		return true;
 	tell(jobs, true, "context '%s' is not saved: %s", name, why);

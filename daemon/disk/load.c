@@ -40,6 +40,15 @@ static int open_context(struct loading *l, const struct credentials *who, const 
 	return status;
 }
 
+// Their lengths are not checked yet.
+static uint64_t section_bytes(const struct segment_file *file)
+{
+	uint64_t bytes = 0;
+	for (uint64_t i = 0; i < file->header.section_count; i++)
+		bytes += file->section[i].bytes < IMAGE_PART_MAX ? file->section[i].bytes : IMAGE_PART_MAX;
+	return bytes;
+}
+
 static int open_files(struct loading *l)
 {
 	struct image_context *c = &l->manifest.context;
@@ -52,8 +61,7 @@ static int open_files(struct loading *l)
 		status = segment_file_open(&l->io, l->dir, &l->manifest.segment[i], hash, &l->file[i], &c->segment[i], l->why);
 		if (!status)
 			l->result.bytes += l->file[i].header.file_bytes;
-		for (uint64_t k = 0; !status && k < l->file[i].header.section_count; k++)
-			total += l->file[i].section[k].bytes < IMAGE_PART_MAX ? l->file[i].section[k].bytes : IMAGE_PART_MAX;
+		total += status ? 0 : section_bytes(&l->file[i]);
 	}
 	l->result.segments = c->segment_count;
 	l->result.tokens = c->committed;
@@ -67,6 +75,7 @@ static int read_files(struct loading *l, struct making *m)
 	for (uint32_t i = 0; i < l->manifest.context.segment_count && !status; i++) {
 		if (m && !making_wants(m, i)) {
 			l->result.shared++;
+			atomic_fetch_add(&l->progress->done, section_bytes(&l->file[i]));
 			continue;
 		}
 		status = segment_file_read(&l->io, &l->file[i], m, i, l->progress, l->why);

@@ -87,6 +87,19 @@ static int write_segment(struct saving *s, uint32_t i, struct disk_segment_ref *
 	return 0;
 }
 
+static uint64_t segment_bytes(const struct image *image, uint32_t i)
+{
+	struct image_part *part;
+	size_t count;
+	uint64_t bytes = 0;
+	if (image_parts(image, i, &part, &count))
+		return 0;
+	for (size_t k = 0; k < count; k++)
+		bytes += part[k].bytes;
+	free(part);
+	return bytes;
+}
+
 static int save_segment(struct saving *s, uint32_t i)
 {
 	if (image_make_sums(s->image, i))
@@ -105,6 +118,7 @@ static int save_segment(struct saving *s, uint32_t i)
 	if (seg->sealed && link_existing(s, seg->id, ref)) {
 		memcpy(ref->id, seg->id, sizeof ref->id);
 		s->result.shared++;
+		atomic_fetch_add(&s->progress->done, segment_bytes(s->image, i));
 	} else {
 		status = write_segment(s, i, ref);
 	}
@@ -166,30 +180,15 @@ static int save_image(struct saving *s)
 	return 0;
 }
 
-static uint64_t bytes_to_write(const struct image *image)
-{
-	uint64_t bytes = 0;
-	const struct image_context *c = image_of(image);
-	for (uint32_t i = 0; i < c->segment_count; i++) {
-		struct image_part *part;
-		size_t count;
-		if ((c->segment[i].sealed && memcmp(c->segment[i].id, no_id, sizeof no_id)) ||
-		    image_parts(image, i, &part, &count))
-			continue;
-		for (size_t k = 0; k < count; k++)
-			bytes += part[k].bytes;
-		free(part);
-	}
-	return bytes;
-}
-
 static int save_once(struct saving *s, struct store *store, const struct credentials *who, const char *name)
 {
 	int status = image_take(store, who, name, &s->image, s->why);
 	if (status)
 		return status;
 	atomic_store(&s->progress->done, 0);
-	atomic_store(&s->progress->total, bytes_to_write(s->image));
+	atomic_store(&s->progress->total, 0);
+	for (uint32_t i = 0; i < image_of(s->image)->segment_count; i++)
+		atomic_fetch_add(&s->progress->total, segment_bytes(s->image, i));
 	status = save_image(s);
 	free(s->ref);
 	s->ref = NULL;
@@ -198,8 +197,8 @@ static int save_once(struct saving *s, struct store *store, const struct credent
 	return status;
 }
 
-// Somebody else's context of that name may be there.
-static int check_owner(struct saving *s, const struct credentials *who, const char *name)
+// Somebody else's context of that name may be there, or an older one.
+static int check_owner(struct saving *s, const struct credentials *who, const char *name, uint64_t created_ns)
 {
 	struct manifest m;
 	int status = manifest_read(&s->io, s->dir, name, &m, s->why);
@@ -208,17 +207,21 @@ static int check_owner(struct saving *s, const struct credentials *who, const ch
 	if (!access_check(&m.context.identity, who, ACCESS_OWN))
 		status = disk_fail(s->why, MPIG_EACCES, "a context '%s' of uid %u is on disk: give this one another name", name,
 		                   m.context.identity.uid);
+	else if (created_ns && m.context.created_ns != created_ns)
+		status = disk_fail(s->why, MPIG_EEXIST,
+		                   "an older context '%s' is on disk: save this one by name, or erase that one", name);
 	manifest_free(&m);
 	return status;
 }
 
-int disk_save(struct disk *d, struct store *store, const struct credentials *who, const char *name,
+int disk_save(struct disk *d, struct store *store, const struct credentials *who, const char *name, bool replace,
               struct disk_progress *progress, struct disk_result *result, char *why)
 {
 	struct saving s = {.d = d, .progress = progress, .why = why, .dir = -1};
 	int status = image_take(store, who, name, &s.image, why); // before anything is made: may it be saved?
 	if (status)
 		return status;
+	uint64_t created_ns = replace ? 0 : image_of(s.image)->created_ns;
 	image_release(s.image);
 	s.image = NULL;
 	int rc = io_open(&s.io, d->options.depth, d->options.chunk, d->options.rate);
@@ -228,7 +231,7 @@ int disk_save(struct disk *d, struct store *store, const struct credentials *who
 		rc = disk_sync(d->contexts, "contexts");
 	if (!rc && (s.dir = disk_open(d->contexts, name, O_RDONLY | O_DIRECTORY, false)) < 0)
 		rc = s.dir;
-	status = rc ? disk_errno(why, rc, "cannot save", name) : check_owner(&s, who, name);
+	status = rc ? disk_errno(why, rc, "cannot save", name) : check_owner(&s, who, name, created_ns);
 	for (int i = 0; i < TRIES && (status == MPIG_EAGAIN || (i == 0 && !status)); i++)
 		status = save_once(&s, store, who, name);
 	if (status == MPIG_EAGAIN)
@@ -246,7 +249,7 @@ int disk_erase(struct disk *d, struct store *store, const struct credentials *wh
 {
 	struct saving s = {.d = d, .why = why, .dir = -1};
 	size_t n = strnlen(name, MPIG_NAME_BYTES);
-	if (!n || n == MPIG_NAME_BYTES || strchr(name, '/') || name[0] == '.')
+	if (!n || n == MPIG_NAME_BYTES || strchr(name, '/') || !strcmp(name, ".") || !strcmp(name, ".."))
 		return disk_fail(why, MPIG_EINVAL, "that is not the name of a saved context");
 	int rc = io_open(&s.io, 1, d->options.chunk, 0);
 	if (!rc && (s.dir = disk_open(d->contexts, name, O_RDONLY | O_DIRECTORY, false)) < 0)

@@ -224,8 +224,6 @@ static void surplus_put(struct extent_sink *sink, uint64_t offset, uint64_t byte
 	struct making *m = ((struct surplus_sink *)sink)->m;
 	(void)use;
 	pool_free(m->store->pool, offset, bytes);
-	m->held -= bytes;
-	account_sub(m->store, m->from.identity.uid, bytes);
 }
 
 static void build_segment(struct making *m, uint32_t i)
@@ -300,20 +298,33 @@ static int want_all(struct making *m)
 	return status;
 }
 
-static int alloc_all(struct making *m, char *why)
+static int hold_all(struct making *m, char *why)
 {
-	struct store *s = m->store;
 	uint64_t total = extents_total(&m->own);
 	for (uint32_t i = 0; i < m->from.segment_count; i++)
 		total += extents_total(&m->extents[i]);
-	int status = quota_admit(s, m->from.identity.uid, total, 1, why);
+	int status = quota_admit(m->store, m->from.identity.uid, total, 1, why);
+	if (status)
+		return status;
+	m->held = total;
+	account_add(m->store, m->from.identity.uid, total);
+	return 0;
+}
+
+// Without the lock: the pool clears what it hands out, which takes as long as the context is large.
+static int alloc_all(struct making *m, char *why)
+{
+	struct store *s = m->store;
+	int status = 0;
 	struct extents all = {0};
 	for (size_t k = 0; !status && k < m->own.count; k++)
 		status = extents_want(&all, m->own.item[k].bytes, m->own.item[k].node);
 	for (uint32_t i = 0; !status && i < m->from.segment_count; i++)
 		for (size_t k = 0; !status && k < m->extents[i].count; k++)
 			status = extents_want(&all, m->extents[i].item[k].bytes, m->extents[i].item[k].node);
-	if (!status)
+	if (status)
+		refuse(why, status, "the daemon has no memory to load '%s'", m->from.name);
+	else
 		status = extents_alloc(s, &all, why);
 	for (size_t k = 0; !status && k < m->own.count; k++)
 		m->own.item[k].offset = extents_next(&all);
@@ -321,10 +332,6 @@ static int alloc_all(struct making *m, char *why)
 		for (size_t k = 0; k < m->extents[i].count; k++)
 			m->extents[i].item[k].offset = extents_next(&all);
 	extents_fini(&all);
-	if (!status) {
-		m->held = total;
-		account_add(s, m->from.identity.uid, total);
-	}
 	return status;
 }
 
@@ -341,16 +348,16 @@ static int begin_locked(struct making *m, char *why)
 		status = want_all(m);
 	if (status == MPIG_ENOMEM)
 		refuse(why, status, "the daemon has no memory to load '%s'", m->from.name);
-	if (!status)
-		status = alloc_all(m, why);
-	if (status)
-		return status;
+	return status ? status : hold_all(m, why);
+}
+
+static void build_all(struct making *m)
+{
 	if (m->own.count)
 		build_params(m);
 	for (uint32_t i = 0; i < m->from.segment_count; i++)
 		if (!m->shared[i])
 			build_segment(m, i);
-	return 0;
 }
 
 int making_begin(struct store *s, const struct image_context *from, uint64_t (*table_bytes)(const struct layer *, uint32_t rows),
@@ -373,6 +380,10 @@ int making_begin(struct store *s, const struct image_context *from, uint64_t (*t
 		status = begin_locked(m, why);
 		store_unlock(s);
 	}
+	if (!status)
+		status = alloc_all(m, why);
+	if (!status)
+		build_all(m);
 	if (status) {
 		making_cancel(m);
 		return status;
@@ -424,7 +435,8 @@ static void book(struct making *m)
 		struct book_sink sink = {.sink = {book_put}, .m = m, .segment = m->segment[i]};
 		if (!m->shared[i])
 			segment_extents(m->store->pool, m->segment[i], &sink.sink);
-		memcpy(m->segment[i]->id, m->from.segment[i].id, IMAGE_ID_BYTES);
+		if (m->from.segment[i].sealed)
+			memcpy(m->segment[i]->id, m->from.segment[i].id, IMAGE_ID_BYTES);
 	}
 	if (m->own.count) {
 		charge_grow(m->store, &m->params->charge, m->params->bytes);
@@ -498,17 +510,28 @@ int making_finish(struct making *m, char *why)
 	return status;
 }
 
-static void give_segment(struct making *m, uint32_t i)
+// Lock held: who pays, and what is shared. The memory of the others goes back without it.
+static void give_charges(struct making *m)
 {
-	struct segment *seg = m->segment[i];
+	if (m->account)
+		account_sub(m->store, m->from.identity.uid, m->held);
+	for (uint32_t i = 0; m->segment && i < m->from.segment_count; i++) {
+		struct segment *seg = m->segment[i];
+		if (!seg)
+			continue;
+		charge_release(m->store, &seg->charge, m->from.identity.uid);
+		if (m->shared[i]) {
+			segment_put(m->store, seg);
+			m->segment[i] = NULL;
+		}
+	}
+}
+
+static void give_segment(struct making *m, struct segment *seg)
+{
+	struct book_sink sink = {.sink = {book_put}, .m = m, .free = true};
 	if (!seg)
 		return;
-	charge_release(m->store, &seg->charge, m->from.identity.uid);
-	if (m->shared[i]) {
-		segment_put(m->store, seg);
-		return;
-	}
-	struct book_sink sink = {.sink = {book_put}, .m = m, .free = true};
 	if (seg->record)
 		segment_extents(m->store->pool, seg, &sink.sink);
 	charge_fini(&seg->charge);
@@ -537,12 +560,11 @@ void making_cancel(struct making *m)
 	if (!m)
 		return;
 	store_lock(m->store);
-	if (m->account)
-		account_sub(m->store, m->from.identity.uid, m->held);
-	for (uint32_t i = 0; m->segment && i < m->from.segment_count; i++)
-		give_segment(m, i);
+	give_charges(m);
 	give_params(m);
 	store_unlock(m->store);
+	for (uint32_t i = 0; m->segment && i < m->from.segment_count; i++)
+		give_segment(m, m->segment[i]);
 	for (uint32_t i = 0; m->extents && i < m->from.segment_count; i++)
 		extents_fini(&m->extents[i]);
 	extents_fini(&m->own);

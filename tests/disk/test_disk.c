@@ -72,7 +72,7 @@ static void done_with(struct context *c, const char *name)
 static int save(const char *name)
 {
 	progress = (struct disk_progress){0};
-	return disk_save(disk, f.store, &root, name, &progress, &result, f.why);
+	return disk_save(disk, f.store, &root, name, true, &progress, &result, f.why);
 }
 
 static int load(const char *name)
@@ -145,6 +145,7 @@ START_TEST(round_trip)
 	ck_assert_uint_eq(files_in("segments"), 2);
 	ck_assert_uint_eq(files_in("contexts/book"), 4);
 	check_context("book", 8900);
+	ck_assert_uint_eq(progress.done, progress.total);
 	done_with(c, "book");
 	ck_assert_msg(load("book") == 0, "%s", f.why);
 	ck_assert_uint_eq(progress.done, progress.total);
@@ -202,6 +203,7 @@ START_TEST(forks_share)
 	uint64_t one = pool_used(f.pool) - before;
 	ck_assert_int_eq(load("parent"), 0);
 	ck_assert_uint_eq(result.shared, 2);
+	ck_assert_uint_eq(progress.done, progress.total);
 	ck_assert_uint_lt(pool_used(f.pool) - before, one + one / 4);
 	check_context("child", 5900);
 	check_context("parent", 6000);
@@ -252,16 +254,16 @@ START_TEST(who_may)
 	struct context *c = create("book", 2);
 	grow(c, 300, false);
 	ck_assert_int_eq(store_context_chmod(f.store, &root, "book", 0600, 5, 5, f.why), 0);
-	ck_assert_int_eq(disk_save(disk, f.store, &other, "book", &progress, &result, f.why), MPIG_EACCES);
-	ck_assert_int_eq(disk_save(disk, f.store, &owner, "book", &progress, &result, f.why), 0);
-	ck_assert_int_eq(disk_save(disk, f.store, &owner, "none", &progress, &result, f.why), MPIG_ENOENT);
+	ck_assert_int_eq(disk_save(disk, f.store, &other, "book", true, &progress, &result, f.why), MPIG_EACCES);
+	ck_assert_int_eq(disk_save(disk, f.store, &owner, "book", true, &progress, &result, f.why), 0);
+	ck_assert_int_eq(disk_save(disk, f.store, &owner, "none", true, &progress, &result, f.why), MPIG_ENOENT);
 	done_with(c, "book");
 	ck_assert_int_eq(disk_load(disk, f.store, &other, "book", &progress, &result, f.why), MPIG_EACCES);
 	struct mpig_wire_layer layer[LAYERS];
 	make_spec(2, layer);
 	struct mpig_ctl_create body = create_of("book", LAYERS);
 	ck_assert_int_eq(store_context_create(f.store, &other, &body, layer, &c, f.why), 0);
-	ck_assert_int_eq(disk_save(disk, f.store, &other, "book", &progress, &result, f.why), MPIG_EACCES);
+	ck_assert_int_eq(disk_save(disk, f.store, &other, "book", true, &progress, &result, f.why), MPIG_EACCES);
 	done_with(c, "book");
 	ck_assert_int_eq(disk_load(disk, f.store, &owner, "book", &progress, &result, f.why), 0);
 	ck_assert_uint_gt(store_uid_bytes(f.store, 5), 300 * 800);
@@ -274,6 +276,11 @@ START_TEST(one_daemon_a_directory)
 	struct disk *second;
 	struct disk_options o = {.dir = where, .depth = 1, .chunk = IMAGE_PART_MAX};
 	ck_assert_int_eq(disk_create(&o, &second, f.why), MPIG_EBUSY);
+	char open[80];
+	snprintf(open, sizeof open, "%s/open", where);
+	must(mkdir(open, 0700) == 0 && chmod(open, 0777) == 0);
+	o.dir = open;
+	ck_assert_int_eq(disk_create(&o, &second, f.why), MPIG_EACCES); // anybody could write there
 	o.dir = "/proc/nowhere";
 	ck_assert_int_lt(disk_create(&o, &second, f.why), 0);
 }
@@ -503,12 +510,33 @@ START_TEST(evicted)
 }
 END_TEST
 
+// What is done unasked does not replace what somebody saved.
+START_TEST(an_older_one)
+{
+	struct context *c = create("book", 0);
+	grow(c, 300, false);
+	ck_assert_int_eq(save("book"), 0);
+	grow(c, 310, false);
+	ck_assert_int_eq(disk_save(disk, f.store, &root, "book", false, &progress, &result, f.why), 0);
+	done_with(c, "book");
+	c = create("book", 0);
+	grow(c, 20, false);
+	ck_assert_int_eq(disk_save(disk, f.store, &root, "book", false, &progress, &result, f.why), MPIG_EEXIST);
+	ck_assert_int_eq(disk_check(disk, &root, "book", &progress, &result, f.why), 0);
+	ck_assert_uint_eq(result.tokens, 310);
+	ck_assert_int_eq(save("book"), 0);
+	done_with(c, "book");
+	ck_assert_int_eq(load("book"), 0);
+	check_context("book", 20);
+}
+END_TEST
+
 START_TEST(cancelled)
 {
 	struct context *c = create("book", 0);
 	grow(c, 300, false);
 	progress = (struct disk_progress){.cancel = true};
-	ck_assert_int_eq(disk_save(disk, f.store, &root, "book", &progress, &result, f.why), MPIG_ESHUTDOWN);
+	ck_assert_int_eq(disk_save(disk, f.store, &root, "book", true, &progress, &result, f.why), MPIG_ESHUTDOWN);
 	ck_assert_int_eq(disk_check(disk, &root, "book", &progress, &result, f.why), MPIG_ENOENT);
 	done_with(c, "book");
 }
@@ -625,6 +653,7 @@ int main(void)
 	tcase_add_test(t, errors_while_loading);
 	tcase_add_test(t, truncated_meanwhile);
 	tcase_add_test(t, evicted);
+	tcase_add_test(t, an_older_one);
 	tcase_add_test(t, cancelled);
 	tcase_add_test(t, damaged_files);
 	tcase_add_test(t, a_future_version);
