@@ -6,7 +6,7 @@
 //   HELLO        ------------------->   versions, epoch, instance, limits
 //   QUEUE_CREATE [old memfd]  ------>   geometry + memfd, eventfd (SCM_RIGHTS)
 //   CREATE / OPEN / OPEN_PREFIX ---->   context record, bound to the client's handle
-//   CLOSE, DROP, LIST, SHOW, FORK, CHMOD, STATUS, PING, CONFIG_GET, VERIFY, HEADS, DISK, SAVED
+//   CLOSE, DROP, LIST, SHOW, FORK, CHMOD, STATUS, PING, CONFIG_GET, VERIFY, HEADS, DISK, SAVED, EVICT, PIN
 #ifndef MPIG_SHM_CONTROL_H
 #define MPIG_SHM_CONTROL_H
 
@@ -42,6 +42,8 @@ enum mpig_control_op {
 	MPIG_CTL_HEADS = 17,  // a page of KV heads a message
 	MPIG_CTL_DISK = 18,   // begins work on disk, and looks at it again until it is done
 	MPIG_CTL_SAVED = 19,  // a page of what is on disk a message
+	MPIG_CTL_EVICT = 20,  // a context that is on disk leaves memory
+	MPIG_CTL_PIN = 21,    // mode 1: it stays in memory; 0: it need not
 	MPIG_CTL_COUNT
 };
 
@@ -128,7 +130,7 @@ struct mpig_ctl_create {
 	uint8_t reserved[32];
 };
 
-struct mpig_ctl_open { // OPEN, SHOW (handle ignored), DROP, FORK (new_name), CHMOD, CLOSE (handle only)
+struct mpig_ctl_open { // OPEN, SHOW (handle ignored), DROP, EVICT, PIN (mode), FORK (new_name), CHMOD, CLOSE (handle only)
 	struct mpig_control_header h;
 	char name[MPIG_NAME_BYTES];
 	char new_name[MPIG_NAME_BYTES]; // FORK; OPEN_PREFIX with MPIG_OPEN_FORK
@@ -145,6 +147,7 @@ struct mpig_ctl_open { // OPEN, SHOW (handle ignored), DROP, FORK (new_name), CH
 enum mpig_context_flags {
 	MPIG_CONTEXT_QUARANTINED = 1u << 0, // damaged: listed and dropped, nothing else
 	MPIG_CONTEXT_SAVED = 1u << 1,       // all that is committed is on disk
+	MPIG_CONTEXT_PINNED = 1u << 2,      // never leaves memory by itself
 };
 
 // A context as others see it.

@@ -188,7 +188,8 @@ struct mpig_context_info {
 #ifndef MPIG_SHM_CONTROL_H
 enum mpig_context_flags {
 	MPIG_CONTEXT_QUARANTINED = 1, /* found damaged when the daemon started: can be listed and dropped, nothing else */
-	MPIG_CONTEXT_SAVED = 2        /* all that is committed is on disk */
+	MPIG_CONTEXT_SAVED = 2,       /* all that is committed is on disk */
+	MPIG_CONTEXT_PINNED = 4       /* does not leave memory by itself */
 };
 #endif
 
@@ -277,6 +278,10 @@ MPIG_API int mpig_context_save(mpig_client *client, const char *name, const stru
  * MPIG_ENOENT, MPIG_EACCES, MPIG_ECORRUPT (a file is damaged; the context is put aside), MPIG_EVERSION, MPIG_ENOSPC, MPIG_EQUOTA. */
 MPIG_API int mpig_context_load(mpig_client *client, const char *name, const struct mpig_disk_options *options,
                                struct mpig_disk_result *result);
+/* Takes a context out of memory that is on disk as it is and that nobody has open, else MPIG_EBUSY. Owner only. */
+MPIG_API int mpig_context_evict(mpig_client *client, const char *name);
+/* Whether the daemon may do so by itself when memory is short; holds until the daemon ends. Owner only. */
+MPIG_API int mpig_context_pin(mpig_client *client, const char *name, int pinned);
 /* Reads a saved context and compares it with its checksums. Errors as of loading. */
 MPIG_API int mpig_saved_check(mpig_client *client, const char *name, const struct mpig_disk_options *options,
                               struct mpig_disk_result *result);

@@ -58,6 +58,30 @@ int mpig_context_drop(mpig_client *c, const char *name)
 	return rc;
 }
 
+static int name_only(mpig_client *c, uint16_t op, const char *name, unsigned mode)
+{
+	if (client_forked(c))
+		return MPIG_EFORK;
+	int rc = name_check(c, "name", name);
+	if (rc)
+		return rc;
+	struct mpig_ctl_open request = {.mode = mode};
+	pthread_mutex_lock(&c->lock);
+	rc = named_call(c, op, name, &request, sizeof(struct mpig_control_header));
+	pthread_mutex_unlock(&c->lock);
+	return rc;
+}
+
+int mpig_context_evict(mpig_client *c, const char *name)
+{
+	return name_only(c, MPIG_CTL_EVICT, name, 0);
+}
+
+int mpig_context_pin(mpig_client *c, const char *name, int pinned)
+{
+	return name_only(c, MPIG_CTL_PIN, name, pinned != 0);
+}
+
 int mpig_context_chmod(mpig_client *c, const char *name, unsigned mode, uint32_t uid, uint32_t gid)
 {
 	if (client_forked(c))

@@ -39,6 +39,8 @@ static const struct {
 	[MPIG_CTL_VERIFY] = {"VERIFY", control_verify, sizeof(struct mpig_ctl_verify), false, 0, false},
 	[MPIG_CTL_DISK] = {"DISK", control_disk, sizeof(struct mpig_ctl_disk), false, 0, true},
 	[MPIG_CTL_SAVED] = {"SAVED", control_saved, sizeof(struct mpig_ctl_saved), false, 0, true},
+	[MPIG_CTL_EVICT] = {"EVICT", control_evict, sizeof(struct mpig_ctl_open), false, 0, false},
+	[MPIG_CTL_PIN] = {"PIN", control_pin, sizeof(struct mpig_ctl_open), false, 0, false},
 	[MPIG_CTL_HEADS] = {"HEADS", control_heads, sizeof(struct mpig_ctl_heads), false, 0, true},
 };
 

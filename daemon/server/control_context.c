@@ -11,6 +11,7 @@
 
 #include "daemon/base/log.h"
 #include "daemon/server/peer.h"
+#include "daemon/store/image.h"
 #include "shm/status.h"
 
 #define MAX_PREFIX_TOKENS (UINT64_C(1) << 24) // of one search: 64 MiB that a client makes the daemon read
@@ -245,6 +246,29 @@ int control_drop(struct peer *p, struct request *r)
 		return status;
 	server_refresh_stats(p->server);
 	return reply_empty(p, r);
+}
+
+int control_evict(struct peer *p, struct request *r)
+{
+	const struct mpig_ctl_open *in = (const void *)r->header;
+	int status = check_open(r, in);
+	if (status == MPIG_OK)
+		status = store_context_evict(p->server->store, &p->who, in->name, r->why);
+	if (status != MPIG_OK)
+		return status;
+	server_refresh_stats(p->server);
+	return reply_empty(p, r);
+}
+
+int control_pin(struct peer *p, struct request *r)
+{
+	const struct mpig_ctl_open *in = (const void *)r->header;
+	int status = check_open(r, in);
+	if (status == MPIG_OK && in->mode > 1)
+		return control_fail(r, MPIG_EPROTO, "PIN: mode is %u, must be 0 or 1", in->mode);
+	if (status == MPIG_OK)
+		status = store_context_pin(p->server->store, &p->who, in->name, in->mode, r->why);
+	return status == MPIG_OK ? reply_empty(p, r) : status;
 }
 
 int control_chmod(struct peer *p, struct request *r)

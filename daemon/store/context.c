@@ -339,6 +339,7 @@ static void fill_info(const struct context *c, struct mpig_wire_context *out)
 		.writer_pid = atomic_load(&c->holder) ? c->writer_pid : 0,
 		.flags = c->damage ? MPIG_CONTEXT_QUARANTINED : 0,
 	};
+	out->flags |= c->pinned ? MPIG_CONTEXT_PINNED : 0;
 	if (context_is_saved(c))
 		out->flags |= MPIG_CONTEXT_SAVED;
 	memcpy(out->name, c->name, sizeof out->name);

@@ -79,6 +79,10 @@ bool store_segment_on_disk(struct store *s, uint32_t uid, uint64_t offset, uint6
 bool store_next_unsaved(struct store *s, uint64_t idle_since_ns, uint64_t *cursor, char name[MPIG_NAME_BYTES]);
 // Drops the least recently used of the contexts that are on disk as they are and that nobody has open. False: there is none.
 bool store_evict(struct store *s, char name[MPIG_NAME_BYTES]);
+// The owner's business. MPIG_EBUSY: it is not on disk as it is, pinned, or open.
+int store_context_evict(struct store *s, const struct credentials *who, const char *name, char *why);
+int store_context_pin(struct store *s, const struct credentials *who, const char *name, bool pinned,
+                      char *why); // until the daemon ends
 
 // ---- making ----------------------------------------------------------------------------------------------------------
 struct making;

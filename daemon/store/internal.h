@@ -117,6 +117,7 @@ struct context {
 	struct garbage *garbage[2]; // by epoch
 	uint32_t draining;          // truncations whose rows may not be overwritten yet
 	_Atomic uint64_t cuts;      // truncations of committed tokens
+	bool pinned;                // stays in memory
 	bool on_disk;               // its first disk_tokens tokens, as they were after disk_cuts truncations
 	uint64_t disk_tokens, disk_cuts;
 

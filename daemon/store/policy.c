@@ -28,8 +28,8 @@ bool store_next_unsaved(struct store *s, uint64_t idle_since_ns, uint64_t *curso
 // Nobody has it open, writes it, indexes it or saves it.
 static bool may_leave(const struct context *c)
 {
-	return !c->damage && context_is_saved(c) && atomic_load(&c->refs) == 1 && !atomic_load(&c->holder) && !c->sealing &&
-	       !atomic_load(&c->pins[0]) && !atomic_load(&c->pins[1]);
+	return !c->pinned && !c->damage && context_is_saved(c) && atomic_load(&c->refs) == 1 && !atomic_load(&c->holder) &&
+	       !c->sealing && !atomic_load(&c->pins[0]) && !atomic_load(&c->pins[1]);
 }
 
 bool store_evict(struct store *s, char name[MPIG_NAME_BYTES])
@@ -47,4 +47,32 @@ bool store_evict(struct store *s, char name[MPIG_NAME_BYTES])
 	}
 	store_unlock(s);
 	return oldest != NULL;
+}
+
+int store_context_evict(struct store *s, const struct credentials *who, const char *name, char *why)
+{
+	struct context *c;
+	store_lock(s);
+	int status = context_find(s, who, name, ACCESS_OWN, &c, why);
+	if (!status && !context_is_saved(c))
+		status = refuse(why, MPIG_EBUSY, "context '%s' is not on disk as it is: save it first", c->name);
+	if (!status && c->pinned)
+		status = refuse(why, MPIG_EBUSY, "context '%s' is pinned", c->name);
+	if (!status && !may_leave(c))
+		status = refuse(why, MPIG_EBUSY, "context '%s' is open: close it first", c->name);
+	if (!status)
+		context_drop(s, c);
+	store_unlock(s);
+	return status;
+}
+
+int store_context_pin(struct store *s, const struct credentials *who, const char *name, bool pinned, char *why)
+{
+	struct context *c;
+	store_lock(s);
+	int status = context_find(s, who, name, ACCESS_OWN, &c, why);
+	if (!status)
+		c->pinned = pinned;
+	store_unlock(s);
+	return status;
 }

@@ -14,7 +14,7 @@ import pytest
 from cli_daemon import MAGICPIGCTL, ctl
 
 OK, FAILED, USAGE, NO_DAEMON, NOT_FOUND, PERMISSION = range(6)
-COMMANDS = ["status", "ls", "show", "drop", "verify", "save", "load", "saved", "fsck", "erase", "ping", "config"]
+COMMANDS = ["status", "ls", "show", "drop", "verify", "save", "load", "saved", "fsck", "erase", "evict", "pin", "unpin", "ping", "config"]
 
 
 def open_terminal() -> tuple[int, int]:
@@ -366,6 +366,29 @@ def test_save_and_load(daemon, client, book):
     assert not list((daemon.directory / "disk" / "segments").iterdir())
 
 
+def test_evict(daemon, client, book):
+    assert daemon.ctl("evict", "book").returncode == FAILED  # it is not on disk
+    assert good(daemon.ctl("evict", "--dry-run")) == ""
+    good(daemon.ctl("save", "book"))
+    assert daemon.ctl("evict", "book").returncode == FAILED  # it is open
+    book.close()
+    assert re.fullmatch(r"book: would leave memory, .*\n", good(daemon.ctl("evict", "--dry-run")))
+    good(daemon.ctl("pin", "book"))
+    assert good(daemon.ctl("evict", "--dry-run")) == good(daemon.ctl("evict", "--all")) == ""
+    assert "pinned" in daemon.ctl("evict", "book").stderr
+    good(daemon.ctl("unpin", "book"))
+    assert re.fullmatch(r"book: left memory, .*\n", good(daemon.ctl("evict", "--all")))
+    assert good(daemon.ctl("ls")) == "no contexts\n"
+    client.open("book").close()
+    assert client.info("book").committed == 300
+    client.pin("book")
+    client.pin("book", False)
+    client.evict("book")
+    assert [info.name for info in client.contexts()] == []
+    client.erase_saved("book")
+    assert daemon.ctl("pin", "book").returncode == NOT_FOUND
+
+
 def test_fsck_finds_damage(daemon, book):
     good(daemon.ctl("save", "book"))
     (segment,) = (daemon.directory / "disk" / "segments").iterdir()
@@ -381,7 +404,7 @@ def test_fsck_finds_damage(daemon, book):
     assert len(list((daemon.directory / "disk" / "damaged").iterdir())) == 1
 
 
-@pytest.mark.parametrize("arguments", [["save"], ["load"], ["save", "--all", "book"], ["erase"], ["saved", "book"]])
+@pytest.mark.parametrize("arguments", [["save"], ["load"], ["save", "--all", "book"], ["erase"], ["evict"], ["pin"], ["saved", "book"]])
 def test_disk_usage(daemon, arguments):
     assert daemon.ctl(*arguments).returncode == USAGE
 

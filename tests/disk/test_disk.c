@@ -437,6 +437,61 @@ START_TEST(errors_while_loading)
 }
 END_TEST
 
+// ---- the order of calls ----------------------------------------------------------------------------------------------
+// What a power loss may take back: bytes of a file that was not synced since, names of a directory that was not.
+
+static struct {
+	bool file, segments, context; // something in them is not synced
+	bool committed;               // the manifest has its name, and that is synced
+	uint32_t renames, unlinks;
+} durable;
+
+static int order(const char *call, const char *file, int after)
+{
+	if (after)
+		return 0;
+	bool sync = !strcmp(call, "fsync"), rename = !strcmp(call, "rename"), manifest = !strcmp(file, "manifest");
+	if (!strcmp(call, "write"))
+		durable.file = true;
+	if (sync && (!strcmp(file, "writing.tmp") || !strcmp(file, "manifest.tmp")))
+		durable.file = false;
+	if (rename) {
+		ck_assert_msg(!durable.file, "%s gets its name before its bytes are safe", file);
+		durable.renames++;
+	}
+	if (rename && manifest)
+		ck_assert_msg(!durable.segments && !durable.context, "the manifest comes before the files it names");
+	durable.segments |= rename && strstr(file, ".seg");
+	durable.context |= (rename && strstr(file, ".open")) || !strcmp(call, "link");
+	durable.segments &= !(sync && !strcmp(file, "segments"));
+	durable.context &= !(sync && !strcmp(file, "book"));
+	if (rename && manifest)
+		durable.committed = false;
+	durable.committed |= sync && !strcmp(file, ".");
+	if (!strcmp(call, "unlink")) {
+		ck_assert_msg(durable.committed, "%s goes before the manifest without it is safe", file);
+		durable.unlinks++;
+	}
+	return 0;
+}
+
+START_TEST(order_of_calls)
+{
+	struct context *c = old_and_new();
+	memset(&durable, 0, sizeof durable);
+	disk_hook = order;
+	ck_assert_int_eq(save("book"), 0);
+	ck_assert_uint_eq(durable.renames, 3); // a sealed segment, the open one, the manifest
+	ck_assert_uint_ge(durable.unlinks, 1);
+	durable.committed = false;
+	grow(c, 660, false);
+	ck_assert_int_eq(save("book"), 0);
+	disk_hook = NULL;
+	ck_assert_uint_eq(durable.renames, 5);
+	done_with(c, "book");
+}
+END_TEST
+
 static int truncate_once(const char *call, const char *file, int after)
 {
 	(void)file;
@@ -496,6 +551,18 @@ START_TEST(evicted)
 	must(!store_next_unsaved(f.store, 1, &(uint64_t){0}, name)); // used since
 	ck_assert_int_eq(save("b"), 0);
 	ck_assert_int_eq(load("a"), 0);
+	struct credentials other = user(9);
+	ck_assert_int_eq(store_context_pin(f.store, &other, "a", true, f.why), MPIG_EACCES);
+	ck_assert_int_eq(store_context_evict(f.store, &other, "a", f.why), MPIG_EACCES);
+	ck_assert_int_eq(store_context_pin(f.store, &root, "a", true, f.why), 0);
+	ck_assert_int_eq(store_context_evict(f.store, &root, "a", f.why), MPIG_EBUSY);
+	must(store_evict(f.store, name) && !strcmp(name, "b"));
+	must(!store_evict(f.store, name)); // pinned
+	ck_assert_int_eq(store_context_pin(f.store, &root, "a", false, f.why), 0);
+	ck_assert_int_eq(store_context_evict(f.store, &root, "a", f.why), 0);
+	ck_assert_int_eq(store_context_evict(f.store, &root, "a", f.why), MPIG_ENOENT);
+	ck_assert_int_eq(load("a"), 0);
+	ck_assert_int_eq(load("b"), 0);
 	check_context("b", 310);
 	check_context("a", 300);
 	must(store_evict(f.store, name) && !strcmp(name, "b"));
@@ -651,6 +718,7 @@ int main(void)
 	tcase_add_test(t, killed_at_every_call);
 	tcase_add_test(t, errors_while_saving);
 	tcase_add_test(t, errors_while_loading);
+	tcase_add_test(t, order_of_calls);
 	tcase_add_test(t, truncated_meanwhile);
 	tcase_add_test(t, evicted);
 	tcase_add_test(t, an_older_one);

@@ -9,8 +9,9 @@
 #include "ctl.h"
 #include "text.h"
 
-static const struct ctl_command *const commands[] = {&ctl_status, &ctl_ls,    &ctl_show, &ctl_drop,  &ctl_verify, &ctl_save,
-                                                     &ctl_load,   &ctl_saved, &ctl_fsck, &ctl_erase, &ctl_ping,   &ctl_config};
+static const struct ctl_command *const commands[] = {&ctl_status, &ctl_ls,   &ctl_show,  &ctl_drop, &ctl_verify,
+                                                     &ctl_save,   &ctl_load, &ctl_saved, &ctl_fsck, &ctl_erase,
+                                                     &ctl_evict,  &ctl_pin,  &ctl_unpin, &ctl_ping, &ctl_config};
 #define COMMANDS (sizeof(commands) / sizeof(commands[0]))
 
 struct ctl_globals ctl_globals;

@@ -295,6 +295,8 @@ FUNCTIONS: dict[str, tuple[object, list[object]]] = {
     "mpig_context_verify": (c_int, [_handle, c_char_p, POINTER(Verification)]),
     "mpig_context_save": (c_int, [_handle, c_char_p, POINTER(DiskOptions), POINTER(DiskResult)]),
     "mpig_context_load": (c_int, [_handle, c_char_p, POINTER(DiskOptions), POINTER(DiskResult)]),
+    "mpig_context_evict": (c_int, [_handle, c_char_p]),
+    "mpig_context_pin": (c_int, [_handle, c_char_p, c_int]),
     "mpig_saved_check": (c_int, [_handle, c_char_p, POINTER(DiskOptions), POINTER(DiskResult)]),
     "mpig_saved_erase": (c_int, [_handle, c_char_p]),
     "mpig_saved_list": (c_int, [_handle, c_char_p, POINTER(SavedInfo), c_int]),

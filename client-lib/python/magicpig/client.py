@@ -179,6 +179,14 @@ class Client:
         """Brings a saved context back into memory."""
         return self._disk(self._lib.mpig_context_load, name, progress)
 
+    def evict(self, name: str) -> None:
+        """Takes a context out of memory that is on disk as it is and that nobody has open."""
+        self._check(self._lib.mpig_context_evict(self._open_handle(), name.encode()))
+
+    def pin(self, name: str, pinned: bool = True) -> None:
+        """Whether the daemon must keep a context in memory when memory is short."""
+        self._check(self._lib.mpig_context_pin(self._open_handle(), name.encode(), pinned))
+
     def check_saved(self, name: str, progress: Callable[[int, int], None] | None = None) -> DiskResult:
         """Compares a saved context with its checksums; raises magicpig.Error if a file is damaged."""
         return self._disk(self._lib.mpig_saved_check, name, progress)

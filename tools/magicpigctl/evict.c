@@ -1,0 +1,119 @@
+// magicpigctl evict: takes contexts out of memory that are on disk and that nobody has open.
+#include <stdio.h>
+#include <string.h>
+
+#include "ctl.h"
+#include "json.h"
+#include "text.h"
+
+struct run {
+	const struct ctl_command *self;
+	mpig_client *client;
+	struct json json;
+	bool dry;
+	int first_failure;
+};
+
+static void report(struct run *r, const struct mpig_context_info *info)
+{
+	char shown[256], bytes[TEXT_SHORT];
+	uint64_t held = info->rows_bytes + info->index_bytes + info->metadata_bytes - info->shared_bytes;
+	if (!ctl_globals.json) {
+		printf("%s: %s, %s of its own\n", text_printable(shown, sizeof(shown), info->name),
+		       r->dry ? "would leave memory" : "left memory", text_bytes(bytes, held));
+		return;
+	}
+	json_object(&r->json, NULL);
+	json_string(&r->json, "name", info->name);
+	json_uint(&r->json, "bytes", held);
+	json_bool(&r->json, "evicted", !r->dry);
+	json_object_end(&r->json);
+}
+
+static bool may(const struct mpig_context_info *info)
+{
+	return (info->flags & (MPIG_CONTEXT_SAVED | MPIG_CONTEXT_PINNED | MPIG_CONTEXT_QUARANTINED)) == MPIG_CONTEXT_SAVED &&
+	       !info->readers && !info->writer_pid;
+}
+
+static void evict(struct run *r, const struct mpig_context_info *info, bool named)
+{
+	if (!named && !may(info))
+		return;
+	int status = r->dry ? MPIG_OK : mpig_context_evict(r->client, info->name);
+	if (status == MPIG_OK && (!r->dry || may(info))) {
+		report(r, info);
+	} else if (status != MPIG_OK && (named || (status != MPIG_EBUSY && status != MPIG_ENOENT && status != MPIG_EACCES))) {
+		int code = ctl_failed(r->self, r->client, info->name, status);
+		r->first_failure = r->first_failure ? r->first_failure : code;
+	}
+}
+
+static void evict_named(struct run *r, const char *name)
+{
+	struct mpig_context_info info = MPIG_INIT(info);
+	int status = mpig_context_info(r->client, name, &info);
+	if (status == MPIG_OK) {
+		evict(r, &info, true);
+		return;
+	}
+	int code = ctl_failed(r->self, r->client, name, status);
+	r->first_failure = r->first_failure ? r->first_failure : code;
+}
+
+static void evict_all(struct run *r)
+{
+	struct mpig_context_info page[16];
+	uint64_t cursor = 0;
+	int count;
+	do {
+		for (size_t i = 0; i < sizeof(page) / sizeof(page[0]); i++)
+			page[i] = (struct mpig_context_info)MPIG_INIT(page[i]);
+		count = mpig_context_list(r->client, &cursor, page, sizeof(page) / sizeof(page[0]));
+		for (int i = 0; i < count; i++)
+			evict(r, &page[i], false);
+	} while (count > 0);
+	if (count < 0)
+		r->first_failure = ctl_failed(r->self, r->client, NULL, count);
+}
+
+static int run(const struct ctl_command *self, int argc, char **argv)
+{
+	static const struct option options[] = {
+		CTL_GLOBAL_OPTIONS, {"all", no_argument, NULL, 'a'}, {"dry-run", no_argument, NULL, 'n'}, {NULL, 0, NULL, 0}};
+	struct run r = {.self = self};
+	bool all = false;
+	for (int option; (option = ctl_option(self, argc, argv, "han", options)) != -1;) {
+		all |= option == 'a';
+		r.dry |= option == 'n';
+	}
+	if (r.dry && optind == argc)
+		all = true;
+	if (all == (optind < argc))
+		return ctl_usage(self, "give names, --all or --dry-run");
+	r.first_failure = ctl_connect(self, &r.client);
+	if (r.first_failure)
+		return r.first_failure;
+	json_begin(&r.json, stdout);
+	if (ctl_globals.json)
+		json_array(&r.json, NULL);
+	if (all)
+		evict_all(&r);
+	for (int i = optind; i < argc; i++)
+		evict_named(&r, argv[i]);
+	if (ctl_globals.json) {
+		json_array_end(&r.json);
+		json_finish(&r.json);
+	}
+	mpig_disconnect(r.client);
+	return r.first_failure;
+}
+
+const struct ctl_command ctl_evict = {
+	.name = "evict",
+	.arguments = "NAME...|--all",
+	.summary = "Takes contexts out of memory that are on disk and not open",
+	.options = "  -a, --all           all that the caller may\n  -n, --dry-run       say which could leave, and how much "
+                   "they hold\n",
+	.run = run,
+};
