@@ -2,18 +2,22 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "config/options.h"
 #include "daemon/base/log.h"
+#include "daemon/disk/disk.h"
 #include "daemon/server/server.h"
+#include "shm/status.h"
 
 #define EXIT_USAGE 2
 
 struct command_line {
-	const char *config; // NULL: none
+	const char *config;    // NULL: none
+	const char *directory; // of FSCK
 	const char *set[256];
 	int set_count;
-	enum { RUN, HELP, VERSION, PRINT_CONFIG } what;
+	enum { RUN, HELP, VERSION, PRINT_CONFIG, FSCK } what;
 };
 
 static void print_help(FILE *out)
@@ -24,6 +28,7 @@ static void print_help(FILE *out)
 	        "  --config FILE             read options from an INI file first\n"
 	        "  --set section.key=VALUE   the same as --section.key=VALUE\n"
 	        "  --print-config            print a configuration file with every option at its default\n"
+	        "  --fsck DIRECTORY          compare all that is saved in a disk.dir, which no daemon uses, with its checksums\n"
 	        "  --help, --version\n\n"
 	        "It runs in the foreground and logs to stderr. SIGTERM or SIGINT: stop when requests in progress are done; "
 	        "again: at once.\n"
@@ -71,6 +76,8 @@ static int parse(struct command_line *c, int argc, char **argv)
 			c->what = VERSION;
 		else if (strcmp(argv[i], "--print-config") == 0)
 			c->what = PRINT_CONFIG;
+		else if ((value = value_of("--fsck", argc, argv, &i)) != NULL)
+			c->what = FSCK, c->directory = value;
 		else if ((value = value_of("--config", argc, argv, &i)) != NULL)
 			c->config = value;
 		else if ((value = value_of("--set", argc, argv, &i)) != NULL)
@@ -97,6 +104,58 @@ static int load(void *arg, struct options *options, char *why)
 	return options_resolve(options, why);
 }
 
+// ---- fsck ------------------------------------------------------------------------------------------------------------
+static void say(void *arg, bool failed, const char *text)
+{
+	(void)arg, (void)failed;
+	printf("%s\n", text);
+}
+
+static int check_one(struct disk *disk, const char *name)
+{
+	static const struct credentials root;
+	struct disk_progress progress = {0};
+	struct disk_result result;
+	char why[MPIG_TEXT_BYTES];
+	int status = disk_check(disk, &root, name, &progress, &result, why);
+	if (status)
+		printf("%s: %s%s\n", name, why, status == MPIG_ECORRUPT ? "; put aside under damaged/" : "");
+	else
+		printf("%s: good, %llu tokens, %llu bytes\n", name, (unsigned long long)result.tokens,
+		       (unsigned long long)result.bytes);
+	return status;
+}
+
+// The owners of contexts may be anybody: whoever may read the directory may check it.
+static int fsck(const char *directory)
+{
+	enum { PAGE = 64 };
+	static const struct credentials root;
+	static struct disk_saved page[PAGE];
+	struct disk_options options = {.dir = directory, .depth = 8, .chunk = 1 << 20};
+	struct disk *disk;
+	char why[MPIG_TEXT_BYTES], after[MPIG_NAME_BYTES] = "";
+	bool more = true;
+	if (access(directory, R_OK | W_OK) != 0) {
+		fprintf(stderr, "magicpigd: %s: %m\n", directory);
+		return EXIT_USAGE;
+	}
+	if (disk_create(&options, &disk, why) != MPIG_OK) {
+		fprintf(stderr, "magicpigd: %s\n", why);
+		return EXIT_FAILURE;
+	}
+	bool bad = disk_recognise(disk, NULL, say, NULL) != 0;
+	while (more) {
+		uint32_t count = disk_list(disk, &root, after, page, PAGE, &more);
+		for (uint32_t i = 0; i < count; i++)
+			bad |= check_one(disk, page[i].name) != MPIG_OK;
+		if (count)
+			memcpy(after, page[count - 1].name, sizeof after);
+	}
+	disk_destroy(disk);
+	return bad ? EXIT_FAILURE : EXIT_SUCCESS;
+}
+
 int main(int argc, char **argv)
 {
 	struct command_line c = {0};
@@ -113,6 +172,8 @@ int main(int argc, char **argv)
 	case PRINT_CONFIG:
 		options_print_sample(stdout);
 		return EXIT_SUCCESS;
+	case FSCK:
+		return fsck(c.directory);
 	case RUN:
 		break;
 	}

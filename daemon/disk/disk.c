@@ -68,6 +68,34 @@ int io_move(struct io *io, int fd, const char *file, bool write, uint64_t offset
 	return 0;
 }
 
+// ---- tidying ---------------------------------------------------------------------------------------------------------
+
+void disk_tidy(struct disk *d, int dir, const struct disk_segment_ref *ref, uint32_t count)
+{
+	int fd = dup(dir);
+	DIR *list = fd < 0 ? NULL : fdopendir(fd);
+	struct dirent *entry;
+	if (!list && fd >= 0)
+		close(fd);
+	if (list)
+		rewinddir(list);
+	while (list && (entry = readdir(list))) {
+		bool named = entry->d_name[0] == '.' || !strcmp(entry->d_name, "manifest");
+		for (uint32_t i = 0; i < count && !named; i++) {
+			char name[FILE_NAME_BYTES];
+			segment_name(name, ref[i].id, ref[i].flags & DISK_SEALED);
+			named = !strcmp(name, entry->d_name);
+		}
+		struct stat st;
+		if (named || disk_unlink(dir, entry->d_name))
+			continue;
+		if (!fstatat(d->segments, entry->d_name, &st, AT_SYMLINK_NOFOLLOW) && st.st_nlink == 1)
+			(void)disk_unlink(d->segments, entry->d_name);
+	}
+	if (list)
+		closedir(list);
+}
+
 // ---- opening ---------------------------------------------------------------------------------------------------------
 
 static int open_directory(int dir, const char *name)

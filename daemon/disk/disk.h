@@ -43,7 +43,9 @@ int disk_check(struct disk *d, const struct credentials *who, const char *name, 
 // Removes what is on disk of a context; what is in memory stays. The owner's business.
 int disk_erase(struct disk *d, struct store *s, const struct credentials *who, const char *name, char *why);
 // Reads the manifests: what is on disk is known from here on. After a warm restart, tells the store which of its segments are.
-void disk_recognise(struct disk *d, struct store *s);
+// What a cut-off save left is removed, damaged manifests are put aside; tells of each that cannot be read, and returns how many. s and tell
+// may be NULL.
+uint32_t disk_recognise(struct disk *d, struct store *s, void (*tell)(void *arg, bool failed, const char *text), void *arg);
 
 struct disk_saved {
 	char name[MPIG_NAME_BYTES];

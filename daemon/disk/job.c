@@ -135,7 +135,7 @@ static void wait_for_work(struct disk_jobs *jobs)
 static void *run(void *arg)
 {
 	struct disk_jobs *jobs = arg;
-	disk_recognise(jobs->disk, jobs->store);
+	disk_recognise(jobs->disk, jobs->store, jobs->policy.tell, jobs->policy.arg);
 	pthread_mutex_lock(&jobs->lock);
 	while (!jobs->stop) {
 		struct job *j = first_waiting(jobs);

@@ -151,28 +151,45 @@ int disk_check(struct disk *d, const struct credentials *who, const char *name, 
 	return status;
 }
 
-static void recognise(struct loading *l, struct store *s, const char *name)
+static void tell_segments(const struct loading *l, struct store *s)
 {
-	const struct credentials root = {0};
-	bool read = !open_context(l, &root, name);
-	if (read)
+	if (memcmp(l->manifest.pool_id, l->d->options.pool_id, sizeof l->manifest.pool_id))
+		return;
+	for (uint32_t i = 0; i < l->manifest.context.segment_count; i++) {
+		const struct disk_segment_ref *ref = &l->manifest.segment[i];
+		if (ref->flags & DISK_SEALED)
+			store_segment_on_disk(s, l->manifest.context.identity.uid, ref->pool_offset, ref->pool_checksum, ref->id);
+	}
+}
+
+// A directory without a manifest is what is left of a first save that was cut off.
+static int recognise(struct loading *l, struct store *s, const char *name)
+{
+	static const struct credentials root;
+	int status = open_context(l, &root, name);
+	if (!status) {
 		catalogue_put(l->d, &l->manifest);
-	if (read && !memcmp(l->manifest.pool_id, l->d->options.pool_id, sizeof l->manifest.pool_id))
-		for (uint32_t i = 0; i < l->manifest.context.segment_count; i++) {
-			const struct disk_segment_ref *ref = &l->manifest.segment[i];
-			if (ref->flags & DISK_SEALED)
-				store_segment_on_disk(s, l->manifest.context.identity.uid, ref->pool_offset, ref->pool_checksum,
-				                      ref->id);
-		}
+		disk_tidy(l->d, l->dir, l->manifest.segment, l->manifest.context.segment_count);
+	}
+	if (!status && s)
+		tell_segments(l, s);
+	if (status == MPIG_ENOENT && l->dir >= 0)
+		disk_tidy(l->d, l->dir, NULL, 0);
 	manifest_free(&l->manifest);
 	if (l->dir >= 0)
 		close(l->dir);
 	l->dir = -1;
+	if (status == MPIG_ENOENT)
+		(void)disk_rmdir(l->d->contexts, name);
+	if (status == MPIG_ECORRUPT)
+		put_aside(l, name);
+	return status == MPIG_ENOENT ? 0 : status;
 }
 
-void disk_recognise(struct disk *d, struct store *s)
+uint32_t disk_recognise(struct disk *d, struct store *s, void (*tell)(void *arg, bool failed, const char *text), void *arg)
 {
 	char why[MPIG_TEXT_BYTES];
+	uint32_t bad = 0;
 	struct disk_progress none = {0};
 	struct loading l = {.d = d, .dir = -1, .progress = &none, .why = why};
 	int fd = dup(d->contexts);
@@ -183,11 +200,18 @@ void disk_recognise(struct disk *d, struct store *s)
 	if (list)
 		rewinddir(list);
 	bool ready = list && !io_open(&l.io, 1, d->options.chunk, 0);
-	while (ready && (entry = readdir(list)))
-		if (strcmp(entry->d_name, ".") && strcmp(entry->d_name, ".."))
-			recognise(&l, s, entry->d_name);
+	while (ready && (entry = readdir(list))) {
+		if (!strcmp(entry->d_name, ".") || !strcmp(entry->d_name, ".."))
+			continue;
+		if (!recognise(&l, s, entry->d_name))
+			continue;
+		bad++;
+		if (tell)
+			tell(arg, true, why);
+	}
 	if (ready)
 		io_close(&l.io);
 	if (list)
 		closedir(list);
+	return bad;
 }

@@ -28,6 +28,9 @@ static inline uint64_t page_round(uint64_t bytes)
 }
 int io_move(struct io *io, int fd, const char *file, bool write, uint64_t offset, void *data, uint64_t bytes); // 0 or -errno
 
+// Removes the files of a context's directory that its manifest does not name, and those of them that no other context has.
+void disk_tidy(struct disk *d, int dir, const struct disk_segment_ref *ref, uint32_t count);
+
 // segment_file.c
 struct segment_file { // opened and checked
 	int fd;

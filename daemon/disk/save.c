@@ -1,6 +1,5 @@
 // Saving a context. The order is what makes a kill at any point harmless: segment files, their directories, the manifest, and only
 // then is anything removed.
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -127,33 +126,6 @@ static int save_segment(struct saving *s, uint32_t i)
 	return status;
 }
 
-// Files of the directory that the manifest does not name, and those of them that no other context has.
-static void tidy(struct saving *s)
-{
-	int fd = dup(s->dir);
-	DIR *list = fd < 0 ? NULL : fdopendir(fd);
-	struct dirent *entry;
-	if (!list && fd >= 0)
-		close(fd);
-	if (list)
-		rewinddir(list);
-	while (list && (entry = readdir(list))) {
-		bool named = entry->d_name[0] == '.' || !strcmp(entry->d_name, "manifest");
-		for (uint32_t i = 0; i < s->result.segments && !named; i++) {
-			char name[FILE_NAME_BYTES];
-			segment_name(name, s->ref[i].id, s->ref[i].flags & DISK_SEALED);
-			named = !strcmp(name, entry->d_name);
-		}
-		struct stat st;
-		if (named || disk_unlink(s->dir, entry->d_name))
-			continue;
-		if (!fstatat(s->d->segments, entry->d_name, &st, AT_SYMLINK_NOFOLLOW) && st.st_nlink == 1)
-			(void)disk_unlink(s->d->segments, entry->d_name);
-	}
-	if (list)
-		closedir(list);
-}
-
 static int save_image(struct saving *s)
 {
 	const struct image_context *c = image_of(s->image);
@@ -176,7 +148,7 @@ static int save_image(struct saving *s)
 		return status;
 	image_saved(s->image);
 	catalogue_put(s->d, &m);
-	tidy(s);
+	disk_tidy(s->d, s->dir, s->ref, s->result.segments);
 	return 0;
 }
 
@@ -269,7 +241,7 @@ int disk_erase(struct disk *d, struct store *store, const struct credentials *wh
 	}
 	if (!status) {
 		catalogue_remove(d, name);
-		tidy(&s);
+		disk_tidy(d, s.dir, NULL, 0);
 		(void)disk_rmdir(d->contexts, name);
 	}
 	if (s.dir >= 0)

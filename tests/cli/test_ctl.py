@@ -11,7 +11,7 @@ import socket
 import subprocess
 
 import pytest
-from cli_daemon import MAGICPIGCTL, ctl
+from cli_daemon import MAGICPIGCTL, MAGICPIGD, ctl
 
 OK, FAILED, USAGE, NO_DAEMON, NOT_FOUND, PERMISSION = range(6)
 COMMANDS = ["status", "ls", "show", "drop", "verify", "save", "load", "saved", "fsck", "erase", "evict", "pin", "unpin", "ping", "config"]
@@ -387,6 +387,26 @@ def test_evict(daemon, client, book):
     assert [info.name for info in client.contexts()] == []
     client.erase_saved("book")
     assert daemon.ctl("pin", "book").returncode == NOT_FOUND
+
+
+def test_fsck_without_a_daemon(daemon, book, tmp_path):
+    good(daemon.ctl("save", "book"))
+    copy = tmp_path / "disk"
+    shutil.copytree(daemon.directory / "disk", copy)
+    copy.chmod(0o700)
+
+    def fsck(directory):
+        return subprocess.run([MAGICPIGD, "--fsck", str(directory)], capture_output=True, text=True, timeout=60)
+
+    assert re.fullmatch(r"book: good, 300 tokens, \d+ bytes\n", good(fsck(copy)))
+    assert "in use by another daemon" in fsck(daemon.directory / "disk").stderr
+    assert fsck(tmp_path / "nowhere").returncode == USAGE
+    manifest = copy / "contexts" / "book" / "manifest"
+    manifest.write_bytes(manifest.read_bytes()[:-1])
+    result = fsck(copy)
+    assert result.returncode == 1 and "the manifest of 'book' is damaged" in result.stdout
+    assert good(fsck(copy)) == ""
+    good(daemon.ctl("erase", "--yes", "book"))
 
 
 def test_fsck_finds_damage(daemon, book):

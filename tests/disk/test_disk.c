@@ -232,7 +232,7 @@ START_TEST(found_again_after_a_restart)
 		ck_assert_int_eq(store_attach(&o, &a, &f.store, &attached), 0);
 		open_disk();
 		if (round == 1)
-			disk_recognise(disk, f.store);
+			ck_assert_uint_eq(disk_recognise(disk, f.store, NULL, NULL), 0);
 		if (round == 1)
 			ck_assert_int_eq(save("book"), 0);
 	}
@@ -674,6 +674,43 @@ START_TEST(damaged_files)
 }
 END_TEST
 
+static uint32_t told;
+
+static void hear(void *arg, bool failed, const char *text)
+{
+	(void)arg;
+	told += failed && strstr(text, "'bad'");
+}
+
+// At start: what a first save left is gone, a damaged manifest is put aside, and files that no manifest names are removed.
+START_TEST(tidied_at_start)
+{
+	struct disk_saved saved[4];
+	bool more;
+	struct context *c = create("book", 0);
+	grow(c, 300, true);
+	ck_assert_int_eq(save("book"), 0);
+	done_with(c, "book");
+	shell("cd %s/contexts && mkdir half bad && ln ../segments/*.seg half/ && cp book/* bad/ && touch book/writing.tmp", "");
+	shell("cd %s && cp contexts/book/*.seg segments/0.seg && ln segments/0.seg contexts/half/", "");
+	disk_destroy(disk);
+	open_disk();
+	ck_assert_uint_eq(files_in("segments"), 2);
+	told = 0;
+	ck_assert_uint_eq(disk_recognise(disk, NULL, hear, NULL), 1); // the manifest of 'bad' names another
+	ck_assert_uint_eq(told, 1);
+	ck_assert_uint_eq(files_in("segments"), 1);
+	ck_assert_uint_eq(files_in("contexts"), 1);
+	ck_assert_uint_eq(files_in("contexts/book"), 2);
+	ck_assert_uint_eq(files_in("damaged"), 1);
+	ck_assert_uint_eq(disk_list(disk, &root, "", saved, 4, &more), 1);
+	must(!more && !strcmp(saved[0].name, "book") && saved[0].committed == 300);
+	ck_assert_uint_eq(disk_list(disk, &root, "book", saved, 4, &more), 0);
+	ck_assert_int_eq(load("book"), 0);
+	check_context("book", 300);
+}
+END_TEST
+
 // A later version is refused, and left as it is.
 START_TEST(a_future_version)
 {
@@ -724,6 +761,7 @@ int main(void)
 	tcase_add_test(t, an_older_one);
 	tcase_add_test(t, cancelled);
 	tcase_add_test(t, damaged_files);
+	tcase_add_test(t, tidied_at_start);
 	tcase_add_test(t, a_future_version);
 	suite_add_tcase(suite, t);
 	SRunner *runner = srunner_create(suite);
