@@ -30,4 +30,6 @@ void context_json(struct json *json, const struct mpig_context_info *info)
 	json_uint(json, "readers", info->readers);
 	json_uint(json, "writer_pid", info->writer_pid);
 	json_bool(json, "quarantined", info->flags & MPIG_CONTEXT_QUARANTINED);
+	json_bool(json, "saved", info->flags & MPIG_CONTEXT_SAVED);
+	json_bool(json, "pinned", info->flags & MPIG_CONTEXT_PINNED);
 }
