@@ -71,6 +71,7 @@ static int work(struct disk_jobs *jobs, struct job *j)
 
 #define LOOK_NS UINT64_C(1000000000)
 #define RETRY_NS UINT64_C(60000000000) // after a save that failed
+#define PAUSE 4                        // times as long as the save before took: an open segment is written whole each time
 
 __attribute__((format(printf, 3, 4))) static void tell(const struct disk_jobs *jobs, bool failed, const char *format, ...)
 {
@@ -93,7 +94,9 @@ static bool save_next(struct disk_jobs *jobs, uint64_t idle_since_ns)
 		jobs->cursor = 0;
 		return false;
 	}
+	uint64_t begin = mono_ns();
 	int status = disk_save(jobs->disk, jobs->store, &root, name, false, &jobs->own, &result, why);
+	jobs->retry_ns = mono_ns() + PAUSE * (mono_ns() - begin);
 	if (status == MPIG_OK || status == MPIG_ENOENT || status == MPIG_ESHUTDOWN)
 		return true;
 	tell(jobs, true, "context '%s' is not saved: %s", name, why);
@@ -127,8 +130,9 @@ static void wait_for_work(struct disk_jobs *jobs)
 	pthread_mutex_unlock(&jobs->lock);
 	bool more = own_work(jobs);
 	pthread_mutex_lock(&jobs->lock);
-	struct timespec until = timespec_of(mono_ns() + LOOK_NS);
-	if (!more && !jobs->stop && !first_waiting(jobs))
+	uint64_t next = mono_ns() + LOOK_NS;
+	struct timespec until = timespec_of(more && jobs->retry_ns < next ? jobs->retry_ns : next);
+	if (!jobs->stop && !first_waiting(jobs))
 		pthread_cond_timedwait(&jobs->wake, &jobs->lock, &until);
 }
 
