@@ -1,0 +1,371 @@
+// What a kill, an error, damage or a truncation in the middle of saving and loading leaves: the old state or the new one.
+#include "tests/disk/fixture.h"
+
+// ---- kills and errors ------------------------------------------------------------------------------------------------
+
+static uint64_t calls, stop_at;
+static int what; // an errno, or -1: SIGKILL
+
+static int hook(const char *call, const char *file, int after)
+{
+	(void)call, (void)file;
+	if (what >= 0 && after)
+		return 0;
+	if (++calls != stop_at)
+		return 0;
+	if (what < 0)
+		kill(getpid(), SIGKILL);
+	return what;
+}
+
+static struct context *old_and_new(void)
+{
+	struct context *c = create("book", 1);
+	grow(c, 300, true);
+	grow(c, 340, false);
+	ck_assert_int_eq(save("book"), 0);
+	grow(c, 600, false);
+	ck_assert_uint_eq(seal(c, tags), 300);
+	grow(c, 650, false);
+	return c;
+}
+
+START_TEST(killed_at_every_call)
+{
+	uint64_t k = 1, old = 0, new = 0;
+	for (bool finished = false; !finished; k++) {
+		struct context *c = old_and_new();
+		pid_t pid = fork();
+		must(pid >= 0);
+		if (!pid) {
+			calls = 0;
+			stop_at = k;
+			what = -1;
+			disk_hook = hook;
+			_exit(save("book") ? 1 : 0);
+		}
+		int status;
+		must(waitpid(pid, &status, 0) == pid);
+		finished = WIFEXITED(status);
+		ck_assert_msg(!finished || WEXITSTATUS(status) == 0, "call %lu", (unsigned long)k);
+		done_with(c, "book");
+		ck_assert_msg(load("book") == 0, "killed at call %lu: %s", (unsigned long)k, f.why);
+		ck_assert_msg(result.tokens == 340 || result.tokens == 650, "%lu tokens", (unsigned long)result.tokens);
+		old += result.tokens == 340;
+		new += result.tokens == 650;
+		check_context("book", result.tokens);
+		ck_assert_int_eq(store_context_drop(f.store, &root, "book", f.why), 0);
+	}
+	fprintf(stderr, "a save killed at %lu points: %lu left the old state, %lu the new one\n", (unsigned long)k - 2,
+	        (unsigned long)old, (unsigned long)new);
+	ck_assert_uint_gt(old, 20);
+	ck_assert_uint_gt(new, 2);
+	struct context *c = old_and_new();
+	ck_assert_int_eq(save("book"), 0);
+	done_with(c, "book");
+	disk_destroy(disk);
+	open_disk(); // removes what the killed ones left
+	ck_assert_uint_eq(files_in("segments"), 2);
+	ck_assert_uint_eq(files_in("contexts/book"), 4);
+}
+END_TEST
+
+START_TEST(errors_while_saving)
+{
+	static const int codes[] = {EIO, ENOSPC};
+	uint64_t failed = 0;
+	struct context *c = NULL;
+	for (uint64_t k = 1;; k++) {
+		c = old_and_new();
+		calls = 0;
+		stop_at = k;
+		what = codes[k % 2];
+		disk_hook = hook;
+		int status = save("book");
+		disk_hook = NULL;
+		bool reached = calls >= k;
+		ck_assert_msg(!status || status == MPIG_EIO || status == MPIG_ENOSPC, "call %lu: %d %s", (unsigned long)k, status,
+		              f.why);
+		failed += status != 0;
+		check_context("book", 650); // in memory nothing has changed
+		progress = (struct disk_progress){0};
+		ck_assert_msg(disk_check(disk, &root, "book", &progress, &result, f.why) == 0, "call %lu: %s", (unsigned long)k,
+		              f.why);
+		ck_assert(result.tokens == 650 || (status && result.tokens == 340));
+		ck_assert_msg(save("book") == 0, "%s", f.why);
+		done_with(c, "book");
+		ck_assert_int_eq(load("book"), 0);
+		check_context("book", 650);
+		ck_assert_int_eq(store_context_drop(f.store, &root, "book", f.why), 0);
+		if (!reached)
+			break;
+	}
+	ck_assert_uint_gt(failed, 20);
+}
+END_TEST
+
+START_TEST(errors_while_loading)
+{
+	struct context *c = old_and_new();
+	ck_assert_int_eq(save("book"), 0);
+	done_with(c, "book");
+	uint64_t failed = 0, used = pool_used(f.pool);
+	for (uint64_t k = 1;; k++) {
+		calls = 0;
+		stop_at = k;
+		what = EIO;
+		disk_hook = hook;
+		int status = load("book");
+		disk_hook = NULL;
+		failed += status != 0;
+		ck_assert_int_eq(!status || status == MPIG_EIO, 1);
+		if (!status) {
+			check_context("book", 650);
+			ck_assert_int_eq(store_context_drop(f.store, &root, "book", f.why), 0);
+		}
+		ck_assert_uint_eq(pool_used(f.pool), used);
+		ck_assert_uint_eq(store_uid_bytes(f.store, 0), 0);
+		if (calls < k)
+			break;
+	}
+	ck_assert_uint_gt(failed, 8);
+}
+END_TEST
+
+// ---- the order of calls ----------------------------------------------------------------------------------------------
+// What a power loss may take back: bytes of a file that was not synced since, names of a directory that was not.
+
+static struct {
+	bool file, segments, context; // something in them is not synced
+	bool committed;               // the manifest has its name, and that is synced
+	uint32_t renames, unlinks;
+} durable;
+
+static int order(const char *call, const char *file, int after)
+{
+	if (after)
+		return 0;
+	bool sync = !strcmp(call, "fsync"), rename = !strcmp(call, "rename"), manifest = !strcmp(file, "manifest");
+	if (!strcmp(call, "write"))
+		durable.file = true;
+	if (sync && (!strcmp(file, "writing.tmp") || !strcmp(file, "manifest.tmp")))
+		durable.file = false;
+	if (rename) {
+		ck_assert_msg(!durable.file, "%s gets its name before its bytes are safe", file);
+		durable.renames++;
+	}
+	if (rename && manifest)
+		ck_assert_msg(!durable.segments && !durable.context, "the manifest comes before the files it names");
+	durable.segments |= rename && strstr(file, ".seg");
+	durable.context |= (rename && strstr(file, ".open")) || !strcmp(call, "link");
+	durable.segments &= !(sync && !strcmp(file, "segments"));
+	durable.context &= !(sync && !strcmp(file, "book"));
+	if (rename && manifest)
+		durable.committed = false;
+	durable.committed |= sync && !strcmp(file, ".");
+	if (!strcmp(call, "unlink")) {
+		ck_assert_msg(durable.committed, "%s goes before the manifest without it is safe", file);
+		durable.unlinks++;
+	}
+	return 0;
+}
+
+START_TEST(order_of_calls)
+{
+	struct context *c = old_and_new();
+	memset(&durable, 0, sizeof durable);
+	disk_hook = order;
+	ck_assert_int_eq(save("book"), 0);
+	ck_assert_uint_eq(durable.renames, 3); // a sealed segment, the open one, the manifest
+	ck_assert_uint_ge(durable.unlinks, 1);
+	durable.committed = false;
+	grow(c, 660, false);
+	ck_assert_int_eq(save("book"), 0);
+	disk_hook = NULL;
+	ck_assert_uint_eq(durable.renames, 5);
+	done_with(c, "book");
+}
+END_TEST
+
+static int truncate_once(const char *call, const char *file, int after)
+{
+	(void)file;
+	struct context *c;
+	if (after || strcmp(call, "write") || ++calls != stop_at)
+		return 0;
+	must(store_context_open(f.store, &root, "book", NULL, &c, f.why) == 0);
+	must(context_truncate(f.store, c, 5200, f.why) == 0);
+	context_unref(c);
+	return 0;
+}
+
+// The open segment is cut while it is read: the image is taken again.
+START_TEST(truncated_meanwhile)
+{
+	struct context *c = create("book", 0);
+	grow(c, 5000, true);
+	grow(c, 19000, false);
+	calls = 0;
+	stop_at = 6;
+	disk_hook = truncate_once;
+	ck_assert_msg(save("book") == 0, "%s", f.why);
+	disk_hook = NULL;
+	ck_assert_uint_ge(calls, stop_at);
+	ck_assert_uint_eq(result.tokens, 5200);
+	done_with(c, "book");
+	ck_assert_int_eq(load("book"), 0);
+	check_context("book", 5200);
+}
+END_TEST
+
+// ---- damage ----------------------------------------------------------------------------------------------------------
+
+static void damage_file(const char *path, off_t at, bool cut)
+{
+	int fd = open(path, O_RDWR);
+	must(fd >= 0);
+	unsigned char byte;
+	if (cut) {
+		must(ftruncate(fd, at) == 0);
+	} else {
+		must(pread(fd, &byte, 1, at) == 1);
+		byte ^= 0x40;
+		must(pwrite(fd, &byte, 1, at) == 1);
+	}
+	close(fd);
+}
+
+static void restore(void)
+{
+	shell("cd %s && rm -rf contexts/book segments/* damaged/* && cp -a backup/book contexts/", "");
+}
+
+// Every page of every file, and cut short: named, put aside, and nothing of it gets into the pool.
+START_TEST(damaged_files)
+{
+	struct context *c = create("book", 1);
+	grow(c, 300, true);
+	grow(c, 340, false);
+	ck_assert_int_eq(save("book"), 0);
+	done_with(c, "book");
+	shell("cd %s && mkdir backup && cp -a contexts/book backup/", "");
+	char path[600], directory[128];
+	uint64_t used = pool_used(f.pool), found = 0;
+	snprintf(directory, sizeof directory, "%s/backup/book", where);
+	DIR *list = opendir(directory);
+	must(list);
+	for (struct dirent *e; (e = readdir(list));) {
+		struct stat st;
+		snprintf(path, sizeof path, "%s/%s", directory, e->d_name);
+		must(stat(path, &st) == 0);
+		if (!S_ISREG(st.st_mode))
+			continue;
+		snprintf(path, sizeof path, "%s/contexts/book/%s", where, e->d_name);
+		off_t step = st.st_size > 4096 ? 4096 : 64;
+		for (off_t at = 0; at < st.st_size; at += step)
+			for (int cut = 0; cut < 2; cut++) {
+				restore();
+				damage_file(path, at, cut);
+				ck_assert_msg(load("book") == MPIG_ECORRUPT, "%s at %ld, cut %d: %s", e->d_name, (long)at, cut,
+				              f.why);
+				ck_assert(strstr(f.why, "damaged"));
+				ck_assert_uint_eq(pool_used(f.pool), used);
+				ck_assert_uint_eq(files_in("damaged"), 1);
+				ck_assert_int_eq(load("book"), MPIG_ENOENT);
+				found++;
+			}
+	}
+	closedir(list);
+	ck_assert_uint_gt(found, 60);
+	restore();
+	ck_assert_int_eq(load("book"), 0);
+	check_context("book", 340);
+}
+END_TEST
+
+static uint32_t told;
+
+static void hear(void *arg, bool failed, const char *text)
+{
+	(void)arg;
+	told += failed && strstr(text, "'bad'");
+}
+
+// At start: what a first save left is gone, a damaged manifest is put aside, and files that no manifest names are removed.
+START_TEST(tidied_at_start)
+{
+	struct disk_saved saved[4];
+	bool more;
+	struct context *c = create("book", 0);
+	grow(c, 300, true);
+	ck_assert_int_eq(save("book"), 0);
+	done_with(c, "book");
+	shell("cd %s/contexts && mkdir half bad && ln ../segments/*.seg half/ && cp book/* bad/ && touch book/writing.tmp", "");
+	shell("cd %s && cp contexts/book/*.seg segments/0.seg && ln segments/0.seg contexts/half/", "");
+	disk_destroy(disk);
+	open_disk();
+	ck_assert_uint_eq(files_in("segments"), 2);
+	told = 0;
+	ck_assert_uint_eq(disk_recognise(disk, NULL, hear, NULL), 1); // the manifest of 'bad' names another
+	ck_assert_uint_eq(told, 1);
+	ck_assert_uint_eq(files_in("segments"), 1);
+	ck_assert_uint_eq(files_in("contexts"), 1);
+	ck_assert_uint_eq(files_in("contexts/book"), 2);
+	ck_assert_uint_eq(files_in("damaged"), 1);
+	ck_assert_uint_eq(disk_list(disk, &root, "", saved, 4, &more), 1);
+	must(!more && !strcmp(saved[0].name, "book") && saved[0].committed == 300);
+	ck_assert_uint_eq(disk_list(disk, &root, "book", saved, 4, &more), 0);
+	ck_assert_int_eq(load("book"), 0);
+	check_context("book", 300);
+}
+END_TEST
+
+// A later version is refused, and left as it is.
+START_TEST(a_future_version)
+{
+	struct context *c = create("book", 0);
+	grow(c, 300, false);
+	ck_assert_int_eq(save("book"), 0);
+	done_with(c, "book");
+	char path[200];
+	unsigned char data[4096];
+	snprintf(path, sizeof path, "%s/contexts/book/manifest", where);
+	int fd = open(path, O_RDWR);
+	ssize_t n = read(fd, data, sizeof data);
+	must(n > 8 && n < (ssize_t)sizeof data);
+	uint32_t version = DISK_VERSION + 1;
+	memcpy(data + offsetof(struct disk_manifest, version), &version, 4);
+	uint64_t sum = XXH3_64bits(data, (size_t)n - 8);
+	memcpy(data + n - 8, &sum, 8);
+	must(pwrite(fd, data, (size_t)n, 0) == n);
+	close(fd);
+	ck_assert_int_eq(load("book"), MPIG_EVERSION);
+	ck_assert_int_eq(load("book"), MPIG_EVERSION);
+	c = create("book", 0);
+	ck_assert_int_eq(save("book"), MPIG_EVERSION); // it is not overwritten either
+	done_with(c, "book");
+	ck_assert_uint_eq(files_in("damaged"), 0);
+}
+END_TEST
+
+int main(void)
+{
+	Suite *suite = suite_create("disk faults");
+	TCase *t = tcase_create("disk");
+	tcase_set_timeout(t, 120);
+	tcase_add_checked_fixture(t, setup, teardown);
+	tcase_add_test(t, killed_at_every_call);
+	tcase_add_test(t, errors_while_saving);
+	tcase_add_test(t, errors_while_loading);
+	tcase_add_test(t, order_of_calls);
+	tcase_add_test(t, truncated_meanwhile);
+	tcase_add_test(t, damaged_files);
+	tcase_add_test(t, tidied_at_start);
+	tcase_add_test(t, a_future_version);
+	suite_add_tcase(suite, t);
+	SRunner *runner = srunner_create(suite);
+	srunner_run_all(runner, CK_ENV);
+	int failed = srunner_ntests_failed(runner);
+	srunner_free(runner);
+	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}
