@@ -54,6 +54,7 @@ static int no_uring(const char *call, const char *file, int after)
 START_TEST(plain_files)
 {
 	disk_destroy(disk);
+	shell("rm -rf %s", "");
 	snprintf(where, sizeof where, "/dev/shm/mpig-disk-%d", (int)getpid());
 	open_disk();
 	disk_hook = _i ? no_uring : NULL;

@@ -70,6 +70,68 @@ START_TEST(killed_at_every_call)
 }
 END_TEST
 
+static void publication(const void *dst, size_t bytes, int after)
+{
+	(void)dst, (void)bytes, (void)after;
+	if (++calls == stop_at)
+		kill(getpid(), SIGKILL);
+}
+
+static void attach_again(void)
+{
+	disk_destroy(disk);
+	store_destroy(f.store);
+	pool_close(f.pool, false);
+	struct pool_options p = {.dir = f.dir, .instance = "test"};
+	ck_assert_int_eq(pool_open(&p, &f.pool, f.why, sizeof f.why), 0);
+	struct store_options o = {.pool = f.pool};
+	struct store_attach_options a = {.verify = VERIFY_FULL, .table_bytes = test_table_bytes};
+	struct store_attached attached;
+	ck_assert_int_eq(store_attach(&o, &a, &f.store, &attached), 0);
+	ck_assert_uint_eq(attached.contexts, 2);
+	ck_assert_uint_eq(attached.quarantined, 0);
+	open_disk();
+}
+
+// The sums that a fork left out are stored one by one: whatever of them there is, the segment is believed, and gets the rest later.
+START_TEST(killed_while_sums_are_stored)
+{
+	uint64_t k = 1;
+	for (bool finished = false; !finished; k++) {
+		struct context *c = create("book", 0), *child;
+		grow(c, 100, false);
+		grow(c, 700, false);
+		ck_assert_int_eq(store_context_fork(f.store, &root, c, 650, "child", &child, f.why), 0);
+		pid_t pid = fork();
+		must(pid >= 0);
+		if (!pid) {
+			calls = 0;
+			stop_at = k;
+			pool_publish_hook = publication;
+			_exit(save("child") ? 1 : 0);
+		}
+		int status;
+		must(waitpid(pid, &status, 0) == pid);
+		finished = WIFEXITED(status);
+		ck_assert(!finished || WEXITSTATUS(status) == 0);
+		context_release(f.store, c, 1);
+		context_unref(c);
+		context_unref(child);
+		attach_again();
+		check_context("child", 650);
+		ck_assert_int_eq(save("child"), 0);
+		ck_assert_uint_eq(unchecked_parts("child"), 0);
+		ck_assert_int_eq(store_context_drop(f.store, &root, "book", f.why), 0);
+		ck_assert_int_eq(store_context_drop(f.store, &root, "child", f.why), 0);
+	}
+	ck_assert_uint_gt(k, 6);
+	store_destroy(f.store);
+	pool_close(f.pool, true);
+	ck_assert_int_eq(rmdir(f.dir), 0); // an opened pool did not make its directory and leaves it
+	open_small();
+}
+END_TEST
+
 START_TEST(errors_while_saving)
 {
 	static const int codes[] = {EIO, ENOSPC};
@@ -355,6 +417,7 @@ int main(void)
 	tcase_set_timeout(t, 120);
 	tcase_add_checked_fixture(t, setup, teardown);
 	tcase_add_test(t, killed_at_every_call);
+	tcase_add_test(t, killed_while_sums_are_stored);
 	tcase_add_test(t, errors_while_saving);
 	tcase_add_test(t, errors_while_loading);
 	tcase_add_test(t, order_of_calls);
