@@ -701,7 +701,7 @@ START_TEST(refused_and_left_alone)
 	make_families();
 	must(open_status("test") == 0);
 	must(open_status("other") == MPIG_EEXIST && strstr(f.why, "other") && strstr(f.why, "fresh"));
-	must(changed_status(SB(layout_version), 2, 4, 1) == MPIG_EVERSION && strstr(f.why, "layout version 2"));
+	must(changed_status(SB(layout_version), 3, 4, 1) == MPIG_EVERSION && strstr(f.why, "layout version 3"));
 	must(changed_status(SB(incompat), 4, 8, 1) == MPIG_EVERSION && strstr(f.why, "0x4"));
 	must(changed_status(SB(ro_compat), 1, 8, 1) == MPIG_EVERSION);
 	must(changed_status(SB(compat), 1, 8, 1) == 0);
