@@ -19,7 +19,8 @@ static void show(struct table *table, struct json *json, const struct mpig_saved
 		json_uint(json, "saved_ns", info->saved_ns);
 		json_uint(json, "uid", info->uid);
 		json_uint(json, "gid", info->gid);
-		json_uint(json, "mode", info->mode);
+		snprintf(cell, sizeof(cell), "%04o", info->mode);
+		json_string(json, "mode", cell);
 		json_object_end(json);
 		return;
 	}
@@ -50,7 +51,7 @@ static int list(mpig_client *client, struct table *table, struct json *json, siz
 static int run(const struct ctl_command *self, int argc, char **argv)
 {
 	static const struct option options[] = {CTL_GLOBAL_OPTIONS, {NULL, 0, NULL, 0}};
-	static const char *const titles[] = {"name", ">tokens", ">on disk", "owner", "saved"};
+	static const char *const titles[] = {"NAME", ">TOKENS", ">ON DISK", "OWNER", "SAVED"};
 	while (ctl_option(self, argc, argv, "h", options) != -1)
 		continue;
 	if (optind < argc)

@@ -165,6 +165,9 @@ static void print_context(const struct mpig_context_info *info, const struct mpi
 	printf("  tokens        %s committed, %s indexed, in %u segment%s\n", text_count(tokens, info->committed),
 	       text_count(indexed, info->indexed), info->segments, info->segments == 1 ? "" : "s");
 	print_sizes(info);
+	if (info->flags & (MPIG_CONTEXT_SAVED | MPIG_CONTEXT_PINNED))
+		printf("  disk          %s%s\n", info->flags & MPIG_CONTEXT_SAVED ? "all of it is saved" : "not saved as it is",
+		       info->flags & MPIG_CONTEXT_PINNED ? ", pinned in memory" : "");
 	printf("  owner         %s:%s, mode %04o\n", text_uid(owner, info->uid), text_gid(group, info->gid), info->mode);
 	print_times(info);
 	printf("  open          by %u", info->readers);
