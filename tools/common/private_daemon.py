@@ -59,8 +59,9 @@ class PrivateDaemon:
             f"[daemon]\ninstance = {self.instance}\nsocket = {self.socket}\nlog_level = {self.log_level}\n"
             f"[pool]\ndir = {self.pool}\nsize = {self.pool_size}\nkeep = no\n"
             f"[workers]\ncpus = {self.cpus}\n"
+            f"[disk]\ndir = {self.home / 'disk'}\n"
         )
-        with open(self.log, "wb") as log:
+        with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
                 [os.fspath(self.program), "--config", str(config)],
                 stdin=subprocess.DEVNULL,
@@ -73,6 +74,15 @@ class PrivateDaemon:
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"{self.program} did not start:\n{self.log_tail()}")
             time.sleep(0.02)
+
+    def kill_and_restart(self) -> float:
+        """SIGKILL, and another daemon on the same pool; seconds until it serves."""
+        self.process.kill()
+        self.process.wait()
+        self.socket.unlink(missing_ok=True)
+        begin = time.monotonic()
+        self._start()
+        return time.monotonic() - begin
 
     def log_tail(self, lines: int = 20) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])

@@ -1,9 +1,9 @@
-"""The demo: a language model decodes from KV that lives in the daemon, is killed, and another process goes on.
+"""The demo: a language model decodes from KV that lives in the daemon, is killed, the daemon too, and another process goes on.
 
     python tools/demo/demo.py --build build [--quality]
 
-Process A prefills a text, answers a question and is killed while it decodes. Process B finds the context by its tokens,
-answers another question, and compares each way of choosing rows with the model's own full attention. The numbers go to
+Process A prefills a text, answers a question and is killed while it decodes. Then the daemon is killed and started again, and the
+context is saved to disk, dropped and loaded. Process B finds the context by its tokens, answers another question, and compares each way of choosing rows with the model's own full attention. The numbers go to
 BUILD/demo/report.json. The daemon is a private one in temporary directories; nothing is left behind."""
 
 from __future__ import annotations
@@ -144,7 +144,9 @@ def run_processes(arguments: argparse.Namespace, daemon) -> dict:
             pass
         a.process.send_signal(signal.SIGKILL)
         a.process.wait()
-        print(f"process A: pid {a.process.pid} killed (SIGKILL) while decoding; process B: reopen", flush=True)
+        print(f"process A: pid {a.process.pid} killed (SIGKILL) while decoding", flush=True)
+    parts["survived"] = kill_save_and_load(arguments, daemon)
+    print("process B: reopen", flush=True)
     with Child(arguments, "b", daemon) as b:
         parts["reopened"] = b.expect("reopened")
         print(f"  {parts['reopened']['city']}? {reporting.first_line(parts['reopened']['text'])}", flush=True)
@@ -152,6 +154,22 @@ def run_processes(arguments: argparse.Namespace, daemon) -> dict:
         if b.process.wait() != 0:
             raise ChildFailed(f"process B ended with status {b.process.returncode}")
     return reporting.make(arguments, parts)
+
+
+def kill_save_and_load(arguments: argparse.Namespace, daemon) -> dict:
+    """What a context outlives besides its client; seconds of each."""
+    killed = daemon.process.pid
+    seconds = {"restart_s": daemon.kill_and_restart()}
+    print(f"magicpigd: pid {killed} killed too (SIGKILL); pid {daemon.process.pid} serves its pool after {seconds['restart_s'] * 1e3:.0f} ms")
+    ctl = [arguments.build / "magicpigctl", "--socket", daemon.socket]
+    listed = subprocess.run([*ctl, "ls", "--json"], check=True, stdout=subprocess.PIPE).stdout
+    names = [context["name"] for context in json.loads(listed)]
+    for command in ("save", "drop", "load"):
+        begin = time.monotonic()
+        print(f"magicpigctl {command}: ", end="", flush=True)
+        subprocess.run([*ctl, command, *names], check=True, stdin=subprocess.DEVNULL)
+        seconds[f"{command}_s"] = time.monotonic() - begin
+    return seconds
 
 
 if __name__ == "__main__":

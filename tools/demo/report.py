@@ -17,6 +17,7 @@ def make(arguments, parts: dict) -> dict:
         "prefill_seal_s": prefilled["seal_s"],
         "reopen_s": reopened["reopen_s"],
         "matched_tokens": reopened["matched"],
+        "survived": parts["survived"],
         "index_bytes_per_row": index["both"],
         "index_bytes_per_row_by_kind": {"signature": index["signature"], "paper": index["paper"]},
         "rows_bytes_per_row": index["rows_bytes_per_row"],
@@ -65,6 +66,11 @@ def show(report: dict) -> None:
         f"  bytes per row and KV head: rows {report['rows_bytes_per_row']:.0f}, index: signature "
         f"{report['index_bytes_per_row_by_kind']['signature']:.1f}, paper {report['index_bytes_per_row_by_kind']['paper']:.0f}, "
         f"both as here {report['index_bytes_per_row']:.0f}\n"
+    )
+    survived = report["survived"]
+    print(
+        f"  the daemon was killed and back in {survived['restart_s'] * 1e3:.0f} ms; the context was saved in {survived['save_s']:.2f} s, dropped, and "
+        f"loaded in {survived['load_s']:.2f} s\n"
     )
     print(f"  {'question':<11}{'planted':>8}{'own attention':>17}{'through the daemon':>21}")
     for a in report["answers"]:
