@@ -7,6 +7,7 @@ import os
 import pathlib
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -70,10 +71,15 @@ class PrivateDaemon:
                 preexec_fn=dies_with_parent(signal.SIGTERM),
             )
         deadline = time.monotonic() + 30
-        while not self.socket.exists():
+        while not self._answers():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"{self.program} did not start:\n{self.log_tail()}")
             time.sleep(0.02)
+
+    def _answers(self) -> bool:
+        """The socket has a name a moment before it takes connections."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+            return probe.connect_ex(os.fspath(self.socket)) == 0
 
     def kill_and_restart(self) -> float:
         """SIGKILL, and another daemon on the same pool; seconds until it serves."""
