@@ -44,20 +44,7 @@ static int named_call(mpig_client *c, uint16_t op, const char *name, struct mpig
 	return client_call(c, op, request, sizeof(*request), -1, reply_min, NULL);
 }
 
-int mpig_context_drop(mpig_client *c, const char *name)
-{
-	if (client_forked(c))
-		return MPIG_EFORK;
-	int rc = name_check(c, "name", name);
-	if (rc)
-		return rc;
-	struct mpig_ctl_open request = {0};
-	pthread_mutex_lock(&c->lock);
-	rc = named_call(c, MPIG_CTL_DROP, name, &request, sizeof(struct mpig_control_header));
-	pthread_mutex_unlock(&c->lock);
-	return rc;
-}
-
+// One that says no more than a name, and a mode.
 static int name_only(mpig_client *c, uint16_t op, const char *name, unsigned mode)
 {
 	if (client_forked(c))
@@ -70,6 +57,11 @@ static int name_only(mpig_client *c, uint16_t op, const char *name, unsigned mod
 	rc = named_call(c, op, name, &request, sizeof(struct mpig_control_header));
 	pthread_mutex_unlock(&c->lock);
 	return rc;
+}
+
+int mpig_context_drop(mpig_client *c, const char *name)
+{
+	return name_only(c, MPIG_CTL_DROP, name, 0);
 }
 
 int mpig_context_evict(mpig_client *c, const char *name)

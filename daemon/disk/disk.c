@@ -1,7 +1,6 @@
 // The directory: opened, tidied, and what its parts share.
 #include "daemon/disk/disk.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdarg.h>
@@ -31,6 +30,25 @@ int disk_errno(char *why, int error, const char *what, const char *file)
 	             : error == -ENOMEM                    ? MPIG_ENOMEM
 	                                                   : MPIG_EIO;
 	return disk_fail(why, status, "%s %s: %s", what, file, strerror(-error));
+}
+
+int check_name(const char *name, char *why)
+{
+	size_t n = strnlen(name, MPIG_NAME_BYTES);
+	if (!n || n == MPIG_NAME_BYTES || strchr(name, '/') || !strcmp(name, ".") || !strcmp(name, ".."))
+		return disk_fail(why, MPIG_EINVAL, "that is not the name of a context");
+	return 0;
+}
+
+DIR *list_directory(int dir)
+{
+	int fd = dup(dir); // shares the offset
+	DIR *list = fd < 0 ? NULL : fdopendir(fd);
+	if (!list && fd >= 0)
+		close(fd);
+	if (list)
+		rewinddir(list);
+	return list;
 }
 
 uint64_t spec_hash(const struct mpig_wire_layer *layer, uint32_t count)
@@ -72,13 +90,8 @@ int io_move(struct io *io, int fd, const char *file, bool write, uint64_t offset
 
 void disk_tidy(struct disk *d, int dir, const struct disk_segment_ref *ref, uint32_t count)
 {
-	int fd = dup(dir);
-	DIR *list = fd < 0 ? NULL : fdopendir(fd);
+	DIR *list = list_directory(dir);
 	struct dirent *entry;
-	if (!list && fd >= 0)
-		close(fd);
-	if (list)
-		rewinddir(list);
 	while (list && (entry = readdir(list))) {
 		bool named = entry->d_name[0] == '.' || !strcmp(entry->d_name, "manifest");
 		for (uint32_t i = 0; i < count && !named; i++) {
@@ -107,12 +120,9 @@ static int open_directory(int dir, const char *name)
 // Segment files that no context has: of a save that was cut off, or of contexts that are gone.
 static void tidy_segments(const struct disk *d)
 {
-	int fd = dup(d->segments);
-	DIR *list = fd < 0 ? NULL : fdopendir(fd);
+	DIR *list = list_directory(d->segments);
 	struct stat st;
 	struct dirent *entry;
-	if (!list && fd >= 0)
-		close(fd);
 	while (list && (entry = readdir(list)))
 		if (!fstatat(d->segments, entry->d_name, &st, AT_SYMLINK_NOFOLLOW) && S_ISREG(st.st_mode) && st.st_nlink == 1)
 			(void)disk_unlink(d->segments, entry->d_name);

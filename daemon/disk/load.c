@@ -1,5 +1,4 @@
 // Loading a context, and checking one without loading it.
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -24,15 +23,15 @@ struct loading {
 
 static int open_context(struct loading *l, const struct credentials *who, const char *name)
 {
-	size_t n = strnlen(name, MPIG_NAME_BYTES);
-	if (!n || n == MPIG_NAME_BYTES || strchr(name, '/') || !strcmp(name, ".") || !strcmp(name, ".."))
-		return disk_fail(l->why, MPIG_EINVAL, "that is not the name of a context");
+	int status = check_name(name, l->why);
+	if (status)
+		return status;
 	l->dir = disk_open(l->d->contexts, name, O_RDONLY | O_DIRECTORY, false);
 	if (l->dir == -ENOENT)
 		return disk_fail(l->why, MPIG_ENOENT, "no context '%s' is on disk", name);
 	if (l->dir < 0)
 		return disk_errno(l->why, l->dir, "cannot open", name);
-	int status = manifest_read(&l->io, l->dir, name, &l->manifest, l->why);
+	status = manifest_read(&l->io, l->dir, name, &l->manifest, l->why);
 	if (!status && !access_check(&l->manifest.context.identity, who, ACCESS_READ))
 		status = disk_fail(l->why, MPIG_EACCES,
 		                   "context '%s' on disk belongs to uid %u, mode %04o: uid %u may not read it", name,
@@ -192,13 +191,8 @@ uint32_t disk_recognise(struct disk *d, struct store *s, void (*tell)(void *arg,
 	uint32_t bad = 0;
 	struct disk_progress none = {0};
 	struct loading l = {.d = d, .dir = -1, .progress = &none, .why = why};
-	int fd = dup(d->contexts);
-	DIR *list = fd < 0 ? NULL : fdopendir(fd);
+	DIR *list = list_directory(d->contexts);
 	struct dirent *entry;
-	if (!list && fd >= 0)
-		close(fd);
-	if (list)
-		rewinddir(list);
 	bool ready = list && !io_open(&l.io, 1, d->options.chunk, 0);
 	while (ready && (entry = readdir(list))) {
 		if (!strcmp(entry->d_name, ".") || !strcmp(entry->d_name, ".."))

@@ -2,6 +2,7 @@
 #ifndef MPIG_DISK_PRIVATE_H
 #define MPIG_DISK_PRIVATE_H
 
+#include <dirent.h>
 #include <pthread.h>
 
 #include "daemon/disk/disk.h"
@@ -21,6 +22,8 @@ struct disk {
 void segment_name(char name[FILE_NAME_BYTES], const uint8_t id[IMAGE_ID_BYTES], bool sealed);
 __attribute__((format(printf, 3, 4))) int disk_fail(char *why, int status, const char *format, ...);
 int disk_errno(char *why, int error, const char *what, const char *file); // error: -errno; a status
+int check_name(const char *name, char *why);                              // before it becomes a part of a path: 0 or MPIG_EINVAL
+DIR *list_directory(int dir); // from its beginning, the caller closes it; NULL: an error, or no memory
 uint64_t spec_hash(const struct mpig_wire_layer *layer, uint32_t count);
 static inline uint64_t page_round(uint64_t bytes)
 {

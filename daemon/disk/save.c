@@ -26,8 +26,6 @@ struct saving {
 	char *why;
 };
 
-static const uint8_t no_id[IMAGE_ID_BYTES];
-
 static int new_id(uint8_t id[IMAGE_ID_BYTES])
 {
 	ssize_t n;
@@ -44,7 +42,7 @@ static bool link_existing(struct saving *s, const uint8_t id[IMAGE_ID_BYTES], st
 	struct stat st;
 	struct disk_segment_header h;
 	segment_name(name, id, true);
-	int fd = memcmp(id, no_id, sizeof no_id) ? disk_open(s->d->segments, name, O_RDONLY, false) : -ENOENT;
+	int fd = image_id_is_set(id) ? disk_open(s->d->segments, name, O_RDONLY, false) : -ENOENT;
 	if (fd < 0)
 		return false;
 	bool good = !io_move(&s->io, fd, name, false, 0, &h, sizeof h) && h.magic == DISK_SEGMENT_MAGIC &&
@@ -220,16 +218,16 @@ int disk_save(struct disk *d, struct store *store, const struct credentials *who
 int disk_erase(struct disk *d, struct store *store, const struct credentials *who, const char *name, char *why)
 {
 	struct saving s = {.d = d, .why = why, .dir = -1};
-	size_t n = strnlen(name, MPIG_NAME_BYTES);
-	if (!n || n == MPIG_NAME_BYTES || strchr(name, '/') || !strcmp(name, ".") || !strcmp(name, ".."))
-		return disk_fail(why, MPIG_EINVAL, "that is not the name of a saved context");
+	int status = check_name(name, why);
+	if (status)
+		return status;
 	int rc = io_open(&s.io, 1, d->options.chunk, 0);
 	if (!rc && (s.dir = disk_open(d->contexts, name, O_RDONLY | O_DIRECTORY, false)) < 0)
 		rc = s.dir;
 	struct manifest m = {0};
-	int status = rc == -ENOENT ? disk_fail(why, MPIG_ENOENT, "no context '%s' is on disk", name)
-	             : rc          ? disk_errno(why, rc, "cannot erase", name)
-	                           : manifest_read(&s.io, s.dir, name, &m, why);
+	status = rc == -ENOENT ? disk_fail(why, MPIG_ENOENT, "no context '%s' is on disk", name)
+	         : rc          ? disk_errno(why, rc, "cannot erase", name)
+	                       : manifest_read(&s.io, s.dir, name, &m, why);
 	if (!status && !access_check(&m.context.identity, who, ACCESS_OWN))
 		status = disk_fail(why, MPIG_EACCES, "context '%s' on disk belongs to uid %u", name, m.context.identity.uid);
 	manifest_free(&m);

@@ -13,7 +13,7 @@ static uint64_t not_zero(uint64_t hash)
 	return hash ? hash : 1;
 }
 
-uint64_t checksum_of_sum(uint64_t sum)
+static uint64_t checksum_of_sum(uint64_t sum)
 {
 	return not_zero(sum);
 }
@@ -87,14 +87,23 @@ void segment_publish_sealed(struct pool *pool, const struct spec *spec, struct s
 
 // ---- what they lead to -----------------------------------------------------------------------------------------------
 
+// Blocks that hold the first `rows` rows.
+static uint32_t blocks_of(const struct segment_record *r, uint32_t rows)
+{
+	uint32_t blocks = 0;
+	for (uint32_t at = 0; at < rows; blocks++)
+		at += r->block[blocks].rows;
+	return blocks;
+}
+
 static uint32_t used_rows(const struct segment_record *r, uint32_t b, uint32_t rows)
 {
 	uint32_t left = rows - r->block[b].first_row;
 	return left < r->block[b].rows ? left : r->block[b].rows;
 }
 
-uint64_t block_content(const struct pool *pool, const struct spec *spec, const struct segment_record *r, uint32_t b,
-                       uint32_t rows)
+static uint64_t block_content(const struct pool *pool, const struct spec *spec, const struct segment_record *r, uint32_t b,
+                              uint32_t rows)
 {
 	struct block_record *block = pool_at(pool, r->block[b].offset);
 	uint32_t used = used_rows(r, b, rows);
@@ -105,8 +114,8 @@ uint64_t block_content(const struct pool *pool, const struct spec *spec, const s
 	return not_zero(h);
 }
 
-uint64_t code_block_content(const struct pool *pool, const struct spec *spec, const struct segment_record *r, uint32_t b,
-                            uint64_t code_block, uint32_t rows)
+static uint64_t code_block_content(const struct pool *pool, const struct spec *spec, const struct segment_record *r, uint32_t b,
+                                   uint64_t code_block, uint32_t rows)
 {
 	struct code_block_record *cb = pool_at(pool, code_block);
 	uint32_t used = used_rows(r, b, rows), groups = (used + SIG_GROUP - 1) / SIG_GROUP;
@@ -122,9 +131,41 @@ uint64_t code_block_content(const struct pool *pool, const struct spec *spec, co
 	return not_zero(h);
 }
 
-uint64_t table_content(const struct pool *pool, const struct table_extent *table, uint32_t strip)
+static uint64_t table_content(const struct pool *pool, const struct table_extent *table, uint32_t strip)
 {
 	return table->offset ? XXH3_64bits_withSeed(pool_at(pool, table->offset), table->bytes, strip) : 0;
+}
+
+struct content_sums *content_sums_new(const struct pool *pool, const struct spec *spec, const struct segment_record *r,
+                                      const struct generation_record *g, const struct table_extent *table, uint32_t rows)
+{
+	struct content_sums *sums = calloc(1, sizeof *sums);
+	for (uint32_t b = 0, blocks = blocks_of(r, rows); sums && b < blocks; b++) {
+		sums->block[b] = block_content(pool, spec, r, b, rows);
+		if (g && g->code_block[b])
+			sums->code_block[b] = code_block_content(pool, spec, r, b, g->code_block[b], rows);
+	}
+	uint64_t tables = 0;
+	for (uint32_t strip = 0; sums && table && strip < spec->strips; strip++)
+		tables += table_content(pool, &table[strip], strip);
+	if (sums && table)
+		sums->tables = checksum_of_sum(tables);
+	return sums;
+}
+
+void content_sums_publish(struct pool *pool, const struct segment_record *r, struct generation_record *g,
+                          const struct content_sums *sums, uint32_t rows)
+{
+	for (uint32_t b = 0, blocks = blocks_of(r, rows); b < blocks; b++) {
+		struct block_record *block = pool_at(pool, r->block[b].offset);
+		pool_publish_word(pool, &block->header.checksum, sums->block[b]);
+		if (!sums->code_block[b])
+			continue;
+		struct code_block_record *cb = pool_at(pool, g->code_block[b]);
+		pool_publish_word(pool, &cb->header.checksum, sums->code_block[b]);
+	}
+	if (sums->tables)
+		pool_publish_word(pool, &g->header.checksum, sums->tables);
 }
 
 // ---- verification ----------------------------------------------------------------------------------------------------
@@ -156,19 +197,11 @@ static void verify_block(const struct pool *pool, const struct segment *seg, uin
 		        used * codes);
 }
 
-static uint32_t sealed_blocks(const struct segment_record *r)
-{
-	uint32_t blocks = 0;
-	for (uint32_t rows = 0; rows < r->sealed_rows; blocks++)
-		rows += r->block[blocks].rows;
-	return blocks;
-}
-
 bool segment_verify_step(const struct pool *pool, const struct segment *seg, struct segment_walk *walk)
 {
 	const struct segment_record *r = seg->record;
 	struct generation_record *g = segment_generation(pool, seg);
-	uint32_t blocks = sealed_blocks(r), strips = g && g->table_rows ? g->strips : 0, step = walk->step;
+	uint32_t blocks = blocks_of(r, r->sealed_rows), strips = g && g->table_rows ? g->strips : 0, step = walk->step;
 	if (step >= blocks + strips)
 		return false;
 	walk->step++;
@@ -193,7 +226,7 @@ bool segment_has_sums(const struct pool *pool, const struct segment *seg)
 	const struct segment_record *r = seg->record;
 	const struct generation_record *g = segment_generation(pool, seg);
 	bool all = !g || !g->table_rows || g->header.checksum;
-	for (uint32_t b = 0, blocks = sealed_blocks(r); b < blocks; b++) {
+	for (uint32_t b = 0, blocks = blocks_of(r, r->sealed_rows); b < blocks; b++) {
 		const struct block_record *block = pool_at(pool, r->block[b].offset);
 		const struct code_block_record *cb = g && g->code_block[b] ? pool_at(pool, g->code_block[b]) : NULL;
 		all = all && block->header.checksum && (!cb || cb->header.checksum);
@@ -201,42 +234,19 @@ bool segment_has_sums(const struct pool *pool, const struct segment *seg)
 	return all && r->header.checksum == segment_checksum(pool, seg->spec, r, r->sealed_rows);
 }
 
-static void publish_later(struct store *s, struct segment *seg, const struct content_sums *sums)
+int segment_make_sums(struct store *s, struct segment *seg)
 {
 	struct segment_record *r = seg->record;
 	struct generation_record *g = segment_generation(s->pool, seg);
-	for (uint32_t b = 0, blocks = sealed_blocks(r); b < blocks; b++) {
-		struct block_record *block = pool_at(s->pool, r->block[b].offset);
-		pool_publish_word(s->pool, &block->header.checksum, sums->block[b]);
-		if (!g || !g->code_block[b])
-			continue;
-		struct code_block_record *cb = pool_at(s->pool, g->code_block[b]);
-		pool_publish_word(s->pool, &cb->header.checksum, sums->code_block[b]);
-	}
-	if (g && g->table_rows)
-		pool_publish_word(s->pool, &g->header.checksum, sums->tables);
-	pool_publish_word(s->pool, &r->header.checksum, segment_checksum(s->pool, seg->spec, r, r->sealed_rows));
-}
-
-int segment_make_sums(struct store *s, struct segment *seg)
-{
-	const struct segment_record *r = seg->record;
-	struct generation_record *g = segment_generation(s->pool, seg);
 	if (segment_has_sums(s->pool, seg))
 		return 0;
-	struct content_sums *sums = calloc(1, sizeof *sums);
+	const struct table_extent *table = g && g->table_rows ? generation_tables(g) : NULL;
+	struct content_sums *sums = content_sums_new(s->pool, seg->spec, r, g, table, r->sealed_rows);
 	if (!sums)
 		return MPIG_ENOMEM;
-	for (uint32_t b = 0, blocks = sealed_blocks(r); b < blocks; b++) {
-		sums->block[b] = block_content(s->pool, seg->spec, r, b, r->sealed_rows);
-		if (g && g->code_block[b])
-			sums->code_block[b] = code_block_content(s->pool, seg->spec, r, b, g->code_block[b], r->sealed_rows);
-	}
-	for (uint32_t strip = 0; g && g->table_rows && strip < g->strips; strip++)
-		sums->tables += table_content(s->pool, &generation_tables(g)[strip], strip);
-	sums->tables = checksum_of_sum(sums->tables);
 	store_lock(s);
-	publish_later(s, seg, sums);
+	content_sums_publish(s->pool, r, g, sums, r->sealed_rows);
+	pool_publish_word(s->pool, &r->header.checksum, segment_checksum(s->pool, seg->spec, r, r->sealed_rows));
 	store_unlock(s);
 	free(sums);
 	return 0;

@@ -16,8 +16,6 @@ struct image {
 	uint64_t cuts;
 };
 
-static const uint8_t no_id[IMAGE_ID_BYTES];
-
 void image_context_free(struct image_context *c)
 {
 	for (uint32_t i = 0; c->segment && i < c->segment_count; i++)
@@ -260,7 +258,7 @@ bool store_segment_on_disk(struct store *s, uint32_t uid, uint64_t offset, uint6
 			struct segment *seg = snap->ref[k].segment;
 			if (seg->offset != offset || !seg->record->sealed_rows || seg->record->header.checksum != checksum)
 				continue;
-			if (!memcmp(seg->id, no_id, sizeof no_id) && segment_has_sums(s->pool, seg))
+			if (!image_id_is_set(seg->id) && segment_has_sums(s->pool, seg))
 				memcpy(seg->id, id, IMAGE_ID_BYTES);
 			found = true;
 		}

@@ -10,9 +10,16 @@
 #ifndef MPIG_STORE_IMAGE_H
 #define MPIG_STORE_IMAGE_H
 
+#include <string.h>
+
 #include "daemon/store/store.h"
 
 #define IMAGE_ID_BYTES 16u
+static inline bool image_id_is_set(const uint8_t id[IMAGE_ID_BYTES])
+{
+	static const uint8_t none[IMAGE_ID_BYTES];
+	return memcmp(id, none, sizeof none) != 0;
+}
 #define IMAGE_PART_MAX (UINT64_C(1) << 20)
 
 enum image_kind {

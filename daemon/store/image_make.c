@@ -92,7 +92,6 @@ static bool same_params(const struct making *m, const struct params *p)
 // A context of the pool that has segments of ours, and the parameters they were made with.
 static int share_with(struct making *m, struct context *c)
 {
-	static const uint8_t none[IMAGE_ID_BYTES];
 	struct params *p = atomic_load(&c->params);
 	const struct snapshot *snap = atomic_load(&c->snapshot);
 	if (c->damage || !spec_same(c->spec, m->spec) || !same_params(m, p) || (m->params && m->params != p))
@@ -101,7 +100,7 @@ static int share_with(struct making *m, struct context *c)
 		for (uint32_t k = 0; k < snap->count && !m->segment[i]; k++) {
 			struct segment *seg = snap->ref[k].segment;
 			const struct image_segment *mine = &m->from.segment[i];
-			if (!mine->sealed || !memcmp(mine->id, none, sizeof none) || memcmp(mine->id, seg->id, sizeof none) ||
+			if (!mine->sealed || !image_id_is_set(mine->id) || memcmp(mine->id, seg->id, sizeof mine->id) ||
 			    seg->record->sealed_rows != mine->rows)
 				continue;
 			if (p && !m->params) {

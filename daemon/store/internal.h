@@ -263,15 +263,15 @@ uint32_t code_ranges(const struct layer *l, uint32_t rows, uint32_t used, struct
 // checksum.c: what a sealed segment says about itself. 0 means none.
 uint64_t segment_checksum(const struct pool *pool, const struct spec *spec, const struct segment_record *r,
                           uint32_t sealed_rows); // its records, and the int8 centres
-struct content_sums {                            // of what its records lead to
+struct content_sums {                            // of what its records lead to; 0: it is not there
 	uint64_t block[SEGMENT_MAX_BLOCKS], code_block[SEGMENT_MAX_BLOCKS], tables;
 };
-uint64_t block_content(const struct pool *pool, const struct spec *spec, const struct segment_record *r, uint32_t block,
-                       uint32_t rows); // token ids and rows; `rows`: of the segment, sealed or to be sealed
-uint64_t code_block_content(const struct pool *pool, const struct spec *spec, const struct segment_record *r, uint32_t block,
-                            uint64_t code_block, uint32_t rows);
-uint64_t table_content(const struct pool *pool, const struct table_extent *table, uint32_t strip); // of all strips: their sum
-uint64_t checksum_of_sum(uint64_t sum);
+// Of the segment's first `rows` rows, which do not change any more: token ids and rows, codes and tables. g, table [strips]: NULL if there
+// are none. NULL without memory.
+struct content_sums *content_sums_new(const struct pool *pool, const struct spec *spec, const struct segment_record *r,
+                                      const struct generation_record *g, const struct table_extent *table, uint32_t rows);
+void content_sums_publish(struct pool *pool, const struct segment_record *r, struct generation_record *g,
+                          const struct content_sums *sums, uint32_t rows);
 struct segment_walk { // of a verification, part by part: blocks, then tables
 	uint32_t step;
 	bool damaged;

@@ -326,37 +326,6 @@ static void publish_params(struct store *s, struct context *c, struct seal_work 
 	slot_publish(s->pool, c->record, &slot);
 }
 
-// Reads all that is sealed: rows, ids, codes and tables do not change any more, and the plan's pin keeps them.
-static void sum_content(const struct context *c, struct seal_work *w)
-{
-	const struct pool *pool = c->store->pool;
-	const struct segment_record *r = w->segment->record;
-	struct content_sums *sums = w->sums = calloc(1, sizeof *sums);
-	for (uint32_t b = 0; sums && b < w->blocks; b++) {
-		uint64_t code_block = w->generation ? w->generation->code_block[b] : 0;
-		sums->block[b] = block_content(pool, c->spec, r, b, w->rows);
-		if (code_block)
-			sums->code_block[b] = code_block_content(pool, c->spec, r, b, code_block, w->rows);
-	}
-	for (uint32_t strip = 0; sums && w->table && strip < c->spec->strips; strip++)
-		sums->tables += table_content(pool, &w->table[strip], strip);
-}
-
-static void publish_sums(struct store *s, struct seal_work *w)
-{
-	const struct segment_record *r = w->segment->record;
-	for (uint32_t b = 0; w->sums && b < w->blocks; b++) {
-		struct block_record *block = pool_at(s->pool, r->block[b].offset);
-		pool_publish_word(s->pool, &block->header.checksum, w->sums->block[b]);
-		if (!w->sums->code_block[b])
-			continue;
-		struct code_block_record *cb = pool_at(s->pool, w->generation->code_block[b]);
-		pool_publish_word(s->pool, &cb->header.checksum, w->sums->code_block[b]);
-	}
-	if (w->sums && w->table)
-		pool_publish_word(s->pool, &w->generation->header.checksum, checksum_of_sum(w->sums->tables));
-}
-
 // Each step leaves a state that means something: parameters without an index; an open segment with codes; and with the one
 // store of sealed_rows the tables count and the unused tails are gone.
 static void publish_seal(struct store *s, struct context *c, struct seal_work *w)
@@ -374,7 +343,8 @@ static void publish_seal(struct store *s, struct context *c, struct seal_work *w
 	segment_grow(s, seg, w->index_bytes, USE_INDEX);
 	segment_grow(s, seg, w->metadata_bytes, USE_METADATA);
 	segment_trash_fill(s, seg, w->rows, true, w->trash);
-	publish_sums(s, w);
+	if (w->sums)
+		content_sums_publish(s->pool, r, w->generation, w->sums, w->rows);
 	segment_publish_sealed(s->pool, seg->spec, r, w->rows);
 	context_retire(s, c, &w->trash->garbage);
 	w->trash = NULL;
@@ -386,8 +356,8 @@ void context_seal_finish(struct store *s, struct seal_plan *plan, bool publish)
 	struct context *c = plan->context;
 	if (!w)
 		return;
-	if (publish)
-		sum_content(c, w);
+	if (publish) // the plan's pin keeps what is read
+		w->sums = content_sums_new(s->pool, c->spec, w->segment->record, w->generation, w->table, w->rows);
 	store_lock(s);
 	account_sub(s, w->uid, w->held);
 	bool give_back = !publish || context_dropped(c);

@@ -38,6 +38,22 @@ static inline void open_disk(void)
 	ck_assert_msg(disk_create(&o, &disk, f.why) == 0, "%s", f.why);
 }
 
+// A new store and disk over the pool and the directory as they are.
+static inline struct store_attached attach_again(void)
+{
+	disk_destroy(disk);
+	store_destroy(f.store);
+	pool_close(f.pool, false);
+	struct pool_options p = {.dir = f.dir, .instance = "test"};
+	ck_assert_int_eq(pool_open(&p, &f.pool, f.why, sizeof f.why), 0);
+	struct store_options o = {.pool = f.pool};
+	struct store_attach_options a = {.verify = VERIFY_FULL, .table_bytes = test_table_bytes};
+	struct store_attached attached;
+	ck_assert_int_eq(store_attach(&o, &a, &f.store, &attached), 0);
+	open_disk();
+	return attached;
+}
+
 static inline void setup(void)
 {
 	open_small();

@@ -123,16 +123,7 @@ START_TEST(found_again_after_a_restart)
 	context_release(f.store, c, 1);
 	context_unref(c);
 	for (int round = 0; round < 2; round++) {
-		disk_destroy(disk);
-		store_destroy(f.store);
-		pool_close(f.pool, false);
-		struct pool_options p = {.dir = f.dir, .instance = "test"};
-		ck_assert_int_eq(pool_open(&p, &f.pool, f.why, sizeof f.why), 0);
-		struct store_options o = {.pool = f.pool};
-		struct store_attach_options a = {.verify = VERIFY_FULL, .table_bytes = test_table_bytes};
-		struct store_attached attached;
-		ck_assert_int_eq(store_attach(&o, &a, &f.store, &attached), 0);
-		open_disk();
+		(void)attach_again();
 		if (round == 1)
 			ck_assert_uint_eq(disk_recognise(disk, f.store, NULL, NULL), 0);
 		if (round == 1)

@@ -77,20 +77,11 @@ static void publication(const void *dst, size_t bytes, int after)
 		kill(getpid(), SIGKILL);
 }
 
-static void attach_again(void)
+static void attach_both_again(void)
 {
-	disk_destroy(disk);
-	store_destroy(f.store);
-	pool_close(f.pool, false);
-	struct pool_options p = {.dir = f.dir, .instance = "test"};
-	ck_assert_int_eq(pool_open(&p, &f.pool, f.why, sizeof f.why), 0);
-	struct store_options o = {.pool = f.pool};
-	struct store_attach_options a = {.verify = VERIFY_FULL, .table_bytes = test_table_bytes};
-	struct store_attached attached;
-	ck_assert_int_eq(store_attach(&o, &a, &f.store, &attached), 0);
+	struct store_attached attached = attach_again();
 	ck_assert_uint_eq(attached.contexts, 2);
 	ck_assert_uint_eq(attached.quarantined, 0);
-	open_disk();
 }
 
 // The sums that a fork left out are stored one by one: whatever of them there is, the segment is believed, and gets the rest later.
@@ -117,7 +108,7 @@ START_TEST(killed_while_sums_are_stored)
 		context_release(f.store, c, 1);
 		context_unref(c);
 		context_unref(child);
-		attach_again();
+		attach_both_again();
 		check_context("child", 650);
 		ck_assert_int_eq(save("child"), 0);
 		ck_assert_uint_eq(unchecked_parts("child"), 0);

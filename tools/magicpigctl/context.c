@@ -1,6 +1,9 @@
 #include "context.h"
 
 #include <stdio.h>
+#include <string.h>
+
+#define PAGE 64
 
 void context_json(struct json *json, const struct mpig_context_info *info)
 {
@@ -32,4 +35,35 @@ void context_json(struct json *json, const struct mpig_context_info *info)
 	json_bool(json, "quarantined", info->flags & MPIG_CONTEXT_QUARANTINED);
 	json_bool(json, "saved", info->flags & MPIG_CONTEXT_SAVED);
 	json_bool(json, "pinned", info->flags & MPIG_CONTEXT_PINNED);
+}
+
+int context_each(mpig_client *client, int (*each)(void *argument, const struct mpig_context_info *info), void *argument)
+{
+	struct mpig_context_info page[PAGE];
+	uint64_t cursor = 0;
+	for (;;) {
+		for (size_t i = 0; i < PAGE; i++)
+			page[i] = (struct mpig_context_info)MPIG_INIT(page[i]);
+		int count = mpig_context_list(client, &cursor, page, PAGE), status = 0;
+		for (int i = 0; i < count && !status; i++)
+			status = each(argument, &page[i]);
+		if (count <= 0 || status)
+			return status ? status : count;
+	}
+}
+
+int saved_each(mpig_client *client, int (*each)(void *argument, const struct mpig_saved_info *info), void *argument)
+{
+	struct mpig_saved_info page[PAGE];
+	char after[sizeof(page[0].name)] = "";
+	for (;;) {
+		for (size_t i = 0; i < PAGE; i++)
+			page[i] = (struct mpig_saved_info)MPIG_INIT(page[i]);
+		int count = mpig_saved_list(client, after, page, PAGE), status = 0;
+		for (int i = 0; i < count && !status; i++)
+			status = each(argument, &page[i]);
+		if (count <= 0 || status)
+			return status ? status : count;
+		memcpy(after, page[count - 1].name, sizeof(after));
+	}
 }

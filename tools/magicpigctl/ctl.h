@@ -51,5 +51,7 @@ int ctl_connect(const struct ctl_command *self, mpig_client **client);
 // Says what failed ("show 'book': ...", subject may be NULL) with the library's reason; returns the exit code.
 int ctl_failed(const struct ctl_command *self, mpig_client *client, const char *subject, int status);
 int ctl_exit_code(int status);
+// The answer on standard input to a question that was just asked on stderr: true for yes.
+bool ctl_confirmed(void);
 
 #endif

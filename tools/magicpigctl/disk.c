@@ -1,9 +1,9 @@
 #include "disk.h"
 
 #include <stdio.h>
-#include <string.h>
 #include <unistd.h>
 
+#include "context.h"
 #include "json.h"
 #include "text.h"
 
@@ -65,36 +65,16 @@ static void one(struct run *r, const char *name, bool all)
 	r->first_failure = r->first_failure ? r->first_failure : code;
 }
 
-static int all_in_memory(struct run *r)
+static int in_memory(void *run, const struct mpig_context_info *info)
 {
-	struct mpig_context_info page[16];
-	uint64_t cursor = 0;
-	int count;
-	do {
-		for (size_t i = 0; i < sizeof(page) / sizeof(page[0]); i++)
-			page[i] = (struct mpig_context_info)MPIG_INIT(page[i]);
-		count = mpig_context_list(r->client, &cursor, page, sizeof(page) / sizeof(page[0]));
-		for (int i = 0; i < count; i++)
-			one(r, page[i].name, true);
-	} while (count > 0);
-	return count;
+	one(run, info->name, true);
+	return 0;
 }
 
-static int all_on_disk(struct run *r)
+static int on_disk(void *run, const struct mpig_saved_info *info)
 {
-	struct mpig_saved_info page[16];
-	char after[sizeof(page[0].name)] = "";
-	int count;
-	do {
-		for (size_t i = 0; i < sizeof(page) / sizeof(page[0]); i++)
-			page[i] = (struct mpig_saved_info)MPIG_INIT(page[i]);
-		count = mpig_saved_list(r->client, after, page, sizeof(page) / sizeof(page[0]));
-		for (int i = 0; i < count; i++)
-			one(r, page[i].name, true);
-		if (count > 0)
-			memcpy(after, page[count - 1].name, sizeof(after));
-	} while (count > 0);
-	return count;
+	one(run, info->name, true);
+	return 0;
 }
 
 int disk_run(const struct ctl_command *self, const struct disk_command *command, int argc, char **argv)
@@ -114,7 +94,7 @@ int disk_run(const struct ctl_command *self, const struct disk_command *command,
 	json_begin(&r.json, stdout);
 	if (ctl_globals.json)
 		json_array(&r.json, NULL);
-	int listed = !all ? 0 : command->from_memory ? all_in_memory(&r) : all_on_disk(&r);
+	int listed = !all ? 0 : command->from_memory ? context_each(r.client, in_memory, &r) : saved_each(r.client, on_disk, &r);
 	if (listed < 0)
 		r.first_failure = ctl_failed(self, r.client, NULL, listed);
 	for (int i = optind; i < argc; i++)

@@ -9,16 +9,14 @@
 
 static bool confirmed(mpig_client *client, const char *name)
 {
-	char shown[256], tokens[TEXT_SHORT], bytes[TEXT_SHORT], answer[16] = "";
+	char shown[256], tokens[TEXT_SHORT], bytes[TEXT_SHORT];
 	struct mpig_context_info info = MPIG_INIT(info);
 	text_printable(shown, sizeof(shown), name);
 	if (mpig_context_info(client, name, &info) != MPIG_OK)
 		return true; // the drop itself will say what is wrong
 	fprintf(stderr, "Drop context '%s' (%s tokens, %s)? [y/N] ", shown, text_count(tokens, info.committed),
 	        text_bytes(bytes, info.rows_bytes + info.index_bytes + info.metadata_bytes));
-	if (!fgets(answer, sizeof(answer), stdin))
-		putc('\n', stderr);
-	return answer[0] == 'y' || answer[0] == 'Y';
+	return ctl_confirmed();
 }
 
 static void report(struct json *json, const char *name, const char *result)

@@ -8,11 +8,9 @@
 
 static bool confirmed(const char *name)
 {
-	char shown[256], answer[16] = "";
+	char shown[256];
 	fprintf(stderr, "Erase what is saved of '%s'? [y/N] ", text_printable(shown, sizeof(shown), name));
-	if (!fgets(answer, sizeof(answer), stdin))
-		putc('\n', stderr);
-	return answer[0] == 'y' || answer[0] == 'Y';
+	return ctl_confirmed();
 }
 
 static int run(const struct ctl_command *self, int argc, char **argv)

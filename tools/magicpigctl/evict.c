@@ -1,7 +1,7 @@
 // magicpigctl evict: takes contexts out of memory that are on disk and that nobody has open.
 #include <stdio.h>
-#include <string.h>
 
+#include "context.h"
 #include "ctl.h"
 #include "json.h"
 #include "text.h"
@@ -61,20 +61,10 @@ static void evict_named(struct run *r, const char *name)
 	r->first_failure = r->first_failure ? r->first_failure : code;
 }
 
-static void evict_all(struct run *r)
+static int evict_listed(void *run, const struct mpig_context_info *info)
 {
-	struct mpig_context_info page[16];
-	uint64_t cursor = 0;
-	int count;
-	do {
-		for (size_t i = 0; i < sizeof(page) / sizeof(page[0]); i++)
-			page[i] = (struct mpig_context_info)MPIG_INIT(page[i]);
-		count = mpig_context_list(r->client, &cursor, page, sizeof(page) / sizeof(page[0]));
-		for (int i = 0; i < count; i++)
-			evict(r, &page[i], false);
-	} while (count > 0);
-	if (count < 0)
-		r->first_failure = ctl_failed(r->self, r->client, NULL, count);
+	evict(run, info, false);
+	return 0;
 }
 
 static int run(const struct ctl_command *self, int argc, char **argv)
@@ -97,8 +87,9 @@ static int run(const struct ctl_command *self, int argc, char **argv)
 	json_begin(&r.json, stdout);
 	if (ctl_globals.json)
 		json_array(&r.json, NULL);
-	if (all)
-		evict_all(&r);
+	int listed = all ? context_each(r.client, evict_listed, &r) : 0;
+	if (listed)
+		r.first_failure = ctl_failed(self, r.client, NULL, listed);
 	for (int i = optind; i < argc; i++)
 		evict_named(&r, argv[i]);
 	if (ctl_globals.json) {
@@ -114,6 +105,6 @@ const struct ctl_command ctl_evict = {
 	.arguments = "NAME...|--all",
 	.summary = "Takes contexts out of memory that are on disk and not open",
 	.options = "  -a, --all           all that the caller may\n  -n, --dry-run       say which could leave, and how much "
-                   "they hold\n",
+		   "they hold\n",
 	.run = run,
 };

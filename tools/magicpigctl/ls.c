@@ -9,8 +9,6 @@
 #include "ctl.h"
 #include "text.h"
 
-#define PAGE 64
-
 struct contexts {
 	struct mpig_context_info *info;
 	size_t count, room;
@@ -27,7 +25,7 @@ static bool wanted(const char *name, char **patterns, int count)
 static int add(struct contexts *contexts, const struct mpig_context_info *info)
 {
 	if (contexts->count == contexts->room) {
-		size_t room = contexts->room ? contexts->room * 2 : PAGE;
+		size_t room = contexts->room ? contexts->room * 2 : 64;
 		void *grown = reallocarray(contexts->info, room, sizeof(*contexts->info));
 		if (!grown)
 			return MPIG_ENOMEM;
@@ -38,22 +36,16 @@ static int add(struct contexts *contexts, const struct mpig_context_info *info)
 	return MPIG_OK;
 }
 
-static int fetch(mpig_client *client, char **patterns, int pattern_count, struct contexts *contexts)
+struct search {
+	char **patterns;
+	int count;
+	struct contexts *found;
+};
+
+static int consider(void *argument, const struct mpig_context_info *info)
 {
-	struct mpig_context_info page[PAGE];
-	uint64_t cursor = 0;
-	for (;;) {
-		for (size_t i = 0; i < PAGE; i++)
-			page[i] = (struct mpig_context_info){.size = sizeof(page[i])};
-		int count = mpig_context_list(client, &cursor, page, PAGE);
-		if (count <= 0)
-			return count;
-		for (int i = 0; i < count; i++) {
-			int status = wanted(page[i].name, patterns, pattern_count) ? add(contexts, &page[i]) : MPIG_OK;
-			if (status)
-				return status;
-		}
-	}
+	const struct search *search = argument;
+	return wanted(info->name, search->patterns, search->count) ? add(search->found, info) : MPIG_OK;
 }
 
 static int by_name(const void *a, const void *b)
@@ -119,7 +111,8 @@ static int run(const struct ctl_command *self, int argc, char **argv)
 	int code = ctl_connect(self, &client);
 	if (code)
 		return code;
-	int status = fetch(client, argv + optind, argc - optind, &contexts);
+	struct search search = {argv + optind, argc - optind, &contexts};
+	int status = context_each(client, consider, &search);
 	if (status) {
 		code = ctl_failed(self, client, NULL, status);
 		goto close;

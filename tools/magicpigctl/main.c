@@ -116,6 +116,14 @@ int ctl_failed(const struct ctl_command *self, mpig_client *client, const char *
 	return ctl_exit_code(status);
 }
 
+bool ctl_confirmed(void)
+{
+	char answer[16] = "";
+	if (!fgets(answer, sizeof(answer), stdin))
+		putc('\n', stderr);
+	return answer[0] == 'y' || answer[0] == 'Y';
+}
+
 int ctl_connect(const struct ctl_command *self, mpig_client **client)
 {
 	struct mpig_connect_options options = MPIG_INIT(options);

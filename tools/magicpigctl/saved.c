@@ -1,51 +1,42 @@
 // magicpigctl saved: the contexts on the daemon's disk.
 #include <stdio.h>
-#include <string.h>
-#include <time.h>
 
+#include "context.h"
 #include "ctl.h"
 #include "json.h"
 #include "text.h"
 
-static void show(struct table *table, struct json *json, const struct mpig_saved_info *info)
-{
-	char name[256], cell[TEXT_SHORT];
-	if (!table) {
-		json_object(json, NULL);
-		json_string(json, "name", info->name);
-		json_hex(json, "fingerprint", info->fingerprint, sizeof(info->fingerprint));
-		json_uint(json, "committed", info->committed);
-		json_uint(json, "bytes", info->bytes);
-		json_uint(json, "saved_ns", info->saved_ns);
-		json_uint(json, "uid", info->uid);
-		json_uint(json, "gid", info->gid);
-		snprintf(cell, sizeof(cell), "%04o", info->mode);
-		json_string(json, "mode", cell);
-		json_object_end(json);
-		return;
-	}
-	table_cell(table, text_printable(name, sizeof(name), info->name));
-	table_cell(table, text_count(cell, info->committed));
-	table_cell(table, text_bytes(cell, info->bytes));
-	table_cell(table, text_uid(cell, info->uid));
-	table_cell(table, text_utc(cell, info->saved_ns));
-}
+struct listing {
+	struct table *table; // NULL: JSON
+	struct json json;
+	size_t shown;
+};
 
-static int list(mpig_client *client, struct table *table, struct json *json, size_t *shown)
+static int show(void *argument, const struct mpig_saved_info *info)
 {
-	struct mpig_saved_info page[16];
-	char after[sizeof(page[0].name)] = "";
-	int count;
-	do {
-		for (size_t i = 0; i < sizeof(page) / sizeof(page[0]); i++)
-			page[i] = (struct mpig_saved_info)MPIG_INIT(page[i]);
-		count = mpig_saved_list(client, after, page, sizeof(page) / sizeof(page[0]));
-		for (int i = 0; i < count; i++, ++*shown)
-			show(table, json, &page[i]);
-		if (count > 0)
-			memcpy(after, page[count - 1].name, sizeof(after));
-	} while (count > 0);
-	return count;
+	struct listing *l = argument;
+	char name[256], cell[TEXT_SHORT], mode[16];
+	snprintf(mode, sizeof(mode), "%04o", info->mode);
+	l->shown++;
+	if (!l->table) {
+		json_object(&l->json, NULL);
+		json_string(&l->json, "name", info->name);
+		json_hex(&l->json, "fingerprint", info->fingerprint, sizeof(info->fingerprint));
+		json_uint(&l->json, "committed", info->committed);
+		json_uint(&l->json, "bytes", info->bytes);
+		json_uint(&l->json, "saved_ns", info->saved_ns);
+		json_uint(&l->json, "uid", info->uid);
+		json_uint(&l->json, "gid", info->gid);
+		json_string(&l->json, "mode", mode);
+		json_object_end(&l->json);
+		return 0;
+	}
+	table_cell(l->table, text_printable(name, sizeof(name), info->name));
+	table_cell(l->table, text_count(cell, info->committed));
+	table_cell(l->table, text_bytes(cell, info->bytes));
+	table_cell(l->table, text_uid(cell, info->uid));
+	table_cell(l->table, text_utc(cell, info->saved_ns));
+	return 0;
 }
 
 static int run(const struct ctl_command *self, int argc, char **argv)
@@ -57,27 +48,26 @@ static int run(const struct ctl_command *self, int argc, char **argv)
 	if (optind < argc)
 		return ctl_usage(self, "'%s': it takes no arguments", argv[optind]);
 	mpig_client *client;
-	struct json json;
-	size_t shown = 0;
+	struct listing l = {0};
 	int failure = ctl_connect(self, &client);
 	if (failure)
 		return failure;
-	struct table *table = ctl_globals.json ? NULL : table_create(5, titles);
-	json_begin(&json, stdout);
-	if (!table)
-		json_array(&json, NULL);
-	int status = list(client, table, &json, &shown);
-	if (status < 0)
+	l.table = ctl_globals.json ? NULL : table_create(5, titles);
+	json_begin(&l.json, stdout);
+	if (!l.table)
+		json_array(&l.json, NULL);
+	int status = saved_each(client, show, &l);
+	if (status)
 		failure = ctl_failed(self, client, NULL, status);
-	if (!table) {
-		json_array_end(&json);
-		json_finish(&json);
-	} else if (!failure && !shown) {
+	if (!l.table) {
+		json_array_end(&l.json);
+		json_finish(&l.json);
+	} else if (!failure && !l.shown) {
 		puts("nothing is saved");
 	} else if (!failure) {
-		table_print(table, stdout);
+		table_print(l.table, stdout);
 	}
-	table_destroy(table);
+	table_destroy(l.table);
 	mpig_disconnect(client);
 	return failure;
 }

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "context.h"
 #include "ctl.h"
 #include "json.h"
 #include "text.h"
@@ -44,24 +45,27 @@ static int verify(const struct ctl_command *self, mpig_client *client, const cha
 	return status == MPIG_OK ? CTL_OK : ctl_failed(self, client, name, status);
 }
 
+struct all {
+	const struct ctl_command *self;
+	mpig_client *client;
+	struct json *json;
+	int first_failure;
+};
+
+static int verify_listed(void *argument, const struct mpig_context_info *info)
+{
+	struct all *all = argument;
+	int code = verify(all->self, all->client, info->name, all->json);
+	all->first_failure = all->first_failure || code == CTL_NOT_FOUND ? all->first_failure : code;
+	return 0;
+}
+
 // Every context the caller may read; one that is dropped meanwhile is no failure.
 static int verify_all(const struct ctl_command *self, mpig_client *client, struct json *json)
 {
-	struct mpig_context_info page[16];
-	uint64_t cursor = 0;
-	int count, first_failure = CTL_OK;
-	do {
-		for (size_t i = 0; i < sizeof(page) / sizeof(page[0]); i++)
-			page[i] = (struct mpig_context_info)MPIG_INIT(page[i]);
-		count = mpig_context_list(client, &cursor, page, sizeof(page) / sizeof(page[0]));
-		if (count < 0)
-			return ctl_failed(self, client, NULL, count);
-		for (int i = 0; i < count; i++) {
-			int code = verify(self, client, page[i].name, json);
-			first_failure = first_failure || code == CTL_NOT_FOUND ? first_failure : code;
-		}
-	} while (count > 0);
-	return first_failure;
+	struct all all = {.self = self, .client = client, .json = json};
+	int status = context_each(client, verify_listed, &all);
+	return status ? ctl_failed(self, client, NULL, status) : all.first_failure;
 }
 
 static int run(const struct ctl_command *self, int argc, char **argv)
