@@ -136,6 +136,19 @@ static void attend_rows(struct job *j, uint32_t g, const struct span *span, cons
 	attn_partial_merge(attend_partial(a, g, unit, c->query), l->part, f->d_v);
 }
 
+// Rows that at least one query chose: those a group fetches.
+static uint64_t chosen_rows(const struct attend *a, const struct lookup *l)
+{
+	uint64_t rows = 0;
+	for (size_t word = 0; word < l->words; word++) {
+		uint64_t any = 0;
+		for (uint32_t r = 0; r < a->queries; r++)
+			any |= l->twice[r * l->words + word];
+		rows += (uint64_t)__builtin_popcountll(any);
+	}
+	return rows;
+}
+
 static int table_unit(struct job *j, uint32_t g, uint32_t unit, struct engine_scratch *s)
 {
 	struct attend *a = &j->attend;
@@ -152,7 +165,7 @@ static int table_unit(struct job *j, uint32_t g, uint32_t unit, struct engine_sc
 
 	// All queries of a span before the next span, so that a row which several want comes from memory once; and always one list
 	// ahead, whose rows are on their way while another's are attended.
-	uint64_t rows_read = 0, lists = (uint64_t)spans * a->queries;
+	uint64_t lists = (uint64_t)spans * a->queries;
 	for (uint64_t i = 0; i <= lists; i++) {
 		struct chosen *next = &l.chosen[i % 2], *now = &l.chosen[(i + 1) % 2];
 		if (i < lists) {
@@ -160,14 +173,12 @@ static int table_unit(struct job *j, uint32_t g, uint32_t unit, struct engine_sc
 			next->query = (uint32_t)(i % a->queries);
 			list_rows(a, &strip->spans[next->span], &l, next);
 		}
-		if (i && now->n) {
+		if (i && now->n)
 			attend_rows(j, g, &strip->spans[now->span], now, unit, &l);
-			rows_read += now->n;
-		}
 	}
-	// The lists are rows / 2^K ids in each of L tables.
-	uint64_t list_bytes = (uint64_t)t->rows * l.params.L * sizeof(uint16_t) >> l.params.K;
-	attend_count(a, rows_read, rows_read * a->layer->rows.stride + a->queries * list_bytes);
+	// The lists are rows / 2^K ids in each of L tables, and each query has lists of its own; a row comes with its norm.
+	uint64_t rows = chosen_rows(a, &l), list_bytes = (uint64_t)t->rows * l.params.L * sizeof(uint16_t) >> l.params.K;
+	attend_count(a, rows, rows * (a->layer->rows.stride + sizeof(float)) + a->queries * list_bytes);
 	return 0;
 }
 

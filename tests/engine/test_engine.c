@@ -442,6 +442,37 @@ START_TEST(tables_are_unbiased_over_tables)
 }
 END_TEST
 
+// What is read counts once for a group: heads that ask the same want the same rows, others share some of theirs.
+START_TEST(rows_that_heads_share_are_counted_once)
+{
+	static const uint8_t proposal[] = {MPIG_PROPOSAL_PAPER, MPIG_PROPOSAL_SIGNATURE, MPIG_PROPOSAL_TOPK_ESTIMATED,
+	                                   MPIG_PROPOSAL_TOPK};
+	struct rows r = make_rows(5000, 59);
+	struct mpig_wire_layer layer = indexed_layer(MPIG_BF16);
+	struct context *c = make_context("shared", &r, &layer, NULL, 0);
+	float q[QUERY_HEADS * D];
+	fill_normal(q, QUERY_HEADS * D, 5, 2.f);
+	struct mpig_sqe e = {.count = 1, .begin = 3, .end = 4991, .proposal = proposal[_i], .budget = .05f, .seed = 9};
+	struct answer apart = fixture_attend(&f, c, &e, NULL, q);
+	for (uint32_t h = 0; h < QUERY_HEADS; h++)
+		memcpy(q + h * D, q + h / GROUP * GROUP * D, D * sizeof(float));
+	struct answer same = fixture_attend(&f, c, &e, NULL, q);
+	uint64_t all = 0, most = 0;
+	for (uint32_t h = 0; h < QUERY_HEADS; h++) {
+		all += apart.rows[h];
+		most = apart.rows[h] > most ? apart.rows[h] : most;
+	}
+	ck_assert_uint_gt(apart.result.rows_read, most);
+	ck_assert_uint_lt(apart.result.rows_read, all);
+	ck_assert_uint_eq(same.result.rows_read, same.rows[0] + same.rows[GROUP]);
+	ck_assert_uint_lt(same.result.bytes_read, apart.result.bytes_read);
+	answer_free(&apart);
+	answer_free(&same);
+	release(c);
+	free_rows(&r);
+}
+END_TEST
+
 START_TEST(top_k_takes_the_largest_logits)
 {
 	struct rows r = make_rows(2000, 51);
@@ -757,6 +788,7 @@ int main(void)
 	tcase_add_loop_test(t, tables_find_rows_and_cover_the_tail_exactly, 0, TABLE_KINDS);
 	tcase_add_loop_test(t, tables_find_the_row_that_the_query_points_at, 0, TABLE_KINDS);
 	tcase_add_loop_test(t, tables_are_unbiased_over_tables, 0, TABLE_KINDS);
+	tcase_add_loop_test(t, rows_that_heads_share_are_counted_once, 0, 4);
 	tcase_add_test(t, top_k_takes_the_largest_logits);
 	tcase_add_test(t, decode_appends_join_the_index);
 	tcase_add_test(t, truncate_goes_back_and_on);
