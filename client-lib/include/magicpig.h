@@ -148,9 +148,9 @@ MPIG_API int mpig_daemon_status(mpig_client *client, struct mpig_daemon_status *
 MPIG_API int mpig_daemon_config(mpig_client *client, char *text, size_t bytes);
 
 /* ---- contexts ------------------------------------------------------------------------------------------------------ */
-struct mpig_layer {                /* zero = default wherever a default is named */
-	int kind;                  /* enum mpig_layer_kind; only GLOBAL layers store rows */
-	int row_dtype;             /* MPIG_BF16 (also for 0), MPIG_F16, MPIG_I8 (blocks of 32 values, K centred) */
+struct mpig_layer { /* zero = default wherever a default is named */
+	int kind;   /* enum mpig_layer_kind; only GLOBAL layers store rows */
+	int row_dtype; /* MPIG_BF16 (also for 0), MPIG_F16, MPIG_I8 (blocks of 32 values; K less a mean, over a scale per dimension) */
 	int query_heads, kv_heads; /* any ratio that divides */
 	int d_k, d_v;              /* 64, 80, 96, 128 or 256; d_v 0 = d_k */
 	float scale;               /* logits are scale * q.k; 0 = 1/sqrt(d_k) */

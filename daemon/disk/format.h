@@ -6,7 +6,7 @@
 
 #include "daemon/store/image.h"
 
-#define DISK_VERSION 1u
+#define DISK_VERSION 2u
 #define DISK_PAGE 4096u
 #define DISK_SEGMENT_MAGIC UINT64_C(0x4745534749504d)  // "MPIGSEG"
 #define DISK_MANIFEST_MAGIC UINT64_C(0x4e414d4749504d) // "MPIGMAN"

@@ -188,8 +188,8 @@ static int check_header(const struct disk_segment_header *h, const struct disk_s
 {
 	if (h->magic != DISK_SEGMENT_MAGIC)
 		return damaged(why, name, "no header");
-	if (h->version > DISK_VERSION)
-		return disk_fail(why, MPIG_EVERSION, "segment file %s has version %u, this daemon reads up to %u", name,
+	if (h->version != DISK_VERSION)
+		return disk_fail(why, MPIG_EVERSION, "segment file %s has version %u, this daemon reads version %u", name,
 		                 h->version, DISK_VERSION);
 	if (h->checksum != XXH3_64bits(h, offsetof(struct disk_segment_header, checksum)) || h->checksum != ref->header_checksum)
 		return damaged(why, name, "its header does not have its checksum");

@@ -6,7 +6,10 @@
 #include "daemon/engine/job.h"
 #include "daemon/engine/recent.h"
 
-enum { CENTRE_LEAST_ROWS = 16 }; // fewer first rows say too little about where int8 keys should be centred
+enum {
+	FRAME_LEAST_ROWS = 16, // fewer first rows of a segment say too little about the frame of its int8 keys
+	FRAME_SKIP = 16,       // first tokens of a context: some of them are sinks, whose keys lie far from all others
+};
 
 static int check_range(struct job *j, const struct layer **layer)
 {
@@ -78,17 +81,18 @@ static int copy_payload(struct job *j, const struct mpig_payload_layout *layout,
 	return 0;
 }
 
-static void set_centre(const struct append *a, const float *k, float *centre)
+// Of a segment whose first rows are k [n], token `position` on.
+static void set_frame(const float *k, uint32_t n, uint64_t position, uint32_t d_k, const struct write_span *w)
 {
-	uint32_t d_k = a->layer->shape.d_k;
-	memset(centre, 0, d_k * sizeof(float));
-	if (a->count < CENTRE_LEAST_ROWS)
-		return;
-	for (uint32_t i = 0; i < a->count; i++)
-		for (uint32_t d = 0; d < d_k; d++)
-			centre[d] += k[(size_t)i * d_k + d];
-	for (uint32_t d = 0; d < d_k; d++)
-		centre[d] /= (float)a->count;
+	uint32_t skip = position < FRAME_SKIP ? (uint32_t)(FRAME_SKIP - position) : 0;
+	if (n >= skip + FRAME_LEAST_ROWS)
+		row_frame_fit(k + (size_t)skip * d_k, n - skip, d_k, w->frame);
+	else if (w->frame_before)
+		memcpy(w->frame, w->frame_before, ROW_FRAME(d_k) * sizeof(float));
+	else if (n >= FRAME_LEAST_ROWS)
+		row_frame_fit(k, n, d_k, w->frame);
+	else
+		row_frame_none(d_k, w->frame);
 }
 
 static int append_head(struct job *j, uint32_t g, uint32_t unit, struct engine_scratch *scratch)
@@ -104,8 +108,8 @@ static int append_head(struct job *j, uint32_t g, uint32_t unit, struct engine_s
 		struct write_span w;
 		context_write_span(j->engine->store, j->request.context, j->request.entry.layer, g, a->position + done, &w);
 		uint32_t n = w.n < a->count - done ? w.n : a->count - done;
-		if (w.centre_fresh)
-			set_centre(a, k, w.centre);
+		if (w.frame_fresh)
+			set_frame(k, a->count - done, a->position + done, s->d_k, &w);
 		struct sig_params params = {.d_k = s->d_k,
 		                            .d_pad = layer->d_pad,
 		                            .bits = layer->wire.signature_bits,
@@ -113,7 +117,7 @@ static int append_head(struct job *j, uint32_t g, uint32_t unit, struct engine_s
 		                            .balance = w.params.balance,
 		                            .signs = a->signs};
 		for (uint32_t i = 0; i < n; i++, k += s->d_k, v += s->d_v) {
-			row_encode(&layer->rows, k, v, w.centre, w.rows + (size_t)i * layer->rows.stride);
+			row_encode(&layer->rows, k, v, w.frame, w.rows + (size_t)i * layer->rows.stride);
 			if (w.codes)
 				sig_encode(j->engine->kernels, &params, k, w.codes, w.factors, w.block_row + i, rotated);
 		}
@@ -219,7 +223,7 @@ static int read_attempt(struct job *j)
 			const struct span *span = &view.strip[g].spans[i];
 			for (uint32_t n = 0; n < span->n; n++) {
 				size_t at = (span->first + n - e->begin) * s->kv_heads + g;
-				row_decode(&layer->rows, span->rows + (size_t)n * layer->rows.stride, span->centre, k, v);
+				row_decode(&layer->rows, span->rows + (size_t)n * layer->rows.stride, span->frame, k, v);
 				memcpy(j->request.payload_out + layout.k + at * s->d_k * 4, k, s->d_k * 4);
 				memcpy(j->request.payload_out + layout.v + at * s->d_v * 4, v, s->d_v * 4);
 			}

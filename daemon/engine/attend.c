@@ -279,18 +279,18 @@ float attend_alibi_slope(const struct attend *a, uint32_t g, uint32_t r)
 	return base > 0 ? powf(base, (float)(attend_head(a, g, r) + 1)) : 0;
 }
 
-struct attn_head attend_logits(const struct attend *a, uint32_t g, uint32_t r, uint64_t first, const float *centre)
+void attend_logits(const struct attend *a, uint32_t g, uint32_t r, uint64_t first, const float *frame, struct row_query *out)
 {
 	struct attn_head h = {.scale = a->layer->scale, .softcap = a->layer->wire.softcap};
-	if (centre) {
-		const float *q = attend_query(a, g, r);
-		for (uint32_t d = 0; d < a->layer->shape.d_k; d++)
-			h.q_centre += q[d] * centre[d];
+	out->q = attend_query(a, g, r);
+	if (frame) {
+		h.q_centre = row_frame_query(frame, out->q, a->layer->shape.d_k, out->framed);
+		out->q = out->framed;
 	}
 	h.alibi_slope = attend_alibi_slope(a, g, r);
 	if (h.alibi_slope != 0)
 		h.alibi_base = (float)((double)first - (double)(a->position + attend_token(a, r)));
-	return h;
+	out->head = h;
 }
 
 static double realised(const struct attend *a, uint32_t g, uint32_t r, float lse, float error_a)

@@ -66,8 +66,14 @@ static inline uint64_t attend_visible_total(const struct attend *a, uint32_t r)
 	return limit > a->view.begin ? limit - a->view.begin : 0;
 }
 float attend_alibi_slope(const struct attend *a, uint32_t g, uint32_t r);
-// The head's logits for rows counted from token position `first`; centre: int8 rows.
-struct attn_head attend_logits(const struct attend *a, uint32_t g, uint32_t r, uint64_t first, const float *centre);
+// A query for rows of one frame: what is multiplied with them, and what makes logits of the products.
+struct row_query {
+	const float *q; // the query itself, or `framed`
+	struct attn_head head;
+	float framed[MPIG_MAX_HEAD_DIM];
+};
+// For rows counted from token position `first`; frame: of int8 rows, else NULL.
+void attend_logits(const struct attend *a, uint32_t g, uint32_t r, uint64_t first, const float *frame, struct row_query *out);
 // Notes rows fetched and bytes looked at (rows and index).
 void attend_count(struct attend *a, uint64_t rows, uint64_t bytes);
 int attend_finish(struct job *j, struct engine_scratch *s);

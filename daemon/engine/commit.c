@@ -27,7 +27,7 @@ static void decode_keys(const struct commit *c, uint32_t strip, uint32_t begin, 
 {
 	struct seal_plan *plan = (struct seal_plan *)&c->plan;
 	const struct layer *layer = c->layer_of[strip];
-	const float *centre = plan->centre(plan, strip);
+	const float *frame = plan->frame(plan, strip);
 	uint32_t d_k = layer->shape.d_k, known = 0, first = 0;
 	const uint8_t *rows = NULL;
 	float v[MPIG_MAX_HEAD_DIM];
@@ -37,7 +37,7 @@ static void decode_keys(const struct commit *c, uint32_t strip, uint32_t begin, 
 			first = row;
 			rows = plan->rows_at(plan, strip, row, &known);
 		}
-		row_decode(&layer->rows, rows + (size_t)(row - first) * layer->rows.stride, centre, keys + (size_t)i * d_k, v);
+		row_decode(&layer->rows, rows + (size_t)(row - first) * layer->rows.stride, frame, keys + (size_t)i * d_k, v);
 	}
 }
 

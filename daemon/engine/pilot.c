@@ -190,16 +190,17 @@ static double measure_noise(struct job *j, uint32_t g, uint32_t r, uint64_t turn
 	row += (uint32_t)(rng_hash(turn, g) % groups) * PILOT_RUN;
 	uint32_t run = span->block_row + n - row < PILOT_RUN ? span->block_row + n - row : PILOT_RUN;
 	struct sig_query query = *signature_query(a, g, r);
-	struct attn_head head = attend_logits(a, g, r, span->first, span->centre);
+	struct row_query asked;
+	attend_logits(a, g, r, span->first, span->frame, &asked);
 	float estimate[PILOT_RUN], product[PILOT_RUN];
 	const uint8_t *codes = span->codes + sig_code_bytes(layer->d_pad, layer->wire.signature_bits, row);
 	j->engine->kernels->sig_estimate(codes, span->factors + row, run, layer->d_pad, layer->wire.signature_bits, &query, 1,
 	                                 estimate, PILOT_RUN);
 	j->engine->kernels->scores[layer->rows.type](&layer->rows,
 	                                             span->rows + (size_t)(row - span->block_row) * layer->rows.stride, NULL, run,
-	                                             attend_query(a, g, r), 1, product, PILOT_RUN);
+	                                             asked.q, 1, product, PILOT_RUN);
 	for (uint32_t i = 0; i < run; i++)
-		product[i] = head.scale * (product[i] + head.q_centre);
+		product[i] = asked.head.scale * (product[i] + asked.head.q_centre);
 	if (layer->wire.softcap > 0) {
 		bend(estimate, run, layer->wire.softcap, 0, 0);
 		bend(product, run, layer->wire.softcap, 0, 0);

@@ -1,4 +1,6 @@
 // The units of `dense`: every row of a span, for every query of the group.
+#include <string.h>
+
 #include "daemon/engine/attend.h"
 
 enum { DENSE_QUERIES = 16 }; // queries of one KV head that read a span's rows together
@@ -7,7 +9,8 @@ int attend_span(struct job *j, uint32_t g, uint32_t unit, const struct span *spa
 {
 	struct attend *a = &j->attend;
 	const struct layer *layer = a->layer;
-	float *scratch = scratch_get(s, (size_t)DENSE_QUERIES * span->n * sizeof(float));
+	float *scratch = scratch_get(s, (size_t)DENSE_QUERIES * (span->n + layer->shape.d_k) * sizeof(float));
+	float *framed = scratch + (size_t)DENSE_QUERIES * span->n;
 	if (!scratch)
 		return job_fail(j, MPIG_ENOMEM, "no memory for %u logits", span->n);
 	uint32_t most = 0;
@@ -16,12 +19,16 @@ int attend_span(struct job *j, uint32_t g, uint32_t unit, const struct span *spa
 		struct attn_head h[DENSE_QUERIES];
 		uint32_t limit[DENSE_QUERIES];
 		for (uint32_t i = 0; i < heads; i++) {
-			h[i] = attend_logits(a, g, r0 + i, span->first, span->centre);
+			struct row_query query;
+			attend_logits(a, g, r0 + i, span->first, span->frame, &query);
+			h[i] = query.head;
+			if (span->frame)
+				memcpy(framed + (size_t)i * layer->shape.d_k, query.q, layer->shape.d_k * sizeof(float));
 			limit[i] = attend_visible(a, r0 + i, span->first, span->n);
 			most = limit[i] > most ? limit[i] : most;
 		}
-		attn_dense(j->engine->kernels, &layer->rows, span->rows, span->n, attend_query(a, g, r0), h, heads, limit,
-		           attend_partial(a, g, unit, r0), a->partial_bytes, scratch);
+		attn_dense(j->engine->kernels, &layer->rows, span->rows, span->n, span->frame ? framed : attend_query(a, g, r0),
+		           h, heads, limit, attend_partial(a, g, unit, r0), a->partial_bytes, scratch);
 	}
 	attend_count(a, most, (uint64_t)most * layer->rows.stride);
 	return 0;

@@ -123,16 +123,17 @@ static void attend_rows(struct job *j, uint32_t g, const struct span *span, cons
 {
 	struct attend *a = &j->attend;
 	const struct row_format *f = &a->layer->rows;
-	const float *q = attend_query(a, g, c->query), *norms = l->norms + (span->first - l->table->first);
-	struct attn_head h = attend_logits(a, g, c->query, span->first, span->centre);
-	float shift = h.q_centre - l->centre[c->query], *dot = l->scratch;
-	j->engine->kernels->scores[f->type](f, span->rows, c->row, c->n, q, 1, dot, c->n);
+	const float *norms = l->norms + (span->first - l->table->first);
+	struct row_query query;
+	attend_logits(a, g, c->query, span->first, span->frame, &query);
+	float shift = query.head.q_centre - l->centre[c->query], *dot = l->scratch;
+	j->engine->kernels->scores[f->type](f, span->rows, c->row, c->n, query.q, 1, dot, c->n);
 	for (uint32_t i = 0; i < c->n; i++) {
 		float size = l->query_norm[c->query] * norms[c->row[i]];
 		l->neg_log_pi[i] = -table_pi_get(&a->hashes->pi, size > 0 ? (dot[i] + shift) / size : 0);
 	}
 	// Tables collide jointly, not independently: the Poisson error terms would be wrong, so none are reported.
-	attn_scored(j->engine->kernels, f, span->rows, c->row, l->neg_log_pi, true, c->n, &h, l->part, l->scratch);
+	attn_scored(j->engine->kernels, f, span->rows, c->row, l->neg_log_pi, true, c->n, &query.head, l->part, l->scratch);
 	attn_partial_merge(attend_partial(a, g, unit, c->query), l->part, f->d_v);
 }
 

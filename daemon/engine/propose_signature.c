@@ -78,7 +78,7 @@ static int signature_main(struct job *j, uint32_t g, uint32_t unit, struct engin
 				row_set_add(&set, hits[i].row, hits[i].n);
 				struct selection sel = {.base = span->rows - (size_t)span->block_row * a->layer->rows.stride,
 				                        .first = span->first - span->block_row,
-				                        .centre = span->centre,
+				                        .frame = span->frame,
 				                        .index = hits[i].row,
 				                        .neg_log_pi = neg_log_pi,
 				                        .n = hits[i].n};

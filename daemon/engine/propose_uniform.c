@@ -27,7 +27,7 @@ static int uniform_main(struct job *j, uint32_t g, uint32_t unit, struct engine_
 		row_set_add(&set, row, n);
 		struct selection sel = {.base = span->rows,
 		                        .first = span->first,
-		                        .centre = span->centre,
+		                        .frame = span->frame,
 		                        .index = row,
 		                        .neg_log_pi = neg_log_pi,
 		                        .n = n};

@@ -57,9 +57,10 @@ int ranked_scores(struct job *j, uint32_t g, uint32_t unit, struct engine_scratc
 	const struct layer *layer = a->layer;
 	for (uint32_t r = 0; r < a->queries; r++) {
 		float *score = scores_of(a, g, r, span->first);
-		j->engine->kernels->scores[layer->rows.type](&layer->rows, span->rows, NULL, span->n, attend_query(a, g, r), 1,
-		                                             score, span->n);
-		struct attn_head h = attend_logits(a, g, r, span->first, span->centre);
+		struct row_query query;
+		attend_logits(a, g, r, span->first, span->frame, &query);
+		j->engine->kernels->scores[layer->rows.type](&layer->rows, span->rows, NULL, span->n, query.q, 1, score, span->n);
+		struct attn_head h = query.head;
 		for (uint32_t i = 0; i < span->n; i++) {
 			float logit = (score[i] + h.q_centre) * h.scale;
 			if (h.softcap > 0)
@@ -164,7 +165,7 @@ int ranked_main(struct job *j, uint32_t g, uint32_t unit, struct engine_scratch 
 		row_set_add(&set, row, n);
 		struct selection sel = {.base = span->rows,
 		                        .first = span->first,
-		                        .centre = span->centre,
+		                        .frame = span->frame,
 		                        .index = row,
 		                        .neg_log_pi = drawn ? neg_log_pi : NULL,
 		                        .n = n};

@@ -3,9 +3,10 @@
 void attend_selection(struct job *j, uint32_t g, uint32_t r, const struct selection *sel, struct attn_partial *p, float *scratch)
 {
 	struct attend *a = &j->attend;
-	struct attn_head h = attend_logits(a, g, r, sel->first, sel->centre);
-	attn_selected(j->engine->kernels, &a->layer->rows, sel->base, sel->index, sel->neg_log_pi, sel->n, attend_query(a, g, r),
-	              &h, p, scratch);
+	struct row_query query;
+	attend_logits(a, g, r, sel->first, sel->frame, &query);
+	attn_selected(j->engine->kernels, &a->layer->rows, sel->base, sel->index, sel->neg_log_pi, sel->n, query.q, &query.head,
+	              p, scratch);
 }
 
 void row_set_add(struct row_set *set, const uint32_t *row, uint32_t n)

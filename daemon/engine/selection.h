@@ -8,7 +8,7 @@
 struct selection {
 	const uint8_t *base;
 	uint64_t first;
-	const float *centre;
+	const float *frame; // of int8 rows
 	const uint32_t *index;
 	const float *neg_log_pi; // NULL: all certain
 	uint32_t n;

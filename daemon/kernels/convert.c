@@ -171,21 +171,21 @@ static uint16_t encode_i8_block(const float *x, uint32_t n, int8_t *out)
 	return scale;
 }
 
-static void encode_i8(const float *x, const float *centre, uint32_t d, uint8_t *dst)
+static void encode_i8(const float *x, const float *frame, uint32_t d, uint8_t *dst)
 {
 	float block[I8_BLOCK];
 	int8_t out[I8_BLOCK];
 	for (uint32_t at = 0; at < d; at += I8_BLOCK) {
 		uint32_t n = d - at < I8_BLOCK ? d - at : I8_BLOCK;
 		for (uint32_t j = 0; j < n; j++)
-			block[j] = centre ? x[at + j] - centre[at + j] : x[at + j];
+			block[j] = frame ? (x[at + j] - frame[at + j]) / frame[d + at + j] : x[at + j];
 		uint16_t scale = encode_i8_block(block, n, out);
 		memcpy(dst + at, out, n);
 		memcpy(dst + d + at / I8_BLOCK * 2, &scale, 2);
 	}
 }
 
-void row_encode(const struct row_format *f, const float *k, const float *v, const float *centre, uint8_t *dst)
+void row_encode(const struct row_format *f, const float *k, const float *v, const float *frame, uint8_t *dst)
 {
 	uint32_t used = f->v_offset + half_bytes(f->type, f->d_v);
 	switch (f->type) {
@@ -198,7 +198,7 @@ void row_encode(const struct row_format *f, const float *k, const float *v, cons
 		encode_f16(v, f->d_v, dst + f->v_offset);
 		break;
 	default:
-		encode_i8(k, centre, f->d_k, dst);
+		encode_i8(k, frame, f->d_k, dst);
 		encode_i8(v, NULL, f->d_v, dst + f->v_offset);
 	}
 	memset(dst + used, 0, f->stride - used);
@@ -219,11 +219,11 @@ static void decode_half(enum row_type type, const uint8_t *src, uint32_t d, floa
 		out[j] = type == ROW_F16 ? f16_widen(half[j]) : as_float((uint32_t)half[j] << 16);
 }
 
-void row_decode(const struct row_format *f, const uint8_t *src, const float *centre, float *k, float *v)
+void row_decode(const struct row_format *f, const uint8_t *src, const float *frame, float *k, float *v)
 {
 	decode_half(f->type, src, f->d_k, k);
 	decode_half(f->type, src + f->v_offset, f->d_v, v);
-	if (centre && f->type == ROW_I8)
+	if (frame && f->type == ROW_I8)
 		for (uint32_t j = 0; j < f->d_k; j++)
-			k[j] += centre[j];
+			k[j] = k[j] * frame[f->d_k + j] + frame[j];
 }

@@ -3,7 +3,7 @@
 //
 // Rows: K | V side by side, `stride` bytes apart, K at offset 0 and V at `v_offset` (struct row_format).
 //   bf16, fp16   d_k then d_v elements of 2 bytes
-//   int8         d_k values int8, ceil(d_k/32) scales fp16, d_v values int8, ceil(d_v/32) scales fp16; K minus its centre
+//   int8         d_k values int8, ceil(d_k/32) scales fp16, d_v values int8, ceil(d_v/32) scales fp16; K in its frame
 // Codes: signature codes of 16 rows interleaved (a "group"): for word w of a row's d_pad*b/8 bytes, 16 x 4 bytes, one per
 // row. Byte k of word w holds fields f = 0..8/b-1 at bit b*f: the code of dimension f * (d_pad*b/8) + 4w + k. So masking
 // a field in place leaves code << (b*f), and one VNNI step multiplies it by four neighbouring query bytes.
@@ -130,9 +130,19 @@ bool bf16_widen_finite(const void *src, size_t n, float *dst);
 
 // Row layout for a type and dimensions; 0, or -1 if unsupported.
 int row_format_init(struct row_format *f, enum row_type type, uint32_t d_k, uint32_t d_v);
-// Encodes one row from fp32 (centre: d_k floats subtracted from K for int8; NULL elsewhere). dst has f->stride bytes.
-void row_encode(const struct row_format *f, const float *k, const float *v, const float *centre, uint8_t *dst);
-// Decodes one row to fp32 (adds the centre back).
-void row_decode(const struct row_format *f, const uint8_t *src, const float *centre, float *k, float *v);
+// Encodes one row from fp32. frame: of int8 keys (below), else ignored. dst has f->stride bytes.
+void row_encode(const struct row_format *f, const float *k, const float *v, const float *frame, uint8_t *dst);
+// Decodes one row to fp32.
+void row_decode(const struct row_format *f, const uint8_t *src, const float *frame, float *k, float *v);
+
+// The frame of int8 keys, float [2][d_k]: a centre c and a scale s > 0 for each dimension. What is stored is (k - c) / s, so that
+// q.k = (q s).stored + q.c, and the loop over rows multiplies as if there were no frame. NULL: 0 and 1.
+#define ROW_FRAME(d_k) (2 * (size_t)(d_k))
+// From n >= 1 keys [n][d_k]: c is their mean, s the root of their deviation. Dimensions of one block of 32 share a step: dividing by the
+// deviation itself would spend as many steps on a dimension that hardly differs between keys as on one that decides.
+void row_frame_fit(const float *k, size_t n, uint32_t d_k, float *frame);
+void row_frame_none(uint32_t d_k, float *frame); // 0 and 1
+// q s into out [d_k]; returns q.c.
+float row_frame_query(const float *frame, const float *q, uint32_t d_k, float *out);
 
 #endif

@@ -91,8 +91,8 @@ static bool check_head(const struct segment_use *use, const struct segment_recor
 	const struct spec *spec = use->spec;
 	if (r->strips != spec->strips || r->block_count > SEGMENT_MAX_BLOCKS)
 		return bad(why, "%u strips and %u blocks", r->strips, r->block_count);
-	if (spec->has_int8 ? !pool_inside(use->pool, r->centres_offset, centres_bytes(spec)) : r->centres_offset != 0)
-		return bad(why, "centres cannot be at %#" PRIx64, r->centres_offset);
+	if (spec->has_int8 ? !pool_inside(use->pool, r->frames_offset, frames_bytes(spec)) : r->frames_offset != 0)
+		return bad(why, "frames cannot be at %#" PRIx64, r->frames_offset);
 	if (!r->generation_offset)
 		return true;
 	*g = record_at(use->pool, r->generation_offset, RECORD_GENERATION, generation_bytes(spec->strips));

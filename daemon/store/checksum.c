@@ -1,5 +1,5 @@
 // Checksums of sealed segments. One over the segment's records, kept in the segment record, is checked whenever a pool is attached: with
-// it every offset the segment leads to can be trusted; it covers the int8 centres too. Others over rows and token ids (in each block record), codes (in each code
+// it every offset the segment leads to can be trusted; it covers the frames of int8 keys too. Others over rows and token ids (in each block record), codes (in each code
 // block) and tables (in the generation) are made while sealing and checked on request.
 #include <stdlib.h>
 
@@ -52,7 +52,7 @@ static uint64_t hash_block(const struct pool *pool, const struct segment_record 
 static uint64_t hash_records(const struct pool *pool, const struct spec *spec, const struct segment_record *r,
                              uint32_t sealed_rows, bool sums)
 {
-	uint64_t head[] = {r->generation_offset, r->centres_offset, sealed_rows, r->strips};
+	uint64_t head[] = {r->generation_offset, r->frames_offset, sealed_rows, r->strips};
 	uint64_t h = XXH3_64bits(head, sizeof head);
 	struct generation_record *g = r->generation_offset ? pool_at(pool, r->generation_offset) : NULL;
 	uint32_t rows = 0;
@@ -62,8 +62,8 @@ static uint64_t hash_records(const struct pool *pool, const struct spec *spec, c
 		h = hash_record(&g->header, offsetof(struct generation_record, code_block), sums, h);
 	if (g && g->table_rows)
 		h = XXH3_64bits_withSeed(generation_tables(g), r->strips * sizeof(struct table_extent), h);
-	if (r->centres_offset)
-		h = XXH3_64bits_withSeed(pool_at(pool, r->centres_offset), centres_bytes(spec), h);
+	if (r->frames_offset)
+		h = XXH3_64bits_withSeed(pool_at(pool, r->frames_offset), frames_bytes(spec), h);
 	return not_zero(h);
 }
 
@@ -206,7 +206,7 @@ bool segment_verify_step(const struct pool *pool, const struct segment *seg, str
 		return false;
 	walk->step++;
 	if (step == 0)
-		compare(walk, 1, segment_records_good(pool, seg->spec, r), pool_round(sizeof *r) + centres_bytes(seg->spec));
+		compare(walk, 1, segment_records_good(pool, seg->spec, r), pool_round(sizeof *r) + frames_bytes(seg->spec));
 	if (step < blocks) {
 		verify_block(pool, seg, step, walk);
 		return true;

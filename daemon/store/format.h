@@ -10,7 +10,7 @@
 //       slots A, B: owner, group, mode, segment list, parameters    the newer one with a valid checksum counts
 //       -> spec: layer_count x struct mpig_wire_layer                                     (checksummed)
 //       -> segment list: {segment offset, first token, length} x count                    (checksummed)
-//            segment record: blocks [n], sealed rows, generation, int8 centres
+//            segment record: blocks [n], sealed rows, generation, frames of int8 keys
 //              -> block record: rows offset per strip (0 = not yet), token ids
 //                   -> rows extent: capacity x row stride
 //              -> generation record: parameters, tables (offset, bytes) per strip, code blocks [n]
@@ -29,7 +29,7 @@
 #include "shm/control.h"
 
 #define POOL_MAGIC 0x4c4f4f504749504dull // "MPIGPOOL"
-#define POOL_LAYOUT_VERSION 2u
+#define POOL_LAYOUT_VERSION 3u
 #define POOL_GRANULE 4096u
 #define POOL_MAX_CONTEXTS 65536u
 #define SEGMENT_MAX_ROWS 65536u
@@ -114,9 +114,9 @@ struct segment_ref {
 };
 
 struct segment_record {
-	struct record_header header; // checksum, when sealed: of these, all records it leads to and the centres (checksum.c)
+	struct record_header header; // checksum, when sealed: of these, all records it leads to and the frames (checksum.c)
 	uint64_t generation_offset;  // 0 = no index yet
-	uint64_t centres_offset;     // int8 rows: float [strips][max d_k]; 0 = none
+	uint64_t frames_offset;      // int8 keys: float [strips][2 max d_k], a row_frame each; 0 = none
 	uint32_t sealed_rows;        // 0 = open
 	uint32_t block_count;
 	uint32_t strips, reserved;

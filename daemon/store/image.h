@@ -23,11 +23,11 @@ static inline bool image_id_is_set(const uint8_t id[IMAGE_ID_BYTES])
 #define IMAGE_PART_MAX (UINT64_C(1) << 20)
 
 enum image_kind {
-	IMAGE_TOKENS = 1,  // of a block: u32 a row
-	IMAGE_ROWS = 2,    // of a strip of a block
-	IMAGE_CODES = 3,   // likewise; opaque: ranges of the extent as the store keeps it
-	IMAGE_TABLE = 4,   // of a strip
-	IMAGE_CENTRES = 5, // float [strips][largest d_k]
+	IMAGE_TOKENS = 1, // of a block: u32 a row
+	IMAGE_ROWS = 2,   // of a strip of a block
+	IMAGE_CODES = 3,  // likewise; opaque: ranges of the extent as the store keeps it
+	IMAGE_TABLE = 4,  // of a strip
+	IMAGE_FRAMES = 5, // float [strips][2][largest d_k]
 	IMAGE_KINDS
 };
 struct image_part { // at most IMAGE_PART_MAX bytes; the order and the cut of the parts of a segment follow from its shape

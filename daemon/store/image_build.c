@@ -28,8 +28,8 @@ static int want_segment(const struct making *m, struct extents *x, const struct 
 {
 	const struct spec *spec = m->spec;
 	int status = extents_want(x, sizeof(struct segment_record), 0);
-	if (centres_bytes(spec))
-		status |= extents_want(x, centres_bytes(spec), 0);
+	if (frames_bytes(spec))
+		status |= extents_want(x, frames_bytes(spec), 0);
 	if (from->indexed)
 		status |= extents_want(x, generation_bytes(spec->strips), 0);
 	for (uint32_t b = 0; b < from->block_count && !status; b++)
@@ -103,8 +103,8 @@ static void build_segment(struct making *m, uint32_t i)
 	struct segment_record *r = seg->record = pool_at(m->store->pool, seg->offset);
 	record_init(&r->header, RECORD_SEGMENT, pool_round(sizeof *r));
 	r->strips = m->spec->strips;
-	if (centres_bytes(m->spec))
-		r->centres_offset = extents_next(x);
+	if (frames_bytes(m->spec))
+		r->frames_offset = extents_next(x);
 	if (from->indexed) {
 		r->generation_offset = extents_next(x);
 		g = build_generation(m, r->generation_offset, from);

@@ -276,7 +276,7 @@ static int announce(struct making *m, char *why)
 
 int making_finish(struct making *m, char *why)
 {
-	int status = check_segments(m, why); // reads the records and the centres, not the rows
+	int status = check_segments(m, why); // reads the records and the frames, not the rows
 	if (!status) {
 		store_lock(m->store);
 		status = announce(m, why);

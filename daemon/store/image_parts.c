@@ -64,7 +64,7 @@ int parts_list(const struct pool *pool, const struct segment *seg, const struct 
 	}
 	for (uint32_t strip = 0; shape->has_tables && strip < spec->strips; strip++)
 		add(&list, IMAGE_TABLE, 0, strip, 0, generation_tables(g)[strip].bytes);
-	add(&list, IMAGE_CENTRES, 0, 0, 0, centres_bytes(spec));
+	add(&list, IMAGE_FRAMES, 0, 0, 0, frames_bytes(spec));
 	if (list.no_memory) {
 		free(list.part);
 		return MPIG_ENOMEM;
@@ -93,8 +93,8 @@ void *part_memory(const struct pool *pool, const struct segment *seg, const stru
 	case IMAGE_TABLE:
 		base = pool_at(pool, generation_tables(g)[part->strip].offset);
 		break;
-	case IMAGE_CENTRES:
-		base = pool_at(pool, r->centres_offset);
+	case IMAGE_FRAMES:
+		base = pool_at(pool, r->frames_offset);
 		break;
 	case IMAGE_KINDS:
 		abort();

@@ -5,7 +5,7 @@
 #include "daemon/store/image.h"
 #include "daemon/store/internal.h"
 
-// Block by block: token ids, then of each strip its rows and codes. Then tables by strip, then the centres.
+// Block by block: token ids, then of each strip its rows and codes. Then tables by strip, then the frames.
 int parts_list(const struct pool *pool, const struct segment *seg, const struct image_segment *shape, struct image_part **parts,
                size_t *count); // 0 or MPIG_ENOMEM
 void *part_memory(const struct pool *pool, const struct segment *seg, const struct image_part *part);

@@ -224,9 +224,9 @@ static inline uint64_t layer_code_bytes(const struct layer *l)
 {
 	return (uint64_t)l->d_pad * l->wire.signature_bits / 8;
 } // of a row, codes only
-static inline uint64_t centres_bytes(const struct spec *spec)
+static inline uint64_t frames_bytes(const struct spec *spec)
 {
-	return spec->has_int8 ? (uint64_t)spec->strips * spec->max_d_k * sizeof(float) : 0;
+	return spec->has_int8 ? spec->strips * ROW_FRAME(spec->max_d_k) * sizeof(float) : 0;
 }
 int strip_node(const struct store *s, const struct layer *l, uint32_t kv_head);
 
@@ -253,6 +253,7 @@ struct trash *segment_trash_new(const struct store *s, const struct segment *seg
 // Lists the surplus and takes it off the books. Then publish what makes it unreachable, then retire the list.
 void segment_trash_fill(struct store *s, struct segment *seg, uint32_t rows, bool trim, struct trash *trash);
 struct generation_record *segment_generation(const struct pool *pool, const struct segment *seg);
+float *segment_frame(const struct pool *pool, const struct segment *seg, uint32_t strip); // of a strip with int8 rows
 struct code_range {
 	uint64_t begin, end;
 };
@@ -262,7 +263,7 @@ uint32_t code_ranges(const struct layer *l, uint32_t rows, uint32_t used, struct
 
 // checksum.c: what a sealed segment says about itself. 0 means none.
 uint64_t segment_checksum(const struct pool *pool, const struct spec *spec, const struct segment_record *r,
-                          uint32_t sealed_rows); // its records, and the int8 centres
+                          uint32_t sealed_rows); // its records, and the frames of int8 keys
 struct content_sums {                            // of what its records lead to; 0: it is not there
 	uint64_t block[SEGMENT_MAX_BLOCKS], code_block[SEGMENT_MAX_BLOCKS], tables;
 };

@@ -133,14 +133,12 @@ static const uint8_t *plan_rows_at(struct seal_plan *plan, uint32_t strip, uint3
 	       (uint64_t)block_row * spec_strip(plan->context->spec, strip)->rows.stride;
 }
 
-static const float *plan_centre(struct seal_plan *plan, uint32_t strip)
+static const float *plan_frame(struct seal_plan *plan, uint32_t strip)
 {
 	const struct seal_work *w = plan->private_;
-	const struct spec *spec = plan->context->spec;
-	if (spec_strip(spec, strip)->rows.type != ROW_I8)
+	if (spec_strip(plan->context->spec, strip)->rows.type != ROW_I8)
 		return NULL;
-	return (const float *)pool_at(plan->context->store->pool, w->segment->record->centres_offset) +
-	       (uint64_t)strip * spec->max_d_k;
+	return segment_frame(plan->context->store->pool, w->segment, strip);
 }
 
 // ---- begin -----------------------------------------------------------------------------------------------------------
@@ -250,7 +248,7 @@ static int prepare(struct store *s, struct context *c, uint32_t index, uint32_t 
 		.codes = plan_codes,
 		.table = plan_table,
 		.rows_at = plan_rows_at,
-		.centre = plan_centre,
+		.frame = plan_frame,
 	};
 	struct seal_work *w = calloc(1, sizeof *w);
 	if (!w)

@@ -25,6 +25,11 @@ struct generation_record *segment_generation(const struct pool *pool, const stru
 	return offset ? pool_at(pool, offset) : NULL;
 }
 
+float *segment_frame(const struct pool *pool, const struct segment *seg, uint32_t strip)
+{
+	return (float *)pool_at(pool, seg->record->frames_offset) + strip * ROW_FRAME(seg->spec->max_d_k);
+}
+
 // ---- extents of a segment --------------------------------------------------------------------------------------------
 // An extent of codes holds the codes of all `rows` rows of its block, then as many factors. Of a sealed block only `used` rows
 // count: what lies between the last used code and the first factor, and after the last used factor, is given back.
@@ -144,8 +149,8 @@ void segment_extents(const struct pool *pool, const struct segment *seg, struct 
 				put(sink, table[strip].offset, 0, pool_round(table[strip].bytes), USE_INDEX);
 		put(sink, r->generation_offset, 0, g->header.bytes, USE_METADATA);
 	}
-	if (r->centres_offset)
-		put(sink, r->centres_offset, 0, pool_round(centres_bytes(seg->spec)), USE_METADATA);
+	if (r->frames_offset)
+		put(sink, r->frames_offset, 0, pool_round(frames_bytes(seg->spec)), USE_METADATA);
 	put(sink, seg->offset, 0, r->header.bytes, USE_METADATA);
 }
 

@@ -145,9 +145,9 @@ struct span {           // consecutive rows in memory: the part of one block ins
 	const uint8_t *rows;
 	const uint8_t *codes;    // of the block's first row's group; NULL: not in the signature index, attend exactly
 	const uint16_t *factors; // of the block's first row
-	uint32_t block_row;  // index in the block of the span's first row (codes and factors are indexed from the block's start)
-	uint32_t table;      // index into tables of the segment's SimHash table; UINT32_MAX: none covers this span
-	const float *centre; // int8 rows; NULL otherwise
+	uint32_t block_row; // index in the block of the span's first row (codes and factors are indexed from the block's start)
+	uint32_t table;     // index into tables of the segment's SimHash table; UINT32_MAX: none covers this span
+	const float *frame; // of int8 rows (row_frame_fit); NULL otherwise
 };
 struct table_view { // SimHash tables of one segment of one strip
 	const void *table;
@@ -186,8 +186,9 @@ struct write_span {
 	uint16_t *factors;
 	uint32_t block_row;
 	struct strip_params params;
-	float *centre; // int8: d_k floats; *centre_fresh: the caller sets it from its first rows
-	bool centre_fresh;
+	float *frame; // of int8 rows. frame_fresh: the caller sets it from its first rows
+	bool frame_fresh;
+	const float *frame_before; // of the segment before, if there is one
 };
 // Where the reserved rows of one strip go, from position on.
 void context_write_span(struct store *s, struct context *c, uint32_t layer, uint32_t kv_head, uint64_t position,
@@ -226,7 +227,7 @@ struct seal_plan {
 	uint8_t *(*codes)(struct seal_plan *, uint32_t strip, uint32_t row, uint16_t **factors, uint32_t *block_row, uint32_t *n);
 	void *(*table)(struct seal_plan *, uint32_t strip);                                       // table_bytes(K, L, rows) bytes
 	const uint8_t *(*rows_at)(struct seal_plan *, uint32_t strip, uint32_t row, uint32_t *n); // consecutive rows from `row`
-	const float *(*centre)(struct seal_plan *, uint32_t strip);
+	const float *(*frame)(struct seal_plan *, uint32_t strip);
 	struct context *context;
 	void *private_;
 };

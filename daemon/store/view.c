@@ -74,8 +74,7 @@ static void add_spans(const struct builder *v, const struct segment *seg, const 
 			span->factors = (const uint16_t *)(const void *)(span->codes + factors_at);
 		}
 		if (l->rows.type == ROW_I8)
-			span->centre =
-				(const float *)(const void *)(v->base + r->centres_offset) + (uint64_t)strip * v->spec->max_d_k;
+			span->frame = segment_frame(v->pool, seg, strip);
 	}
 	v->view->span_count++;
 }

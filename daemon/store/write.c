@@ -124,8 +124,8 @@ static int want_piece(struct plan *p, const struct piece *piece)
 	int status = 0;
 	if (piece->new_segment) {
 		status |= extents_want(x, sizeof(struct segment_record), 0);
-		if (centres_bytes(spec))
-			status |= extents_want(x, centres_bytes(spec), 0);
+		if (frames_bytes(spec))
+			status |= extents_want(x, frames_bytes(spec), 0);
 		if (piece->codes)
 			status |= extents_want(x, generation_bytes(spec->strips), 0);
 	}
@@ -184,9 +184,9 @@ static void build_segment(struct store *s, struct plan *p, struct segment *seg)
 	record_init(&seg->record->header, RECORD_SEGMENT, pool_round(sizeof *seg->record));
 	seg->record->strips = spec->strips;
 	segment_grow(s, seg, pool_round(sizeof *seg->record), USE_METADATA);
-	if (centres_bytes(spec)) {
-		seg->record->centres_offset = extents_next(&p->extents);
-		segment_grow(s, seg, pool_round(centres_bytes(spec)), USE_METADATA);
+	if (frames_bytes(spec)) {
+		seg->record->frames_offset = extents_next(&p->extents);
+		segment_grow(s, seg, pool_round(frames_bytes(spec)), USE_METADATA);
 	}
 }
 
@@ -405,8 +405,9 @@ void context_write_span(struct store *s, struct context *c, uint32_t layer, uint
 		out->factors = (uint16_t *)(void *)(out->codes + block->rows * layer_code_bytes(l));
 	}
 	if (l->rows.type == ROW_I8) {
-		out->centre = (float *)pool_at(s->pool, r->centres_offset) + (uint64_t)strip * seg->spec->max_d_k;
-		out->centre_fresh = row == 0 && atomic_load(&c->rows[layer]) <= snap->ref[i].first;
+		out->frame = segment_frame(s->pool, seg, strip);
+		out->frame_before = i ? segment_frame(s->pool, snap->ref[i - 1].segment, strip) : NULL;
+		out->frame_fresh = row == 0 && atomic_load(&c->rows[layer]) <= snap->ref[i].first;
 	}
 }
 

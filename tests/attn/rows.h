@@ -12,8 +12,8 @@ struct rows {
 	struct row_format f;
 	uint32_t n;
 	uint8_t *bytes;
-	float *k, *v; // as stored: decoded again, K of int8 rows without the centre
-	float centre[256];
+	float *k, *v;     // as stored: decoded again, K of int8 rows without the centre
+	float frame[512]; // of int8 keys: a centre, no scale
 };
 
 static inline void rows_make(struct rows *r, uint64_t seed, enum row_type type, uint32_t d_k, uint32_t d_v, uint32_t n)
@@ -26,15 +26,14 @@ static inline void rows_make(struct rows *r, uint64_t seed, enum row_type type, 
 	r->v = floats((size_t)n * d_v);
 	rng_gaussian(&rng, r->k, (size_t)n * d_k);
 	rng_gaussian(&rng, r->v, (size_t)n * d_v);
-	rng_gaussian(&rng, r->centre, d_k);
-	const float *centre = type == ROW_I8 ? r->centre : NULL;
-	for (uint32_t j = 0; j < d_k; j++)
-		r->centre[j] = centre ? r->centre[j] : 0;
+	row_frame_none(d_k, r->frame);
+	if (type == ROW_I8)
+		rng_gaussian(&rng, r->frame, d_k);
 	for (uint32_t i = 0; i < n; i++) {
 		float *v = r->v + (size_t)i * d_v;
 		for (uint32_t j = 0; j < d_v; j++)
 			v[j] += 1; // a mean, as real values have
-		row_encode(&r->f, r->k + (size_t)i * d_k, v, centre, r->bytes + (size_t)i * r->f.stride);
+		row_encode(&r->f, r->k + (size_t)i * d_k, v, r->frame, r->bytes + (size_t)i * r->f.stride);
 		row_decode(&r->f, r->bytes + (size_t)i * r->f.stride, NULL, r->k + (size_t)i * d_k, v);
 	}
 }

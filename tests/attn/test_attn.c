@@ -9,7 +9,7 @@ static struct attn_head head(const struct rows *r, const float *q, uint32_t vari
 {
 	struct attn_head h = {.scale = 1 / sqrtf((float)r->f.d_k)};
 	for (uint32_t j = 0; j < r->f.d_k; j++)
-		h.q_centre += q[j] * r->centre[j];
+		h.q_centre += q[j] * r->frame[j];
 	if (variant & 1)
 		h.softcap = 5;
 	if (variant & 2) {

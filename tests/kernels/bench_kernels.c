@@ -326,7 +326,7 @@ static void fill_region(struct bench *b, int kind)
 		return;
 	}
 	struct row_format f;
-	float k[D], v[D], centre[D] = {0};
+	float k[D], v[D];
 	row_format_init(&f, (enum row_type)kind, D, D);
 	const size_t bytes = (size_t)ROWS * f.stride;
 	for (uint32_t i = 0; i < ROWS; i++) {
@@ -334,7 +334,7 @@ static void fill_region(struct bench *b, int kind)
 			k[j] = rng_normal(&b->rng);
 			v[j] = rng_normal(&b->rng);
 		}
-		row_encode(&f, k, v, kind == ROW_I8 ? centre : NULL, b->region + (size_t)i * f.stride);
+		row_encode(&f, k, v, NULL, b->region + (size_t)i * f.stride);
 	}
 	for (size_t at = bytes; at < b->region_bytes; at += bytes)
 		memcpy(b->region + at, b->region, at + bytes > b->region_bytes ? b->region_bytes - at : bytes);

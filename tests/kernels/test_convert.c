@@ -177,6 +177,7 @@ static double half_step(enum row_type type, double x)
 }
 
 // Half the scale that a block's largest number calls for, rounded up to fp16.
+// Of what is stored: x in its frame.
 static double i8_half_step(const double *x, uint32_t d, uint32_t j)
 {
 	double largest = 0;
@@ -185,14 +186,16 @@ static double i8_half_step(const double *x, uint32_t d, uint32_t j)
 	return .5 * (largest / 127 * (1 + 0x1p-10 + 0x1p-20) + 0x1p-24);
 }
 
-static void check_half(enum row_type type, const char *name, const float *x, const float *centre, const float *got, uint32_t d)
+static void check_half(enum row_type type, const char *name, const float *x, const float *frame, const float *got, uint32_t d)
 {
-	double centred[256];
+	double framed[256];
 	for (uint32_t j = 0; j < d; j++)
-		centred[j] = (double)(centre ? x[j] - centre[j] : x[j]);
+		framed[j] = frame ? ((double)x[j] - (double)frame[j]) / (double)frame[d + j] : (double)x[j];
 	for (uint32_t j = 0; j < d; j++) {
-		double bound = type == ROW_I8 ? i8_half_step(centred, d, j) + 2 * (double)FLT_EPSILON * fabs((double)x[j]) + 1e-30
-		                              : half_step(type, (double)x[j]);
+		double scale = frame ? (double)frame[d + j] : 1, centre = frame ? (double)frame[j] : 0;
+		double rounding = 2 * (double)FLT_EPSILON * (fabs((double)x[j]) + fabs(centre));
+		double bound =
+			type == ROW_I8 ? scale * i8_half_step(framed, d, j) + rounding + 1e-30 : half_step(type, (double)x[j]);
 		double error = fabs((double)got[j] - (double)x[j]);
 		ck_assert_msg(error <= bound, "type %d d %u %s[%u]: %g became %g, error %g > %g", type, d, name, j, (double)x[j],
 		              (double)got[j], error, bound);
@@ -206,25 +209,67 @@ START_TEST(row_round_trip)
 		enum row_type type = (enum row_type)(round % ROW_TYPES);
 		struct row_format f;
 		struct guarded map;
-		float k[256], v[256], centre[256], k2[256], v2[256];
-		bool centred = type == ROW_I8 && rng_below(&r, 2);
+		float k[256], v[256], frame[512], k2[256], v2[256];
+		bool framed = type == ROW_I8 && rng_below(&r, 2);
 		ck_assert_int_eq(row_format_init(&f, type, dims[rng_below(&r, 7)], dims[rng_below(&r, 7)]), 0);
 		float size = rng_below(&r, 4) ? 1 : rng_below(&r, 2) ? 1e-5f : 100;
 		for (uint32_t j = 0; j < 256; j++) {
 			k[j] = size * rng_biased(&r) / 100;
 			v[j] = size * rng_biased(&r) / 100;
-			centre[j] = rng_normal(&r);
+		}
+		for (uint32_t j = 0; j < f.d_k; j++) {
+			frame[j] = rng_normal(&r);
+			frame[f.d_k + j] = expf(2 * rng_normal(&r));
 		}
 		uint8_t *row = guard_alloc(&map, f.stride);
-		row_encode(&f, k, v, centred ? centre : NULL, row);
-		row_decode(&f, row, centred ? centre : NULL, k2, v2);
-		check_half(type, "k", k, centred ? centre : NULL, k2, f.d_k);
+		row_encode(&f, k, v, framed ? frame : NULL, row);
+		row_decode(&f, row, framed ? frame : NULL, k2, v2);
+		check_half(type, "k", k, framed ? frame : NULL, k2, f.d_k);
 		check_half(type, "v", v, NULL, v2, f.d_v);
 		uint32_t used = f.v_offset + (type == ROW_I8 ? f.d_v + 2 * ((f.d_v + 31) / 32) : 2 * f.d_v);
 		for (uint32_t at = used; at < f.stride; at++)
 			ck_assert_msg(row[at] == 0, "padding byte %u is %u", at, row[at]);
 		guard_free(&map);
 	}
+}
+END_TEST
+
+// q.k is (q s).stored + q.c; the fit is the mean and the root of the deviation; keys that are all alike have a frame as well.
+START_TEST(row_frames)
+{
+	enum { N = 500, DIM = 80 };
+	static float k[N * DIM];
+	float frame[2 * DIM], q[DIM], framed[DIM];
+	uint64_t r = 21;
+	for (uint32_t i = 0; i < N; i++)
+		for (uint32_t j = 0; j < DIM; j++)
+			k[i * DIM + j] = (float)j - 40 + (j % 7 == 0 ? 20 : .5f) * rng_normal(&r);
+	row_frame_fit(k, N, DIM, frame);
+	for (uint32_t j = 0; j < DIM; j++) { // deviations of means and roots of deviations over 500 keys, by 6
+		double deviation = j % 7 == 0 ? 20 : .5, mean = (20 * 12 + .5 * 68) / 80;
+		ck_assert_double_le(fabs((double)frame[j] - (j - 40.)), 6 * deviation / sqrt(N));
+		ck_assert_double_le(fabs((double)frame[DIM + j] / sqrt(deviation + .05 * mean) - 1), .12);
+		q[j] = rng_normal(&r);
+	}
+	float product = row_frame_query(frame, q, DIM, framed);
+	for (uint32_t i = 0; i < N; i++) {
+		double true_product = 0, in_frame = (double)product, size = fabs(in_frame);
+		for (uint32_t j = 0; j < DIM; j++) {
+			double x = ((double)k[i * DIM + j] - (double)frame[j]) / (double)frame[DIM + j];
+			true_product += (double)q[j] * (double)k[i * DIM + j];
+			in_frame += (double)framed[j] * x;
+			size += fabs((double)framed[j] * x) + fabs((double)q[j] * (double)frame[j]);
+		}
+		ck_assert_double_le(fabs(true_product - in_frame), DIM * (double)FLT_EPSILON * size);
+	}
+	for (uint32_t i = 0; i < DIM; i++)
+		k[i] = 3;
+	row_frame_fit(k, 1, DIM, frame);
+	for (uint32_t j = 0; j < DIM; j++)
+		ck_assert(frame[j] == 3 && frame[DIM + j] == 1);
+	row_frame_none(DIM, frame);
+	for (uint32_t j = 0; j < DIM; j++)
+		ck_assert(frame[j] == 0 && frame[DIM + j] == 1);
 }
 END_TEST
 
@@ -318,6 +363,7 @@ int main(void)
 	tcase_add_test(tc, runs_of_floats);
 	tcase_add_test(tc, row_layout);
 	tcase_add_test(tc, row_round_trip);
+	tcase_add_test(tc, row_frames);
 	tcase_add_test(tc, row_i8_extremes);
 	tcase_add_test(tc, mask_names);
 	tcase_add_test(tc, tables_are_full);

@@ -248,14 +248,14 @@ static void row_case_init(struct row_case *c, uint64_t *r, uint32_t isa, enum ro
 	c->k = malloc(sizeof(float) * c->stored * d_k);
 	c->v = malloc(sizeof(float) * c->stored * d_v);
 	uint8_t *rows = guard_alloc(&c->rows, (size_t)c->stored * c->f.stride);
-	float k[256], v[256], centre[256] = {0};
+	float k[256], v[256];
 	for (uint32_t i = 0; i < c->stored; i++) {
 		for (uint32_t j = 0; j < d_k; j++)
 			k[j] = rng_biased(r);
 		for (uint32_t j = 0; j < d_v; j++)
 			v[j] = rng_biased(r);
 		uint8_t *row = rows + (size_t)i * c->f.stride;
-		row_encode(&c->f, k, v, type == ROW_I8 ? centre : NULL, row);
+		row_encode(&c->f, k, v, NULL, row);
 		row_decode(&c->f, row, NULL, c->k + (size_t)i * d_k, c->v + (size_t)i * d_v);
 	}
 	uint32_t *index = guard_alloc(&c->index, c->n * sizeof *index);

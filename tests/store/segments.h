@@ -97,7 +97,7 @@ static inline uint64_t check_view(const struct layer_view *v, const uint64_t *ta
 				                               l->code_bytes_per_row - 2, tags[at + r], strip));
 			}
 			coded += span->codes && h == 0 ? span->n : 0;
-			must((l->rows.type == ROW_I8) == (span->centre != NULL));
+			must((l->rows.type == ROW_I8) == (span->frame != NULL));
 			if (span->table != UINT32_MAX) {
 				must(span->table < v->table_count);
 				const struct table_view *t = &s->tables[span->table];

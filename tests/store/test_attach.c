@@ -422,9 +422,9 @@ START_TEST(damaged_content)
 		{codes[0] + 100, VERIFY_FULL},
 		{table[0].offset + table[0].bytes - 1, VERIFY_FULL},
 		{g->params_offset + sizeof(struct params_record) + 64, VERIFY_HEADER},
-		{r->centres_offset + 4 * 63, VERIFY_NONE},
+		{r->frames_offset + 4 * 100, VERIFY_NONE},
 	};
-	must(codes[0] && table[0].offset && r->centres_offset);
+	must(codes[0] && table[0].offset && r->frames_offset);
 	for (size_t i = 0; i < sizeof hit / sizeof hit[0]; i++)
 		for (enum verify_level level = VERIFY_NONE; level <= VERIFY_FULL; level++) {
 			unsigned char wrong = (unsigned char)~image[hit[i].at];
@@ -455,13 +455,13 @@ static struct verify_part verify_online(const char *name)
 	return all;
 }
 
-// A living context: parameters and centres are compared, too.
+// A living context: parameters and frames are compared, too.
 START_TEST(damaged_while_served)
 {
 	make_families();
 	const struct segment_record *r = segment_of(0, 0);
 	const struct generation_record *g = (const void *)(image + r->generation_offset);
-	const uint64_t at[] = {0, g->params_offset + sizeof(struct params_record) + 64, r->centres_offset, rows_of(r)[1]};
+	const uint64_t at[] = {0, g->params_offset + sizeof(struct params_record) + 64, r->frames_offset, rows_of(r)[1]};
 	attach_at(VERIFY_NONE);
 	for (size_t i = 0; i < sizeof at / sizeof at[0]; i++) {
 		unsigned char *byte = (unsigned char *)pool_at(f.pool, at[i]) + (i ? 3 : 0);
@@ -701,7 +701,7 @@ START_TEST(refused_and_left_alone)
 	make_families();
 	must(open_status("test") == 0);
 	must(open_status("other") == MPIG_EEXIST && strstr(f.why, "other") && strstr(f.why, "fresh"));
-	must(changed_status(SB(layout_version), 3, 4, 1) == MPIG_EVERSION && strstr(f.why, "layout version 3"));
+	must(changed_status(SB(layout_version), 2, 4, 1) == MPIG_EVERSION && strstr(f.why, "layout version 2"));
 	must(changed_status(SB(incompat), 4, 8, 1) == MPIG_EVERSION && strstr(f.why, "0x4"));
 	must(changed_status(SB(ro_compat), 1, 8, 1) == MPIG_EVERSION);
 	must(changed_status(SB(compat), 1, 8, 1) == 0);

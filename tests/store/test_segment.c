@@ -135,27 +135,34 @@ START_TEST(positions_are_checked)
 }
 END_TEST
 
-START_TEST(int8_centre_is_set_once_per_segment_and_layer)
+START_TEST(int8_frame_is_set_once_per_segment_and_layer)
 {
 	struct context *c = create("a", 1);
 	uint64_t *tags = tags_from(1, 600);
 	struct write_span span;
 	ck_assert_int_eq(context_reserve(f.store, c, 0, 0, 300, f.why), 0);
 	context_write_span(f.store, c, 0, 1, 0, &span);
-	ck_assert(span.centre && span.centre_fresh);
+	ck_assert(span.frame && span.frame_fresh && !span.frame_before);
 	context_write_span(f.store, c, 0, 1, 256, &span);
-	ck_assert(span.centre && !span.centre_fresh);
+	ck_assert(span.frame && !span.frame_fresh);
 	ck_assert_int_eq(append_rows(&f, c, 0, 0, 300, tags), 0);
 	ck_assert_int_eq(context_reserve(f.store, c, 0, 0, 10, f.why), 0);
 	context_write_span(f.store, c, 0, 1, 0, &span);
-	ck_assert(!span.centre_fresh); // rows behind it were coded with the old one
+	ck_assert(!span.frame_fresh); // rows behind it were coded with the old one
 	ck_assert_int_eq(context_reserve(f.store, c, 2, 0, 10, f.why), 0);
 	context_write_span(f.store, c, 2, 0, 0, &span);
-	ck_assert_ptr_null(span.centre);
+	ck_assert_ptr_null(span.frame);
 	ck_assert_int_eq(context_truncate(f.store, c, 0, f.why), 0);
 	ck_assert_int_eq(context_reserve(f.store, c, 0, 0, 10, f.why), 0);
 	context_write_span(f.store, c, 0, 0, 0, &span);
-	ck_assert(span.centre_fresh);
+	ck_assert(span.frame_fresh);
+	append_all(c, 0, 300, tags);
+	ck_assert_int_eq(commit(c, 0, 300, tags), 0);
+	ck_assert_uint_eq(seal(c, tags), 300);
+	ck_assert_int_eq(context_reserve(f.store, c, 0, 300, 10, f.why), 0);
+	const float *frame = span.frame;
+	context_write_span(f.store, c, 0, 0, 300, &span);
+	ck_assert(span.frame_fresh && span.frame != frame && span.frame_before == frame);
 	context_unref(c);
 	free(tags);
 }
@@ -374,7 +381,7 @@ int main(void)
 	tcase_add_test(t, blocks_grow_as_they_should);
 	tcase_add_test(t, more_than_one_segment_before_the_commit);
 	tcase_add_test(t, positions_are_checked);
-	tcase_add_test(t, int8_centre_is_set_once_per_segment_and_layer);
+	tcase_add_test(t, int8_frame_is_set_once_per_segment_and_layer);
 	tcase_add_test(t, truncation_waits_for_readers_of_what_it_gives_up);
 	tcase_add_test(t, truncation_into_sealed_rows_leaves_forks_alone);
 	tcase_add_test(t, drop_under_readers_and_a_writer);

@@ -140,9 +140,9 @@ static inline void walk_segment(struct walk *w, const struct walk_context *c, ui
 	if (!walk_first_time(w, offset))
 		return;
 	walk_mark(w, offset, sizeof *r);
-	if (r->centres_offset)
-		walk_mark(w, r->centres_offset, 4ull * c->strips * c->max_d_k);
-	must((r->centres_offset != 0) == c->int8);
+	if (r->frames_offset)
+		walk_mark(w, r->frames_offset, 8ull * c->strips * c->max_d_k);
+	must((r->frames_offset != 0) == c->int8);
 	const struct generation_record *g = NULL;
 	if (r->generation_offset) {
 		uint64_t bytes = sizeof *g + sizeof(struct table_extent) * c->strips;
