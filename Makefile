@@ -102,10 +102,20 @@ $(B)/examples/%: client-lib/examples/%.c $(B)/libmagicpig.a
 	$(call say,LD,$@)
 	$(Q)mkdir -p $(@D)
 	$(Q)$(CC) -Iclient-lib/include $(CSTD) $(WARN) $(OPT) -pthread $(SAN) -o $@ $^ $(CLIENT_LIBS)
+# Programs whose calls of the system a test counts, fails and stops at: tests/lib/points.c.
+WRAPPED := fallocate mmap ftruncate mkdir mkdirat fsync renameat linkat unlinkat fstat fstatat fstatfs flock dup fdopendir \
+           getrandom malloc calloc realloc aligned_alloc pread pwrite openat io_uring_queue_init io_uring_submit __io_uring_get_cqe
+WRAPPED_TESTS := $(addprefix $(B)/tests/,store/test_crash store/test_attach store/test_errors disk/test_crash disk/test_errors \
+                   disk/test_power_loss)
+$(WRAPPED_TESTS) $(B)/tests/magicpigd: WRAP := $(WRAPPED:%=-Wl,--wrap=%)
+$(B)/tests/magicpigd: $(call obj,daemon/main.c) $(B)/libtest.a $(B)/libdaemon.a
+	$(call say,LD,$@)
+	$(Q)mkdir -p $(@D)
+	$(Q)$(CC) $(ALL_LDFLAGS) $(WRAP) -Wl,--undefined=points_of_environment -o $@ $^ $(DAEMON_LIBS)
 $(B)/tests/%: $(B)/obj/tests/%.o $(B)/libtest.a $(B)/libdaemon.a $(B)/libmagicpig.a
 	$(call say,LD,$@)
 	$(Q)mkdir -p $(@D)
-	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $< $(B)/libtest.a $(B)/libdaemon.a $(B)/libmagicpig.a $(TEST_LIBS) $(DAEMON_LIBS)
+	$(Q)$(CC) $(ALL_LDFLAGS) $(WRAP) -o $@ $< $(B)/libtest.a $(B)/libdaemon.a $(B)/libmagicpig.a $(TEST_LIBS) $(DAEMON_LIBS)
 .SECONDARY:
 
 # An object is older than its flags when the compiler, the sanitizer, the version or a rule above changed.

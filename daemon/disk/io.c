@@ -11,74 +11,82 @@
 #include "daemon/base/clock.h"
 #include "daemon/disk/format.h"
 
-int (*disk_hook)(const char *call, const char *file, int after);
+int (*disk_hook)(const struct disk_call *call, int after);
 
-static int before(const char *call, const char *file)
+static int before(struct disk_call *call)
 {
-	return disk_hook ? disk_hook(call, file, 0) : 0;
+	return disk_hook ? disk_hook(call, 0) : 0;
 }
 
-static int after(const char *call, const char *file, int rc)
+static int after(struct disk_call *call, int rc)
 {
-	int error = errno;
+	call->result = rc < 0 ? -errno : rc;
 	if (disk_hook)
-		disk_hook(call, file, 1);
-	return rc < 0 ? -error : rc;
+		disk_hook(call, 1);
+	return call->result;
 }
 
 // ---- names -----------------------------------------------------------------------------------------------------------
 
 int disk_open(int dir, const char *name, int flags, bool direct)
 {
-	int error = before("open", name);
+	struct disk_call call = {.call = "open", .file = name, .dir = dir, .flags = flags};
+	int error = before(&call);
 	if (error)
 		return -error;
 	int fd = direct ? openat(dir, name, flags | O_CLOEXEC | O_NOFOLLOW | O_DIRECT, 0600) : -1;
 	if (!direct || (fd < 0 && errno == EINVAL)) // tmpfs, some network file systems
 		fd = openat(dir, name, flags | O_CLOEXEC | O_NOFOLLOW, 0600);
-	return after("open", name, fd);
+	call.fd = fd;
+	return after(&call, fd);
 }
 
 int disk_mkdir(int dir, const char *name)
 {
-	int error = before("mkdir", name);
+	struct disk_call call = {.call = "mkdir", .file = name, .dir = dir};
+	int error = before(&call);
 	if (error)
 		return -error;
 	int rc = mkdirat(dir, name, 0700);
-	return after("mkdir", name, rc && errno == EEXIST ? 0 : rc);
+	return after(&call, rc && errno == EEXIST ? 0 : rc);
 }
 
 int disk_sync(int fd, const char *name)
 {
-	int error = before("fsync", name);
-	return error ? -error : after("fsync", name, fsync(fd));
+	struct disk_call call = {.call = "fsync", .file = name, .fd = fd};
+	int error = before(&call);
+	return error ? -error : after(&call, fsync(fd));
 }
 
 int disk_rename(int dir, const char *from, const char *to)
 {
-	int error = before("rename", to);
-	return error ? -error : after("rename", to, renameat(dir, from, dir, to));
+	struct disk_call call = {.call = "rename", .file = to, .from = from, .dir = dir};
+	int error = before(&call);
+	return error ? -error : after(&call, renameat(dir, from, dir, to));
 }
 
 int disk_link(int from_dir, int to_dir, const char *name)
 {
-	int error = before("link", name);
+	struct disk_call call = {.call = "link", .file = name, .dir = from_dir, .to_dir = to_dir};
+	int error = before(&call);
 	if (error)
 		return -error;
 	int rc = linkat(from_dir, name, to_dir, name, 0);
-	return after("link", name, rc && errno == EEXIST ? 0 : rc);
+	return after(&call, rc && errno == EEXIST ? 0 : rc);
 }
 
 int disk_unlink(int dir, const char *name)
 {
-	int error = before("unlink", name);
-	return error ? -error : after("unlink", name, unlinkat(dir, name, 0));
+	struct disk_call call = {.call = "unlink", .file = name, .dir = dir};
+	int error = before(&call);
+	return error ? -error : after(&call, unlinkat(dir, name, 0));
 }
 
 int disk_rmdir(int dir, const char *name)
 {
-	int error = before("rmdir", name);
-	return error ? -error : after("rmdir", name, unlinkat(dir, name, AT_REMOVEDIR));
+	struct disk_call call = {.call = "rmdir", .file = name, .dir = dir};
+	int error = before(&call);
+	return error ? -error : after(&call, unlinkat(dir, name, AT_REMOVEDIR));
 }
 
 // ---- data ------------------------------------------------------------------------------------------------------------
@@ -92,7 +100,8 @@ int io_open(struct io *io, uint32_t depth, uint64_t chunk, uint64_t rate)
 		return -ENOMEM;
 	for (uint32_t i = 0; i < io->depth; i++)
 		io->slot[i].data = io->memory + i * chunk;
-	int error = before("io_uring", "ring");
+	struct disk_call call = {.call = "io_uring", .file = "ring"};
+	int error = before(&call);
 	io->uring = !error && io_uring_queue_init(io->depth, &io->ring, 0) == 0;
 	return 0;
 }
@@ -155,36 +164,51 @@ static int transfer(struct io_slot *s)
 	return 0;
 }
 
+static struct disk_call call_of(const struct io_slot *s)
+{
+	return (struct disk_call){.call = s->write ? "write" : "read",
+	                          .file = s->file,
+	                          .fd = s->fd,
+	                          .offset = s->offset,
+	                          .data = s->data,
+	                          .bytes = s->bytes};
+}
+
+#define NO_SLOT UINT64_MAX
+
+// False: the kernel did not take it. The entry cannot be taken out of the ring again; it does nothing when it goes with the next one.
+static bool submit(struct io *io, const struct io_slot *s, uint64_t number)
+{
+	struct io_uring_sqe *sqe = io_uring_get_sqe(&io->ring);
+	if (!sqe)
+		return false;
+	if (s->write)
+		io_uring_prep_write(sqe, s->fd, s->data, s->bytes, s->offset);
+	else
+		io_uring_prep_read(sqe, s->fd, s->data, s->bytes, s->offset);
+	io_uring_sqe_set_data64(sqe, number);
+	(void)io_uring_submit(&io->ring);
+	if (!io_uring_sq_ready(&io->ring))
+		return true;
+	io_uring_prep_nop(sqe);
+	io_uring_sqe_set_data64(sqe, NO_SLOT);
+	return false;
+}
+
 int io_begin(struct io *io, int slot, int fd, const char *file, bool write, uint64_t offset, uint32_t bytes)
 {
 	struct io_slot *s = &io->slot[slot];
 	throttle(io, bytes);
-	int error = before(write ? "write" : "read", file);
+	*s = (struct io_slot){
+		.data = s->data, .file = file, .offset = offset, .tag = s->tag, .bytes = bytes, .fd = fd, .write = write};
+	struct disk_call call = call_of(s);
+	int error = before(&call);
 	if (error)
 		return -error;
-	*s = (struct io_slot){.data = s->data,
-	                      .file = file,
-	                      .offset = offset,
-	                      .tag = s->tag,
-	                      .bytes = bytes,
-	                      .fd = fd,
-	                      .busy = true,
-	                      .write = write};
+	s->plain = !io->uring || !submit(io, s, (uint64_t)slot); // done when it is reaped
+	s->busy = true;
 	io->busy++;
-	if (!io->uring)
-		return 0; // done when it is reaped
-	struct io_uring_sqe *sqe = io_uring_get_sqe(&io->ring);
-	if (write)
-		io_uring_prep_write(sqe, fd, s->data, bytes, offset);
-	else
-		io_uring_prep_read(sqe, fd, s->data, bytes, offset);
-	io_uring_sqe_set_data64(sqe, (uint64_t)slot);
-	int rc = io_uring_submit(&io->ring);
-	if (rc == 1)
-		return 0;
-	s->busy = false;
-	io->busy--;
-	return rc < 0 ? rc : -EIO;
+	return 0;
 }
 
 static int finish(struct io *io, int slot, int rc)
@@ -192,28 +216,41 @@ static int finish(struct io *io, int slot, int rc)
 	struct io_slot *s = &io->slot[slot];
 	s->busy = false;
 	io->busy--;
-	if (disk_hook)
-		disk_hook(s->write ? "write" : "read", s->file, 1);
+	if (disk_hook) {
+		struct disk_call call = call_of(s);
+		call.result = rc;
+		int error = disk_hook(&call, 1);
+		rc = error ? -error : rc;
+	}
 	return rc < 0 ? rc : slot;
+}
+
+// The next completion of a slot. Whatever the kernel says of waiting, the buffers are in flight until it comes.
+static int wait_for_slot(struct io *io, int *result)
+{
+	for (;;) {
+		struct io_uring_cqe *cqe = NULL;
+		int rc = io_uring_wait_cqe(&io->ring, &cqe);
+		if (rc < 0 && rc != -EINTR)
+			usleep(1000);
+		if (rc < 0)
+			continue;
+		uint64_t slot = io_uring_cqe_get_data64(cqe);
+		*result = cqe->res;
+		io_uring_cqe_seen(&io->ring, cqe);
+		if (slot != NO_SLOT)
+			return (int)slot;
+	}
 }
 
 int io_reap(struct io *io)
 {
-	if (!io->uring) {
-		for (uint32_t i = 0; i < io->depth; i++)
-			if (io->slot[i].busy)
-				return finish(io, (int)i, transfer(&io->slot[i]));
+	if (!io->busy)
 		return -EINVAL;
-	}
-	struct io_uring_cqe *cqe;
-	int rc;
-	do
-		rc = io_uring_wait_cqe(&io->ring, &cqe);
-	while (rc == -EINTR);
-	if (rc < 0)
-		abort(); // buffers in flight that nobody could ever free
-	int slot = (int)io_uring_cqe_get_data64(cqe), result = cqe->res;
-	io_uring_cqe_seen(&io->ring, cqe);
+	for (uint32_t i = 0; i < io->depth; i++)
+		if (io->slot[i].busy && io->slot[i].plain)
+			return finish(io, (int)i, transfer(&io->slot[i]));
+	int result, slot = wait_for_slot(io, &result);
 	struct io_slot *s = &io->slot[slot];
 	if (result == -EINTR || result == -EAGAIN)
 		result = 0;

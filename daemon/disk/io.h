@@ -11,9 +11,19 @@
 #include <stddef.h>
 #include <stdint.h>
 
-// Tests only; NULL. Called before and after each call with its name and file; a nonzero answer before is the error (an errno) that the
-// call then seems to have had, without being made.
-extern int (*disk_hook)(const char *call, const char *file, int after);
+// Tests only; NULL. Called before and after each call. A nonzero answer before is the error (an errno) that the call then seems to
+// have had, without being made; a nonzero answer after a read or write, the error with which it seems to have completed.
+struct disk_call {
+	const char *call, *file; // file: a name in dir, or what is written about
+	const char *from;        // rename: the old name
+	int dir, to_dir;         // of names; to_dir: link
+	int fd, flags;           // open: its flags, and after it the descriptor
+	uint64_t offset;         // read, write
+	const void *data;
+	uint32_t bytes;
+	int result; // after: what it answered, -errno
+};
+extern int (*disk_hook)(const struct disk_call *call, int after);
 
 #define IO_SLOTS_MAX 64u
 struct io_slot {
@@ -22,7 +32,7 @@ struct io_slot {
 	uint64_t offset, tag; // tag: the caller's
 	uint32_t bytes, done;
 	int fd;
-	bool busy, write;
+	bool busy, write, plain; // plain: not given to the ring
 };
 struct io {
 	struct io_uring ring;

@@ -90,7 +90,7 @@ static void put_aside(struct loading *l, const char *name)
 	snprintf(from, sizeof from, "contexts/%s", name);
 	snprintf(to, sizeof to, "damaged/%s.%016llx", name, (unsigned long long)real_ns());
 	if (!disk_rename(l->d->root, from, to))
-		(void)disk_sync(l->d->contexts, "contexts");
+		(void)(disk_sync(l->d->contexts, "contexts") || disk_sync(l->d->root, "."));
 	catalogue_remove(l->d, name);
 }
 

@@ -45,10 +45,9 @@ START_TEST(round_trip)
 END_TEST
 
 // tmpfs: older kernels have no O_DIRECT there. And without an io_uring.
-static int no_uring(const char *call, const char *file, int after)
+static int no_uring(const struct disk_call *call, int after)
 {
-	(void)file;
-	return !after && !strcmp(call, "io_uring") ? EPERM : 0;
+	return !after && !strcmp(call->call, "io_uring") ? EPERM : 0;
 }
 
 START_TEST(plain_files)

@@ -6,9 +6,9 @@
 static uint64_t calls, stop_at;
 static int what; // an errno, or -1: SIGKILL
 
-static int hook(const char *call, const char *file, int after)
+static int hook(const struct disk_call *call, int after)
 {
-	(void)call, (void)file;
+	(void)call;
 	if (what >= 0 && after)
 		return 0;
 	if (++calls != stop_at)
@@ -194,8 +194,9 @@ static struct {
 	uint32_t renames, unlinks;
 } durable;
 
-static int order(const char *call, const char *file, int after)
+static int order(const struct disk_call *made, int after)
 {
+	const char *call = made->call, *file = made->file;
 	if (after)
 		return 0;
 	bool sync = !strcmp(call, "fsync"), rename = !strcmp(call, "rename"), manifest = !strcmp(file, "manifest");
@@ -240,11 +241,10 @@ START_TEST(order_of_calls)
 }
 END_TEST
 
-static int truncate_once(const char *call, const char *file, int after)
+static int truncate_once(const struct disk_call *call, int after)
 {
-	(void)file;
 	struct context *c;
-	if (after || strcmp(call, "write") || ++calls != stop_at)
+	if (after || strcmp(call->call, "write") || ++calls != stop_at)
 		return 0;
 	must(store_context_open(f.store, &root, "book", NULL, &c, f.why) == 0);
 	must(context_truncate(f.store, c, 5200, f.why) == 0);

@@ -1,4 +1,4 @@
-// Attaching what a daemon left: after a kill at any publication, and after damage. What was committed is served, bit for bit; what was not
+// Attaching what a daemon left: after a kill at any point, and after damage. What was committed is served, bit for bit; what was not
 // is gone; every byte of the pool has one owner or is free; and work goes on.
 #include <time.h>
 
@@ -169,17 +169,15 @@ static void go_on(uint64_t seed)
 	}
 }
 
-// A daemon that is killed while it attaches, at its k-th publication.
+// A daemon that is killed while it attaches, at its k-th point.
 static void attach_killed(uint64_t k)
 {
 	int status;
 	detach();
-	report->publications = 0;
-	die_at = k;
 	pid_t pid = fork();
 	must(pid >= 0);
 	if (!pid) {
-		pool_publish_hook = hook;
+		points_arm(&report->points, k);
 		attach_at(VERIFY_NONE);
 		_exit(0);
 	}
@@ -192,8 +190,9 @@ static void attach_killed(uint64_t k)
 static void examine(uint64_t seed)
 {
 	root = user(0);
-	for (uint64_t k = 1; k < 4; k++) // an attach has few publications
-		attach_killed(k);
+	uint64_t random = seed;
+	for (int i = 0; i < 3; i++)
+		attach_killed(1 + next_below(&random, 80));
 	struct store_attached attached = attach_again(VERIFY_FULL);
 	must(attached.quarantined == 0 && attached.lost == 0 && warned == 0);
 	audit();
@@ -212,19 +211,19 @@ static void examine(uint64_t seed)
 	let_go();
 }
 
-START_TEST(killed_at_any_publication)
+START_TEST(killed_at_any_point)
 {
 	crash_open();
 	uint64_t seed = 3000 + (uint64_t)_i, k = 1 + (uint64_t)_i, runs = 0;
 	int finished = 0;
-	uint64_t stride = getenv("MPIG_LONG") ? 1 : 37; // odd: kills before and after publications alternate
+	uint64_t stride = getenv("MPIG_LONG") ? 1 : 97; // odd: kills before and after alternate
 	for (; !finished; k += stride, runs++) {
 		fixture_open(&f, 64 << 20, 0, 0);
 		finished = run(seed, k);
 		examine(seed + k);
 		close_last();
 	}
-	ck_assert_uint_gt(runs, 10);
+	ck_assert_uint_gt(runs, 5);
 	ck_assert_uint_gt(attach_killed_in, 0);
 }
 END_TEST
@@ -234,14 +233,12 @@ static int die_in_seal(uint64_t k)
 {
 	int status;
 	memset(report, 0, sizeof *report);
-	die_at = UINT64_MAX;
 	pid_t pid = fork();
 	must(pid >= 0);
 	if (!pid) {
 		do_create(0, 1);
 		do_append(0, 300, 300);
-		die_at = k;
-		pool_publish_hook = hook;
+		points_arm(&report->points, k);
 		do_seal(0);
 		_exit(0);
 	}
@@ -847,7 +844,7 @@ int main(void)
 	Suite *suite = suite_create("attach");
 	TCase *t = tcase_create("attach");
 	tcase_set_timeout(t, getenv("MPIG_LONG") ? 3600 : 240);
-	tcase_add_loop_test(t, killed_at_any_publication, 0, 6);
+	tcase_add_loop_test(t, killed_at_any_point, 0, 6);
 	tcase_add_test(t, killed_in_a_seal);
 	suite_add_tcase(suite, t);
 	t = tcase_create("damage");

@@ -1,0 +1,11 @@
+// Figures that tests and benches leave for build/persist/report.json: lines "NAME VALUE" in $MPIG_FIGURES (a file that several may append
+// to); nothing happens without it. tools/build/persist-report adds up what `figures_add` says and keeps all of `figures_put`.
+#ifndef MPIG_TESTS_LIB_FIGURES_H
+#define MPIG_TESTS_LIB_FIGURES_H
+
+void figures_add(const char *name, double value);
+void figures_put(const char *name, double value);
+// What this process is doing, said on stderr if it ends by a failed assertion.
+__attribute__((format(printf, 1, 2))) void figures_doing(const char *format, ...);
+
+#endif

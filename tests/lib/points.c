@@ -1,0 +1,196 @@
+#include "tests/lib/points.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <liburing.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#include "daemon/store/pool.h"
+
+static struct points own, *points = &own;
+static uint64_t kill_at;
+static _Atomic unsigned kinds; // 0: nothing fails
+static _Atomic uint64_t fail_at, seen;
+static int fail_with;
+static char failed[32];
+
+// ---- arming ----------------------------------------------------------------------------------------------------------
+
+static void pass(enum point_kind kind, const char *name)
+{
+	if (kind == POINT_ALLOC)
+		return;
+	atomic_fetch_add(kind == POINT_CALL ? &points->calls : &points->publications, 1);
+	uint64_t number = atomic_fetch_add(&points->passed, 1) + 1;
+	if (number <= kill_at || !kill_at)
+		strncpy(points->last, name, sizeof points->last - 1);
+	if (number == kill_at)
+		kill(getpid(), SIGKILL);
+}
+
+static void publication(const void *dst, size_t bytes, int after)
+{
+	(void)dst, (void)bytes;
+	pass(POINT_PUBLICATION, after ? "publication done" : "publication");
+}
+
+void points_arm(struct points *out, uint64_t at)
+{
+	points = out ? out : &own;
+	memset(points, 0, sizeof *points);
+	kill_at = at;
+	pool_publish_hook = publication;
+}
+
+void points_fail(unsigned which, uint64_t at, int error)
+{
+	fail_at = at;
+	fail_with = error;
+	seen = 0;
+	failed[0] = 0;
+	kinds = which;
+}
+
+uint64_t points_off(const char **name)
+{
+	kinds = 0;
+	if (name)
+		*name = failed;
+	return seen;
+}
+
+// Before a call: the errno with which it is to fail, POINTS_SHORT, or 0.
+static int enter(enum point_kind kind, const char *name)
+{
+	pass(kind, name);
+	if (!(kinds & kind) || atomic_fetch_add(&seen, 1) + 1 != fail_at)
+		return 0;
+	strncpy(failed, name, sizeof failed - 1);
+	return fail_with;
+}
+
+// ---- calls -----------------------------------------------------------------------------------------------------------
+
+#define WRAP(kind, type, name, parameters, arguments, failure)                                                                   \
+	type __real_##name parameters;                                                                                           \
+	type __wrap_##name parameters;                                                                                           \
+	type __wrap_##name parameters                                                                                            \
+	{                                                                                                                        \
+		int error_ = enter(kind, #name);                                                                                 \
+		if (error_ > 0) {                                                                                                \
+			errno = error_;                                                                                          \
+			return failure;                                                                                          \
+		}                                                                                                                \
+		type result_ = __real_##name arguments;                                                                          \
+		pass(kind, #name " done");                                                                                       \
+		return result_;                                                                                                  \
+	}
+
+WRAP(POINT_CALL, int, fallocate, (int fd, int mode, off_t at, off_t bytes), (fd, mode, at, bytes), -1)
+WRAP(POINT_CALL, void *, mmap, (void *at, size_t bytes, int prot, int flags, int fd, off_t offset),
+     (at, bytes, prot, flags, fd, offset), MAP_FAILED)
+WRAP(POINT_CALL, int, ftruncate, (int fd, off_t bytes), (fd, bytes), -1)
+WRAP(POINT_CALL, int, mkdir, (const char *path, mode_t mode), (path, mode), -1)
+WRAP(POINT_CALL, int, mkdirat, (int dir, const char *path, mode_t mode), (dir, path, mode), -1)
+WRAP(POINT_CALL, int, fsync, (int fd), (fd), -1)
+WRAP(POINT_CALL, int, renameat, (int from_dir, const char *from, int to_dir, const char *to), (from_dir, from, to_dir, to), -1)
+WRAP(POINT_CALL, int, linkat, (int from_dir, const char *from, int to_dir, const char *to, int flags),
+     (from_dir, from, to_dir, to, flags), -1)
+WRAP(POINT_CALL, int, unlinkat, (int dir, const char *path, int flags), (dir, path, flags), -1)
+WRAP(POINT_CALL, int, fstat, (int fd, struct stat *st), (fd, st), -1)
+WRAP(POINT_CALL, int, fstatat, (int dir, const char *path, struct stat *st, int flags), (dir, path, st, flags), -1)
+WRAP(POINT_CALL, int, fstatfs, (int fd, struct statfs *fs), (fd, fs), -1)
+WRAP(POINT_CALL, int, flock, (int fd, int how), (fd, how), -1)
+WRAP(POINT_CALL, int, dup, (int fd), (fd), -1)
+WRAP(POINT_CALL, DIR *, fdopendir, (int fd), (fd), NULL)
+WRAP(POINT_CALL, ssize_t, getrandom, (void *out, size_t bytes, unsigned flags), (out, bytes, flags), -1)
+WRAP(POINT_ALLOC, void *, malloc, (size_t bytes), (bytes), NULL)
+WRAP(POINT_ALLOC, void *, calloc, (size_t count, size_t bytes), (count, bytes), NULL)
+WRAP(POINT_ALLOC, void *, realloc, (void *old, size_t bytes), (old, bytes), NULL)
+WRAP(POINT_ALLOC, void *, aligned_alloc, (size_t align, size_t bytes), (align, bytes), NULL)
+
+static size_t shortened(size_t bytes)
+{
+	return bytes >= 1024 ? bytes / 2 / 512 * 512 : bytes;
+}
+
+#define WRAP_TRANSFER(name, buffer)                                                                                              \
+	ssize_t __real_##name(int fd, buffer data, size_t bytes, off_t at);                                                      \
+	ssize_t __wrap_##name(int fd, buffer data, size_t bytes, off_t at);                                                      \
+	ssize_t __wrap_##name(int fd, buffer data, size_t bytes, off_t at)                                                       \
+	{                                                                                                                        \
+		int error = enter(POINT_CALL, #name);                                                                            \
+		if (error > 0) {                                                                                                 \
+			errno = error;                                                                                           \
+			return -1;                                                                                               \
+		}                                                                                                                \
+		ssize_t result = __real_##name(fd, data, error == POINTS_SHORT ? shortened(bytes) : bytes, at);                  \
+		pass(POINT_CALL, #name " done");                                                                                 \
+		return result;                                                                                                   \
+	}
+WRAP_TRANSFER(pread, void *)
+WRAP_TRANSFER(pwrite, const void *)
+
+int __real_openat(int dir, const char *path, int flags, ...);
+int __wrap_openat(int dir, const char *path, int flags, ...);
+int __wrap_openat(int dir, const char *path, int flags, ...)
+{
+	int error = enter(POINT_CALL, "openat");
+	if (error > 0) {
+		errno = error;
+		return -1;
+	}
+	va_list rest;
+	va_start(rest, flags);
+	mode_t mode = flags & (O_CREAT | O_TMPFILE) ? va_arg(rest, mode_t) : 0;
+	va_end(rest);
+	int fd = __real_openat(dir, path, flags, mode);
+	pass(POINT_CALL, "openat done");
+	return fd;
+}
+
+// liburing answers -errno.
+int __real_io_uring_queue_init(unsigned entries, struct io_uring *ring, unsigned flags);
+int __wrap_io_uring_queue_init(unsigned entries, struct io_uring *ring, unsigned flags);
+int __wrap_io_uring_queue_init(unsigned entries, struct io_uring *ring, unsigned flags)
+{
+	int error = enter(POINT_CALL, "io_uring_queue_init");
+	return error > 0 ? -error : __real_io_uring_queue_init(entries, ring, flags);
+}
+
+int __real_io_uring_submit(struct io_uring *ring);
+int __wrap_io_uring_submit(struct io_uring *ring);
+int __wrap_io_uring_submit(struct io_uring *ring)
+{
+	int error = enter(POINT_CALL, "io_uring_submit");
+	if (error > 0)
+		return -error;
+	if (error == POINTS_SHORT) {
+		struct io_uring_sqe *last = &ring->sq.sqes[(ring->sq.sqe_tail - 1) & ring->sq.ring_mask];
+		last->len = (unsigned)shortened(last->len);
+	}
+	int result = __real_io_uring_submit(ring);
+	pass(POINT_CALL, "io_uring_submit done");
+	return result;
+}
+
+int __real___io_uring_get_cqe(struct io_uring *ring, struct io_uring_cqe **out, unsigned submit, unsigned wait, sigset_t *mask);
+int __wrap___io_uring_get_cqe(struct io_uring *ring, struct io_uring_cqe **out, unsigned submit, unsigned wait, sigset_t *mask);
+int __wrap___io_uring_get_cqe(struct io_uring *ring, struct io_uring_cqe **out, unsigned submit, unsigned wait, sigset_t *mask)
+{
+	int error = enter(POINT_CALL, "io_uring_enter");
+	return error > 0 ? -error : __real___io_uring_get_cqe(ring, out, submit, wait, mask);
+}
