@@ -46,7 +46,7 @@ struct options {
 	struct {
 		uint32_t count; // 0 = one per CPU of `cpus`
 		cpu_set_t cpus; // empty = one per core, the first core left to the clients
-		uint64_t spin_ns;
+		uint64_t spin_ns, awake_ns, look_ns;
 	} workers;
 	struct {
 		float error_target, budget_floor, budget_cap, default_budget;

@@ -11,6 +11,7 @@
 //              |   line 2    cq_head, cq_waiting CLIENT writes   (128 B)      |
 //              |   line 3    sq_head, sq_flags   daemon writes   (128 B)      |
 //              |   line 4    cq_tail             daemon writes   (128 B)      |
+//              |   line 5    awake_until, ...    CLIENT writes   (128 B)      |
 //   4096       +--------------------------------------------------------------+
 //              | submission ring: entries x struct mpig_sqe (64 bytes)        |
 //              +--------------------------------------------------------------+  cq_offset
@@ -146,11 +147,17 @@ enum mpig_sq_flags {
 	MPIG_SQ_CLOSED = 1u << 1       // the daemon no longer serves this queue
 };
 
+// Compatible additions, in the header's `features`: what this daemon looks at.
+enum mpig_features {
+	MPIG_FEATURE_AWAKE = 1u << 0, // awake_until and sq_silent
+	MPIG_FEATURES = 0x01
+};
+
 struct mpig_queue_header {
 	// line 0: the daemon, before the fd is passed (and again when it adopts a region)
 	uint32_t magic;
 	uint32_t abi_version;
-	uint64_t features; // compatible additions
+	uint64_t features; // enum mpig_features
 	uint64_t region_bytes;
 	uint32_t entries; // of each ring, a power of two
 	uint32_t slot_count;
@@ -174,7 +181,11 @@ struct mpig_queue_header {
 	// line 4: the daemon
 	uint32_t cq_tail; // also the futex word of a sleeping client
 	uint8_t reserved4[124];
-	uint8_t reserved5[3456];
+	// line 5: the client's host, also where a GPU writes lines 1 and 2
+	uint64_t awake_until; // CLOCK_MONOTONIC, ns: workers are asked not to sleep until then; the daemon has a limit of its own
+	uint32_t sq_silent;   // nonzero: who writes sq_tail cannot wake a sleeping worker; it looks by a timer
+	uint8_t reserved5[116];
+	uint8_t reserved6[3328];
 };
 
 #define MPIG_ASSERT_OFFSET(type, field, offset)                                                                                  \
@@ -203,6 +214,8 @@ MPIG_ASSERT_OFFSET(mpig_queue_header, sq_tail, 128);
 MPIG_ASSERT_OFFSET(mpig_queue_header, cq_head, 256);
 MPIG_ASSERT_OFFSET(mpig_queue_header, sq_head, 384);
 MPIG_ASSERT_OFFSET(mpig_queue_header, cq_tail, 512);
+MPIG_ASSERT_OFFSET(mpig_queue_header, awake_until, 640);
+MPIG_ASSERT_OFFSET(mpig_queue_header, reserved6, 768);
 
 // ---- layout of a payload ---------------------------------------------------------------------------------------------
 // Both sides compute it from the layer's spec; every part starts at a multiple of MPIG_PAYLOAD_ALIGN after the slot header.

@@ -6,7 +6,7 @@
 //   HELLO        ------------------->   versions, epoch, instance, limits
 //   QUEUE_CREATE [old memfd]  ------>   geometry + memfd, eventfd (SCM_RIGHTS)
 //   CREATE / OPEN / OPEN_PREFIX ---->   context record, bound to the client's handle
-//   CLOSE, DROP, LIST, SHOW, FORK, CHMOD, STATUS, PING, CONFIG_GET, VERIFY, HEADS, DISK, SAVED, EVICT, PIN
+//   CLOSE, DROP, LIST, SHOW, FORK, CHMOD, STATUS, PING, CONFIG_GET, VERIFY, HEADS, DISK, SAVED, EVICT, PIN, SIGNATURE
 #ifndef MPIG_SHM_CONTROL_H
 #define MPIG_SHM_CONTROL_H
 
@@ -20,6 +20,7 @@
 #define MPIG_TEXT_BYTES 256u
 #define MPIG_LIST_PAGE 64u
 #define MPIG_HEADS_PAGE 512u
+#define MPIG_SIGNATURE_PAGE 48u
 #define MPIG_MAX_HANDLES 4096u // per connection
 
 enum mpig_control_op {
@@ -44,6 +45,7 @@ enum mpig_control_op {
 	MPIG_CTL_SAVED = 19,  // a page of what is on disk a message
 	MPIG_CTL_EVICT = 20,  // a context that is on disk leaves memory
 	MPIG_CTL_PIN = 21,    // mode 1: it stays in memory; 0: it need not
+	MPIG_CTL_SIGNATURE = 22, // what a client needs to compute signatures of a layer: a page of KV heads a message
 	MPIG_CTL_COUNT
 };
 
@@ -218,6 +220,20 @@ struct mpig_ctl_heads { // request and reply; the reply is followed by count x s
 	uint8_t reserved[32];
 };
 
+// What turns a query into its signature: x_j = q_j / balance_j of the query's KV head, then three rounds of signs and butterflies.
+struct mpig_ctl_signature { // request and reply; the reply is followed by count x d_k floats: balances
+	struct mpig_control_header h;
+	char name[MPIG_NAME_BYTES];
+	uint32_t layer;
+	uint32_t first;    // KV head, 0 to begin
+	uint32_t count;    // reply: KV heads that follow, at most MPIG_SIGNATURE_PAGE; 0 if version is 0
+	uint32_t kv_heads; // reply: of the layer, as the four below
+	uint32_t version;  // reply: of all that is said here; 0 = none yet (nothing was sealed)
+	uint32_t bits, d_k, d_pad;
+	uint8_t signs[96]; // reply: [3][d_pad], bit j % 8 of byte j / 8 set: -1
+	uint8_t reserved[32];
+};
+
 enum mpig_disk_work { MPIG_DISK_SAVE = 1, MPIG_DISK_LOAD = 2, MPIG_DISK_CHECK = 3, MPIG_DISK_ERASE = 4, MPIG_DISK_WORKS };
 enum mpig_disk_state { MPIG_DISK_WAITING = 0, MPIG_DISK_RUNNING = 1, MPIG_DISK_DONE = 2 };
 
@@ -294,5 +310,7 @@ static_assert(sizeof(struct mpig_ctl_saved) + MPIG_LIST_PAGE * sizeof(struct mpi
               "a page of saved contexts fits one datagram");
 static_assert(sizeof(struct mpig_ctl_heads) + MPIG_HEADS_PAGE * sizeof(struct mpig_wire_head) <= MPIG_CONTROL_MAX_BYTES,
               "a page of heads fits one datagram");
+static_assert(sizeof(struct mpig_ctl_signature) + MPIG_SIGNATURE_PAGE * 256 * sizeof(float) <= MPIG_CONTROL_MAX_BYTES,
+              "a page of balances fits one datagram");
 
 #endif

@@ -149,6 +149,7 @@ int mpig_queue_geometry(uint32_t entries, uint32_t slot_count, uint64_t slot_byt
 	*out = (struct mpig_queue_header){
 		.magic = MPIG_QUEUE_MAGIC,
 		.abi_version = MPIG_ABI_VERSION,
+		.features = MPIG_FEATURES,
 		.region_bytes = region_bytes,
 		.entries = entries,
 		.slot_count = slot_count,
@@ -172,7 +173,8 @@ static bool reserved_zero(const struct mpig_queue_header *h)
 {
 	return all_zero(h->reserved0, sizeof(h->reserved0)) && all_zero(h->reserved1, sizeof(h->reserved1)) &&
 	       all_zero(h->reserved2, sizeof(h->reserved2)) && all_zero(h->reserved3, sizeof(h->reserved3)) &&
-	       all_zero(h->reserved4, sizeof(h->reserved4)) && all_zero(h->reserved5, sizeof(h->reserved5));
+	       all_zero(h->reserved4, sizeof(h->reserved4)) && all_zero(h->reserved5, sizeof(h->reserved5)) &&
+	       all_zero(h->reserved6, sizeof(h->reserved6));
 }
 
 // Copies the header once, word by word: the peer may be running, and what is checked must be what is used.

@@ -298,10 +298,27 @@ struct mpig_saved_info {
  * end. infos[0].size must be set: it is the stride of the array. Right after the daemon's start the list may still grow. */
 MPIG_API int mpig_saved_list(mpig_client *client, const char *after, struct mpig_saved_info *infos, int max);
 
+/* What turns queries into signatures, for callers that compute them (mpig_attend.signature): for query head h of KV head g,
+ * x_j = q_j / balance[g][j], zeros up to d_pad, then three rounds of: x_j times its sign, and butterflies (a + b, a - b) at distances
+ * 1, 2, 4 .. d_pad / 2; at the end x times d_pad^-1.5; scale = max |x_j| / 127, and each x_j * (127 / max |x_j|) rounded to the nearest
+ * integer, ties to even. Every step rounds to fp32 and none is fused. All zero, and scale 0, if max |x_j| is below 2^-119 or not finite.
+ * A signature of another version than the context's is ignored and computed by the daemon. */
+struct mpig_signature {
+	size_t size;
+	uint32_t version;   /* 0: none yet (nothing was sealed); then balances are not written */
+	uint32_t bits;      /* of the codes: 1, 2, 4 */
+	uint32_t d_k, d_pad;
+	uint32_t kv_heads;
+	uint8_t signs[96]; /* [3][d_pad]: bit j % 8 of byte j / 8 set: -1 */
+};
+/* balance [kv_heads][d_k], or NULL. Errors: MPIG_ENOTSUP (the layer has no signature index), MPIG_EINVAL, MPIG_ENOENT. */
+MPIG_API int mpig_context_signature(mpig_context *context, int layer, struct mpig_signature *signature, float *balance);
+
 /* What the handle knows without asking the daemon. */
 MPIG_API const char *mpig_context_name(const mpig_context *context);
 MPIG_API uint64_t mpig_context_committed(const mpig_context *context); /* as of the last completion seen */
 MPIG_API uint32_t mpig_context_signature_version(const mpig_context *context);
+MPIG_API uint32_t mpig_context_handle(const mpig_context *context); /* in entries of a queue (shm/abi.h); the same after a reconnect */
 
 /* ---- queues -------------------------------------------------------------------------------------------------------- */
 struct mpig_queue_options {
@@ -315,6 +332,32 @@ struct mpig_queue_options {
 /* Errors: MPIG_EINVAL, MPIG_ELIMIT, MPIG_EQUOTA, MPIG_ENOMEM. *queue is owned by the caller until mpig_queue_destroy. */
 MPIG_API int mpig_queue_create(mpig_client *client, const struct mpig_queue_options *options, mpig_queue **queue);
 MPIG_API void mpig_queue_destroy(mpig_queue *queue);
+
+/* Asks that the daemon's workers do not sleep for the next `ms` milliseconds (0: no longer), so that requests that cannot wake them, a
+ * GPU's, are seen at once; the daemon has a limit (workers.awake_max). Also asks whether the daemon lives: MPIG_ERETRY if it has gone
+ * away. Costs no more than a look at the socket where the workers are awake. MPIG_ENOTSUP: a daemon that knows no leases. */
+MPIG_API int mpig_awake(mpig_queue *queue, int ms);
+
+/* A queue that is lent is fed by somebody else, such as a GPU: its rings and slots are written by the borrower, in the format and with
+ * the ordering of shm/README.md, and the calls of the data path answer MPIG_EBUSY. The mapping stays where it is until
+ * mpig_queue_destroy, also when the daemon is restarted. */
+struct mpig_region {
+	size_t size;
+	void *base;         /* of the mapping, page-aligned */
+	uint64_t bytes;     /* of it */
+	uint64_t sq_offset, cq_offset, slots_offset, slot_bytes;
+	uint32_t entries, slots;
+	uint32_t sq_tail, cq_head; /* where the rings stand; the same number as long as nothing is in flight */
+};
+/* Lends it. MPIG_EBUSY: requests are in flight, or completions not polled, or it is lent already. */
+MPIG_API int mpig_queue_lend(mpig_queue *queue, struct mpig_region *region);
+/* For a lent queue: 0 if it is still served by the daemon it was lent under. If that is gone, connects again, hands the region to
+ * the new daemon and opens the contexts again: then 1, *region is written, both rings begin at 0, and what was in flight will never be
+ * answered. MPIG_ELOST: the new daemon did not take the region; the queue is of no more use. MPIG_ENODAEMON, MPIG_ETIMEDOUT: none
+ * is there yet; the call may be repeated. */
+MPIG_API int mpig_queue_renew(mpig_queue *queue, struct mpig_region *region);
+/* Ends the loan. Nobody may write the region from now on. NULL and queues that are not lent are allowed. */
+MPIG_API void mpig_queue_take_back(mpig_queue *queue);
 
 /* ---- the data path, blocking --------------------------------------------------------------------------------------- */
 struct mpig_attend {

@@ -427,6 +427,11 @@ uint64_t mpig_context_committed(const mpig_context *x)
 	return atomic_load_explicit(&x->committed, memory_order_relaxed);
 }
 
+uint32_t mpig_context_handle(const mpig_context *x)
+{
+	return x->handle;
+}
+
 uint32_t mpig_context_signature_version(const mpig_context *x)
 {
 	return atomic_load_explicit(&x->signature_version, memory_order_relaxed);

@@ -125,7 +125,7 @@ static int64_t submit_failed(mpig_queue *q, struct flight *f, int status, const 
 	return error_set(q->client, status, "%s", why);
 }
 
-static void wake_worker(const mpig_queue *q)
+void wake_worker(const mpig_queue *q)
 {
 	uint64_t one = 1;
 	while (write(q->event_fd, &one, sizeof(one)) < 0 && errno == EINTR)

@@ -4,6 +4,7 @@
 //   blocking.c           calls that wait; appends, commits and reads cut into slots
 //   attend.c             payloads of single requests
 //   queue.c  flight.c    attaching a region; submitting, reaping, waiting
+//   lend.c               queues that others feed; leases on the workers' wakefulness
 //   context.c  spec.c    handles, leases, reopening; specs
 //   catalog.c            contexts by name
 //   client.c             connection, reconnection, daemon-wide calls
@@ -102,6 +103,7 @@ struct mpig_queue {
 	struct mpig_producer sq;
 	struct mpig_consumer cq;
 	struct mpig_queue_header *shared; // the header in the region, for the flag words only
+	bool lent;                        // to whoever writes its rings now (lend.c)
 	bool suspect;                     // the daemon's side wrote nonsense: do not offer the region for adoption
 	struct flight *flights;           // [entries]
 	uint32_t *free_slots;             // [slot_count]
@@ -164,6 +166,8 @@ static inline struct mpig_layer_shape layer_shape(const struct mpig_wire_layer *
 // ---- queue.c -----------------------------------------------------------------------------------------------------------
 // Attached to a living daemon, as far as can be seen without asking; attaches again where it is not.
 int queue_ready(mpig_queue *queue);
+// The same for a queue that is lent, whose rings are not ours: 1 if it was attached anew.
+int queue_ready_lent(mpig_queue *queue);
 void queue_free(mpig_queue *queue, bool forked);
 void queue_look(mpig_queue *queue); // asks the socket whether the daemon is alive
 
@@ -189,6 +193,8 @@ static inline uint8_t *slot_payload(const mpig_queue *queue, uint32_t slot)
 	return queue->base + queue->header.slots_offset + slot * queue->header.slot_bytes;
 }
 uint64_t queue_deadline(const mpig_queue *queue);
+
+void wake_worker(const mpig_queue *queue);
 
 // ---- attend.c: each returns a ticket, or a negative status; the queue is ready ---------------------------------------
 int layer_check(const mpig_queue *queue, const mpig_context *context, int layer, const struct mpig_wire_layer **wire);

@@ -133,8 +133,12 @@ static int queue_attach(mpig_queue *q, uint64_t old)
 	}
 	bool adopt = q->base && !q->suspect;
 	rc = request_region(q, adopt);
-	if (rc && adopt && rc != MPIG_ERETRY && rc != MPIG_ETIMEDOUT && rc != MPIG_ENODAEMON)
-		rc = request_region(q, false); // a daemon may refuse to adopt; a new region costs registrations, not correctness
+	if (rc && adopt && rc != MPIG_ERETRY && rc != MPIG_ETIMEDOUT && rc != MPIG_ENODAEMON) {
+		if (q->lent)
+			return error_set(c, MPIG_ELOST,
+			                 "the daemon does not take over the region of a lent queue: detach it and make another");
+		rc = request_region(q, false); // a daemon may refuse to adopt; a new region is as good where nobody has registered it
+	}
 	return rc;
 }
 
@@ -145,25 +149,44 @@ static void rings_begin(mpig_queue *q)
 	q->looked_ns = now_ns();
 }
 
-int queue_ready(mpig_queue *q)
+static bool attached(const mpig_queue *q)
+{
+	if (!q->connection)
+		return false;
+	bool closed = __atomic_load_n(&q->shared->sq_flags, __ATOMIC_ACQUIRE) & MPIG_SQ_CLOSED;
+	return !closed && q->connection == atomic_load_explicit(&q->client->connection, memory_order_acquire);
+}
+
+static int attach_again(mpig_queue *q)
 {
 	mpig_client *c = q->client;
-	if (client_forked(c))
-		return MPIG_EFORK;
-	uint64_t old = q->connection;
-	if (old) {
-		bool closed = __atomic_load_n(&q->shared->sq_flags, __ATOMIC_ACQUIRE) & MPIG_SQ_CLOSED;
-		if (!closed && old == atomic_load_explicit(&c->connection, memory_order_acquire))
-			return MPIG_OK;
-		flights_reap(q);
-		flights_fail(q, MPIG_ERETRY);
-	}
+	flights_fail(q, MPIG_ERETRY);
 	pthread_mutex_lock(&c->lock);
 	int rc = queue_attach(q, q->attached_before);
 	pthread_mutex_unlock(&c->lock);
 	if (rc == MPIG_OK)
 		rings_begin(q);
 	return rc;
+}
+
+int queue_ready(mpig_queue *q)
+{
+	if (client_forked(q->client))
+		return MPIG_EFORK;
+	if (q->lent)
+		return error_set(q->client, MPIG_EBUSY, "this queue is lent: mpig_queue_take_back (or detaching the GPU) ends that");
+	if (attached(q))
+		return MPIG_OK;
+	flights_reap(q);
+	return attach_again(q);
+}
+
+int queue_ready_lent(mpig_queue *q)
+{
+	if (attached(q))
+		return MPIG_OK;
+	int rc = attach_again(q);
+	return rc ? rc : 1;
 }
 
 void queue_look(mpig_queue *q)

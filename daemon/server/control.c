@@ -41,6 +41,7 @@ static const struct {
 	[MPIG_CTL_SAVED] = {"SAVED", control_saved, sizeof(struct mpig_ctl_saved), false, 0, true},
 	[MPIG_CTL_EVICT] = {"EVICT", control_evict, sizeof(struct mpig_ctl_open), false, 0, false},
 	[MPIG_CTL_PIN] = {"PIN", control_pin, sizeof(struct mpig_ctl_open), false, 0, false},
+	[MPIG_CTL_SIGNATURE] = {"SIGNATURE", control_signature, sizeof(struct mpig_ctl_signature), false, 0, true},
 	[MPIG_CTL_HEADS] = {"HEADS", control_heads, sizeof(struct mpig_ctl_heads), false, 0, true},
 };
 

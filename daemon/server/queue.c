@@ -158,6 +158,22 @@ void queue_need_wakeup(struct queue *q, bool need)
 	pthread_mutex_unlock(&q->lock);
 }
 
+uint64_t queue_lease(struct queue *q, uint64_t now, uint64_t most)
+{
+	uint64_t peer_until = __atomic_load_n(&shared(q)->awake_until, __ATOMIC_RELAXED);
+	if (peer_until == q->awake_seen)
+		return 0;
+	q->awake_seen = peer_until;
+	if (peer_until <= now)
+		return 0;
+	return peer_until - now < most ? peer_until : now + most;
+}
+
+bool queue_silent(const struct queue *q)
+{
+	return __atomic_load_n(&shared(q)->sq_silent, __ATOMIC_RELAXED) != 0;
+}
+
 // ---- claiming --------------------------------------------------------------------------------------------------------
 bool queue_claim(struct queue *q, uint32_t worker)
 {

@@ -43,6 +43,7 @@ struct queue {
 	atomic_uint in_flight;             // tasks that point here
 	struct queue *next_retired;        // control thread, after its removal
 	uint64_t retired_epoch;
+	uint64_t awake_seen; // the last lease of the client's that was believed; home worker
 	// the worker that claims
 	_Alignas(64) atomic_uint claim; // 0, or the worker's number + 1
 	struct mpig_consumer sq;
@@ -98,5 +99,10 @@ void queue_complete(struct queue *queue, const struct mpig_cqe *cqe, struct task
 
 // ---- parking, the home worker ----------------------------------------------------------------------------------------
 void queue_need_wakeup(struct queue *queue, bool need);
+// Until when (mono_ns) the client asks that workers stay awake, if it has asked anew since the last look; else 0. At most `most` ns
+// from now, whatever it wrote; a value counts once.
+uint64_t queue_lease(struct queue *queue, uint64_t now, uint64_t most);
+// Whether who writes the ring's tail cannot write the eventfd (a GPU): it must be looked at by a timer.
+bool queue_silent(const struct queue *queue);
 
 #endif

@@ -231,6 +231,8 @@ static int start_workers(struct server *s, uint32_t count, const cpu_set_t *cpus
 		.count = count,
 		.cpus = *cpus,
 		.spin_ns = s->options.workers.spin_ns,
+		.awake_ns = s->options.workers.awake_ns,
+		.look_ns = s->options.workers.look_ns,
 		.uring = strcmp(loop_backend_name(s->loop), "io_uring") == 0,
 		.engine = s->engine,
 		.stats = s->stats.stats->worker,

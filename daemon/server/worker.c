@@ -106,6 +106,32 @@ static uint32_t turn(struct worker *w)
 	return moved ? moved : serve_others(w);
 }
 
+// ---- leases ----------------------------------------------------------------------------------------------------------
+// The greatest lease of any client counts for all workers: a request needs them all. Returns whether there is one.
+static bool leased(struct worker *w, uint64_t now)
+{
+	struct workers *all = w->all;
+	uint64_t most = all->options.awake_ns, end = 0;
+	for (uint32_t i = 0; most && i < w->home_count; i++) {
+		uint64_t asked = queue_lease(w->home[i].queue, now, most);
+		end = asked > end ? asked : end;
+	}
+	uint64_t known = atomic_load_explicit(&all->awake_until, memory_order_relaxed), before = known;
+	while (known < end && !atomic_compare_exchange_weak(&all->awake_until, &known, end))
+		continue;
+	if (before <= now && end > now)
+		workers_wake_helpers(all, all->options.count);
+	return now < (known > end ? known : end);
+}
+
+static bool any_silent(const struct worker *w)
+{
+	for (uint32_t i = 0; i < w->home_count; i++)
+		if (queue_silent(w->home[i].queue))
+			return true;
+	return false;
+}
+
 // ---- parking ---------------------------------------------------------------------------------------------------------
 static void announce(struct worker *w, bool parked)
 {
@@ -139,13 +165,14 @@ static bool park(struct worker *w, uint64_t *nap_ns)
 	quiesce(w); // so that every home queue gets the flag
 	uint64_t version = w->version;
 	announce(w, true);
-	bool found = turn(w) > 0 || w->version != version || atomic_load(&w->all->stop);
+	bool found = turn(w) > 0 || w->version != version || atomic_load(&w->all->stop) || leased(w, mono_ns());
 	if (!found) {
 		bool nap = waiting(w);
+		uint64_t most = w->all->options.look_ns && any_silent(w) ? w->all->options.look_ns : UINT64_MAX;
 		worker_set_state(w, MPIG_WORKER_PARKED);
 		uint64_t before = mono_ns();
 		atomic_store(&w->seen, WORKER_OFFLINE);
-		park_sleep(w->park, nap ? *nap_ns : UINT64_MAX);
+		park_sleep(w->park, nap && *nap_ns < most ? *nap_ns : most);
 		go_online(w);
 		worker_set_state(w, MPIG_WORKER_SPIN);
 		store_stat(&w->stats->park_ns, w->stats->park_ns + mono_ns() - before);
@@ -185,7 +212,8 @@ static void *worker_main(void *arg)
 		now = mono_ns();
 		store_stat(&w->stats->spin_ns, w->stats->spin_ns + now - then);
 		store_stat(&w->stats->heartbeat_ns, now);
-		if (now - last_work < w->all->options.spin_ns)
+		bool awake = leased(w, now);
+		if (awake || now - last_work < w->all->options.spin_ns)
 			continue;
 		bool found = park(w, &nap_ns);
 		now = mono_ns();
