@@ -6,6 +6,7 @@
 //   queue.c  flight.c    attaching a region; submitting, reaping, waiting
 //   context.c  spec.c    handles, leases, reopening; specs
 //   catalog.c            contexts by name
+//   administer.c         connections, quotas, draining
 //   client.c             connection, reconnection, daemon-wide calls
 //   control.c  error.c   datagrams and tags; texts, option structs
 //
