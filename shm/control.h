@@ -6,7 +6,8 @@
 //   HELLO        ------------------->   versions, epoch, instance, limits
 //   QUEUE_CREATE [old memfd]  ------>   geometry + memfd, eventfd (SCM_RIGHTS)
 //   CREATE / OPEN / OPEN_PREFIX ---->   context record, bound to the client's handle
-//   CLOSE, DROP, LIST, SHOW, FORK, CHMOD, STATUS, PING, CONFIG_GET, VERIFY, HEADS, DISK, SAVED, EVICT, PIN, SIGNATURE
+//   CLOSE, DROP, LIST, SHOW, FORK, CHMOD, STATUS, PING, CONFIG_GET, VERIFY, HEADS, DISK, SAVED, EVICT, PIN,
+//   SIGNATURE, CLIENTS, KILL, QUOTA, DRAIN
 #ifndef MPIG_SHM_CONTROL_H
 #define MPIG_SHM_CONTROL_H
 
@@ -21,6 +22,8 @@
 #define MPIG_LIST_PAGE 64u
 #define MPIG_HEADS_PAGE 512u
 #define MPIG_SIGNATURE_PAGE 48u
+#define MPIG_CLIENTS_PAGE 256u
+#define MPIG_COMMAND_BYTES 32u
 #define MPIG_MAX_HANDLES 4096u // per connection
 
 enum mpig_control_op {
@@ -39,13 +42,17 @@ enum mpig_control_op {
 	MPIG_CTL_CHMOD = 13,
 	MPIG_CTL_STATUS = 14,
 	MPIG_CTL_CONFIG_GET = 15,
-	MPIG_CTL_VERIFY = 16, // one part of a context a message, until the reply has more = 0
-	MPIG_CTL_HEADS = 17,  // a page of KV heads a message
-	MPIG_CTL_DISK = 18,   // begins work on disk, and looks at it again until it is done
-	MPIG_CTL_SAVED = 19,  // a page of what is on disk a message
-	MPIG_CTL_EVICT = 20,  // a context that is on disk leaves memory
-	MPIG_CTL_PIN = 21,    // mode 1: it stays in memory; 0: it need not
+	MPIG_CTL_VERIFY = 16,    // one part of a context a message, until the reply has more = 0
+	MPIG_CTL_HEADS = 17,     // a page of KV heads a message
+	MPIG_CTL_DISK = 18,      // begins work on disk, and looks at it again until it is done
+	MPIG_CTL_SAVED = 19,     // a page of what is on disk a message
+	MPIG_CTL_EVICT = 20,     // a context that is on disk leaves memory
+	MPIG_CTL_PIN = 21,       // mode 1: it stays in memory; 0: it need not
 	MPIG_CTL_SIGNATURE = 22, // what a client needs to compute signatures of a layer: a page of KV heads a message
+	MPIG_CTL_CLIENTS = 32,   // a page of connections a message
+	MPIG_CTL_KILL = 33,      // a connection is closed
+	MPIG_CTL_QUOTA = 34,     // what a user holds, and may hold
+	MPIG_CTL_DRAIN = 35,     // nothing more is opened, or is again; or only how that stands
 	MPIG_CTL_COUNT
 };
 
@@ -285,7 +292,60 @@ struct mpig_ctl_status_reply {
 	uint32_t workers, pid;
 	char version[32], instance[64], kernels[64], io_backend[16];
 	char pool_dir[MPIG_TEXT_BYTES], config_file[MPIG_TEXT_BYTES], stats_file[MPIG_TEXT_BYTES];
-	uint8_t reserved[128];
+	uint32_t drained; // 1: no queue and no context is opened
+	uint8_t reserved[124];
+};
+
+enum mpig_client_flags {
+	MPIG_CLIENT_COUNTED = 1u << 0, // it has a place in the statistics; otherwise its counters are 0
+	MPIG_CLIENT_SELF = 1u << 1,    // the connection that asks
+};
+
+// A connection. Users see their own; root and the user the daemon runs as see all.
+struct mpig_wire_client {
+	uint64_t id, connected_ns; // CLOCK_REALTIME
+	uint32_t uid, gid, pid, flags;
+	uint32_t queues, handles, leases, in_flight;
+	uint64_t region_bytes; // of its queues
+	uint64_t requests, attends, errors, rows_read, bytes_read, appended_rows, service_ns;
+	char command[MPIG_COMMAND_BYTES]; // what its process called itself when it connected
+	uint8_t reserved[48];
+};
+static_assert(sizeof(struct mpig_wire_client) == 192, "wire format frozen");
+
+struct mpig_ctl_clients { // request and reply; the reply is followed by count x struct mpig_wire_client, by descending id
+	struct mpig_control_header h;
+	uint64_t before;      // the ids below this one; 0 to begin
+	uint32_t count, more; // reply: that follow; 0 = those were all
+	uint8_t reserved[32];
+};
+
+struct mpig_ctl_kill { // own connections; root and the daemon's user: all
+	struct mpig_control_header h;
+	uint64_t id;
+	uint8_t reserved[32];
+};
+
+struct mpig_ctl_quota { // request and reply; own uid; root and the daemon's user: all
+	struct mpig_control_header h;
+	uint32_t uid; // UINT32_MAX in a request: the caller's
+	uint32_t reserved0;
+	uint64_t bytes, bytes_limit; // reply, as all that follows; a limit of 0: unlimited
+	uint64_t contexts, contexts_limit;
+	uint64_t clients, clients_limit;
+	uint64_t queues, queues_limit;
+	uint64_t region_bytes, region_bytes_limit;
+	uint8_t reserved[64];
+};
+
+enum mpig_drain_action { MPIG_DRAIN_LOOK = 0, MPIG_DRAIN_BEGIN = 1, MPIG_DRAIN_END = 2, MPIG_DRAIN_ACTIONS };
+
+struct mpig_ctl_drain { // request and reply; to begin and to end: root and the daemon's user
+	struct mpig_control_header h;
+	uint32_t action;          // enum mpig_drain_action
+	uint32_t drained;         // reply
+	uint64_t clients, queues; // reply: that are still there, the asking client among them
+	uint8_t reserved[32];
 };
 
 // CONFIG_GET: the reply is the header followed by "section.key = value\n" lines.
@@ -312,5 +372,7 @@ static_assert(sizeof(struct mpig_ctl_heads) + MPIG_HEADS_PAGE * sizeof(struct mp
               "a page of heads fits one datagram");
 static_assert(sizeof(struct mpig_ctl_signature) + MPIG_SIGNATURE_PAGE * 256 * sizeof(float) <= MPIG_CONTROL_MAX_BYTES,
               "a page of balances fits one datagram");
+static_assert(sizeof(struct mpig_ctl_clients) + MPIG_CLIENTS_PAGE * sizeof(struct mpig_wire_client) <= MPIG_CONTROL_MAX_BYTES,
+              "a page of connections fits one datagram");
 
 #endif

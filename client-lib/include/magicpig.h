@@ -141,11 +141,54 @@ struct mpig_daemon_status {
 	uint32_t workers, pid;
 	char version[32], instance[64], kernels[64], io_backend[16];
 	char pool_dir[256], config_file[256], stats_file[256];
+	uint32_t drained; /* nonzero: it opens no queue and no context (mpig_daemon_drain) */
 };
 MPIG_API int mpig_daemon_status(mpig_client *client, struct mpig_daemon_status *status);
 /* The daemon's configuration in force as "section.key = value\n" lines, into `text` (at most `bytes`, always
  * terminated). Returns the length that was needed, without the zero. */
 MPIG_API int mpig_daemon_config(mpig_client *client, char *text, size_t bytes);
+
+/* ---- looking after a daemon: one's own connections and use; root and the daemon's user see all ------------------------ */
+enum mpig_client_info_flags {
+	MPIG_CLIENT_INFO_COUNTED = 1, /* its requests are counted one by one: the statistics have places for so many clients */
+	MPIG_CLIENT_INFO_SELF = 2     /* the connection that asks */
+};
+struct mpig_client_info { /* a connection */
+	size_t size;
+	uint64_t id, connected_ns; /* unique while the daemon runs; CLOCK_REALTIME */
+	uint32_t uid, gid, pid, flags;
+	uint32_t queues, contexts, leases, in_flight; /* handles it has open, writer leases among them; requests being served */
+	uint64_t region_bytes;                        /* of its queues */
+	uint64_t requests, attends, errors, rows_read, bytes_read, appended_rows, service_ns; /* 0 if it is not counted */
+	char command[32]; /* what its process called itself when it connected */
+};
+/* Connections, the newest first: fills up to `max` records from *cursor (begin with 0; opaque after that) and advances it; returns how
+ * many, 0 at the end. infos[0].size must be set: it is the stride of the array, and is written into every record. */
+MPIG_API int mpig_client_list(mpig_client *client, uint64_t *cursor, struct mpig_client_info *infos, int max);
+/* Closes a connection: its queues and leases are given back at once, what it did not commit is lost, its contexts stay. Its requests
+ * in flight end with MPIG_ERETRY, and it may connect again. Errors: MPIG_ENOENT, MPIG_EACCES (another user's), MPIG_EINVAL (one's own:
+ * use mpig_disconnect). */
+MPIG_API int mpig_client_kill(mpig_client *client, uint64_t id);
+struct mpig_quota { /* what a user holds and may hold; a limit of 0: unlimited */
+	size_t size;
+	uint64_t bytes, bytes_limit; /* of the pool */
+	uint64_t contexts, contexts_limit;
+	uint64_t clients, clients_limit;
+	uint64_t queues, queues_limit;
+	uint64_t region_bytes, region_bytes_limit; /* of queues */
+	uint32_t uid;
+};
+/* uid UINT32_MAX: the caller's. Errors: MPIG_EACCES (another user's). */
+MPIG_API int mpig_quota_get(mpig_client *client, uint32_t uid, struct mpig_quota *quota);
+enum mpig_drain { MPIG_DRAIN_STATE = 0, MPIG_DRAIN_ON = 1, MPIG_DRAIN_OFF = 2 };
+struct mpig_drain_state {
+	size_t size;
+	uint64_t clients, queues; /* that are still there, the caller among the clients */
+	uint32_t drained;
+};
+/* ON: the daemon opens no queue and no context any more (MPIG_ESHUTDOWN), and serves those that are open; OFF: again. Root and the
+ * daemon's user; MPIG_DRAIN_STATE: anybody. state may be NULL. Errors: MPIG_EACCES. */
+MPIG_API int mpig_daemon_drain(mpig_client *client, int what, struct mpig_drain_state *state);
 
 /* ---- contexts ------------------------------------------------------------------------------------------------------ */
 struct mpig_layer { /* zero = default wherever a default is named */

@@ -236,6 +236,7 @@ int mpig_daemon_status(mpig_client *c, struct mpig_daemon_status *status)
 			.quota_used = r->quota_used,
 			.workers = r->workers,
 			.pid = r->pid,
+			.drained = r->drained,
 		};
 		COPY_TEXT(s.version, r->version);
 		COPY_TEXT(s.instance, r->instance);

@@ -7,6 +7,7 @@
 //   lend.c               queues that others feed; leases on the workers' wakefulness
 //   context.c  spec.c    handles, leases, reopening; specs
 //   catalog.c            contexts by name
+//   administer.c         connections, quotas, draining
 //   client.c             connection, reconnection, daemon-wide calls
 //   control.c  error.c   datagrams and tags; texts, option structs
 //

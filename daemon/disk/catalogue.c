@@ -50,8 +50,11 @@ void catalogue_put(struct disk *d, const struct manifest *m)
 		}
 		memmove(&d->saved[i + 1], &d->saved[i], (d->saved_count - i) * sizeof d->saved[0]);
 		d->saved_count++;
+	} else {
+		d->saved_bytes -= d->saved[i].bytes;
 	}
 	d->saved[i] = entry;
+	d->saved_bytes += entry.bytes;
 	pthread_mutex_unlock(&d->lock);
 }
 
@@ -61,6 +64,7 @@ void catalogue_remove(struct disk *d, const char *name)
 	size_t i = position(d, name);
 	if (is_at(d, i, name)) {
 		d->saved_count--;
+		d->saved_bytes -= d->saved[i].bytes;
 		memmove(&d->saved[i], &d->saved[i + 1], (d->saved_count - i) * sizeof d->saved[0]);
 	}
 	pthread_mutex_unlock(&d->lock);
@@ -81,6 +85,14 @@ uint32_t disk_list(struct disk *d, const struct credentials *who, const char *af
 	}
 	pthread_mutex_unlock(&d->lock);
 	return n;
+}
+
+void disk_total(struct disk *d, uint64_t *contexts, uint64_t *bytes)
+{
+	pthread_mutex_lock(&d->lock);
+	*contexts = d->saved_count;
+	*bytes = d->saved_bytes;
+	pthread_mutex_unlock(&d->lock);
 }
 
 bool disk_has(struct disk *d, const char *name)

@@ -53,7 +53,8 @@ struct disk_saved {
 	struct identity identity;
 	uint64_t committed, bytes, saved_ns;
 };
-bool disk_has(struct disk *d, const char *name); // any thread
+void disk_total(struct disk *d, uint64_t *contexts, uint64_t *bytes); // any thread; bytes: of disk_saved, added up
+bool disk_has(struct disk *d, const char *name);                      // any thread
 // Any thread. Contexts on disk that `who` may read, by name, those after `after`.
 uint32_t disk_list(struct disk *d, const struct credentials *who, const char *after, struct disk_saved *out, uint32_t max,
                    bool *more);

@@ -36,8 +36,25 @@ struct disk_jobs {
 	uint64_t cursor, retry_ns;
 	uint64_t last;
 	bool stop, save_all;
+	_Atomic uint64_t saves, loads, errors, evictions;
 	struct job job[DISK_JOBS];
 };
+
+static void count(struct disk_jobs *jobs, enum disk_work work, int status)
+{
+	if (work != DISK_SAVE && work != DISK_LOAD)
+		return;
+	atomic_fetch_add(status == MPIG_OK ? work == DISK_SAVE ? &jobs->saves : &jobs->loads : &jobs->errors, 1);
+}
+
+void disk_jobs_counts(struct disk_jobs *jobs, struct disk_counts *counts)
+{
+	*counts = (struct disk_counts){.saves = atomic_load(&jobs->saves),
+	                               .loads = atomic_load(&jobs->loads),
+	                               .errors = atomic_load(&jobs->errors),
+	                               .evictions = atomic_load(&jobs->evictions)};
+	disk_total(jobs->disk, &counts->contexts, &counts->bytes);
+}
 
 static struct job *first_waiting(struct disk_jobs *jobs)
 {
@@ -97,7 +114,10 @@ static bool save_next(struct disk_jobs *jobs, uint64_t idle_since_ns)
 	uint64_t begin = mono_ns();
 	int status = disk_save(jobs->disk, jobs->store, &root, name, false, &jobs->own, &result, why);
 	jobs->retry_ns = mono_ns() + PAUSE * (mono_ns() - begin);
-	if (status == MPIG_OK || status == MPIG_ENOENT || status == MPIG_ESHUTDOWN)
+	if (status == MPIG_ENOENT || status == MPIG_ESHUTDOWN)
+		return true;
+	count(jobs, DISK_SAVE, status);
+	if (status == MPIG_OK)
 		return true;
 	tell(jobs, true, "context '%s' is not saved: %s", name, why);
 	jobs->retry_ns = mono_ns() + RETRY_NS;
@@ -110,8 +130,10 @@ static void evict(struct disk_jobs *jobs)
 	double all = (double)pool_bytes(jobs->pool), most = jobs->policy.high * all, least = jobs->policy.low * all;
 	if (jobs->policy.high >= 1 || (double)pool_used(jobs->pool) <= most)
 		return;
-	while ((double)pool_used(jobs->pool) > least && store_evict(jobs->store, name))
+	while ((double)pool_used(jobs->pool) > least && store_evict(jobs->store, name)) {
+		atomic_fetch_add(&jobs->evictions, 1);
 		tell(jobs, false, "context '%s' leaves memory: it is on disk", name);
+	}
 }
 
 // True: something was saved, and there may be more.
@@ -150,6 +172,7 @@ static void *run(void *arg)
 		j->state = DISK_RUNNING;
 		pthread_mutex_unlock(&jobs->lock);
 		int status = work(jobs, j);
+		count(jobs, j->work, status);
 		pthread_mutex_lock(&jobs->lock);
 		j->status = status;
 		j->state = DISK_DONE;

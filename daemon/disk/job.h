@@ -33,6 +33,12 @@ void disk_jobs_stop(struct disk_jobs *jobs, bool save_all);
 // MPIG_ELIMIT: too many are waiting; MPIG_ENOMEM. The same work on the same name that still waits for this uid is joined.
 int disk_job_begin(struct disk_jobs *jobs, enum disk_work work, const struct credentials *who, const char *name, uint64_t *job,
                    char *why);
+struct disk_counts {
+	uint64_t contexts, bytes; // on disk now; a segment that two contexts share counts twice
+	uint64_t saves, loads, errors,
+		evictions; // since the start, evictions by policy only. errors: saves and loads that failed
+};
+void disk_jobs_counts(struct disk_jobs *jobs, struct disk_counts *counts); // any thread
 // MPIG_ENOENT: there is no such job, or its result was forgotten, or it is another user's.
 int disk_job_look(struct disk_jobs *jobs, const struct credentials *who, uint64_t job, struct disk_job_view *view);
 

@@ -16,6 +16,7 @@ struct disk {
 	pthread_mutex_t lock; // of what is saved
 	struct disk_saved *saved;
 	size_t saved_count, saved_capacity;
+	uint64_t saved_bytes; // of them all
 };
 
 #define FILE_NAME_BYTES 48

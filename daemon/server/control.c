@@ -19,20 +19,22 @@ static const struct {
 	bool longer;  // followed by more
 	uint32_t max_fds;
 	bool any_time; // while shutting down, too
+	bool begins;   // not while the daemon is drained
 } operations[MPIG_CTL_COUNT] = {
 	[MPIG_CTL_HELLO] = {"HELLO", control_hello, sizeof(struct mpig_ctl_hello), false, 0, true},
 	[MPIG_CTL_PING] = {"PING", control_ping, sizeof(struct mpig_control_header), false, 0, true},
-	[MPIG_CTL_QUEUE_CREATE] = {"QUEUE_CREATE", control_queue_create, sizeof(struct mpig_ctl_queue_create), false, 1, false},
+	[MPIG_CTL_QUEUE_CREATE] = {"QUEUE_CREATE", control_queue_create, sizeof(struct mpig_ctl_queue_create), false, 1, false,
+                                   true},
 	[MPIG_CTL_QUEUE_DESTROY] = {"QUEUE_DESTROY", control_queue_destroy, sizeof(struct mpig_ctl_queue_destroy), false, 0,
                                     true},
-	[MPIG_CTL_CREATE] = {"CREATE", control_create, sizeof(struct mpig_ctl_create), true, 0, false},
-	[MPIG_CTL_OPEN] = {"OPEN", control_open, sizeof(struct mpig_ctl_open), false, 0, false},
-	[MPIG_CTL_OPEN_PREFIX] = {"OPEN_PREFIX", control_open_prefix, sizeof(struct mpig_ctl_open), false, 1, false},
+	[MPIG_CTL_CREATE] = {"CREATE", control_create, sizeof(struct mpig_ctl_create), true, 0, false, true},
+	[MPIG_CTL_OPEN] = {"OPEN", control_open, sizeof(struct mpig_ctl_open), false, 0, false, true},
+	[MPIG_CTL_OPEN_PREFIX] = {"OPEN_PREFIX", control_open_prefix, sizeof(struct mpig_ctl_open), false, 1, false, true},
 	[MPIG_CTL_CLOSE] = {"CLOSE", control_close, sizeof(struct mpig_ctl_open), false, 0, true},
 	[MPIG_CTL_DROP] = {"DROP", control_drop, sizeof(struct mpig_ctl_open), false, 0, false},
 	[MPIG_CTL_LIST] = {"LIST", control_list, sizeof(struct mpig_ctl_list), false, 0, true},
 	[MPIG_CTL_SHOW] = {"SHOW", control_show, sizeof(struct mpig_ctl_open), false, 0, true},
-	[MPIG_CTL_FORK] = {"FORK", control_fork, sizeof(struct mpig_ctl_open), false, 0, false},
+	[MPIG_CTL_FORK] = {"FORK", control_fork, sizeof(struct mpig_ctl_open), false, 0, false, true},
 	[MPIG_CTL_CHMOD] = {"CHMOD", control_chmod, sizeof(struct mpig_ctl_open), false, 0, false},
 	[MPIG_CTL_STATUS] = {"STATUS", control_status, sizeof(struct mpig_control_header), false, 0, true},
 	[MPIG_CTL_CONFIG_GET] = {"CONFIG_GET", control_config_get, sizeof(struct mpig_control_header), false, 0, true},
@@ -42,6 +44,10 @@ static const struct {
 	[MPIG_CTL_EVICT] = {"EVICT", control_evict, sizeof(struct mpig_ctl_open), false, 0, false},
 	[MPIG_CTL_PIN] = {"PIN", control_pin, sizeof(struct mpig_ctl_open), false, 0, false},
 	[MPIG_CTL_SIGNATURE] = {"SIGNATURE", control_signature, sizeof(struct mpig_ctl_signature), false, 0, true},
+	[MPIG_CTL_CLIENTS] = {"CLIENTS", control_clients, sizeof(struct mpig_ctl_clients), false, 0, true},
+	[MPIG_CTL_KILL] = {"KILL", control_kill, sizeof(struct mpig_ctl_kill), false, 0, true},
+	[MPIG_CTL_QUOTA] = {"QUOTA", control_quota, sizeof(struct mpig_ctl_quota), false, 0, true},
+	[MPIG_CTL_DRAIN] = {"DRAIN", control_drain, sizeof(struct mpig_ctl_drain), false, 0, true},
 	[MPIG_CTL_HEADS] = {"HEADS", control_heads, sizeof(struct mpig_ctl_heads), false, 0, true},
 };
 
@@ -105,6 +111,9 @@ static int check(struct peer *p, struct request *r)
 		return control_fail(r, MPIG_EPROTO, "%s before HELLO: say HELLO first", name);
 	if (p->server->draining && !operations[h->op].any_time)
 		return control_fail(r, MPIG_ESHUTDOWN, "the daemon is shutting down; connect again when it is back");
+	if (p->server->drained && operations[h->op].begins)
+		return control_fail(r, MPIG_ESHUTDOWN,
+		                    "the daemon is drained: it opens no queue and no context until `magicpigctl drain --undo`");
 	return MPIG_OK;
 }
 
@@ -190,6 +199,7 @@ int control_status(struct peer *p, struct request *r)
 		.quota_used = store_uid_bytes(s->store, p->who.uid),
 		.workers = s->workers->options.count,
 		.pid = (uint32_t)getpid(),
+		.drained = s->drained,
 		.version = MPIG_VERSION_STRING,
 	};
 	for (uint32_t i = 0; i < s->workers->options.count; i++)

@@ -74,8 +74,10 @@ static int bind_and_reply(struct peer *p, struct request *r, struct context *c, 
 		}
 		holder = next;
 	}
-	int status = session_bind(p->session, handle, s->store, c, holder);
+	uint32_t place = places_take(&s->contexts, context_id(c), context_owner(c), 0);
+	int status = session_bind(p->session, handle, s->store, c, holder, &s->contexts, place);
 	if (status != MPIG_OK) {
+		places_leave(&s->contexts, place);
 		if (holder)
 			context_release(s->store, c, holder);
 		context_unref(c);

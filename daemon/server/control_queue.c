@@ -62,6 +62,10 @@ int control_queue_create(struct peer *p, struct request *r)
 		return status;
 	q->id = s->next_queue_id++;
 	q->uid = p->who.uid;
+	if (!p->place)
+		p->place = places_take(&s->clients, p->id, p->who.uid, p->who.pid);
+	q->place = p->place;
+	places_share(&s->clients, q->place); // until it is destroyed, which may be after its client has left
 	s->queue_count++;
 	a->queues++;
 	a->region_bytes += bytes;

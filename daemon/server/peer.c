@@ -1,13 +1,16 @@
 #include "daemon/server/peer.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "daemon/base/clock.h"
 #include "daemon/base/log.h"
 #include "shm/status.h"
 
@@ -44,6 +47,24 @@ static int open_pidfd(const struct peer *p)
 	if (getsockopt(p->fd, SOL_SOCKET, SO_PEERPIDFD, &fd, &bytes) == 0)
 		return fd; // close-on-exec
 	return (int)syscall(SYS_pidfd_open, (pid_t)p->who.pid, 0);
+}
+
+// What the process calls itself: to be shown, never to be relied on. Empty where /proc does not say.
+static void read_command(struct peer *p)
+{
+	char path[32];
+	snprintf(path, sizeof path, "/proc/%u/comm", p->who.pid);
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	ssize_t n = fd < 0 ? 0 : read(fd, p->command, sizeof p->command - 1);
+	p->command[n > 0 ? n : 0] = '\0';
+	p->command[strcspn(p->command, "\n")] = '\0';
+	if (fd >= 0)
+		close(fd);
+}
+
+bool peer_administers(const struct peer *p)
+{
+	return p->who.uid == 0 || p->who.uid == geteuid();
 }
 
 static void on_death(void *arg, uint32_t events)
@@ -90,6 +111,7 @@ static void free_peer(struct peer *p)
 	if (p->pidfd >= 0)
 		close(p->pidfd);
 	close(p->fd);
+	places_leave(&p->server->clients, p->place);
 	free(p->queues);
 	free(p->groups);
 	free(p);
@@ -103,9 +125,12 @@ static bool admit(struct server *s, struct peer *p)
 		log_limited(&refused_limit, LOG_LEVEL_WARN,
 		            "client pid %u uid %u refused: %u connections are open, %u of this user", p->who.pid, p->who.uid,
 		            s->peer_count, a ? a->clients : 0);
+		stats_set(&s->stats.stats->clients_refused, s->stats.stats->clients_refused + 1);
 		return false;
 	}
 	p->refused = a->clients >= s->options.limits.clients_per_uid;
+	if (p->refused)
+		stats_set(&s->stats.stats->clients_refused, s->stats.stats->clients_refused + 1);
 	a->clients++;
 	return true;
 }
@@ -118,6 +143,8 @@ void peer_accept(struct server *s, int fd)
 		return;
 	}
 	p->server = s;
+	p->id = s->next_peer++;
+	p->connected_ns = real_ns();
 	p->fd = fd;
 	p->pidfd = -1;
 	if (!read_credentials(p) || !admit(s, p)) {
@@ -132,6 +159,7 @@ void peer_accept(struct server *s, int fd)
 		peer_close(p, "no memory");
 		return;
 	}
+	read_command(p);
 	p->pidfd = open_pidfd(p);
 	if (p->pidfd >= 0)
 		p->death = loop_poll(s->loop, p->pidfd, on_death, p);

@@ -10,6 +10,9 @@ struct peer {
 	struct peer *next, *previous;
 	int fd, pidfd; // pidfd -1: the kernel gave none; then the socket's end tells
 	struct loop_source *messages, *death;
+	uint64_t id, connected_ns; // unique while the daemon runs; CLOCK_REALTIME
+	uint32_t place;            // in the statistics, from its first queue on
+	char command[MPIG_COMMAND_BYTES];
 	struct credentials who; // of the process that connected, groups included
 	uint32_t *groups;
 	struct session *session;
@@ -28,6 +31,8 @@ void peer_close(struct peer *p, const char *reason);
 int peer_add_queue(struct peer *p, struct queue *q); // MPIG_ENOMEM
 struct queue *peer_queue(struct peer *p, uint32_t id);
 void peer_forget_queue(struct peer *p, struct queue *q);
+// Whether it may look after the daemon and other users' connections: root, and the user the daemon runs as.
+bool peer_administers(const struct peer *p);
 
 // ---- control messages (control.c) ------------------------------------------------------------------------------------
 // One request: a private copy in the peer's buffer.
@@ -47,6 +52,7 @@ control_fn control_queue_create, control_queue_destroy;
 control_fn control_create, control_open, control_open_prefix, control_close, control_drop, control_list, control_show,
 	control_fork, control_chmod, control_verify, control_heads, control_disk, control_saved, control_evict, control_pin,
 	control_signature;
+control_fn control_clients, control_kill, control_quota, control_drain;
 control_fn control_hello, control_ping, control_status, control_config_get;
 
 // The context is not in memory: MPIG_EAGAIN if it is on disk and is being loaded (r->why says how far), why loading failed, or MPIG_ENOENT

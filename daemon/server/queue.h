@@ -33,6 +33,7 @@ struct submission {
 struct queue {
 	uint32_t id;             // unique while the daemon runs; id % workers is its home
 	uint32_t uid;            // charged for it
+	uint32_t place;          // of its client in the statistics
 	struct session *session; // a reference
 	void *base;
 	struct mpig_queue_header geometry; // the private, checked copy

@@ -5,6 +5,7 @@
 
 #include "daemon/base/clock.h"
 #include "daemon/base/log.h"
+#include "daemon/server/stats.h"
 #include "daemon/server/worker.h"
 #include "shm/status.h"
 
@@ -12,35 +13,6 @@
 #define UNITS_PER_VISIT 4u // of one task, before the worker looks at its queues again
 
 static struct log_limit refused_limit = LOG_LIMIT_INIT, failed_limit = LOG_LIMIT_INIT;
-
-// ---- statistics: one writer per block --------------------------------------------------------------------------------
-static void add(uint64_t *counter, uint64_t n)
-{
-	__atomic_store_n(counter, *counter + n, __ATOMIC_RELAXED);
-}
-
-static void count_time(uint64_t *buckets, uint64_t ns)
-{
-	uint32_t bucket = ns ? 63u - (uint32_t)__builtin_clzll(ns) : 0;
-	add(&buckets[bucket < MPIG_STATS_BUCKETS ? bucket : MPIG_STATS_BUCKETS - 1], 1);
-}
-
-static void count(struct worker *w, const struct mpig_sqe *e, const struct mpig_cqe *c)
-{
-	struct mpig_stats_worker *s = w->stats;
-	if (e->op < sizeof s->requests / sizeof s->requests[0])
-		add(&s->requests[e->op], 1);
-	if (c->status < 0)
-		add(&s->errors, 1);
-	add(&s->rows_read, c->rows_read);
-	add(&s->bytes_read, c->bytes_read);
-	if (e->op == MPIG_OP_APPEND && c->status == MPIG_OK)
-		add(&s->appended_rows, e->count);
-	if (e->op == MPIG_OP_ATTEND)
-		count_time(s->attend_ns, c->service_ns);
-	if (e->op == MPIG_OP_APPEND)
-		count_time(s->append_ns, c->service_ns);
-}
 
 // ---- answers ---------------------------------------------------------------------------------------------------------
 static void answer_now(struct worker *w, struct queue *q, const struct submission *s, int status)
@@ -50,7 +22,7 @@ static void answer_now(struct worker *w, struct queue *q, const struct submissio
 	                       .slot = s->entry.slot,
 	                       .sequence = s->sequence,
 	                       .service_ns = mono_ns() - s->taken_ns};
-	count(w, &s->entry, &cqe);
+	stats_count(w->stats, &s->entry, &cqe, q->place, 0);
 	if (status != MPIG_OK)
 		log_limited(&refused_limit, LOG_LEVEL_DEBUG, "queue %u: entry %llu (operation %u, handle %u) refused: %s", q->id,
 		            (unsigned long long)s->sequence, s->entry.op, s->entry.handle, mpig_status_text(status));
@@ -82,7 +54,7 @@ static void finish(struct worker *w, struct task *t)
 		.units = r->units,
 		.sequence = t->sequence,
 	};
-	count(w, &t->entry, &cqe);
+	stats_count(w->stats, &t->entry, &cqe, t->queue->place, t->binding->place);
 	if (r->status != MPIG_OK)
 		log_limited(&failed_limit, LOG_LEVEL_DEBUG, "queue %u: entry %llu (operation %u, handle %u): %s: %s",
 		            t->queue->id, (unsigned long long)t->sequence, t->entry.op, t->entry.handle,
@@ -193,7 +165,7 @@ static uint32_t run_task(struct worker *w, struct task *t)
 	while (ran < UNITS_PER_VISIT && (state = job_run(t->job, w->number, w->all->options.count, w->scratch)) == JOB_RAN)
 		ran++;
 	if (ran && t->claimer != w->number)
-		add(&w->stats->steals, ran);
+		stats_set(&w->stats->steals, w->stats->steals + ran);
 	if (state == JOB_RAN) {
 		uint32_t more = job_parallelism(t->job); // a later phase may have more units than the first
 		if (more > 1)
@@ -204,7 +176,7 @@ static uint32_t run_task(struct worker *w, struct task *t)
 		ran++;
 		finish(w, t);
 	}
-	add(&w->stats->units, ran);
+	stats_set(&w->stats->units, w->stats->units + ran);
 	if (q && queue_pending(q)) // an entry may have waited for this request; the queue stays as long as the task does
 		serve_queue(w, q);
 	leave(w, t);

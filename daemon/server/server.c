@@ -19,6 +19,21 @@
 #define QUIET_TICKS 2u // of DRAIN_NS without a request in progress: then nothing is between ring and table either
 
 // ---- statistics ------------------------------------------------------------------------------------------------------
+static void refresh_disk(struct server *s)
+{
+	if (!s->jobs)
+		return;
+	struct mpig_stats *stats = s->stats.stats;
+	struct disk_counts counts;
+	disk_jobs_counts(s->jobs, &counts);
+	stats_set(&stats->saved_contexts, counts.contexts);
+	stats_set(&stats->saved_bytes, counts.bytes);
+	stats_set(&stats->saves, counts.saves);
+	stats_set(&stats->loads, counts.loads);
+	stats_set(&stats->disk_errors, counts.errors);
+	stats_set(&stats->evictions, counts.evictions);
+}
+
 void server_refresh_stats(struct server *s)
 {
 	struct mpig_stats *stats = s->stats.stats;
@@ -31,6 +46,10 @@ void server_refresh_stats(struct server *s)
 	stats_set(&stats->contexts, totals.contexts);
 	stats_set(&stats->clients, s->peer_count);
 	stats_set(&stats->queues, s->queue_count);
+	refresh_disk(s);
+	stats_set(&stats->flags, (s->drained ? MPIG_STATS_DRAINED : 0) | (s->draining ? MPIG_STATS_STOPPING : 0) |
+	                                 (s->started && !s->draining && !s->drained ? MPIG_STATS_READY : 0) |
+	                                 (s->jobs ? MPIG_STATS_DISK : 0));
 }
 
 // ---- idle work -------------------------------------------------------------------------------------------------------
@@ -61,6 +80,7 @@ void server_free_queue(struct server *s, struct queue *q)
 		a->region_bytes -= q->geometry.region_bytes;
 	}
 	s->queue_count--;
+	places_leave(&s->clients, q->place);
 	queue_destroy(q);
 }
 
@@ -161,6 +181,7 @@ static void drain(struct server *s, const char *signal_name)
 	}
 	log_info("%s: stopping when the requests in progress are done; new ones are refused", signal_name);
 	s->draining = true;
+	server_refresh_stats(s);
 	workers_drain(s->workers);
 	loop_cancel(s->accepting);
 	loop_cancel(s->accept_again);
@@ -225,6 +246,7 @@ int server_run(const struct options *options, server_reload_fn *reload_fn, void 
 		.signal_fd = -1,
 		.next_queue_id = 1,
 		.next_holder = 1,
+		.next_peer = 1,
 	};
 	int status = server_start(&s);
 	while (status == 0 && !s.stopping) {

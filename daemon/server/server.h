@@ -11,6 +11,7 @@
 #include "daemon/server/account.h"
 #include "daemon/server/listener.h"
 #include "daemon/server/loop.h"
+#include "daemon/server/places.h"
 #include "daemon/server/stats.h"
 #include "daemon/server/worker.h"
 #include "daemon/store/pool.h"
@@ -35,6 +36,7 @@ struct server {
 	struct disk *disk;      // NULL: nothing is kept on disk
 	struct disk_jobs *jobs; // likewise
 	struct stats_file stats;
+	struct places contexts, clients; // in the statistics
 	struct loop *loop;
 	struct listener listener;
 	struct loop_source *accepting, *reaper, *drain_timer, *accept_again, *collapser;
@@ -45,9 +47,10 @@ struct server {
 	struct account *accounts;
 	struct queue *retired; // closed, waiting until nobody points to them
 	uint32_t next_queue_id;
-	uint64_t next_holder;
+	uint64_t next_holder, next_peer;
 	uint32_t quiet_ticks;
 	bool draining, stopping, hurry;
+	bool drained;           // by an administrator: what is open goes on, nothing more is opened
 	bool attached, started; // to a pool an earlier daemon left; ready to serve
 };
 

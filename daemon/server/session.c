@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "daemon/server/places.h"
+
 struct session {
 	atomic_uint references;
 	pthread_mutex_t lock; // the table; held for a few instructions
@@ -68,7 +70,8 @@ int session_free_handle(struct session *s, uint32_t handle)
 	return status;
 }
 
-int session_bind(struct session *s, uint32_t handle, struct store *store, struct context *context, uint64_t holder)
+int session_bind(struct session *s, uint32_t handle, struct store *store, struct context *context, uint64_t holder,
+                 struct places *places, uint32_t place)
 {
 	struct binding *b = calloc(1, sizeof *b);
 	if (!b)
@@ -76,6 +79,8 @@ int session_bind(struct session *s, uint32_t handle, struct store *store, struct
 	b->store = store;
 	b->context = context;
 	b->holder = holder;
+	b->places = places;
+	b->place = place;
 	atomic_init(&b->busy, 1);
 	atomic_init(&b->references, 1);
 	pthread_mutex_lock(&s->lock);
@@ -88,6 +93,19 @@ int session_bind(struct session *s, uint32_t handle, struct store *store, struct
 	if (status != MPIG_OK)
 		free(b);
 	return status;
+}
+
+uint32_t session_count(struct session *s, uint32_t *leases)
+{
+	uint32_t handles = 0, writing = 0;
+	pthread_mutex_lock(&s->lock);
+	for (uint32_t handle = 0; handle < s->size; handle++) {
+		handles += s->table[handle] != NULL;
+		writing += s->table[handle] && s->table[handle]->holder;
+	}
+	pthread_mutex_unlock(&s->lock);
+	*leases = writing;
+	return handles;
 }
 
 static struct binding *take_out(struct session *s, uint32_t handle)
@@ -154,5 +172,7 @@ void binding_put(struct binding *b)
 	if (atomic_fetch_sub_explicit(&b->references, 1, memory_order_acq_rel) != 1)
 		return;
 	context_unref(b->context);
+	if (b->places)
+		places_leave(b->places, b->place);
 	free(b);
 }

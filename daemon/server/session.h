@@ -17,17 +17,22 @@ struct binding {
 	atomic_uint busy;        // the handle, and each request whose effects are not complete; the lease goes when it reaches 0
 	atomic_uint references;  // `busy` counts as one; the struct goes when it reaches 0
 	atomic_bool writing;     // one writing request at a time, over all queues
+	struct places *places;   // of contexts in the statistics, or NULL
+	uint32_t place;          // the context's among them
 };
 
 struct session;
+struct places;
 struct session *session_create(void); // one reference; NULL: out of memory
 struct session *session_ref(struct session *session);
 void session_unref(struct session *session);
 
-// Takes over the caller's reference of `context`, on success only. MPIG_ELIMIT (handle >= MPIG_MAX_HANDLES), MPIG_EBUSY (in use),
+// Takes over the caller's reference of `context`, and its use of a place, on success only. MPIG_ELIMIT (handle >= MPIG_MAX_HANDLES), MPIG_EBUSY (in use),
 // MPIG_ENOMEM.
-int session_bind(struct session *session, uint32_t handle, struct store *store, struct context *context, uint64_t holder);
-int session_unbind(struct session *session, uint32_t handle); // MPIG_ENOENT
+int session_bind(struct session *session, uint32_t handle, struct store *store, struct context *context, uint64_t holder,
+                 struct places *places, uint32_t place);
+uint32_t session_count(struct session *session, uint32_t *leases); // handles that are bound, and how many of them write
+int session_unbind(struct session *session, uint32_t handle);      // MPIG_ENOENT
 void session_unbind_all(struct session *session);
 // Whether a handle may be bound now: 0 or session_bind's error.
 int session_free_handle(struct session *session, uint32_t handle);

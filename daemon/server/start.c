@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <grp.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -204,6 +205,10 @@ static int start_stats(struct server *s, uint32_t workers, gid_t gid)
 	stats->epoch = s->epoch;
 	stats->start_realtime_ns = s->epoch;
 	stats->pid = (uint64_t)getpid();
+	snprintf(stats->release, sizeof stats->release, "%s", MPIG_VERSION_STRING);
+	snprintf(stats->instance, sizeof stats->instance, "%s", s->options.daemon.instance);
+	places_init(&s->contexts, stats, PLACES_CONTEXTS);
+	places_init(&s->clients, stats, PLACES_CLIENTS);
 	return 0;
 }
 
@@ -274,8 +279,8 @@ int server_start(struct server *s)
 	uint32_t workers = choose_cpus(&s->options, &cpus);
 	if (start_stats(s, workers, gid) != 0 || start_workers(s, workers, &cpus) != 0 || start_listening(s, gid) != 0)
 		return -1;
-	server_refresh_stats(s);
 	s->started = true;
+	server_refresh_stats(s);
 	char list[128];
 	cpu_list_format(&cpus, list, sizeof list);
 	log_info("magicpigd %s ready: instance %s on %s, pool of %llu MiB in %s, %u workers on CPUs %s, kernels %s, %s",

@@ -7,6 +7,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "shm/status.h"
+
 static void *map_file(struct stats_file *file, const char *path, gid_t gid, char *why, size_t why_bytes)
 {
 	char fresh[sizeof file->path + 8];
@@ -52,6 +54,43 @@ int stats_open(struct stats_file *file, const char *path, uint32_t workers, gid_
 	file->stats->workers = workers;
 	__atomic_store_n(&file->stats->magic, MPIG_STATS_MAGIC, __ATOMIC_RELEASE); // a reader that sees it sees the geometry
 	return 0;
+}
+
+static void add(uint64_t *counter, uint64_t n)
+{
+	stats_set(counter, *counter + n);
+}
+
+static void count_use(struct mpig_stats_use *use, const struct mpig_sqe *e, const struct mpig_cqe *c)
+{
+	add(&use->requests, 1);
+	add(&use->service_ns, c->service_ns);
+	if (e->op == MPIG_OP_ATTEND) {
+		add(&use->attends, 1);
+		add(&use->rows_read, c->rows_read);
+		add(&use->bytes_read, c->bytes_read);
+	} else if (e->op == MPIG_OP_APPEND && c->status == MPIG_OK) {
+		add(&use->appended_rows, e->count);
+	}
+	if (c->status < 0)
+		add(&use->errors, 1);
+}
+
+void stats_count(struct mpig_stats_worker *s, const struct mpig_sqe *e, const struct mpig_cqe *c, uint32_t client,
+                 uint32_t context)
+{
+	uint32_t op = e->op < MPIG_STATS_OPS ? e->op : MPIG_STATS_OPS - 1; // what is not known is counted with the last
+	add(&s->requests[op], 1);
+	add(&s->latency_sum_ns[op], c->service_ns);
+	add(&s->latency[op][mpig_stats_bucket(c->service_ns)], 1);
+	add(&s->rows_read, c->rows_read);
+	add(&s->bytes_read, c->bytes_read);
+	if (e->op == MPIG_OP_APPEND && c->status == MPIG_OK)
+		add(&s->appended_rows, e->count);
+	if (c->status < 0)
+		add(&s->errors, 1);
+	count_use(&s->client[client], e, c);
+	count_use(&s->context[context], e, c);
 }
 
 void stats_close(struct stats_file *file)

@@ -7,6 +7,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#include "shm/abi.h"
 #include "shm/stats.h"
 
 struct stats_file {
@@ -19,6 +20,10 @@ struct stats_file {
 // no reason not to start: then the block is private and `why` (>= 256 bytes) says why, otherwise "". -1: out of memory.
 int stats_open(struct stats_file *file, const char *path, uint32_t workers, gid_t gid, char *why, size_t why_bytes);
 void stats_close(struct stats_file *file); // removes the file
+
+// One request that is complete, into its worker's block; places of the client and of the context (places.h). By that worker only.
+void stats_count(struct mpig_stats_worker *stats, const struct mpig_sqe *entry, const struct mpig_cqe *cqe, uint32_t client,
+                 uint32_t context);
 
 static inline void stats_set(uint64_t *counter, uint64_t value)
 {

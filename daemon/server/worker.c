@@ -171,11 +171,14 @@ static bool park(struct worker *w, uint64_t *nap_ns)
 		uint64_t most = w->all->options.look_ns && any_silent(w) ? w->all->options.look_ns : UINT64_MAX;
 		worker_set_state(w, MPIG_WORKER_PARKED);
 		uint64_t before = mono_ns();
+		store_stat(&w->stats->accounted_ns, before);
 		atomic_store(&w->seen, WORKER_OFFLINE);
 		park_sleep(w->park, nap && *nap_ns < most ? *nap_ns : most);
 		go_online(w);
 		worker_set_state(w, MPIG_WORKER_SPIN);
-		store_stat(&w->stats->park_ns, w->stats->park_ns + mono_ns() - before);
+		uint64_t after = mono_ns();
+		store_stat(&w->stats->park_ns, w->stats->park_ns + after - before);
+		store_stat(&w->stats->accounted_ns, after);
 		store_stat(&w->stats->wakeups, w->stats->wakeups + 1);
 		*nap_ns = nap && *nap_ns < NAP_LAST_NS ? 2 * *nap_ns : *nap_ns;
 	}
@@ -197,6 +200,7 @@ static void *worker_main(void *arg)
 			uint64_t *total = was_busy ? &w->stats->busy_ns : &w->stats->spin_ns;
 			store_stat(total, *total + now - then);
 			worker_set_state(w, MPIG_WORKER_BUSY);
+			store_stat(&w->stats->accounted_ns, now);
 			store_stat(&w->stats->heartbeat_ns, now);
 			last_work = now;
 			nap_ns = NAP_FIRST_NS;
@@ -211,6 +215,7 @@ static void *worker_main(void *arg)
 		uint64_t then = now;
 		now = mono_ns();
 		store_stat(&w->stats->spin_ns, w->stats->spin_ns + now - then);
+		store_stat(&w->stats->accounted_ns, now);
 		store_stat(&w->stats->heartbeat_ns, now);
 		bool awake = leased(w, now);
 		if (awake || now - last_work < w->all->options.spin_ns)
@@ -235,7 +240,7 @@ static void *worker_start(void *arg)
 	int status = cpu < 0 ? 0 : cpu_pin(cpu);
 	if (status != 0)
 		log_warn("worker %u: cannot be pinned to CPU %d: %s", w->number, cpu, strerror(-status));
-	store_stat(&w->stats->cpu, (uint64_t)(cpu < 0 ? 0 : cpu));
+	store_stat(&w->stats->cpu, cpu < 0 || status != 0 ? UINT64_MAX : (uint64_t)cpu);
 	w->park = park_create(w->wake_fd, w->all->options.uring);
 	bool able = w->park != NULL;
 	if (!able)

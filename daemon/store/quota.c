@@ -74,6 +74,15 @@ uint64_t store_uid_bytes(struct store *s, uint32_t uid)
 	return bytes;
 }
 
+uint64_t store_uid_contexts(struct store *s, uint32_t uid)
+{
+	store_lock(s);
+	const struct account *a = account_find(s, uid);
+	uint64_t contexts = a ? a->contexts : 0;
+	store_unlock(s);
+	return contexts;
+}
+
 // ---- charges ---------------------------------------------------------------------------------------------------------
 
 bool charge_has(const struct charge *charge, uint32_t uid)

@@ -251,6 +251,10 @@ uint64_t context_id(const struct context *c)
 {
 	return c->id;
 }
+uint32_t context_owner(const struct context *c)
+{
+	return c->identity.uid;
+}
 bool context_dropped(const struct context *c)
 {
 	return atomic_load_explicit(&c->dropped, memory_order_acquire);

@@ -120,6 +120,7 @@ struct store_totals {
 };
 void store_totals(struct store *s, struct store_totals *out);
 uint64_t store_uid_bytes(struct store *s, uint32_t uid);
+uint64_t store_uid_contexts(struct store *s, uint32_t uid);
 
 // ---- accessors (any thread) ------------------------------------------------------------------------------------------
 const struct layer *context_layer(const struct context *c, uint32_t layer); // NULL if out of range or not GLOBAL
@@ -130,6 +131,7 @@ const struct mpig_wire_layer *context_spec_layer(const struct context *c,
 uint64_t context_committed(const struct context *c);              // acquire
 uint64_t context_seed(const struct context *c);
 uint64_t context_id(const struct context *c);
+uint32_t context_owner(const struct context *c); // uid
 uint32_t context_signature_version(const struct context *c);
 bool context_dropped(const struct context *c);
 

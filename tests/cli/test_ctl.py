@@ -14,7 +14,8 @@ import pytest
 from cli_daemon import MAGICPIGCTL, MAGICPIGD, ctl
 
 OK, FAILED, USAGE, NO_DAEMON, NOT_FOUND, PERMISSION = range(6)
-COMMANDS = ["status", "ls", "show", "drop", "verify", "save", "load", "saved", "fsck", "erase", "evict", "pin", "unpin", "ping", "config"]
+COMMANDS = """status ls show drop fork verify save load saved fsck erase evict pin unpin clients kill-client quota drain ping config
+    version""".split()
 
 
 def open_terminal() -> tuple[int, int]:
@@ -71,6 +72,22 @@ def test_version():
         ["config", "list", "extra"],
         ["config", "get", "daemon.socket", "extra"],
         ["--socket"],
+        ["clients", "extra"],
+        ["kill-client"],
+        ["kill-client", "x"],
+        ["kill-client", "0"],
+        ["kill-client", "--pid", "0"],
+        ["kill-client", "--pid", "1", "2"],
+        ["quota", "no-such-user"],
+        ["quota", "-1x"],
+        ["quota", "--all", "root"],
+        ["drain", "extra"],
+        ["drain", "--wait", "0"],
+        ["drain", "--undo", "--wait", "1"],
+        ["fork", "a"],
+        ["fork", "a", "b", "c"],
+        ["fork", "a", "b", "-t", "many"],
+        ["version", "extra"],
     ],
     ids=" ".join,
 )

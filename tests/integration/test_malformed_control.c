@@ -193,6 +193,38 @@ START_TEST(reserved_bytes_must_be_zero)
 }
 END_TEST
 
+START_TEST(administrators_operations_are_asked_for_properly)
+{
+	struct mpig_ctl_clients clients = {0};
+	struct mpig_ctl_kill kill = {.id = UINT64_MAX};
+	struct mpig_ctl_quota quota = {.uid = UINT32_MAX};
+	struct mpig_ctl_drain drain = {.action = MPIG_DRAIN_LOOK};
+	wire_header(&clients.h, MPIG_CTL_CLIENTS, sizeof(clients));
+	wire_header(&kill.h, MPIG_CTL_KILL, sizeof(kill));
+	wire_header(&quota.h, MPIG_CTL_QUOTA, sizeof(quota));
+	wire_header(&drain.h, MPIG_CTL_DRAIN, sizeof(drain));
+	int socket = greeted();
+	ck_assert_int_eq(call(socket, &clients, sizeof(clients)), MPIG_OK);
+	ck_assert_int_eq(call(socket, &kill, sizeof(kill)), MPIG_ENOENT);
+	ck_assert_int_eq(call(socket, &quota, sizeof(quota)), MPIG_OK);
+	ck_assert_int_eq(call(socket, &drain, sizeof(drain)), MPIG_OK);
+	close(socket);
+	clients.more = 1, assert_refused(&clients, sizeof(clients), "clients: more"), clients.more = 0;
+	quota.bytes = 1, assert_refused(&quota, sizeof(quota), "quota: bytes"), quota.bytes = 0;
+	quota.reserved0 = 1, assert_refused(&quota, sizeof(quota), "quota: reserved0"), quota.reserved0 = 0;
+	drain.action = MPIG_DRAIN_ACTIONS, assert_refused(&drain, sizeof(drain), "drain: action"), drain.action = 0;
+	drain.queues = 1, assert_refused(&drain, sizeof(drain), "drain: queues"), drain.queues = 0;
+	for (size_t i = 0; i < 32; i += 31) {
+		clients.reserved[i] = kill.reserved[i] = quota.reserved[2 * i] = drain.reserved[i] = 1;
+		assert_refused(&clients, sizeof(clients), "clients: reserved byte");
+		assert_refused(&kill, sizeof(kill), "kill: reserved byte");
+		assert_refused(&quota, sizeof(quota), "quota: reserved byte");
+		assert_refused(&drain, sizeof(drain), "drain: reserved byte");
+		clients.reserved[i] = kill.reserved[i] = quota.reserved[2 * i] = drain.reserved[i] = 0;
+	}
+}
+END_TEST
+
 static int ask_heads(struct mpig_ctl_heads heads)
 {
 	int socket = greeted();
@@ -393,6 +425,14 @@ static size_t request_size(unsigned op)
 		return sizeof(struct mpig_ctl_saved);
 	case MPIG_CTL_VERIFY:
 		return sizeof(struct mpig_ctl_verify);
+	case MPIG_CTL_CLIENTS:
+		return sizeof(struct mpig_ctl_clients);
+	case MPIG_CTL_KILL:
+		return sizeof(struct mpig_ctl_kill);
+	case MPIG_CTL_QUOTA:
+		return sizeof(struct mpig_ctl_quota);
+	case MPIG_CTL_DRAIN:
+		return sizeof(struct mpig_ctl_drain);
 	case MPIG_CTL_PING:
 	case MPIG_CTL_STATUS:
 	case MPIG_CTL_CONFIG_GET:
@@ -415,6 +455,8 @@ static size_t fuzz_message(uint64_t *random, uint8_t *message)
 		message[i] = (uint8_t)(model_random(random) >> (model_random(random) % 2 ? 56 : 62));
 	if (model_random(random) % 2 && size >= sizeof(h) + 2)
 		memcpy(message + sizeof(h), (const char *[]){"a", "b", "f\1", "//"}[model_random(random) % 4], 2);
+	if (op == MPIG_CTL_KILL)
+		message[sizeof(h) + 7] |= 0x80; // an id nobody has: it might be the witness's
 	wire_header(&h, (enum mpig_control_op)op, size);
 	memcpy(message, &h, sizeof(h));
 	if (model_random(random) % 8 == 0)
@@ -472,6 +514,7 @@ int main(void)
 	tcase_add_test(framing, hello_must_match);
 	tcase_add_test(framing, reserved_bytes_must_be_zero);
 	tcase_add_test(framing, heads_are_asked_for_properly);
+	tcase_add_test(framing, administrators_operations_are_asked_for_properly);
 	tcase_add_test(framing, queue_sizes_are_checked);
 	tcase_add_test(descriptors, foreign_regions_are_not_adopted);
 	tcase_add_test(descriptors, descriptors_nobody_asked_for_are_closed);

@@ -9,9 +9,10 @@
 #include "ctl.h"
 #include "text.h"
 
-static const struct ctl_command *const commands[] = {&ctl_status, &ctl_ls,   &ctl_show,  &ctl_drop, &ctl_verify,
-                                                     &ctl_save,   &ctl_load, &ctl_saved, &ctl_fsck, &ctl_erase,
-                                                     &ctl_evict,  &ctl_pin,  &ctl_unpin, &ctl_ping, &ctl_config};
+static const struct ctl_command *const commands[] = {
+	&ctl_status,  &ctl_ls,          &ctl_show,  &ctl_drop,  &ctl_fork,  &ctl_verify, &ctl_save,
+	&ctl_load,    &ctl_saved,       &ctl_fsck,  &ctl_erase, &ctl_evict, &ctl_pin,    &ctl_unpin,
+	&ctl_clients, &ctl_kill_client, &ctl_quota, &ctl_drain, &ctl_ping,  &ctl_config, &ctl_version};
 #define COMMANDS (sizeof(commands) / sizeof(commands[0]))
 
 struct ctl_globals ctl_globals;
@@ -33,7 +34,8 @@ static void help(void)
 	}
 	printf("\nOptions, before or after the command:\n%s  --version           the version\n", global_options);
 	puts("\n`magicpigctl COMMAND --help` tells more. NO_COLOR=1 turns colours off.\n\n"
-	     "Exit status: 0 success, 1 the command failed, 2 wrong usage, 3 no daemon answers, 4 no such context or key,\n"
+	     "Exit status: 0 success, 1 the command failed, 2 wrong usage, 3 no daemon answers, 4 no such context, client or "
+	     "key,\n"
 	     "5 permission denied.");
 }
 

@@ -5,13 +5,14 @@
 #include <string.h>
 #include <time.h>
 
+#include "shm/abi.h" // first: it has the enumerations that magicpig.h copies
+
 #include "ctl.h"
 #include "json.h"
 #include "stats.h"
 #include "text.h"
 
 #define BAR_CELLS 32
-#define STALE_NS UINT64_C(2000000000) // a heartbeat older than this is worth a warning
 
 // What was seen. Either source may be missing: the daemon's answer (with --stats) or the file (not readable for everybody).
 struct view {
@@ -89,8 +90,9 @@ static void print_answer(const struct mpig_daemon_status *d)
 	print_memory("", d->pool_used, d->pool_bytes, d->pool_metadata);
 	if (d->quota_bytes)
 		print_memory("your quota", d->quota_used, d->quota_bytes, 0);
-	printf("  now         contexts %" PRIu64 ", clients %" PRIu64 ", queues %" PRIu64 ", workers %u\n", d->contexts,
-	       d->clients, d->queues, d->workers);
+	printf("  now         contexts %" PRIu64 ", clients %" PRIu64 ", queues %" PRIu64 ", workers %u%s%s%s\n", d->contexts,
+	       d->clients, d->queues, d->workers, d->drained ? text_on(TEXT_WARN) : "",
+	       d->drained ? ", drained: nothing more is opened" : "", d->drained ? text_off() : "");
 	printf("  since start %s attends, %s rows appended, %s commits, %s rows read (%s), %s%s errors%s\n",
 	       text_count(attends, d->attends), text_count(rows, d->appended_rows), text_count(commits, d->commits),
 	       text_count(read, d->rows_read), text_bytes(bytes, d->bytes_read), d->errors ? text_on(TEXT_WARN) : "",
@@ -110,7 +112,7 @@ static void print_file_only(const struct stats_sample *s)
 static void warn_if_stale(const char *who, uint64_t heartbeat_ns, uint64_t now_ns)
 {
 	char ago[TEXT_SHORT];
-	if (heartbeat_ns && now_ns > heartbeat_ns && now_ns - heartbeat_ns > STALE_NS)
+	if (stats_stale(heartbeat_ns, now_ns))
 		printf("  %s%s last seen alive %s%s\n", text_on(TEXT_BAD), who, text_ago(ago, heartbeat_ns, now_ns), text_off());
 }
 
@@ -125,7 +127,7 @@ static void print_rates(const struct view *view)
 	       view->interval_ms ? "over" : "averaged over",
 	       view->seconds < 1 ? text_latency(time, view->seconds * 1e9)
 	                         : text_duration(time, (uint64_t)(view->seconds * 1e9)));
-	const uint64_t *times = view->after.total.attend_ns;
+	const uint64_t *times = view->after.total.latency[MPIG_OP_ATTEND];
 	if (view->after.total.attends)
 		printf("  attend      p50 %s, p99 %s inside the daemon, since its start\n",
 		       text_latency(p50, stats_quantile(times, .5)), text_latency(p99, stats_quantile(times, .99)));
@@ -191,6 +193,7 @@ static void answer_json(struct json *json, const struct mpig_daemon_status *d)
 	json_uint(json, "contexts", d->contexts);
 	json_uint(json, "clients", d->clients);
 	json_uint(json, "queues", d->queues);
+	json_bool(json, "drained", d->drained);
 	json_uint(json, "workers", d->workers);
 	json_uint(json, "attends", d->attends);
 	json_uint(json, "appended_rows", d->appended_rows);
@@ -210,6 +213,7 @@ static void file_head_json(struct json *json, const struct stats_sample *s)
 	json_uint(json, "contexts", s->head.contexts);
 	json_uint(json, "clients", s->head.clients);
 	json_uint(json, "queues", s->head.queues);
+	json_bool(json, "drained", s->head.flags & MPIG_STATS_DRAINED);
 	json_uint(json, "workers", s->workers);
 	json_uint(json, "attends", s->total.attends);
 	json_uint(json, "appended_rows", s->total.appended_rows);
@@ -225,7 +229,10 @@ static void worker_json(struct json *json, const struct view *view, uint64_t i)
 	struct stats_work work = stats_between(&view->before.worker[i], total);
 	json_object(json, NULL);
 	json_uint(json, "worker", i);
-	json_uint(json, "cpu", total->cpu);
+	if (total->cpu == UINT64_MAX)
+		json_string(json, "cpu", NULL);
+	else
+		json_uint(json, "cpu", total->cpu);
 	json_string(json, "state", state_name(total->state));
 	json_double(json, "busy_share", busy_share(&work));
 	json_double(json, "requests_per_s", rate(view, work.requests));
@@ -251,10 +258,10 @@ static void statistics_json(struct json *json, const struct view *view)
 	json_double(json, "appended_rows_per_s", rate(view, all.appended_rows));
 	json_double(json, "rows_read_per_s", rate(view, all.rows_read));
 	json_double(json, "bytes_read_per_s", rate(view, all.bytes_read));
-	json_double(json, "attend_p50_us", stats_quantile(s->total.attend_ns, .5) / 1e3);
-	json_double(json, "attend_p99_us", stats_quantile(s->total.attend_ns, .99) / 1e3);
-	json_double(json, "append_p50_us", stats_quantile(s->total.append_ns, .5) / 1e3);
-	json_double(json, "append_p99_us", stats_quantile(s->total.append_ns, .99) / 1e3);
+	json_double(json, "attend_p50_us", stats_quantile(s->total.latency[MPIG_OP_ATTEND], .5) / 1e3);
+	json_double(json, "attend_p99_us", stats_quantile(s->total.latency[MPIG_OP_ATTEND], .99) / 1e3);
+	json_double(json, "append_p50_us", stats_quantile(s->total.latency[MPIG_OP_APPEND], .5) / 1e3);
+	json_double(json, "append_p99_us", stats_quantile(s->total.latency[MPIG_OP_APPEND], .99) / 1e3);
 	json_array(json, "workers");
 	for (uint64_t i = 0; i < s->workers; i++)
 		worker_json(json, view, i);
@@ -305,7 +312,7 @@ static int run(const struct ctl_command *self, int argc, char **argv)
 	                                        {"interval", required_argument, NULL, 'i'},
 	                                        {"stats", required_argument, NULL, CTL_OPTION_OWN},
 	                                        {NULL, 0, NULL, 0}};
-	static struct view view = {.interval_ms = 200}; // some 400 KB
+	static struct view view = {.interval_ms = 200}; // some 5 MB, of which a page for each worker is touched
 	const char *stats = NULL;
 	for (int option; (option = ctl_option(self, argc, argv, "hi:", options)) != -1;)
 		switch (option) {

@@ -42,12 +42,15 @@ from .merging import merge, merge_error
 from .queue import Queue
 from .records import (
     AttendResult,
+    ClientInfo,
     Completion,
     ContextInfo,
     DaemonStatus,
     DiskResult,
+    DrainState,
     Head,
     Layer,
+    Quota,
     SavedInfo,
     Spec,
     Verification,

@@ -57,6 +57,7 @@ class DaemonStatus(Structure):
         ("pool_dir", c_char * 256),
         ("config_file", c_char * 256),
         ("stats_file", c_char * 256),
+        ("drained", c_uint32),
     ]
 
 
@@ -186,6 +187,57 @@ class SavedInfo(Structure):
     ]
 
 
+class ClientInfo(Structure):
+    _fields_ = [
+        ("size", c_size_t),
+        ("id", c_uint64),
+        ("connected_ns", c_uint64),
+        ("uid", c_uint32),
+        ("gid", c_uint32),
+        ("pid", c_uint32),
+        ("flags", c_uint32),
+        ("queues", c_uint32),
+        ("contexts", c_uint32),
+        ("leases", c_uint32),
+        ("in_flight", c_uint32),
+        ("region_bytes", c_uint64),
+        ("requests", c_uint64),
+        ("attends", c_uint64),
+        ("errors", c_uint64),
+        ("rows_read", c_uint64),
+        ("bytes_read", c_uint64),
+        ("appended_rows", c_uint64),
+        ("service_ns", c_uint64),
+        ("command", c_char * 32),
+    ]
+
+
+class Quota(Structure):
+    _fields_ = [
+        ("size", c_size_t),
+        ("bytes", c_uint64),
+        ("bytes_limit", c_uint64),
+        ("contexts", c_uint64),
+        ("contexts_limit", c_uint64),
+        ("clients", c_uint64),
+        ("clients_limit", c_uint64),
+        ("queues", c_uint64),
+        ("queues_limit", c_uint64),
+        ("region_bytes", c_uint64),
+        ("region_bytes_limit", c_uint64),
+        ("uid", c_uint32),
+    ]
+
+
+class DrainState(Structure):
+    _fields_ = [
+        ("size", c_size_t),
+        ("clients", c_uint64),
+        ("queues", c_uint64),
+        ("drained", c_uint32),
+    ]
+
+
 class OpenOptions(Structure):
     _fields_ = [
         ("size", c_size_t),
@@ -258,6 +310,9 @@ class Completion(Structure):
 STRUCTS = {
     "mpig_connect_options": ConnectOptions,
     "mpig_daemon_status": DaemonStatus,
+    "mpig_client_info": ClientInfo,
+    "mpig_quota": Quota,
+    "mpig_drain_state": DrainState,
     "mpig_layer": Layer,
     "mpig_spec": Spec,
     "mpig_context_info": ContextInfo,
@@ -284,6 +339,10 @@ FUNCTIONS: dict[str, tuple[object, list[object]]] = {
     "mpig_ping": (c_int, [_handle]),
     "mpig_daemon_status": (c_int, [_handle, POINTER(DaemonStatus)]),
     "mpig_daemon_config": (c_int, [_handle, c_char_p, c_size_t]),
+    "mpig_client_list": (c_int, [_handle, POINTER(c_uint64), POINTER(ClientInfo), c_int]),
+    "mpig_client_kill": (c_int, [_handle, c_uint64]),
+    "mpig_quota_get": (c_int, [_handle, c_uint32, POINTER(Quota)]),
+    "mpig_daemon_drain": (c_int, [_handle, c_int, POINTER(DrainState)]),
     "mpig_context_create": (c_int, [_handle, c_char_p, POINTER(Spec), _out]),
     "mpig_context_open": (c_int, [_handle, c_char_p, POINTER(OpenOptions), _out]),
     "mpig_context_open_prefix": (c_int, [_handle, c_void_p, c_uint64, POINTER(OpenOptions), _out, POINTER(c_uint64)]),

@@ -14,7 +14,20 @@ from typing import Any, Callable, Iterator
 from . import _lib, errors
 from .arrays import token_array
 from .queue import Queue
-from .records import ContextInfo, DaemonStatus, DiskResult, Head, Layer, SavedInfo, Spec, Verification, record
+from .records import (
+    ClientInfo,
+    ContextInfo,
+    DaemonStatus,
+    DiskResult,
+    DrainState,
+    Head,
+    Layer,
+    Quota,
+    SavedInfo,
+    Spec,
+    Verification,
+    record,
+)
 
 _UNCHANGED = 0xFFFFFFFF  # of a uid or gid
 
@@ -226,6 +239,29 @@ class Client:
             info.size = ctypes.sizeof(_lib.ContextInfo)
         while count := self._check(self._lib.mpig_context_list(self._open_handle(), byref(cursor), page, len(page))):
             yield from [record(ContextInfo, page[i]) for i in range(count)]
+
+    def clients(self) -> Iterator[ClientInfo]:
+        """Connections of the daemon: this user's; root and the daemon's user see all."""
+        cursor, page = c_uint64(0), (_lib.ClientInfo * 32)()
+        page[0].size = ctypes.sizeof(_lib.ClientInfo)
+        while count := self._check(self._lib.mpig_client_list(self._open_handle(), byref(cursor), page, len(page))):
+            yield from [record(ClientInfo, page[i]) for i in range(count)]
+
+    def kill(self, client_id: int) -> None:
+        """Ends a connection: its queues and leases are given back, what it did not commit is lost."""
+        self._check(self._lib.mpig_client_kill(self._open_handle(), client_id))
+
+    def quota(self, uid: int = _UNCHANGED) -> Quota:
+        """What a user (default: this one) holds of the daemon and may hold."""
+        raw = _lib.Quota(size=ctypes.sizeof(_lib.Quota))
+        self._check(self._lib.mpig_quota_get(self._open_handle(), uid, byref(raw)))
+        return record(Quota, raw)
+
+    def drain(self, on: bool | None = None) -> DrainState:
+        """True: the daemon opens no queue and no context any more; False: again; None: only tells."""
+        raw = _lib.DrainState(size=ctypes.sizeof(_lib.DrainState))
+        self._check(self._lib.mpig_daemon_drain(self._open_handle(), 0 if on is None else 1 if on else 2, byref(raw)))
+        return record(DrainState, raw)
 
     def queue(self, *, entries: int = 0, slots: int = 0, slot_bytes: int = 0, spin_us: int = 0, timeout_ms: int = 0) -> Queue:
         options = _lib.QueueOptions(

@@ -142,6 +142,7 @@ class DaemonStatus:
     pool_dir: str
     config_file: str
     stats_file: str
+    drained: int
 
 
 @dataclass
@@ -226,6 +227,57 @@ class SavedInfo:
     uid: int
     gid: int
     mode: int
+
+
+@dataclass
+class ClientInfo:
+    """A connection of the daemon."""
+
+    id: int
+    connected_ns: int
+    uid: int
+    gid: int
+    pid: int
+    flags: int
+    queues: int
+    contexts: int
+    leases: int
+    in_flight: int
+    region_bytes: int
+    requests: int
+    attends: int
+    errors: int
+    rows_read: int
+    bytes_read: int
+    appended_rows: int
+    service_ns: int
+    command: str
+
+
+@dataclass
+class Quota:
+    """What a user holds and may hold; a limit of 0: unlimited."""
+
+    bytes: int
+    bytes_limit: int
+    contexts: int
+    contexts_limit: int
+    clients: int
+    clients_limit: int
+    queues: int
+    queues_limit: int
+    region_bytes: int
+    region_bytes_limit: int
+    uid: int
+
+
+@dataclass
+class DrainState:
+    """Whether the daemon opens anything more, and how many clients and queues are still there."""
+
+    clients: int
+    queues: int
+    drained: int
 
 
 def record(cls: type, raw: ctypes.Structure) -> Any:

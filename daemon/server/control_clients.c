@@ -1,0 +1,153 @@
+// Control operations of those who look after the daemon: connections, what users hold, draining. Users see and end their own
+// connections; root and the user the daemon runs as, everybody's.
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon/base/log.h"
+#include "daemon/server/peer.h"
+#include "shm/status.h"
+
+static bool zero(const uint8_t *bytes, size_t count)
+{
+	uint8_t any = 0;
+	for (size_t i = 0; i < count; i++)
+		any |= bytes[i];
+	return any == 0;
+}
+
+static bool may_see(const struct peer *p, uint32_t uid)
+{
+	return p->who.uid == uid || peer_administers(p);
+}
+
+static struct mpig_wire_client describe(const struct peer *asking, const struct peer *p)
+{
+	struct mpig_wire_client out = {
+		.id = p->id,
+		.connected_ns = p->connected_ns,
+		.uid = p->who.uid,
+		.gid = p->who.gid,
+		.pid = p->who.pid,
+		.flags = (p->place ? MPIG_CLIENT_COUNTED : 0) | (p == asking ? MPIG_CLIENT_SELF : 0),
+		.queues = p->queue_count,
+	};
+	if (p->session)
+		out.handles = session_count(p->session, &out.leases);
+	for (uint32_t i = 0; i < p->queue_count; i++) {
+		out.region_bytes += p->queues[i]->geometry.region_bytes;
+		out.in_flight += atomic_load_explicit(&p->queues[i]->in_flight, memory_order_relaxed);
+	}
+	if (p->place) {
+		struct mpig_stats_use use = places_use(&p->server->clients, p->place);
+		out.requests = use.requests;
+		out.attends = use.attends;
+		out.errors = use.errors;
+		out.rows_read = use.rows_read;
+		out.bytes_read = use.bytes_read;
+		out.appended_rows = use.appended_rows;
+		out.service_ns = use.service_ns;
+	}
+	memcpy(out.command, p->command, sizeof out.command);
+	return out;
+}
+
+int control_clients(struct peer *p, struct request *r)
+{
+	const struct mpig_ctl_clients *in = (const void *)r->header;
+	if (in->count || in->more || !zero(in->reserved, sizeof in->reserved))
+		return control_fail(r, MPIG_EPROTO, "CLIENTS: all but before must be zero in a request");
+	struct {
+		struct mpig_ctl_clients page;
+		struct mpig_wire_client client[MPIG_CLIENTS_PAGE];
+	} *reply = calloc(1, sizeof *reply);
+	if (!reply)
+		return control_fail(r, MPIG_ENOMEM, "the daemon is out of memory");
+	reply->page.before = in->before;
+	for (const struct peer *each = p->server->peers; each && !reply->page.more; each = each->next) { // the newest first
+		if ((in->before && each->id >= in->before) || each->refused || !may_see(p, each->who.uid))
+			continue;
+		reply->page.more = reply->page.count == MPIG_CLIENTS_PAGE;
+		if (!reply->page.more)
+			reply->client[reply->page.count++] = describe(p, each);
+	}
+	int status = control_reply(p, r, reply, sizeof reply->page + reply->page.count * sizeof reply->client[0], NULL, 0);
+	free(reply);
+	return status;
+}
+
+int control_kill(struct peer *p, struct request *r)
+{
+	const struct mpig_ctl_kill *in = (const void *)r->header;
+	if (!zero(in->reserved, sizeof in->reserved))
+		return control_fail(r, MPIG_EPROTO, "KILL: reserved fields must be zero");
+	struct peer *victim = p->server->peers;
+	while (victim && victim->id != in->id)
+		victim = victim->next;
+	if (!victim)
+		return control_fail(r, MPIG_ENOENT, "there is no client %llu", (unsigned long long)in->id);
+	if (!may_see(p, victim->who.uid))
+		return control_fail(r, MPIG_EACCES,
+		                    "client %llu belongs to uid %u: only that user, root and the daemon's user may end it",
+		                    (unsigned long long)in->id, victim->who.uid);
+	if (victim == p)
+		return control_fail(r, MPIG_EINVAL, "client %llu is this connection", (unsigned long long)in->id);
+	log_info("client %llu (pid %u uid %u) is ended by uid %u", (unsigned long long)victim->id, victim->who.pid,
+	         victim->who.uid, p->who.uid);
+	peer_close(victim, "it was ended by an administrator");
+	struct mpig_control_header reply;
+	return control_reply(p, r, &reply, sizeof reply, NULL, 0);
+}
+
+int control_quota(struct peer *p, struct request *r)
+{
+	static const uint8_t zeros[sizeof(struct mpig_ctl_quota)];
+	const struct mpig_ctl_quota *in = (const void *)r->header;
+	size_t asked = offsetof(struct mpig_ctl_quota, reserved0);
+	if (memcmp(&in->reserved0, zeros, sizeof *in - asked) != 0)
+		return control_fail(r, MPIG_EPROTO, "QUOTA: all but uid must be zero in a request");
+	uint32_t uid = in->uid == UINT32_MAX ? p->who.uid : in->uid;
+	if (!may_see(p, uid))
+		return control_fail(r, MPIG_EACCES, "what uid %u holds is shown to that user, to root and to the daemon's user",
+		                    uid);
+	const struct options *o = &p->server->options;
+	const struct account *a = p->server->accounts;
+	while (a && a->uid != uid)
+		a = a->next;
+	struct mpig_ctl_quota reply = {
+		.uid = uid,
+		.bytes = store_uid_bytes(p->server->store, uid),
+		.bytes_limit = o->limits.bytes_per_uid,
+		.contexts = store_uid_contexts(p->server->store, uid),
+		.contexts_limit = o->limits.contexts_per_uid,
+		.clients = a ? a->clients : 0,
+		.clients_limit = o->limits.clients_per_uid,
+		.queues = a ? a->queues : 0,
+		.queues_limit = o->limits.queues_per_uid,
+		.region_bytes = a ? a->region_bytes : 0,
+		.region_bytes_limit = o->limits.region_bytes_per_uid,
+	};
+	return control_reply(p, r, &reply, sizeof reply, NULL, 0);
+}
+
+int control_drain(struct peer *p, struct request *r)
+{
+	const struct mpig_ctl_drain *in = (const void *)r->header;
+	struct server *s = p->server;
+	if (in->drained || in->clients || in->queues || !zero(in->reserved, sizeof in->reserved))
+		return control_fail(r, MPIG_EPROTO, "DRAIN: all but action must be zero in a request");
+	if (in->action >= MPIG_DRAIN_ACTIONS)
+		return control_fail(r, MPIG_EPROTO, "DRAIN: action %u is not known", in->action);
+	if (in->action != MPIG_DRAIN_LOOK && !peer_administers(p))
+		return control_fail(r, MPIG_EACCES, "only root and the daemon's user may drain it");
+	bool drained = in->action == MPIG_DRAIN_LOOK ? s->drained : in->action == MPIG_DRAIN_BEGIN;
+	if (drained != s->drained) {
+		s->drained = drained;
+		log_info(drained ? "drained by uid %u: no queue and no context is opened from now on"
+		                 : "no longer drained, by uid %u",
+		         p->who.uid);
+		server_refresh_stats(s);
+	}
+	struct mpig_ctl_drain reply = {
+		.action = in->action, .drained = s->drained, .clients = s->peer_count, .queues = s->queue_count};
+	return control_reply(p, r, &reply, sizeof reply, NULL, 0);
+}

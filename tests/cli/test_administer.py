@@ -1,0 +1,188 @@
+"""magicpigctl clients, kill-client, quota, drain, fork, version."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+from cli_daemon import ROOT, ctl
+
+OK, FAILED, USAGE, NO_DAEMON, NOT_FOUND, PERMISSION = range(6)
+
+OTHER = """
+import sys
+import magicpig
+with magicpig.Client(sys.argv[1]) as client, client.queue() as queue:
+    queue.nop()
+    print("here", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def other(daemon):
+    """Another process with a connection and a queue."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "client-lib/python")}
+    process = subprocess.Popen(
+        [sys.executable, "-c", OTHER, str(daemon.socket)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    )
+    assert process.stdout.readline() == "here\n"
+    yield process
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def good(result) -> str:
+    assert result.returncode == OK, result.stderr
+    assert result.stderr == ""
+    return result.stdout
+
+
+def until(condition):
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+# ---- clients, kill-client ---------------------------------------------------------------------------------------------
+
+
+def test_nobody_is_connected(daemon):
+    assert good(daemon.ctl("clients")) == "no clients\n"
+    assert json.loads(good(daemon.ctl("clients", "--json"))) == []
+    own = json.loads(good(daemon.ctl("clients", "--all", "--json")))
+    assert [c["self"] for c in own] == [True] and own[0]["command"] == "magicpigctl" and own[0]["uid"] == os.getuid()
+
+
+def test_clients(daemon, other, book):
+    seen = {c["pid"]: c for c in json.loads(good(daemon.ctl("clients", "--json")))}
+    assert set(seen) == {other.pid, os.getpid()}
+    assert seen[other.pid] | {"id": 0, "connected_ns": 0, "gid": 0, "service_ns": 0, "region_bytes": 0} == {
+        "id": 0, "pid": other.pid, "command": seen[other.pid]["command"], "uid": os.getuid(), "gid": 0, "connected_ns": 0,
+        "queues": 1, "contexts": 0, "leases": 0, "in_flight": 0, "region_bytes": 0, "counted": True, "requests": 1, "attends": 0,
+        "errors": 0, "rows_read": 0, "bytes_read": 0, "appended_rows": 0, "service_ns": seen[other.pid]["service_ns"] * 0, "self": False,
+    }  # fmt: skip
+    mine = seen[os.getpid()]
+    assert mine["contexts"] == mine["leases"] == 1 and mine["appended_rows"] == 900
+    lines = good(daemon.ctl("clients")).splitlines()
+    assert lines[0].split()[:6] == ["ID", "PID", "COMMAND", "USER", "QUEUES", "CONTEXTS"]
+    rows = {line.split()[1]: line for line in lines[1:]}
+    assert re.search(rf"^ *\d+ +{other.pid} +python\S* +{getpass.getuser()} +1 +0 +0 +1 +0 +0 +", rows[str(other.pid)])
+
+
+def test_kill_client_by_id(daemon, other):
+    (client,) = json.loads(good(daemon.ctl("clients", "--json")))
+    assert good(daemon.ctl("kill-client", str(client["id"]))) == f"client {client['id']} ended\n"
+    until(lambda: good(daemon.ctl("clients")) == "no clients\n")
+    result = daemon.ctl("kill-client", str(client["id"]))
+    assert result.returncode == NOT_FOUND
+    assert result.stderr == f"magicpigctl kill-client: there is no client {client['id']}\n"
+    assert f"client {client['id']} (pid {other.pid}" in daemon.log_text()
+
+
+def test_kill_client_by_pid(daemon, other):
+    (client,) = json.loads(good(daemon.ctl("clients", "--json")))
+    assert json.loads(good(daemon.ctl("kill-client", "--json", "--pid", str(other.pid)))) == [client["id"]]
+    result = daemon.ctl("kill-client", "--pid", str(other.pid))
+    assert result.returncode == NOT_FOUND and result.stdout == ""
+    assert result.stderr == f"magicpigctl kill-client: no client with pid {other.pid}\n"
+
+
+# ---- quota ------------------------------------------------------------------------------------------------------------
+
+
+def test_quota(daemon, book):
+    (own,) = json.loads(good(daemon.ctl("quota", "--json")))
+    assert own["uid"] == os.getuid()
+    assert own["contexts"] == 1 and own["bytes"] > 300 * 3 * 2 * 2 * 64 * 2
+    assert own["clients"] >= 1 and own["clients_limit"] > 1 and own["queues_limit"] > 1
+    by_name = json.loads(good(daemon.ctl("quota", "--json", getpass.getuser(), str(os.getuid()))))
+    assert [q["uid"] for q in by_name] == [os.getuid()]
+    title, row = good(daemon.ctl("quota", "--all")).splitlines()
+    assert title.split() == ["USER", "MEMORY", "CONTEXTS", "CLIENTS", "QUEUES", "QUEUE", "MEMORY"]
+    assert row.startswith(getpass.getuser()) and f"of {own['clients_limit']}" in row
+
+
+# ---- drain ------------------------------------------------------------------------------------------------------------
+
+
+def test_drain_and_back(daemon, other):
+    assert good(daemon.ctl("drain", "--state")) == "not drained: 1 client with 1 queue\n"
+    assert good(daemon.ctl("drain")) == "drained: 1 client with 1 queue\n"
+    assert "drained: nothing more is opened" in good(daemon.ctl("status", "-i", "0"))
+    result = daemon.ctl("ping", "--queue")
+    assert result.returncode == FAILED and "the daemon is drained" in result.stderr
+    result = daemon.ctl("drain", "--wait", "1")
+    assert result.returncode == FAILED and "there are still queues after 1 s" in result.stderr
+    other.stdin.write("\n")
+    other.stdin.close()
+    state = json.loads(good(daemon.ctl("drain", "--wait", "20", "--json")))
+    assert state["drained"] is True and state["queues"] == 0
+    other.wait()
+    until(lambda: json.loads(good(daemon.ctl("drain", "--state", "--json")))["clients"] == 0)
+    assert good(daemon.ctl("drain", "--undo")) == "not drained: 0 clients with 0 queues\n"
+    good(daemon.ctl("ping", "--queue"))
+    assert json.loads(good(daemon.ctl("status", "-i", "0", "--json")))["drained"] is False
+
+
+def test_python(daemon, client, other):
+    import magicpig
+
+    ids = {info.pid: info.id for info in client.clients()}
+    assert set(ids) == {other.pid, os.getpid()}
+    assert client.quota().clients == 2 and client.quota(4242).clients == 0
+    assert client.drain(True).drained == 1 and client.drain().drained == 1
+    with pytest.raises(magicpig.Shutdown, match="drained"):
+        client.queue()
+    assert client.drain(False).drained == 0
+    client.kill(ids[other.pid])
+    with pytest.raises(magicpig.NotFound):
+        client.kill(ids[other.pid])
+
+
+# ---- fork, version ----------------------------------------------------------------------------------------------------
+
+
+def test_fork(daemon, client, book):
+    book.close()  # the writer's lease does not matter, but its handle is not needed
+    assert good(daemon.ctl("fork", "book", "all")) == "all: 300 tokens\n"
+    part = json.loads(good(daemon.ctl("fork", "--json", "book", "part", "--tokens", "100")))
+    assert part["name"] == "part" and part["committed"] == 100 and part["writer_pid"] == 0
+    result = daemon.ctl("fork", "book", "part")
+    assert result.returncode == FAILED and result.stderr.startswith("magicpigctl fork: 'book': ") and "part" in result.stderr
+    result = daemon.ctl("fork", "nothing", "part")
+    assert result.returncode == NOT_FOUND and "'nothing'" in result.stderr
+    result = daemon.ctl("fork", "book", "long", "-t", "301")
+    assert result.returncode == FAILED and "301" in result.stderr
+    good(daemon.ctl("drop", "--yes", "all", "part"))
+
+
+def test_version_of_both(daemon):
+    own, theirs = good(daemon.ctl("version")).splitlines()
+    version = re.fullmatch(r"magicpigctl (\d+\.\d+\.\d+)", own).group(1)
+    assert theirs == f"magicpigd   {version} (instance {daemon.instance}, pid {daemon.process.pid})"
+    assert json.loads(good(daemon.ctl("version", "--json"))) == {"magicpigctl": version, "magicpigd": version}
+    assert good(daemon.ctl("version", "--client")) == own + "\n"
+
+
+def test_version_without_a_daemon(tmp_path):
+    result = ctl("--socket", str(tmp_path / "none"), "version")
+    assert result.returncode == NO_DAEMON
+    assert result.stdout.startswith("magicpigctl ") and "start magicpigd" in result.stderr
+    assert json.loads(good(ctl("version", "--client", "--json")))["magicpigd"] is None
+
+
+@pytest.mark.parametrize("command", [["clients"], ["kill-client", "1"], ["quota"], ["drain"], ["fork", "a", "b"]], ids=" ".join)
+def test_no_daemon(command, tmp_path):
+    path = str(tmp_path / "magicpigd.sock")
+    result = ctl("--socket", path, *command)
+    assert result.returncode == NO_DAEMON and result.stdout == ""
+    assert path in result.stderr and result.stderr.startswith(f"magicpigctl {command[0]}: ")
