@@ -5,10 +5,11 @@ PREFIX  ?= /usr/local
 DESTDIR ?=
 BINDIR  := $(PREFIX)/bin
 SBINDIR := $(PREFIX)/sbin
-LIBDIR  := $(PREFIX)/lib
+LIBDIR  ?= $(PREFIX)/lib
 INCDIR  := $(PREFIX)/include
 MANDIR  := $(PREFIX)/share/man
 SYSCONFDIR ?= /etc
+UNITDIR := $(PREFIX)/lib/systemd/system
 
 CC      ?= cc
 CSTD    := -std=gnu11
@@ -37,7 +38,7 @@ EXAMPLES   := $(wildcard client-lib/examples/*.c)
 
 obj = $(patsubst %.c,$(B)/obj/%.o,$(1))
 
-DAEMON_LIBS := -luring -lnuma -linih -lxxhash -lm
+DAEMON_LIBS := -luring -lnuma -linih -lxxhash -lsystemd -lm
 CLIENT_LIBS := -lxxhash -lm
 TEST_LIBS   := $(shell pkg-config --libs check 2>/dev/null || echo -lcheck -lsubunit -lrt -lm)
 
@@ -129,7 +130,7 @@ $(B)/flags: FORCE
 # ---- what people type --------------------------------------------------------------------------------------------------
 VENV     ?= build/venv
 # Python tests of parts that are in the tree; C tests that mean something under ThreadSanitizer.
-PYTESTS  := $(wildcard tests/python client-lib/python/tests tests/cli tests/quality)
+PYTESTS  := $(wildcard tests/python tests/systemd client-lib/python/tests tests/cli tests/quality)
 TSAN_TESTS = $(filter $(B)/tests/shm/test_ring% $(B)/tests/engine/% $(B)/tests/server/test_worker,$(TESTS))
 HEADERS  := $(shell find shm client-lib config daemon tools tests -name '*.h' 2>/dev/null)
 TEST_ENV  = MAGICPIGD=$(abspath $(B))/magicpigd MAGICPIGCTL=$(abspath $(B))/magicpigctl \
@@ -220,12 +221,18 @@ install: all ## install below $(DESTDIR)$(PREFIX)
 	install -m 644 client-lib/include/magicpig.h $(DESTDIR)$(INCDIR)
 	sed -e 's|@PREFIX@|$(PREFIX)|; s|@VERSION@|$(VERSION)|; s|^libdir=.*|libdir=$(LIBDIR)|; s|^includedir=.*|includedir=$(INCDIR)|' \
 		client-lib/magicpig.pc.in > $(DESTDIR)$(LIBDIR)/pkgconfig/magicpig.pc
-	$(if $(wildcard config/magicpigd.conf),install -D -m 644 config/magicpigd.conf $(DESTDIR)$(SYSCONFDIR)/magicpig/magicpigd.conf.sample)
+	install -D -m 644 config/magicpigd.conf $(DESTDIR)$(SYSCONFDIR)/magicpig/magicpigd.conf.sample
+	tools/build/units $(DESTDIR)$(UNITDIR) $(SBINDIR) $(SYSCONFDIR)
+	install -D -m 644 systemd/magicpig.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/magicpig.conf
+	install -D -m 644 systemd/magicpig.tmpfiles $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/magicpig.conf
+	install -D -m 644 systemd/magicpigd.catalog $(DESTDIR)$(PREFIX)/lib/systemd/catalog/magicpigd.catalog
 
 uninstall: ## remove what install has put there
 	rm -f $(addprefix $(DESTDIR)$(LIBDIR)/,libmagicpig.so.$(VERSION) libmagicpig.so.0 libmagicpig.so libmagicpig.a pkgconfig/magicpig.pc)
 	rm -f $(DESTDIR)$(SBINDIR)/magicpigd $(addprefix $(DESTDIR)$(BINDIR)/,magicpigctl magicpig-bench) $(DESTDIR)$(INCDIR)/magicpig.h
 	rm -f $(DESTDIR)$(SYSCONFDIR)/magicpig/magicpigd.conf.sample
+	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,magicpigd.service magicpigd.socket magicpigd@.service magicpigd@.socket)
+	rm -f $(addprefix $(DESTDIR)$(PREFIX)/lib/,sysusers.d/magicpig.conf tmpfiles.d/magicpig.conf systemd/catalog/magicpigd.catalog)
 	-rmdir $(DESTDIR)$(SYSCONFDIR)/magicpig 2>/dev/null
 
 clean: ## remove what was built (the Python environment, the demo's model and the captures of quality stay)

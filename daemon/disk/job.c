@@ -1,5 +1,6 @@
 #include "daemon/disk/job.h"
 
+#include <errno.h>
 #include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -213,7 +214,21 @@ int disk_jobs_start(struct disk *disk, struct store *store, struct pool *pool, c
 	return 0;
 }
 
-void disk_jobs_stop(struct disk_jobs *jobs, bool save_all)
+// Joins the thread, and tells whenever it has got on.
+static void join(struct disk_jobs *jobs, void (*progress)(void *arg), void *arg)
+{
+	uint64_t seen = atomic_load(&jobs->own.done);
+	struct timespec until;
+	do {
+		until = timespec_of(mono_ns() + LOOK_NS);
+		uint64_t done = atomic_load(&jobs->own.done);
+		if (progress && done != seen)
+			progress(arg);
+		seen = done;
+	} while (pthread_clockjoin_np(jobs->thread, NULL, CLOCK_MONOTONIC, &until) == ETIMEDOUT);
+}
+
+void disk_jobs_stop(struct disk_jobs *jobs, bool save_all, void (*progress)(void *arg), void *arg)
 {
 	if (!jobs)
 		return;
@@ -225,7 +240,7 @@ void disk_jobs_stop(struct disk_jobs *jobs, bool save_all)
 		atomic_store(&jobs->job[i].progress.cancel, true);
 	pthread_cond_signal(&jobs->wake);
 	pthread_mutex_unlock(&jobs->lock);
-	pthread_join(jobs->thread, NULL);
+	join(jobs, progress, arg);
 	for (uint32_t i = 0; i < DISK_JOBS; i++)
 		free(jobs->job[i].groups);
 	pthread_cond_destroy(&jobs->wake);

@@ -29,7 +29,8 @@ struct disk_jobs;
 int disk_jobs_start(struct disk *disk, struct store *store, struct pool *pool, const struct disk_policy *policy,
                     struct disk_jobs **out); // 0 or MPIG_ENOMEM
 // Cancels what runs, and waits for the thread. What waited is not done; with save_all, contexts that are not on disk are saved first.
-void disk_jobs_stop(struct disk_jobs *jobs, bool save_all);
+// Meanwhile `progress` (NULL: nobody listens) is called about once a second if something was written since.
+void disk_jobs_stop(struct disk_jobs *jobs, bool save_all, void (*progress)(void *arg), void *arg);
 // MPIG_ELIMIT: too many are waiting; MPIG_ENOMEM. The same work on the same name that still waits for this uid is joined.
 int disk_job_begin(struct disk_jobs *jobs, enum disk_work work, const struct credentials *who, const char *name, uint64_t *job,
                    char *why);

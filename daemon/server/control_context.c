@@ -339,7 +339,8 @@ int control_verify(struct peer *p, struct request *r)
 	if (status != MPIG_OK)
 		return status;
 	if (part.damaged)
-		log_error("context '%s': segment %u, part %u does not have its checksum: its rows or its index are damaged",
+		log_event(LOG_EVENT_DAMAGED, LOG_LEVEL_ERROR,
+		          "context '%s': segment %u, part %u does not have its checksum: its rows or its index are damaged",
 		          in->name, in->segment, in->part);
 	struct mpig_ctl_verify reply = {
 		.segment = part.segment,

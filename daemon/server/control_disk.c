@@ -41,7 +41,7 @@ int control_disk(struct peer *p, struct request *r)
 		return control_fail(r, MPIG_EINVAL, "DISK: there is no job %llu of yours", (unsigned long long)job);
 	if (view.state == DISK_DONE && view.status != MPIG_OK) {
 		if (view.status == MPIG_ECORRUPT)
-			log_error("context '%s' on disk: %s", in->name, view.why);
+			log_event(LOG_EVENT_DAMAGED, LOG_LEVEL_ERROR, "context '%s' on disk: %s", in->name, view.why);
 		return control_fail(r, view.status, "%s", view.why);
 	}
 	if (view.state == DISK_DONE)

@@ -143,7 +143,7 @@ static int clear_stale(struct listener *l, char *why)
 	return fail(why, "another process already serves %s: stop it, or choose another daemon.socket", l->path);
 }
 
-int listener_lock(struct listener *l, const char *path, char *why)
+static int begin(struct listener *l, const char *path, char *why)
 {
 	*l = (struct listener){.fd = -1, .lock_fd = -1};
 	size_t bytes = strlen(path);
@@ -151,7 +151,27 @@ int listener_lock(struct listener *l, const char *path, char *why)
 		return fail(why, "%s: a socket's path has at most %zu bytes", path, sizeof l->path - 1);
 	memcpy(l->path, path, bytes + 1);
 	snprintf(l->lock_path, sizeof l->lock_path, "%s.lock", l->path);
-	if (make_directory(path, why) != 0 || take_lock(l, why) != 0)
+	return make_directory(path, why) != 0 || take_lock(l, why) != 0 ? -1 : 0;
+}
+
+int listener_adopt(struct listener *l, const char *path, int fd, char *why)
+{
+	if (begin(l, path, why) != 0)
+		return -1;
+	int flags = fcntl(fd, F_GETFL);
+	if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) != 0) {
+		listener_close(l, true);
+		return fail(why, "cannot use the socket of the service manager: %m");
+	}
+	l->fd = fd;
+	l->adopted = true;
+	write_pid(l->lock_fd);
+	return 0;
+}
+
+int listener_lock(struct listener *l, const char *path, char *why)
+{
+	if (begin(l, path, why) != 0)
 		return -1;
 	if (clear_stale(l, why) != 0) {
 		close(l->lock_fd);
@@ -197,7 +217,8 @@ close_socket:
 void listener_close(struct listener *l, bool unlock)
 {
 	if (l->fd >= 0) {
-		unlink(l->path);
+		if (!l->adopted)
+			unlink(l->path);
 		close(l->fd);
 		l->fd = -1;
 	}

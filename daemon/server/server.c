@@ -10,6 +10,7 @@
 #include "daemon/base/clock.h"
 #include "daemon/base/log.h"
 #include "daemon/server/peer.h"
+#include "daemon/server/service.h"
 
 #define REFRESH_NS UINT64_C(1000000000)
 #define COLLAPSE_NS UINT64_C(5000000)
@@ -63,12 +64,46 @@ static void collapse(void *arg)
 	}
 }
 
+void server_tell_status(struct server *s)
+{
+	char text[sizeof s->told];
+	struct store_totals totals;
+	store_totals(s->store, &totals);
+	snprintf(text, sizeof text, "Serving %llu contexts to %u clients, %.0f %% of %llu MiB in use",
+	         (unsigned long long)totals.contexts, s->peer_count,
+	         100 * (double)pool_used(s->pool) / (double)pool_bytes(s->pool), (unsigned long long)(pool_bytes(s->pool) >> 20));
+	if (strcmp(text, s->told) == 0 || s->draining)
+		return;
+	memcpy(s->told, text, sizeof text);
+	service_status("%s", text);
+}
+
 static void on_refresh(void *arg)
 {
 	struct server *s = arg;
 	server_refresh_stats(s);
+	server_tell_status(s);
 	if (s->options.pool.huge_pages && !s->collapser && workers_idle(s->workers) && pool_collapse(s->pool, 1) != 0)
 		s->collapser = loop_timer(s->loop, COLLAPSE_NS, collapse, s);
+}
+
+// ---- the watchdog ----------------------------------------------------------------------------------------------------
+// This thread gets here only if it is alive itself; a worker that does not come back from a request is not helped by waiting. The
+// disk's thread does not count: a slow disk is no reason to end the daemon.
+static void on_watchdog(void *arg)
+{
+	static struct log_limit limit = LOG_LIMIT_INIT;
+	struct server *s = arg;
+	uint32_t left_out;
+	int stuck = workers_stuck(s->workers, mono_ns(), s->watchdog_ns / 2);
+	if (stuck < 0)
+		service_alive();
+	else if (log_limit_pass(&limit, mono_ns(), &left_out))
+		log_event(
+			LOG_EVENT_STUCK, LOG_LEVEL_ERROR,
+			"worker %d has not come back from its work for %llu ms: the service manager will restart the daemon; the "
+			"pool stays",
+			stuck, (unsigned long long)(s->watchdog_ns / 2000000));
 }
 
 // ---- retired queues --------------------------------------------------------------------------------------------------
@@ -179,7 +214,9 @@ static void drain(struct server *s, const char *signal_name)
 		s->hurry = s->stopping = true;
 		return;
 	}
-	log_info("%s: stopping when the requests in progress are done; new ones are refused", signal_name);
+	log_event(LOG_EVENT_STOPPING, LOG_LEVEL_INFO, "%s: stopping when the requests in progress are done; new ones are refused",
+	          signal_name);
+	service_stopping();
 	s->draining = true;
 	server_refresh_stats(s);
 	workers_drain(s->workers);
@@ -195,15 +232,18 @@ static void reload(struct server *s)
 {
 	struct options fresh;
 	char why[OPTIONS_WHY_BYTES], fixed[256];
+	service_reloading();
 	if (s->reload(s->reload_arg, &fresh, why) != 0) {
-		log_error("SIGHUP: configuration unchanged: %s", why);
+		log_event(LOG_EVENT_RELOAD_REFUSED, LOG_LEVEL_ERROR, "SIGHUP: configuration unchanged: %s", why);
+		service_ready();
 		return;
 	}
 	log_set_level((enum log_level)fresh.daemon.log_level);
 	options_changed_fixed(&s->options, &fresh, fixed, sizeof fixed);
 	s->options.daemon.log_level = fresh.daemon.log_level;
-	log_info("SIGHUP: log level is %s%s%s", log_level_names[fresh.daemon.log_level],
-	         fixed[0] ? "; these changes need a restart: " : "", fixed);
+	log_event(LOG_EVENT_RELOADED, LOG_LEVEL_INFO, "SIGHUP: log level is %s%s%s", log_level_names[fresh.daemon.log_level],
+	          fixed[0] ? "; these changes need a restart: " : "", fixed);
+	service_ready();
 }
 
 static void on_signal(void *arg, uint32_t events)
@@ -223,6 +263,9 @@ int server_watch(struct server *s)
 {
 	bool all = loop_poll(s->loop, s->signal_fd, on_signal, s) && loop_poll(s->loop, s->control_fd, on_control_event, s) &&
 	           loop_timer(s->loop, REFRESH_NS, on_refresh, s);
+	s->watchdog_ns = service_watchdog_ns();
+	if (s->watchdog_ns)
+		all &= loop_timer(s->loop, s->watchdog_ns / 4, on_watchdog, s) != NULL;
 	return all ? 0 : -1;
 }
 
@@ -259,6 +302,6 @@ int server_run(const struct options *options, server_reload_fn *reload_fn, void 
 	bool ran = s.stopping;
 	server_stop(&s);
 	if (ran)
-		log_info("magicpigd stopped");
+		log_event(LOG_EVENT_STOPPED, LOG_LEVEL_INFO, "magicpigd stopped");
 	return status == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }

@@ -49,6 +49,8 @@ struct server {
 	uint32_t next_queue_id;
 	uint64_t next_holder, next_peer;
 	uint32_t quiet_ticks;
+	uint64_t watchdog_ns; // 0: nobody watches
+	char told[128];       // the status line the service manager has
 	bool draining, stopping, hurry;
 	bool drained;           // by an administrator: what is open goes on, nothing more is opened
 	bool attached, started; // to a pool an earlier daemon left; ready to serve
@@ -59,13 +61,14 @@ int server_run(const struct options *options, server_reload_fn *reload, void *re
 
 // ---- for peers and control operations --------------------------------------------------------------------------------
 void server_refresh_stats(struct server *s);
+void server_tell_status(struct server *s); // the service manager, if the line is a new one
 // Takes a queue out of service; its memory is freed when nobody points to it any more.
 void server_retire_queue(struct server *s, struct queue *q);
 
 // ---- inside (server.c, start.c) --------------------------------------------------------------------------------------
 int server_start(struct server *s); // 0; -1 after the error was logged: server_stop undoes what was done
 void server_stop(struct server *s);
-int server_watch(struct server *s);  // signals, reports of workers, the once-a-second work
+int server_watch(struct server *s);  // signals, reports of workers, the once-a-second work, the watchdog
 int server_accept(struct server *s); // connections from now on; 0 or -1
 void server_free_queue(struct server *s, struct queue *q);
 

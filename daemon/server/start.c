@@ -16,6 +16,7 @@
 #include "daemon/base/log.h"
 #include "daemon/server/peer.h"
 #include "daemon/server/server.h"
+#include "daemon/server/service.h"
 #include "daemon/store/format.h"
 #include "shm/status.h"
 
@@ -107,7 +108,7 @@ static int open_pool(struct server *s)
 static void warn(void *arg, const char *text)
 {
 	(void)arg;
-	log_warn("%s", text);
+	log_event(LOG_EVENT_DAMAGED, LOG_LEVEL_WARN, "%s", text);
 }
 
 static int open_store(struct server *s)
@@ -120,7 +121,11 @@ static int open_store(struct server *s)
 	if (!s->attached)
 		return store_create(&store, &s->store);
 	struct store_attach_options attach = {
-		.verify = (enum verify_level)o->pool.verify, .table_bytes = engine_table_bytes, .warn = warn};
+		.verify = (enum verify_level)o->pool.verify,
+		.table_bytes = engine_table_bytes,
+		.warn = warn,
+		.progress = service_progress,
+	};
 	struct store_attached found;
 	uint64_t begin = mono_ns();
 	int status = store_attach(&store, &attach, &s->store, &found);
@@ -161,7 +166,10 @@ static int start_memory(struct server *s)
 static void tell(void *arg, bool failed, const char *text)
 {
 	(void)arg;
-	log_line(failed ? LOG_LEVEL_ERROR : LOG_LEVEL_INFO, "%s", text);
+	if (failed)
+		log_event(LOG_EVENT_NOT_SAVED, LOG_LEVEL_ERROR, "%s", text);
+	else
+		log_info("%s", text);
 }
 
 static int start_disk(struct server *s)
@@ -252,7 +260,7 @@ static int start_workers(struct server *s, uint32_t count, const cpu_set_t *cpus
 static int start_listening(struct server *s, gid_t gid)
 {
 	char why[LISTENER_WHY_BYTES];
-	if (listener_open(&s->listener, s->options.daemon.socket_mode, gid, why) != 0) {
+	if (!s->listener.adopted && listener_open(&s->listener, s->options.daemon.socket_mode, gid, why) != 0) {
 		log_error("%s", why);
 		return -1;
 	}
@@ -263,15 +271,29 @@ static int start_listening(struct server *s, gid_t gid)
 	return 0;
 }
 
-int server_start(struct server *s)
+// One daemon for a socket: the lock, and the service manager's socket if there is one.
+static int take_socket(struct server *s)
 {
 	char why[LISTENER_WHY_BYTES];
+	static_assert(LISTENER_WHY_BYTES >= SERVICE_WHY_BYTES, "one buffer for both");
+	const char *path = s->options.daemon.socket;
+	int fd = service_socket(path, why);
+	int status = fd >= 0    ? listener_adopt(&s->listener, path, fd, why)
+	             : fd == -1 ? listener_lock(&s->listener, path, why)
+	                        : -1;
+	if (status != 0)
+		log_error("%s", why);
+	return status;
+}
+
+int server_start(struct server *s)
+{
 	gid_t gid;
 	cpu_set_t cpus;
-	if (listener_lock(&s->listener, s->options.daemon.socket, why) != 0) {
-		log_error("%s", why);
+	service_init();
+	if (take_socket(s) != 0)
 		return -1;
-	}
+	service_status("Attaching the pool");
 	raise_descriptor_limit();
 	if (find_group(s->options.daemon.socket_group, &gid) != 0 || start_memory(s) != 0 || start_loop(s) != 0 ||
 	    start_disk(s) != 0)
@@ -283,10 +305,13 @@ int server_start(struct server *s)
 	server_refresh_stats(s);
 	char list[128];
 	cpu_list_format(&cpus, list, sizeof list);
-	log_info("magicpigd %s ready: instance %s on %s, pool of %llu MiB in %s, %u workers on CPUs %s, kernels %s, %s",
-	         MPIG_VERSION_STRING, s->options.daemon.instance, s->options.daemon.socket,
-	         (unsigned long long)(pool_bytes(s->pool) >> 20), s->options.pool.dir, workers, list, s->kernels_name,
-	         loop_backend_name(s->loop));
+	log_event(LOG_EVENT_READY, LOG_LEVEL_INFO,
+	          "magicpigd %s ready: instance %s on %s, pool of %llu MiB in %s, %u workers on CPUs %s, kernels %s, %s",
+	          MPIG_VERSION_STRING, s->options.daemon.instance, s->options.daemon.socket,
+	          (unsigned long long)(pool_bytes(s->pool) >> 20), s->options.pool.dir, workers, list, s->kernels_name,
+	          loop_backend_name(s->loop));
+	server_tell_status(s);
+	service_ready();
 	return 0;
 }
 
@@ -304,7 +329,10 @@ void server_stop(struct server *s)
 	while (s->peers) // closes their queues: clients that sleep on them are woken
 		peer_close(s->peers, "the daemon stops");
 	// Leases are given back by now, and with them what was not committed.
-	disk_jobs_stop(s->jobs, s->started && complete && !s->hurry && s->options.disk.persist != PERSIST_NONE);
+	bool save = s->started && complete && !s->hurry && s->options.disk.persist != PERSIST_NONE;
+	if (save)
+		service_status("Saving contexts to %s", s->options.disk.dir);
+	disk_jobs_stop(s->jobs, save, service_progress, NULL);
 	disk_destroy(s->disk);
 	// A request that was cut off leaves its job, and what the job points to, to the end of the process.
 	if (complete) {

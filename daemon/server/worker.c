@@ -175,6 +175,7 @@ static bool park(struct worker *w, uint64_t *nap_ns)
 		atomic_store(&w->seen, WORKER_OFFLINE);
 		park_sleep(w->park, nap && *nap_ns < most ? *nap_ns : most);
 		go_online(w);
+		store_stat(&w->stats->heartbeat_ns, mono_ns()); // before it counts as awake: see workers_stuck
 		worker_set_state(w, MPIG_WORKER_SPIN);
 		uint64_t after = mono_ns();
 		store_stat(&w->stats->park_ns, w->stats->park_ns + after - before);
@@ -190,6 +191,7 @@ static void *worker_main(void *arg)
 {
 	struct worker *w = arg;
 	uint64_t now = mono_ns(), last_work = now, nap_ns = NAP_FIRST_NS;
+	store_stat(&w->stats->heartbeat_ns, now);
 	worker_set_state(w, MPIG_WORKER_SPIN);
 	for (uint32_t idle = 0; !atomic_load_explicit(&w->all->stop, memory_order_relaxed);) {
 		uint32_t moved = turn(w);
@@ -379,6 +381,19 @@ struct queue *workers_broken_queue(struct workers *all)
 void workers_drain(struct workers *all)
 {
 	atomic_store(&all->draining, true);
+}
+
+int workers_stuck(const struct workers *all, uint64_t now_ns, uint64_t limit_ns)
+{
+	for (uint32_t i = 0; i < all->options.count; i++) {
+		const struct mpig_stats_worker *stats = all->worker[i].stats;
+		if (__atomic_load_n(&stats->state, __ATOMIC_RELAXED) == MPIG_WORKER_PARKED)
+			continue;
+		uint64_t last = __atomic_load_n(&stats->heartbeat_ns, __ATOMIC_RELAXED);
+		if (now_ns > last && now_ns - last > limit_ns)
+			return (int)i;
+	}
+	return -1;
 }
 
 bool workers_idle(struct workers *all)

@@ -387,6 +387,9 @@ void attach_read_all(struct attach *a, enum turn turn)
 	const struct superblock *sb = pool_superblock(a->s->pool);
 	const uint64_t *table = pool_at(a->s->pool, sb->contexts_offset);
 	for (uint32_t i = 0; i < sb->contexts_max && !a->no_memory; i++)
-		if (table[i])
+		if (table[i]) {
 			read_entry(a, i, table[i], turn);
+			if (a->options->progress)
+				a->options->progress(a->options->arg);
+		}
 }

@@ -1,8 +1,10 @@
 // The log's lines and limits, and lists of CPUs.
 #include <check.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "daemon/base/affinity.h"
@@ -29,11 +31,21 @@ static const char *captured(void)
 	return text;
 }
 
+// As systemd does: the variable names the file that stderr is.
+static void stderr_is_the_journal(void)
+{
+	struct stat st;
+	char name[64];
+	ck_assert_int_eq(fstat(STDERR_FILENO, &st), 0);
+	snprintf(name, sizeof name, "%llu:%llu", (unsigned long long)st.st_dev, (unsigned long long)st.st_ino);
+	setenv("JOURNAL_STREAM", name, 1);
+}
+
 START_TEST(journal_lines_have_priorities)
 {
-	setenv("JOURNAL_STREAM", "8:1", 1);
-	log_init(LOG_LEVEL_DEBUG);
 	capture();
+	stderr_is_the_journal();
+	log_init(LOG_LEVEL_DEBUG);
 	log_error("e %d", 1);
 	log_warn("w");
 	log_info("i");
@@ -55,13 +67,69 @@ START_TEST(other_lines_have_a_time_and_a_level)
 }
 END_TEST
 
+START_TEST(an_inherited_name_of_another_file_is_not_the_journal)
+{
+	static const char *const others[] = {"8:1", "", "8", "words", "8:1x"};
+	for (size_t i = 0; i < sizeof others / sizeof others[0]; i++) {
+		setenv("JOURNAL_STREAM", others[i], 1);
+		capture();
+		log_init(LOG_LEVEL_INFO);
+		log_info("this");
+		const char *line = captured();
+		ck_assert_msg(strlen(line) > 24 && strcmp(line + 24, "info  this\n") == 0, "%s: %s", others[i], line);
+	}
+}
+END_TEST
+
+static char journal_text[256];
+static bool journal_works;
+static bool write_journal(enum log_level level, const char *message_id, const char *line)
+{
+	snprintf(journal_text, sizeof journal_text, "%d %s %s", (int)level, message_id, line);
+	return journal_works;
+}
+
+START_TEST(events_reach_the_journal_with_their_id)
+{
+	char expected[256];
+	log_set_journal(write_journal);
+	for (int i = 0; i < LOG_EVENTS; i++) {
+		ck_assert_uint_eq(strlen(log_event_ids[i]), 32);
+		ck_assert_uint_eq(strspn(log_event_ids[i], "0123456789abcdef"), 32);
+		for (int j = 0; j < i; j++)
+			ck_assert_str_ne(log_event_ids[i], log_event_ids[j]);
+	}
+	capture();
+	stderr_is_the_journal();
+	log_init(LOG_LEVEL_WARN);
+	journal_works = true;
+	log_event(LOG_EVENT_READY, LOG_LEVEL_INFO, "too little");
+	ck_assert_str_eq(journal_text, "");
+	log_event(LOG_EVENT_STUCK, LOG_LEVEL_ERROR, "worker %d\n", 3);
+	snprintf(expected, sizeof expected, "%d %s worker 3?", LOG_LEVEL_ERROR, log_event_ids[LOG_EVENT_STUCK]);
+	ck_assert_str_eq(journal_text, expected);
+	journal_works = false; // then it is an ordinary line
+	log_event(LOG_EVENT_DAMAGED, LOG_LEVEL_ERROR, "bad");
+	ck_assert_str_eq(captured(), "<3>bad\n");
+	// Not the journal: nobody is asked.
+	journal_text[0] = 0;
+	unsetenv("JOURNAL_STREAM");
+	capture();
+	log_init(LOG_LEVEL_WARN);
+	log_event(LOG_EVENT_DAMAGED, LOG_LEVEL_ERROR, "bad");
+	ck_assert_str_eq(captured() + 24, "error bad\n");
+	ck_assert_str_eq(journal_text, "");
+	log_set_journal(NULL);
+}
+END_TEST
+
 START_TEST(a_line_is_one_line)
 {
-	setenv("JOURNAL_STREAM", "8:1", 1);
-	log_init(LOG_LEVEL_INFO);
 	static char big[4000];
 	memset(big, 'x', sizeof big - 1);
 	capture();
+	stderr_is_the_journal();
+	log_init(LOG_LEVEL_INFO);
 	log_info("name\n<3>forged\x1b[31m");
 	log_info("%s", big);
 	const char *lines = captured();
@@ -149,6 +217,8 @@ int main(void)
 	tcase_add_test(t, journal_lines_have_priorities);
 	tcase_add_test(t, other_lines_have_a_time_and_a_level);
 	tcase_add_test(t, a_line_is_one_line);
+	tcase_add_test(t, an_inherited_name_of_another_file_is_not_the_journal);
+	tcase_add_test(t, events_reach_the_journal_with_their_id);
 	tcase_add_test(t, limits_count_what_they_leave_out);
 	tcase_add_loop_test(t, cpu_lists_go_round, 0, sizeof lists / sizeof lists[0]);
 	tcase_add_loop_test(t, bad_cpu_lists_are_refused, 0, sizeof bad_lists / sizeof bad_lists[0]);

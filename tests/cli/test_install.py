@@ -44,6 +44,13 @@ def test_what_is_installed(installed):
         "usr/lib/pkgconfig/magicpig.pc",
         "usr/include/magicpig.h",
         "etc/magicpig/magicpigd.conf.sample",
+        "usr/lib/systemd/system/magicpigd.service",
+        "usr/lib/systemd/system/magicpigd.socket",
+        "usr/lib/systemd/system/magicpigd@.service",
+        "usr/lib/systemd/system/magicpigd@.socket",
+        "usr/lib/systemd/catalog/magicpigd.catalog",
+        "usr/lib/sysusers.d/magicpig.conf",
+        "usr/lib/tmpfiles.d/magicpig.conf",
     } <= set(files(installed))
     assert (installed / "usr/lib/libmagicpig.so").resolve() == (installed / "usr/lib/libmagicpig.so.0").resolve()
 

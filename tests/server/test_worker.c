@@ -320,6 +320,29 @@ START_TEST(a_broken_ring_closes_only_its_queue)
 }
 END_TEST
 
+// Only one that is awake and does not come back is stuck.
+START_TEST(a_worker_that_does_not_come_back_is_found)
+{
+	start(2, 1000, false);
+	uint64_t deadline = mono_ns() + PATIENCE_NS, now = mono_ns();
+	while (__atomic_load_n(&stats[0].state, __ATOMIC_RELAXED) != MPIG_WORKER_PARKED ||
+	       __atomic_load_n(&stats[1].state, __ATOMIC_RELAXED) != MPIG_WORKER_PARKED) {
+		ck_assert_msg(mono_ns() < deadline, "the workers do not sleep");
+		sched_yield();
+	}
+	ck_assert_int_eq(workers_stuck(workers, now + UINT64_C(1000000000000), 1), -1); // asleep for long
+	uint64_t last = stats[1].heartbeat_ns;
+	ck_assert_uint_gt(last, 0);
+	__atomic_store_n(&stats[1].state, MPIG_WORKER_BUSY, __ATOMIC_RELAXED); // as it is inside a unit
+	ck_assert_int_eq(workers_stuck(workers, last + 500, 500), -1);
+	ck_assert_int_eq(workers_stuck(workers, last + 501, 500), 1);
+	ck_assert_int_eq(workers_stuck(workers, last - 1, 500), -1); // the clock was read before the worker's
+	__atomic_store_n(&stats[1].state, MPIG_WORKER_SPIN, __ATOMIC_RELAXED);
+	ck_assert_int_eq(workers_stuck(workers, last + 501, 500), 1);
+	stop();
+}
+END_TEST
+
 START_TEST(draining_refuses_new_entries)
 {
 	start(2, 200000, true);
@@ -413,6 +436,7 @@ int main(void)
 	tcase_add_loop_test(t, parked_workers_are_woken_and_lose_nothing, 0, 2);
 	tcase_add_test(t, a_broken_ring_closes_only_its_queue);
 	tcase_add_test(t, draining_refuses_new_entries);
+	tcase_add_test(t, a_worker_that_does_not_come_back_is_found);
 	tcase_add_test(t, a_lease_outlives_its_handle_until_the_write_is_done);
 	tcase_add_loop_test(t, queues_vanish_under_the_workers, 0, 2);
 	suite_add_tcase(s, t);
