@@ -161,25 +161,30 @@ static void tell_segments(const struct loading *l, struct store *s)
 	}
 }
 
-// A directory without a manifest is what is left of a first save that was cut off.
+// A directory without a manifest is what is left of a first save that was cut off, or of an erasure. A daemon that was killed may not
+// have synced the manifest that it put in place, or removed: that is done before anything else is removed, and before anybody is told.
 static int recognise(struct loading *l, struct store *s, const char *name)
 {
 	static const struct credentials root;
-	int status = open_context(l, &root, name);
-	if (!status) {
+	int status = open_context(l, &root, name), rc = 0;
+	bool absent = status == MPIG_ENOENT && l->dir >= 0;
+	if (!status || absent)
+		rc = disk_sync(l->dir, name);
+	if (rc) {
+		status = disk_errno(l->why, rc, "cannot make durable", name);
+	} else if (!status) {
 		catalogue_put(l->d, &l->manifest);
 		disk_tidy(l->d, l->dir, l->manifest.segment, l->manifest.context.segment_count);
+	} else if (absent) {
+		disk_tidy(l->d, l->dir, NULL, 0);
+		(void)disk_rmdir(l->d->contexts, name);
 	}
 	if (!status && s)
 		tell_segments(l, s);
-	if (status == MPIG_ENOENT && l->dir >= 0)
-		disk_tidy(l->d, l->dir, NULL, 0);
 	manifest_free(&l->manifest);
 	if (l->dir >= 0)
 		close(l->dir);
 	l->dir = -1;
-	if (status == MPIG_ENOENT)
-		(void)disk_rmdir(l->d->contexts, name);
 	if (status == MPIG_ECORRUPT)
 		put_aside(l, name);
 	return status == MPIG_ENOENT ? 0 : status;

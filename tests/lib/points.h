@@ -19,6 +19,7 @@ struct points {
 // What is counted goes to *out (in memory shared with whoever wants to know, if this process is to be killed). SIGKILL at number
 // kill_at from 1 on; 0: never.
 void points_arm(struct points *out, uint64_t kill_at);
+void points_kill_after(const char *call, uint64_t number); // instead: when that call has been made so often
 // Call number `at` of the kinds in `kinds` since now seems to fail with `error`, without being made; later ones are made.
 // POINTS_SHORT: reads and writes do about half of what they were asked for, in whole sectors, other calls what they should.
 #define POINTS_SHORT (-1)
