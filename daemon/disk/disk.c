@@ -63,6 +63,15 @@ void segment_name(char name[FILE_NAME_BYTES], const uint8_t id[IMAGE_ID_BYTES], 
 	strcpy(name + 2 * IMAGE_ID_BYTES, sealed ? ".seg" : ".open");
 }
 
+int file_bytes(int fd, uint64_t *bytes)
+{
+	struct stat st;
+	if (fstat(fd, &st))
+		return -errno;
+	*bytes = S_ISREG(st.st_mode) ? (uint64_t)st.st_size : 0;
+	return 0;
+}
+
 // Through one slot at a time: for what is small.
 int io_move(struct io *io, int fd, const char *file, bool write, uint64_t offset, void *data, uint64_t bytes)
 {
@@ -162,7 +171,10 @@ int disk_create(const struct disk_options *options, struct disk **out, char *why
 	pthread_mutex_init(&d->lock, NULL);
 	d->root = open_directory(AT_FDCWD, d->dir);
 	int rc = d->root < 0 ? d->root : check_root(d), status;
-	if (!rc && flock(d->root, LOCK_EX | LOCK_NB)) {
+	bool locked = rc || flock(d->root, LOCK_EX | LOCK_NB) == 0;
+	if (!locked && errno != EWOULDBLOCK)
+		rc = -errno;
+	else if (!locked) {
 		status = disk_fail(why, MPIG_EBUSY, "%s is in use by another daemon", d->dir);
 		disk_destroy(d);
 		return status;

@@ -3,7 +3,6 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 #include <xxhash.h>
 
@@ -148,22 +147,21 @@ static int check(const uint8_t *data, uint64_t bytes, const char *name, struct d
 int manifest_read(struct io *io, int dir, const char *name, struct manifest *m, char *why)
 {
 	*m = (struct manifest){0};
-	struct stat st;
+	uint64_t bytes = 0;
 	int fd = disk_open(dir, "manifest", O_RDONLY, false);
 	if (fd == -ENOENT)
 		return disk_fail(why, MPIG_ENOENT, "no context '%s' is on disk", name);
-	if (fd < 0)
-		return disk_errno(why, fd, "cannot open the manifest of", name);
-	if (fstat(fd, &st) || !S_ISREG(st.st_mode) || st.st_size > (off_t)DISK_MANIFEST_MAX ||
-	    st.st_size < (off_t)(sizeof(struct disk_manifest) + sizeof(uint64_t))) {
+	int rc = fd < 0 ? fd : file_bytes(fd, &bytes);
+	if (!rc && (bytes > DISK_MANIFEST_MAX || bytes < sizeof(struct disk_manifest) + sizeof(uint64_t))) {
 		close(fd);
-		return disk_fail(why, MPIG_ECORRUPT, "the manifest of '%s' is damaged: its length is %lld", name,
-		                 (long long)st.st_size);
+		return disk_fail(why, MPIG_ECORRUPT, "the manifest of '%s' is damaged: its length is %llu", name,
+		                 (unsigned long long)bytes);
 	}
-	uint64_t bytes = (uint64_t)st.st_size;
-	uint8_t *data = malloc(bytes);
-	int rc = data ? io_move(io, fd, "manifest", false, 0, data, bytes) : -ENOMEM;
-	close(fd);
+	uint8_t *data = rc ? NULL : malloc(bytes);
+	if (!rc)
+		rc = data ? io_move(io, fd, "manifest", false, 0, data, bytes) : -ENOMEM;
+	if (fd >= 0)
+		close(fd);
 	struct disk_manifest h;
 	int status = rc ? disk_errno(why, rc, "cannot read the manifest of", name) : check(data, bytes, name, &h, why);
 	if (!status)

@@ -30,6 +30,7 @@ static inline uint64_t page_round(uint64_t bytes)
 {
 	return (bytes + DISK_PAGE - 1) & ~(uint64_t)(DISK_PAGE - 1);
 }
+int file_bytes(int fd, uint64_t *bytes); // 0 or -errno; what is not a regular file has none
 int io_move(struct io *io, int fd, const char *file, bool write, uint64_t offset, void *data, uint64_t bytes); // 0 or -errno
 
 // Removes the files of a context's directory that its manifest does not name, and those of them that no other context has.

@@ -3,7 +3,6 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 #include <xxhash.h>
 
@@ -249,19 +248,21 @@ static int read_index(struct io *io, struct segment_file *file, struct image_seg
 int segment_file_open(struct io *io, int dir, const struct disk_segment_ref *ref, uint64_t hash, struct segment_file *file,
                       struct image_segment *out, char *why)
 {
-	struct stat st;
+	uint64_t bytes;
 	segment_name(file->name, ref->id, ref->flags & DISK_SEALED);
 	file->fd = disk_open(dir, file->name, O_RDONLY, true);
 	if (file->fd == -ENOENT)
 		return damaged(why, file->name, "it is missing");
 	if (file->fd < 0)
 		return disk_errno(why, file->fd, "cannot open", file->name);
-	if (fstat(file->fd, &st) || !S_ISREG(st.st_mode) || st.st_size < (off_t)sizeof file->header)
+	int rc = file_bytes(file->fd, &bytes);
+	if (!rc && bytes < sizeof file->header)
 		return damaged(why, file->name, "it is too short");
-	int rc = io_move(io, file->fd, file->name, false, 0, &file->header, sizeof file->header);
+	if (!rc)
+		rc = io_move(io, file->fd, file->name, false, 0, &file->header, sizeof file->header);
 	if (rc)
 		return disk_errno(why, rc, "cannot read", file->name);
-	int status = check_header(&file->header, ref, hash, (uint64_t)st.st_size, file->name, why);
+	int status = check_header(&file->header, ref, hash, bytes, file->name, why);
 	return status ? status : read_index(io, file, out, why);
 }
 

@@ -90,11 +90,25 @@ static int check_file(const struct pool *pool, const struct node *n, const struc
 	return 0;
 }
 
+// *created: it is ours to remove again.
+static int open_file(const struct pool *pool, const struct node *n, bool create, bool *created)
+{
+	int flags = O_RDWR | O_NOFOLLOW | O_CLOEXEC;
+	int fd = create ? openat(pool->dir_fd, n->name, flags | O_CREAT | O_EXCL, 0600) : -1;
+	*created = fd >= 0;
+	if (!create || (fd < 0 && errno == EEXIST))
+		fd = openat(pool->dir_fd, n->name, flags);
+	return fd;
+}
+
 // A daemon that ends may unlink the name between our open and our lock: then there is a new one to open.
 int pool_lock_file(const struct pool *pool, struct node *n, bool create, const struct reason *why)
 {
 	for (int attempt = 0; attempt < 16; attempt++) {
-		int fd = openat(pool->dir_fd, n->name, O_RDWR | (create ? O_CREAT : 0) | O_NOFOLLOW | O_CLOEXEC, 0600);
+		bool created;
+		int fd = open_file(pool, n, create, &created);
+		if (fd < 0 && errno == ENOENT && create)
+			continue; // gone since
 		if (fd < 0 && errno == ENOENT)
 			return pool_fail(why, MPIG_ENOENT, "pool file %s/%s does not exist", pool->dir, n->name);
 		if (fd < 0)
@@ -115,6 +129,8 @@ int pool_lock_file(const struct pool *pool, struct node *n, bool create, const s
 			                 : pool_fail(why, MPIG_EIO, "pool file %s/%s: flock: %s", pool->dir, n->name,
 			                             strerror(errno));
 		if (status) {
+			if (created && status != MPIG_EBUSY && !flock(fd, LOCK_EX | LOCK_NB))
+				unlinkat(pool->dir_fd, n->name, 0);
 			close(fd);
 			return status;
 		}

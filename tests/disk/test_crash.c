@@ -188,11 +188,18 @@ static void close_all(void)
 	shell("rm -rf %s");
 }
 
+// Of even seeds: without an io_uring, so that the calls are the same each time.
+static int no_uring(const struct disk_call *call, int after)
+{
+	return !after && !strcmp(call->call, "io_uring") ? EPERM : 0;
+}
+
 static int one_point(uint64_t seed, uint64_t k)
 {
 	char name[64], action[16], last[32];
 	snprintf(name, sizeof name, "MPIG_POINT=%lu:%lu", (unsigned long)seed, (unsigned long)k);
 	open_all();
+	disk_hook = seed % 2 ? NULL : no_uring;
 	int finished = run(seed, k);
 	snprintf(action, sizeof action, "%s", report->action);
 	snprintf(last, sizeof last, "%s", report->points.last);
@@ -217,12 +224,13 @@ START_TEST(killed_at_any_point)
 {
 	uint64_t seed = 5000 + (uint64_t)_i, points = 0, all;
 	open_all(); // how many there are
+	disk_hook = seed % 2 ? NULL : no_uring;
 	must(run(seed, 0));
 	all = report->points.passed;
 	stop();
 	close_all();
 	ck_assert_uint_gt(report->points.publications, 200);
-	ck_assert_uint_gt(report->points.calls, 800);
+	ck_assert_uint_gt(report->points.calls, 600);
 	uint64_t runs = getenv("MPIG_LONG") ? 400 : 8, random = seed;
 	for (uint64_t i = 0; i < runs; i++) // one in each of as many equal parts
 		points += !one_point(seed, 1 + i * all / runs + next_below(&random, (uint32_t)(all / runs)));

@@ -24,7 +24,7 @@ static struct points own, *points = &own;
 static uint64_t kill_at, kill_number;
 static const char *kill_call;
 static _Atomic unsigned kinds; // 0: nothing fails
-static _Atomic uint64_t fail_at, seen;
+static _Atomic uint64_t fail_at, fail_count, seen;
 static int fail_with;
 static char failed[32];
 
@@ -63,9 +63,10 @@ void points_kill_after(const char *call, uint64_t number)
 	kill_number = number;
 }
 
-void points_fail(unsigned which, uint64_t at, int error)
+void points_fail(unsigned which, uint64_t at, uint64_t count, int error)
 {
 	fail_at = at;
+	fail_count = count;
 	fail_with = error;
 	seen = 0;
 	failed[0] = 0;
@@ -82,9 +83,13 @@ uint64_t points_off(const char **name)
 
 static int fail(enum point_kind kind, const char *name)
 {
-	if (!(kinds & kind) || atomic_fetch_add(&seen, 1) + 1 != fail_at)
+	if (!(kinds & kind))
 		return 0;
-	strncpy(failed, name, sizeof failed - 1);
+	uint64_t number = atomic_fetch_add(&seen, 1) + 1;
+	if (number < fail_at || number - fail_at >= fail_count)
+		return 0;
+	if (number == fail_at)
+		strncpy(failed, name, sizeof failed - 1);
 	return fail_with;
 }
 

@@ -20,10 +20,10 @@ struct points {
 // kill_at from 1 on; 0: never.
 void points_arm(struct points *out, uint64_t kill_at);
 void points_kill_after(const char *call, uint64_t number); // instead: when that call has been made so often
-// Call number `at` of the kinds in `kinds` since now seems to fail with `error`, without being made; later ones are made.
+// `count` calls of the kinds in `kinds`, from number `at` since now on, seem to fail with `error`, without being made.
 // POINTS_SHORT: reads and writes do about half of what they were asked for, in whole sectors, other calls what they should.
 #define POINTS_SHORT (-1)
-void points_fail(unsigned kinds, uint64_t at, int error);
-uint64_t points_off(const char **name); // how many there were; *name: of the one that failed (NULL is allowed)
+void points_fail(unsigned kinds, uint64_t at, uint64_t count, int error);
+uint64_t points_off(const char **name); // how many there were; *name: of the first that failed (NULL is allowed)
 
 #endif
