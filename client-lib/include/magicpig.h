@@ -318,6 +318,8 @@ MPIG_API int mpig_context_signature(mpig_context *context, int layer, struct mpi
 MPIG_API const char *mpig_context_name(const mpig_context *context);
 MPIG_API uint64_t mpig_context_committed(const mpig_context *context); /* as of the last completion seen */
 MPIG_API uint32_t mpig_context_signature_version(const mpig_context *context);
+/* The layer as the daemon has it, defaults resolved. MPIG_EINVAL: no such layer. */
+MPIG_API int mpig_context_layer(const mpig_context *context, int layer, struct mpig_layer *out);
 MPIG_API uint32_t mpig_context_handle(const mpig_context *context); /* in entries of a queue (shm/abi.h); the same after a reconnect */
 
 /* ---- queues -------------------------------------------------------------------------------------------------------- */
