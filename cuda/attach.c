@@ -22,7 +22,8 @@ static int options_size(const char *name, const void *given, size_t *size)
 {
 	memcpy(size, given, sizeof(*size));
 	if (*size < sizeof(*size) || *size > 65536)
-		return cuda_error_set(MPIG_EINVAL, "%s.size = %zu: begin the struct with MPIG_INIT(struct %s)", name, *size, name);
+		return cuda_error_set(MPIG_EINVAL, "%s.size = %zu: begin the struct with MPIG_INIT(struct %s)", name, *size,
+		                      name);
 	return MPIG_OK;
 }
 
@@ -85,8 +86,12 @@ static int device_check(struct mpig_cuda *gpu)
 	struct mpig_cuda_info *i = &gpu->info;
 	int rc = cuda_error_of(d, d->current_device(&gpu->device), "asking for the context's GPU");
 	rc = rc ? rc : cuda_error_of(d, d->device_name(i->device, sizeof(i->device), gpu->device), "asking for the GPU's name");
-	rc = rc ? rc : cuda_error_of(d, d->device_attribute(&i->compute_major, CU_ATTRIBUTE_MAJOR, gpu->device), "asking for the GPU's kind");
-	rc = rc ? rc : cuda_error_of(d, d->device_attribute(&i->compute_minor, CU_ATTRIBUTE_MINOR, gpu->device), "asking for the GPU's kind");
+	rc = rc ? rc
+	        : cuda_error_of(d, d->device_attribute(&i->compute_major, CU_ATTRIBUTE_MAJOR, gpu->device),
+	                        "asking for the GPU's kind");
+	rc = rc ? rc
+	        : cuda_error_of(d, d->device_attribute(&i->compute_minor, CU_ATTRIBUTE_MINOR, gpu->device),
+	                        "asking for the GPU's kind");
 	if (rc == MPIG_OK && i->compute_major < LEAST_COMPUTE)
 		rc = cuda_error_set(MPIG_ENOTSUP, "%s has compute capability %d.%d; at least %d.0 is needed", i->device,
 		                    i->compute_major, i->compute_minor, LEAST_COMPUTE);
@@ -107,19 +112,22 @@ static int kernels_load(struct mpig_cuda *gpu)
 	for (size_t i = 0; i < sizeof(all) / sizeof(all[0]) && rc == MPIG_OK; i++) {
 		int registers; // asking loads the code now: later it could wait for a kernel that waits
 		rc = cuda_error_of(d, d->module_function(all[i].function, gpu->module, all[i].name), all[i].name);
-		rc = rc ? rc : cuda_error_of(d, d->function_attribute(&registers, CU_FUNCTION_REGISTERS, *all[i].function), all[i].name);
+		rc = rc ? rc
+		        : cuda_error_of(d, d->function_attribute(&registers, CU_FUNCTION_REGISTERS, *all[i].function),
+		                        all[i].name);
 	}
 	return rc;
 }
 
-int gpu_launch(const struct mpig_cuda *gpu, CUfunction function, const char *name, unsigned grid_x, unsigned grid_y, unsigned block,
-               CUstream stream, const void *argument)
+int gpu_launch(const struct mpig_cuda *gpu, CUfunction function, const char *name, unsigned grid_x, unsigned grid_y,
+               unsigned block, CUstream stream, const void *argument)
 {
 	void *arguments[] = {(void *)(uintptr_t)argument};
 	int rc = gpu_enter(gpu);
 	if (rc)
 		return rc;
-	rc = cuda_error_of(gpu->driver, gpu->driver->launch(function, grid_x, grid_y, 1, block, 1, 1, 0, stream, arguments, NULL), name);
+	rc = cuda_error_of(gpu->driver, gpu->driver->launch(function, grid_x, grid_y, 1, block, 1, 1, 0, stream, arguments, NULL),
+	                   name);
 	gpu_leave(gpu);
 	return rc;
 }
@@ -130,7 +138,8 @@ static int region_register(struct mpig_cuda *gpu)
 	const struct driver *d = gpu->driver;
 	const struct mpig_region *r = &gpu->region;
 	CUdeviceptr address;
-	int rc = cuda_error_of(d, d->host_register(r->base, r->bytes, CU_HOST_REGISTER_PORTABLE_DEVICEMAP), "registering the queue's memory");
+	int rc = cuda_error_of(d, d->host_register(r->base, r->bytes, CU_HOST_REGISTER_PORTABLE_DEVICEMAP),
+	                       "registering the queue's memory");
 	gpu->registered = rc == MPIG_OK;
 	rc = rc ? rc : cuda_error_of(d, d->host_pointer(&address, r->base, 0), "asking for the queue's device address");
 	if (rc)
@@ -171,10 +180,12 @@ static int memory_make(struct mpig_cuda *gpu)
 	uint32_t slots = gpu->region.slots;
 	size_t state_bytes = (sizeof(struct gpu_state) + slots * sizeof(struct gpu_slot) + 255) & ~(size_t)255;
 	void *report = NULL;
-	int rc = cuda_error_of(d, d->host_alloc(&report, sizeof(*gpu->report), CU_HOST_ALLOC_PORTABLE_DEVICEMAP), "allocating host memory");
+	int rc = cuda_error_of(d, d->host_alloc(&report, sizeof(*gpu->report), CU_HOST_ALLOC_PORTABLE_DEVICEMAP),
+	                       "allocating host memory");
 	gpu->report = report;
 	rc = rc ? rc : cuda_error_of(d, d->host_pointer(&gpu->args.report, report, 0), "asking for a device address");
-	rc = rc ? rc : cuda_error_of(d, d->alloc(&gpu->state, state_bytes + slots * sizeof(struct gpu_item)), "allocating GPU memory");
+	rc = rc ? rc
+	        : cuda_error_of(d, d->alloc(&gpu->state, state_bytes + slots * sizeof(struct gpu_item)), "allocating GPU memory");
 	if (rc)
 		return rc;
 	gpu->args.state = gpu->state;
@@ -226,7 +237,8 @@ int mpig_cuda_attach(mpig_queue *queue, const struct mpig_cuda_options *options,
 	if (rc)
 		return rc;
 	if (o.timeout_ms < 0 || o.timeout_ms > MOST_TIMEOUT_MS)
-		return cuda_error_set(MPIG_EINVAL, "timeout_ms = %d: 1 to %d, or 0 for %d", o.timeout_ms, MOST_TIMEOUT_MS, DEFAULT_TIMEOUT_MS);
+		return cuda_error_set(MPIG_EINVAL, "timeout_ms = %d: 1 to %d, or 0 for %d", o.timeout_ms, MOST_TIMEOUT_MS,
+		                      DEFAULT_TIMEOUT_MS);
 	const struct driver *driver;
 	rc = driver_get(&driver);
 	if (rc)

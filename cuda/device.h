@@ -6,12 +6,12 @@
 #include "shm/abi.h"
 
 #define GPU_WARP 32u
-#define GPU_BLOCK 256u           // threads of a block, but of the fused wait and merge
-#define GPU_FUSED_BLOCK 1024u    // ... there, one block
-#define GPU_FUSED_HEADS 64u      // heads that it takes
-#define GPU_PIECE_ROWS 64u       // own rows that one block attends
+#define GPU_BLOCK 256u        // threads of a block, but of the fused wait and merge
+#define GPU_FUSED_BLOCK 1024u // ... there, one block
+#define GPU_FUSED_HEADS 64u   // heads that it takes
+#define GPU_PIECE_ROWS 64u    // own rows that one block attends
 #define GPU_WINDOW_THREADS 128u
-#define GPU_HEADS_AT_ONCE 4u     // query heads that share a load of K and V
+#define GPU_HEADS_AT_ONCE 4u // query heads that share a load of K and V
 #define GPU_NO_DATA (-1)
 
 enum gpu_slot_state { GPU_SLOT_FREE = 0, GPU_SLOT_OUT = 1, GPU_SLOT_DONE = 2 };
@@ -24,12 +24,12 @@ struct gpu_slot {
 
 // In the GPU's memory, followed by slots x struct gpu_slot. Written by kernels of one stream, in their order.
 struct gpu_state {
-	uint64_t sequence;  // of the next submission: its user_data
-	uint32_t sq_next;   // our copy of the ring's tail
+	uint64_t sequence;   // of the next submission: its user_data
+	uint32_t sq_next;    // our copy of the ring's tail
 	uint32_t known_head; // last believed head of the daemon's
-	uint32_t cq_next;   // our copy of the completion ring's head
-	int32_t failed;     // status of the first failure; 0 = none
-	uint32_t arrived;   // blocks of the running submission that are done with their part
+	uint32_t cq_next;    // our copy of the completion ring's head
+	int32_t failed;      // status of the first failure; 0 = none
+	uint32_t arrived;    // blocks of the running submission that are done with their part
 	uint32_t reserved;
 };
 
@@ -77,7 +77,7 @@ struct gpu_submit {
 	uint64_t items;         // struct gpu_item [items]
 	uint64_t q;
 	struct gpu_strides q_strides;
-	uint64_t window_lse; // float [items][tokens][query_heads]
+	uint64_t window_lse;  // float [items][tokens][query_heads]
 	uint64_t split, rows; // int64 [items] or 0
 	uint32_t dtype;
 	uint32_t reserved;

@@ -47,7 +47,8 @@ int driver_get(const struct driver **out)
 	if (!loaded.library)
 		return cuda_error_set(MPIG_ENOTSUP, "no CUDA driver on this machine: %s", loaded.why);
 	if (loaded.missing)
-		return cuda_error_set(MPIG_ENOTSUP, "the CUDA driver has no %s: it is older than 12.0; update it", loaded.missing);
+		return cuda_error_set(MPIG_ENOTSUP, "the CUDA driver has no %s: it is older than 12.0; update it",
+		                      loaded.missing);
 	if (loaded.result != CU_OK) {
 		cuda_error_of(&loaded.driver, loaded.result, "cuInit");
 		return MPIG_ENOTSUP;

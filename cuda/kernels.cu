@@ -153,7 +153,8 @@ DEVICE void fail(const struct gpu_queue *q, int status, uint32_t slot, uint64_t 
 
 // One query by one warp; lane l holds elements E l .. E l + E - 1, E = d_pad / 32. The butterflies at distances below E are inside a lane,
 // the others are between lanes; both are a + b and a - b of the same pairs as in the daemon, so the bits are the same.
-DEVICE void sign_one(const int E, float *x, const struct gpu_item *item, uint32_t d_pad, float by, uint64_t signature, uint64_t scale)
+DEVICE void sign_one(const int E, float *x, const struct gpu_item *item, uint32_t d_pad, float by, uint64_t signature,
+                     uint64_t scale)
 {
 	const uint32_t lane = lane_of();
 	for (uint32_t round = 0; round < 3; round++) {
@@ -165,19 +166,19 @@ DEVICE void sign_one(const int E, float *x, const struct gpu_item *item, uint32_
 		UNROLL
 		for (int h = 1; h < E; h *= 2)
 			UNROLL
-			for (int e = 0; e < E; e++)
-				if (!(e & h)) {
-					float a = x[e], b = x[e + h];
-					x[e] = a + b;
-					x[e + h] = a - b;
-				}
+		for (int e = 0; e < E; e++)
+			if (!(e & h)) {
+				float a = x[e], b = x[e + h];
+				x[e] = a + b;
+				x[e + h] = a - b;
+			}
 		UNROLL
 		for (int h = 1; h < 32; h *= 2)
 			UNROLL
-			for (int e = 0; e < E; e++) {
-				float other = shuffle_xor_f(x[e], h);
-				x[e] = lane & (uint32_t)h ? other - x[e] : x[e] + other;
-			}
+		for (int e = 0; e < E; e++) {
+			float other = shuffle_xor_f(x[e], h);
+			x[e] = lane & (uint32_t)h ? other - x[e] : x[e] + other;
+		}
 	}
 	int largest = 0; // of |x|: magnitudes order as their bits do
 	UNROLL
@@ -238,8 +239,8 @@ DEVICE void load_halves(const int E, uint64_t from, uint32_t dtype, uint64_t to,
 }
 
 // Loads the query, copies it as it is to `to` (0: not), and signs it if the item has parameters.
-DEVICE void query_one(const int E, const struct gpu_shape *shape, const struct gpu_item *item, uint32_t head, uint64_t q, int64_t at,
-                      uint32_t dtype, uint64_t to, uint64_t signature, uint64_t scale)
+DEVICE void query_one(const int E, const struct gpu_shape *shape, const struct gpu_item *item, uint32_t head, uint64_t q,
+                      int64_t at, uint32_t dtype, uint64_t to, uint64_t signature, uint64_t scale)
 {
 	const uint32_t lane = lane_of(), first = lane * (uint32_t)E, d = shape->d_k;
 	float x[8];
@@ -270,8 +271,8 @@ DEVICE void query_one(const int E, const struct gpu_shape *shape, const struct g
 	sign_one(E, x, item, shape->d_pad, shape->rotate_by, signature, scale);
 }
 
-DEVICE void query_any(const struct gpu_shape *shape, const struct gpu_item *item, uint32_t head, uint64_t q, int64_t at, uint32_t dtype,
-                      uint64_t to, uint64_t signature, uint64_t scale)
+DEVICE void query_any(const struct gpu_shape *shape, const struct gpu_item *item, uint32_t head, uint64_t q, int64_t at,
+                      uint32_t dtype, uint64_t to, uint64_t signature, uint64_t scale)
 {
 	if (shape->d_pad == 64)
 		query_one(2, shape, item, head, q, at, dtype, to, signature, scale);
@@ -281,7 +282,7 @@ DEVICE void query_any(const struct gpu_shape *shape, const struct gpu_item *item
 		query_one(8, shape, item, head, q, at, dtype, to, signature, scale);
 }
 
-struct place { // which query a warp has
+struct place {                           // which query a warp has
 	uint32_t item, token, head, row; // row: of [tokens][query_heads]
 };
 
@@ -407,7 +408,8 @@ KERNEL(GPU_FUSED_BLOCK) mpig_submit(ARGUMENT(gpu_submit) a)
 	const uint32_t words = sizeof(struct mpig_slot_header) / 8, all = words + sizeof(struct mpig_sqe) / 8;
 	for (uint32_t n = threadIdx.x; n < shape->items * all; n += blockDim.x) {
 		uint32_t i = n / all, w = n % all, slot = AT(gpu_item, a.items)[i].entry.slot;
-		uint64_t entry = a.queue.region + a.queue.sq_offset + ((s->sq_next + i) & (a.queue.entries - 1)) * sizeof(struct mpig_sqe);
+		uint64_t entry =
+			a.queue.region + a.queue.sq_offset + ((s->sq_next + i) & (a.queue.entries - 1)) * sizeof(struct mpig_sqe);
 		if (w < words)
 			store_word((uint64_t *)slot_address(&a.queue, slot) + w, header_word(&a, i, w));
 		else
@@ -432,8 +434,8 @@ KERNEL(GPU_FUSED_BLOCK) mpig_submit(ARGUMENT(gpu_submit) a)
 // Takes one completion over. Returns 0, or MPIG_EPROTO if it answers nothing that is out.
 DEVICE int take_completion(const struct gpu_queue *q, struct gpu_state *s, uint64_t begin)
 {
-	const uint64_t *place = (const uint64_t *)(q->region + q->cq_offset +
-	                                           (s->cq_next & (q->entries - 1)) * sizeof(struct mpig_cqe));
+	const uint64_t *place =
+		(const uint64_t *)(q->region + q->cq_offset + (s->cq_next & (q->entries - 1)) * sizeof(struct mpig_cqe));
 	struct mpig_cqe e;
 	UNROLL
 	for (uint32_t w = 0; w < sizeof(e) / 8; w++)
@@ -554,7 +556,9 @@ DEVICE void merge_one(const struct gpu_merge *a, uint32_t number, int good)
 	for (uint32_t e = 0; e < 8; e++)
 		if (lane + GPU_WARP * e < d)
 			put_element(a->out, at + lane + GPU_WARP * e, a->out_dtype,
-			            !good ? NOT_A_NUMBER : sum > 0.0f ? acc[e] / sum : 0.0f);
+			            !good        ? NOT_A_NUMBER
+			            : sum > 0.0f ? acc[e] / sum
+			                         : 0.0f);
 	if (lane)
 		return;
 	if (a->lse)
@@ -567,8 +571,8 @@ KERNEL(GPU_FUSED_BLOCK) mpig_merge(ARGUMENT(gpu_merge) a)
 {
 	SHARED int good;
 	if (threadIdx.x == 0)
-		good = a.wait ? wait_for_all(&a.queue, AT(gpu_item, a.items), 0, a.shape.items) :
-		                !AT(gpu_state, a.queue.state)->failed;
+		good = a.wait ? wait_for_all(&a.queue, AT(gpu_item, a.items), 0, a.shape.items)
+		              : !AT(gpu_state, a.queue.state)->failed;
 	block_barrier();
 	uint32_t warps = gridDim.x * blockDim.x / GPU_WARP, count = a.shape.items * a.shape.tokens * a.shape.query_heads;
 	for (uint32_t n = (blockIdx.x * blockDim.x + threadIdx.x) / GPU_WARP; n < count; n += warps)
@@ -632,7 +636,8 @@ DEVICE void piece_heads(const struct gpu_window *a, const struct place *p, uint3
                         uint32_t piece)
 {
 	SHARED float shared_acc[GPU_WINDOW_THREADS / GPU_WARP][GPU_HEADS_AT_ONCE][MPIG_MAX_HEAD_DIM];
-	SHARED float shared_most[GPU_WINDOW_THREADS / GPU_WARP][GPU_HEADS_AT_ONCE], shared_sum[GPU_WINDOW_THREADS / GPU_WARP][GPU_HEADS_AT_ONCE];
+	SHARED float shared_most[GPU_WINDOW_THREADS / GPU_WARP][GPU_HEADS_AT_ONCE],
+		shared_sum[GPU_WINDOW_THREADS / GPU_WARP][GPU_HEADS_AT_ONCE];
 	const uint32_t warps = GPU_WINDOW_THREADS / GPU_WARP, warp = threadIdx.x / GPU_WARP, lane = lane_of();
 	const uint32_t d = a->shape.d_k;
 	float q[GPU_HEADS_AT_ONCE][8], slope[GPU_HEADS_AT_ONCE];
@@ -716,7 +721,8 @@ KERNEL(GPU_WINDOW_THREADS) mpig_window(ARGUMENT(gpu_window) a)
 {
 	if (AT(gpu_state, a.state)->failed)
 		return;
-	uint32_t g = blockIdx.x % a.shape.kv_heads, query = blockIdx.x / a.shape.kv_heads, group = a.shape.query_heads / a.shape.kv_heads;
+	uint32_t g = blockIdx.x % a.shape.kv_heads, query = blockIdx.x / a.shape.kv_heads,
+		 group = a.shape.query_heads / a.shape.kv_heads;
 	struct place p = {query / a.shape.tokens, query % a.shape.tokens, 0, 0};
 	struct rows r = rows_of(&a, p.item, p.token);
 	for (uint32_t i = 0; i < group; i += GPU_HEADS_AT_ONCE) {

@@ -32,14 +32,15 @@ static int spec_check(const mpig_cuda *gpu, struct mpig_cuda_spec *s)
 	s->own_rows = s->own_rows ? s->own_rows : DEFAULT_OWN_ROWS;
 	if (!s->contexts || !s->context)
 		return cuda_error_set(MPIG_EINVAL, "contexts = %u: at least one is needed", s->contexts);
+	if (s->contexts > gpu->region.entries)
+		return cuda_error_set(MPIG_ELIMIT, "contexts = %u: the queue has %u entries; open it with more", s->contexts,
+		                      gpu->region.entries);
+	if (s->first_slot >= gpu->region.slots || s->contexts > gpu->region.slots - s->first_slot)
+		return cuda_error_set(MPIG_ELIMIT, "first_slot = %u, contexts = %u: the queue has %u slots; open it with more",
+		                      s->first_slot, s->contexts, gpu->region.slots);
 	for (unsigned i = 0; i < s->contexts; i++)
 		if (!s->context[i])
 			return cuda_error_set(MPIG_EINVAL, "context[%u] is NULL", i);
-	if (s->contexts > gpu->region.entries)
-		return cuda_error_set(MPIG_ELIMIT, "contexts = %u: the queue has %u entries; open it with more", s->contexts, gpu->region.entries);
-	if (s->first_slot >= gpu->region.slots || s->contexts > gpu->region.slots - s->first_slot)
-		return cuda_error_set(MPIG_ELIMIT, "first_slot = %u, contexts = %u: the queue has %u slots; open it with more", s->first_slot,
-		                      s->contexts, gpu->region.slots);
 	if (s->tokens > MPIG_MAX_QUERY_TOKENS)
 		return cuda_error_set(MPIG_ELIMIT, "tokens = %u: at most %u", s->tokens, MPIG_MAX_QUERY_TOKENS);
 	if (s->dtype != MPIG_F32 && s->dtype != MPIG_BF16 && s->dtype != MPIG_F16)
@@ -57,9 +58,11 @@ static int spec_check(const mpig_cuda *gpu, struct mpig_cuda_spec *s)
 static int layer_take(const struct mpig_cuda_spec *s, unsigned i, struct mpig_layer *out)
 {
 	if (mpig_context_layer(s->context[i], s->layer, out))
-		return cuda_error_set(MPIG_EINVAL, "layer = %d: '%s' has no such layer", s->layer, mpig_context_name(s->context[i]));
+		return cuda_error_set(MPIG_EINVAL, "layer = %d: '%s' has no such layer", s->layer,
+		                      mpig_context_name(s->context[i]));
 	if (out->kind != MPIG_LAYER_GLOBAL)
-		return cuda_error_set(MPIG_ENOTSUP, "layer %d of '%s' is not global: it stores no rows", s->layer, mpig_context_name(s->context[i]));
+		return cuda_error_set(MPIG_ENOTSUP, "layer %d of '%s' is not global: it stores no rows", s->layer,
+		                      mpig_context_name(s->context[i]));
 	out->d_v = out->d_v ? out->d_v : out->d_k;
 	out->scale = out->scale != 0 ? out->scale : (float)(1 / sqrt((double)out->d_k));
 	return MPIG_OK;
@@ -79,7 +82,8 @@ static int layers_take(struct mpig_cuda_plan *p)
 		struct mpig_layer other;
 		rc = layer_take(s, i, &other);
 		if (rc == MPIG_OK && !alike(&p->layer, &other))
-			rc = cuda_error_set(MPIG_EINVAL, "layer %d of '%s' and of '%s' differ: a plan's contexts are of one shape", s->layer,
+			rc = cuda_error_set(MPIG_EINVAL,
+			                    "layer %d of '%s' and of '%s' differ: a plan's contexts are of one shape", s->layer,
 			                    mpig_context_name(s->context[0]), mpig_context_name(s->context[i]));
 	}
 	if (rc)
@@ -136,10 +140,11 @@ static int item_make(const struct mpig_cuda_plan *p, uint32_t i, float *balance)
 {
 	uint64_t floats = (uint64_t)p->shape.kv_heads * p->shape.d_k;
 	struct mpig_signature g = MPIG_INIT(struct mpig_signature);
-	int rc = p->spec.no_signature ? MPIG_ENOTSUP : mpig_context_signature(p->spec.context[i], p->spec.layer, &g, balance + i * floats);
+	int rc = p->spec.no_signature ? MPIG_ENOTSUP
+	                              : mpig_context_signature(p->spec.context[i], p->spec.layer, &g, balance + i * floats);
 	if (rc && rc != MPIG_ENOTSUP)
-		return cuda_error_set(rc, "signature parameters of layer %d of '%s': %s", p->spec.layer, mpig_context_name(p->spec.context[i]),
-		                      mpig_strerror(rc));
+		return cuda_error_set(rc, "signature parameters of layer %d of '%s': %s", p->spec.layer,
+		                      mpig_context_name(p->spec.context[i]), mpig_strerror(rc));
 	bool has = rc == MPIG_OK && g.version && g.d_k == p->shape.d_k && g.kv_heads == p->shape.kv_heads;
 	item_begin(p, i, MPIG_HAS_WINDOW_LSE | (has ? MPIG_HAS_SIGNATURE : 0u));
 	if (has) {
@@ -160,8 +165,11 @@ static int items_make(struct mpig_cuda_plan *p)
 		rc = item_make(p, i, balance);
 	rc = rc ? rc : gpu_enter(p->gpu);
 	if (rc == MPIG_OK) {
-		rc = cuda_error_of(d, d->to_device(p->balance, balance, floats * sizeof(*balance)), "copying signature parameters to the GPU");
-		rc = rc ? rc : cuda_error_of(d, d->to_device(p->device_items, p->items, p->shape.items * sizeof(*p->items)), "copying a plan to the GPU");
+		rc = cuda_error_of(d, d->to_device(p->balance, balance, floats * sizeof(*balance)),
+		                   "copying signature parameters to the GPU");
+		rc = rc ? rc
+		        : cuda_error_of(d, d->to_device(p->device_items, p->items, p->shape.items * sizeof(*p->items)),
+		                        "copying a plan to the GPU");
 		gpu_leave(p->gpu);
 	}
 	free(balance);
@@ -172,11 +180,15 @@ static int items_make(struct mpig_cuda_plan *p)
 static int slot_check(const struct mpig_cuda_plan *p)
 {
 	struct mpig_layer_shape shape = {p->shape.query_heads, p->shape.kv_heads, p->shape.d_k, p->shape.d_v};
-	uint64_t bytes = mpig_attend_layout(&shape, p->spec.tokens, (uint32_t)p->spec.dtype, MPIG_HAS_WINDOW_LSE | MPIG_HAS_SIGNATURE).bytes;
+	uint64_t bytes =
+		mpig_attend_layout(&shape, p->spec.tokens, (uint32_t)p->spec.dtype, MPIG_HAS_WINDOW_LSE | MPIG_HAS_SIGNATURE)
+			.bytes;
 	if (bytes > p->gpu->region.slot_bytes)
-		return cuda_error_set(MPIG_ELIMIT, "a request of this plan needs %llu bytes and a slot has %llu: open the queue with slot_bytes >= %llu",
-		                      (unsigned long long)bytes, (unsigned long long)p->gpu->region.slot_bytes,
-		                      (unsigned long long)(bytes + 4095) / 4096 * 4096);
+		return cuda_error_set(
+			MPIG_ELIMIT,
+			"a request of this plan needs %llu bytes and a slot has %llu: open the queue with slot_bytes >= %llu",
+			(unsigned long long)bytes, (unsigned long long)p->gpu->region.slot_bytes,
+			(unsigned long long)(bytes + 4095) / 4096 * 4096);
 	return MPIG_OK;
 }
 
@@ -184,7 +196,8 @@ static int slot_check(const struct mpig_cuda_plan *p)
 static uint32_t pieces_for(const struct mpig_cuda_plan *p)
 {
 	uint64_t rows = (p->spec.own_rows + (uint64_t)GPU_PIECE_ROWS - 1) / GPU_PIECE_ROWS;
-	uint64_t blocks = (uint64_t)p->shape.items * p->shape.tokens * p->shape.kv_heads, most = (BLOCKS_WANTED + blocks - 1) / blocks;
+	uint64_t blocks = (uint64_t)p->shape.items * p->shape.tokens * p->shape.kv_heads,
+		 most = (BLOCKS_WANTED + blocks - 1) / blocks;
 	return (uint32_t)(rows < most ? rows : most);
 }
 
@@ -193,8 +206,9 @@ static int memory_make(struct mpig_cuda_plan *p)
 	const struct driver *d = p->gpu->driver;
 	uint64_t heads = (uint64_t)p->shape.items * p->shape.tokens * p->shape.query_heads, at = 0;
 	p->pieces = pieces_for(p);
-	const uint64_t bytes[] = {p->shape.items * sizeof(struct gpu_item), (uint64_t)p->shape.items * p->shape.kv_heads * p->shape.d_k * 4,
-	                          heads * 4, heads * p->pieces * 4, heads * p->pieces * p->shape.d_v * 4};
+	const uint64_t bytes[] = {p->shape.items * sizeof(struct gpu_item),
+	                          (uint64_t)p->shape.items * p->shape.kv_heads * p->shape.d_k * 4, heads * 4,
+	                          heads * p->pieces * 4, heads * p->pieces * p->shape.d_v * 4};
 	CUdeviceptr *const parts[] = {&p->device_items, &p->balance, &p->own_lse, &p->part_lse, &p->part_out};
 	for (size_t i = 0; i < sizeof(bytes) / sizeof(bytes[0]); i++)
 		at += align_up(bytes[i]);

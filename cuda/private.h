@@ -31,9 +31,9 @@ struct mpig_cuda {
 	struct {
 		CUfunction sign, submit, window, wait, wait_items, merge;
 	} kernel;
-	struct gpu_queue args;      // what kernels are told of the queue
-	struct gpu_report *report;  // pinned
-	CUdeviceptr state, nop;     // nop: struct gpu_item [slots]
+	struct gpu_queue args;     // what kernels are told of the queue
+	struct gpu_report *report; // pinned
+	CUdeviceptr state, nop;    // nop: struct gpu_item [slots]
 	uint32_t plans;
 	struct mpig_cuda_info info;
 };
@@ -57,8 +57,8 @@ void gpu_leave(const struct mpig_cuda *gpu);
 // 1 if a store of this CPU ends a cuStreamWaitValue32, 0 if not; in the current context.
 int probe_stream_wait(const struct driver *driver);
 
-int gpu_launch(const struct mpig_cuda *gpu, CUfunction function, const char *name, unsigned grid_x, unsigned grid_y, unsigned block,
-               CUstream stream, const void *argument);
+int gpu_launch(const struct mpig_cuda *gpu, CUfunction function, const char *name, unsigned grid_x, unsigned grid_y,
+               unsigned block, CUstream stream, const void *argument);
 // Copies an option struct of the caller's age (as magicpig.h's conventions say) into `known`.
 int gpu_options(const char *name, const void *given, void *known, size_t bytes);
 int gpu_options_return(const char *name, void *given, const void *known, size_t bytes);

@@ -71,7 +71,8 @@ static int window_check(const mpig_cuda_plan *p, const struct mpig_cuda_step *s)
 	if (!is_float(s->kv_dtype))
 		return cuda_error_set(MPIG_EINVAL, "step.kv_dtype = %d: must be MPIG_F32, MPIG_BF16 or MPIG_F16", s->kv_dtype);
 	if (p->shape.d_k != p->shape.d_v)
-		return cuda_error_set(MPIG_ENOTSUP, "own rows with d_k = %u and d_v = %u: they must be equal", p->shape.d_k, p->shape.d_v);
+		return cuda_error_set(MPIG_ENOTSUP, "own rows with d_k = %u and d_v = %u: they must be equal", p->shape.d_k,
+		                      p->shape.d_v);
 	if (s->page_table && !s->page_rows)
 		return cuda_error_set(MPIG_EINVAL, "step.page_table without step.page_rows");
 	if (s->page_table && !s->page_stride && p->shape.items > 1)
@@ -113,8 +114,8 @@ int mpig_cuda_window(mpig_cuda_plan *p, mpig_cuda_stream stream, const struct mp
 	                       .alibi_slope_base = p->layer.alibi_slope_base};
 	a.kv_row = s.kv_row ? s.kv_row : (int64_t)p->shape.kv_heads * a.kv_head;
 	a.kv_page = s.kv_page ? s.kv_page : (int64_t)s.page_rows * a.kv_row;
-	rc = gpu_launch(p->gpu, p->gpu->kernel.window, "mpig_window", p->shape.items * p->shape.tokens * p->shape.kv_heads, p->pieces,
-	                GPU_WINDOW_THREADS, stream, &a);
+	rc = gpu_launch(p->gpu, p->gpu->kernel.window, "mpig_window", p->shape.items * p->shape.tokens * p->shape.kv_heads,
+	                p->pieces, GPU_WINDOW_THREADS, stream, &a);
 	if (rc == MPIG_OK)
 		p->window_ran = true;
 	return rc;
@@ -127,7 +128,8 @@ int mpig_cuda_merge(mpig_cuda_plan *p, mpig_cuda_stream stream, const struct mpi
 	if (rc)
 		return rc;
 	if (!s.out || !is_float(s.out_dtype))
-		return cuda_error_set(MPIG_EINVAL, "step.out is 0, or step.out_dtype = %d is not MPIG_F32, MPIG_BF16 or MPIG_F16", s.out_dtype);
+		return cuda_error_set(MPIG_EINVAL, "step.out is 0, or step.out_dtype = %d is not MPIG_F32, MPIG_BF16 or MPIG_F16",
+		                      s.out_dtype);
 	if (s.flags & ~(unsigned)(MPIG_CUDA_LSE2 | MPIG_CUDA_DAEMON_ONLY))
 		return cuda_error_set(MPIG_EINVAL, "step.flags = 0x%x: not known", s.flags);
 	bool own = p->window_ran && !(s.flags & MPIG_CUDA_DAEMON_ONLY), fused = heads_of(p) <= GPU_FUSED_HEADS;
@@ -154,7 +156,8 @@ int mpig_cuda_merge(mpig_cuda_plan *p, mpig_cuda_stream stream, const struct mpi
 	return rc ? rc : gpu_launch(p->gpu, p->gpu->kernel.merge, "mpig_merge", grid, 1, block, stream, &a);
 }
 
-int mpig_cuda_sign(mpig_cuda_plan *p, mpig_cuda_stream stream, const struct mpig_cuda_step *step, uint64_t signature, uint64_t scale)
+int mpig_cuda_sign(mpig_cuda_plan *p, mpig_cuda_stream stream, const struct mpig_cuda_step *step, uint64_t signature,
+                   uint64_t scale)
 {
 	struct mpig_cuda_step s;
 	int rc = step_take(p, step, &s, true);
@@ -164,7 +167,8 @@ int mpig_cuda_sign(mpig_cuda_plan *p, mpig_cuda_stream stream, const struct mpig
 		return cuda_error_set(MPIG_EINVAL, "signature and scale must be aligned device addresses");
 	for (uint32_t i = 0; i < p->shape.items; i++)
 		if (!p->items[i].balance)
-			return cuda_error_set(MPIG_EAGAIN, "'%s' has no signature parameters yet: refresh the plan after a commit that seals",
+			return cuda_error_set(MPIG_EAGAIN,
+			                      "'%s' has no signature parameters yet: refresh the plan after a commit that seals",
 			                      mpig_context_name(p->spec.context[i]));
 	struct gpu_sign a = {.shape = p->shape,
 	                     .items = p->device_items,

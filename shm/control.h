@@ -39,12 +39,12 @@ enum mpig_control_op {
 	MPIG_CTL_CHMOD = 13,
 	MPIG_CTL_STATUS = 14,
 	MPIG_CTL_CONFIG_GET = 15,
-	MPIG_CTL_VERIFY = 16, // one part of a context a message, until the reply has more = 0
-	MPIG_CTL_HEADS = 17,  // a page of KV heads a message
-	MPIG_CTL_DISK = 18,   // begins work on disk, and looks at it again until it is done
-	MPIG_CTL_SAVED = 19,  // a page of what is on disk a message
-	MPIG_CTL_EVICT = 20,  // a context that is on disk leaves memory
-	MPIG_CTL_PIN = 21,    // mode 1: it stays in memory; 0: it need not
+	MPIG_CTL_VERIFY = 16,    // one part of a context a message, until the reply has more = 0
+	MPIG_CTL_HEADS = 17,     // a page of KV heads a message
+	MPIG_CTL_DISK = 18,      // begins work on disk, and looks at it again until it is done
+	MPIG_CTL_SAVED = 19,     // a page of what is on disk a message
+	MPIG_CTL_EVICT = 20,     // a context that is on disk leaves memory
+	MPIG_CTL_PIN = 21,       // mode 1: it stays in memory; 0: it need not
 	MPIG_CTL_SIGNATURE = 22, // what a client needs to compute signatures of a layer: a page of KV heads a message
 	MPIG_CTL_COUNT
 };

@@ -59,22 +59,23 @@ struct mpig_cuda_info {
 	size_t size;
 	char device[64];
 	int compute_major, compute_minor;
-	uint64_t region;     /* device address of the queue's memory */
-	uint64_t bytes;      /* registered */
+	uint64_t region; /* device address of the queue's memory */
+	uint64_t bytes;  /* registered */
 	uint32_t entries, slots;
-	int stream_wait;     /* 1: a store of the CPU was seen to wake cuStreamWaitValue32; see cuda/README.md why kernels wait otherwise */
+	int stream_wait; /* 1: a store of the CPU was seen to wake cuStreamWaitValue32; see cuda/README.md why kernels wait otherwise */
 };
 MPIG_API int mpig_cuda_get_info(const mpig_cuda *gpu, struct mpig_cuda_info *info);
 
 /* Before each launch. Asks whether the daemon lives and keeps its workers awake for `awake_ms` (mpig_awake). 0; or 1 if the daemon had
  * been restarted: the queue is attached to the new one, the same plans and graphs serve, rows that were not committed are lost and
- * contexts that did not survive answer MPIG_ELOST. Errors: MPIG_ENODAEMON, MPIG_ERETRY (a failure is noted: mpig_cuda_recover),
+ * contexts that did not survive answer MPIG_ELOST. A daemon killed some milliseconds ago may still seem to live; then the step
+ * fails by its deadline. Errors: MPIG_ENODAEMON, MPIG_ERETRY (a failure is noted: mpig_cuda_recover),
  * MPIG_ELOST (see mpig_queue_renew). */
 MPIG_API int mpig_cuda_begin(mpig_cuda *gpu, int awake_ms);
 
 struct mpig_cuda_failure {
 	size_t size;
-	int status;        /* of the first failure: MPIG_ETIMEDOUT (no answer), an answer's error, MPIG_EPROTO, MPIG_EBUSY (a slot in flight) */
+	int status; /* of the first failure: MPIG_ETIMEDOUT (no answer), an answer's error, MPIG_EPROTO, MPIG_EBUSY (a slot in flight) */
 	uint32_t slot;     /* of the request */
 	uint64_t sequence; /* number of the request in the queue since it was attached */
 };
@@ -88,7 +89,8 @@ MPIG_API int mpig_cuda_recover(mpig_cuda *gpu);
 
 struct mpig_cuda_answer { /* of the last request that was waited for */
 	size_t size;
-	uint64_t sequence, committed, rows_read, bytes_read, service_ns, waited_ns; /* waited_ns: by the kernel, by the GPU's clock */
+	uint64_t sequence, committed, rows_read, bytes_read, service_ns,
+		waited_ns; /* waited_ns: by the kernel, by the GPU's clock */
 };
 /* Reads host memory only. */
 MPIG_API int mpig_cuda_last_answer(const mpig_cuda *gpu, struct mpig_cuda_answer *answer);
@@ -98,20 +100,21 @@ MPIG_API int mpig_cuda_last_answer(const mpig_cuda *gpu, struct mpig_cuda_answer
 struct mpig_cuda_spec {
 	size_t size;
 	int layer;
-	unsigned contexts;              /* B; at most the queue's entries */
-	mpig_context *const *context;   /* [B]; they must stay open as long as the plan */
-	unsigned tokens;                /* T; 0 = 1 */
-	unsigned first_slot;            /* slots first_slot .. first_slot + B - 1 of the queue are used, each by one request at a time.
+	unsigned contexts;            /* B; at most the queue's entries */
+	mpig_context *const *context; /* [B]; they must stay open as long as the plan */
+	unsigned tokens;              /* T; 0 = 1 */
+	unsigned first_slot; /* slots first_slot .. first_slot + B - 1 of the queue are used, each by one request at a time.
 	                                   Plans whose requests are in flight together must not share any */
-	int dtype;                      /* of q: MPIG_BF16, MPIG_F16, MPIG_F32 */
-	int proposal;                   /* as in mpig_attend, as are the next six */
+	int dtype;           /* of q: MPIG_BF16, MPIG_F16, MPIG_F32 */
+	int proposal;        /* as in mpig_attend, as are the next six */
 	float budget;
 	float error_target, budget_floor, budget_cap;
-	uint64_t seed;                  /* of request n of the queue: seed + n, so that a replayed graph samples anew */
-	uint64_t sinks;                 /* rows [0, sinks) are the client's */
-	uint64_t window;                /* where a step names no `split`: the daemon has rows [sinks, committed - window) */
-	unsigned no_signature;          /* nonzero: leave signatures to the daemon */
-	unsigned own_rows;              /* rows [0, sinks) and [split, rows) are cut into pieces for as many as this; more are right, but slower;
+	uint64_t seed;         /* of request n of the queue: seed + n, so that a replayed graph samples anew */
+	uint64_t sinks;        /* rows [0, sinks) are the client's */
+	uint64_t window;       /* where a step names no `split`: the daemon has rows [sinks, committed - window) */
+	unsigned no_signature; /* nonzero: leave signatures to the daemon */
+	unsigned
+		own_rows; /* rows [0, sinks) and [split, rows) are cut into pieces for as many as this; more are right, but slower;
 	                                   0 = 1024 */
 };
 /* Asks the daemon for what signatures need (mpig_context_signature); a context that has nothing sealed yet is served without, until
@@ -129,29 +132,30 @@ MPIG_API int mpig_cuda_plan_refresh(mpig_cuda_plan *plan);
  * contiguous in its last dimension; strides of 0 mean dense in the order written. */
 struct mpig_cuda_step {
 	size_t size;
-	uint64_t q;                                /* [B][T][query_heads][d_k], dtype of the plan */
-	int64_t q_context, q_token, q_head;        /* strides */
-	uint64_t split;                            /* int64 [B]: the daemon attends rows [sinks, split), which must be committed; the client the rest
+	uint64_t q;                         /* [B][T][query_heads][d_k], dtype of the plan */
+	int64_t q_context, q_token, q_head; /* strides */
+	uint64_t split; /* int64 [B]: the daemon attends rows [sinks, split), which must be committed; the client the rest
 	                                              below `rows`. 0: the daemon attends [sinks, committed - window); for steps without own rows */
-	uint64_t rows;                             /* int64 [B]: tokens of each context so far, those of this step included; query token t is number
+	uint64_t rows;  /* int64 [B]: tokens of each context so far, those of this step included; query token t is number
 	                                              rows - T + t, and sees no later ones */
 	/* own rows. k == 0: there are none, and `out` is the daemon's part alone */
-	uint64_t k, v;                             /* row r of KV head g of context b; dtype kv_dtype. Contiguous: at b * kv_context + row(r) *
+	uint64_t k, v; /* row r of KV head g of context b; dtype kv_dtype. Contiguous: at b * kv_context + row(r) *
 	                                              kv_row + g * kv_head. Paged: at page_table[b * page_stride + row(r) / page_rows] *
 	                                              kv_page + row(r) % page_rows * kv_row + g * kv_head */
-	int kv_dtype;                              /* MPIG_BF16, MPIG_F16, MPIG_F32 */
-	int64_t kv_context, kv_page, kv_row, kv_head; /* strides, of k and v alike (so d_k = d_v). kv_head 0: d_k; kv_row 0: kv_heads * d_k; kv_page 0:
+	int kv_dtype;  /* MPIG_BF16, MPIG_F16, MPIG_F32 */
+	int64_t kv_context, kv_page, kv_row,
+		kv_head;     /* strides, of k and v alike (so d_k = d_v). kv_head 0: d_k; kv_row 0: kv_heads * d_k; kv_page 0:
 	                                              page_rows * kv_row; kv_context must be given if B > 1 and nothing is paged */
-	uint64_t page_table;                       /* int32; 0: contiguous */
-	int64_t page_stride;                       /* entries of a context's table */
+	uint64_t page_table; /* int32; 0: contiguous */
+	int64_t page_stride; /* entries of a context's table */
 	unsigned page_rows;
-	uint64_t ring_rows;                        /* 0: row(r) = r. Else rows from `sinks` on go round: row(r) = sinks + (r - sinks) % ring_rows */
+	uint64_t ring_rows; /* 0: row(r) = r. Else rows from `sinks` on go round: row(r) = sinks + (r - sinks) % ring_rows */
 	/* answers */
-	uint64_t out;                              /* [B][T][query_heads][d_v] of out_dtype */
-	int out_dtype;                             /* MPIG_BF16, MPIG_F16, MPIG_F32 */
-	int64_t out_context, out_token, out_head;  /* strides */
-	uint64_t lse;                              /* float [B][T][query_heads], or 0 */
-	unsigned flags;                            /* enum mpig_cuda_flags */
+	uint64_t out;                             /* [B][T][query_heads][d_v] of out_dtype */
+	int out_dtype;                            /* MPIG_BF16, MPIG_F16, MPIG_F32 */
+	int64_t out_context, out_token, out_head; /* strides */
+	uint64_t lse;                             /* float [B][T][query_heads], or 0 */
+	unsigned flags;                           /* enum mpig_cuda_flags */
 };
 enum mpig_cuda_flags {
 	MPIG_CUDA_LSE2 = 1,        /* lse in base 2, as FlashInfer's: log2(sum 2^(s log2 e)) */

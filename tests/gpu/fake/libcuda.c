@@ -255,7 +255,10 @@ CALL(cuLaunchKernel, CUfunction function, unsigned grid_x, unsigned grid_y, unsi
 	(void)shared_bytes;
 	MAY_FAIL;
 	struct stream *s = stream_of(stream);
-	struct launch l = {.kernel = (const struct simt_kernel *)(const void *)function, .grid_x = grid_x, .grid_y = grid_y, .block = block_x};
+	struct launch l = {.kernel = (const struct simt_kernel *)(const void *)function,
+	                   .grid_x = grid_x,
+	                   .grid_y = grid_y,
+	                   .block = block_x};
 	if (extra || grid_z != 1 || block_y != 1 || block_z != 1 || !grid_x || grid_y > 65535 || !grid_y || !block_x ||
 	    block_x > l.kernel->most_threads || block_x % 32 || l.kernel->argument_bytes > MOST_ARGUMENT || !current)
 		return CU_INVALID_VALUE;

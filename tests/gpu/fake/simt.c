@@ -124,7 +124,8 @@ static void run_block(void)
 int simt_run(const struct simt_kernel *kernel, unsigned grid_x, unsigned grid_y, unsigned threads, const void *argument)
 {
 	if (!block.stacks) {
-		void *stacks = mmap(NULL, (size_t)MOST_THREADS * STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+		void *stacks = mmap(NULL, (size_t)MOST_THREADS * STACK_BYTES, PROT_READ | PROT_WRITE,
+		                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 		if (stacks == MAP_FAILED)
 			return -1;
 		block.stacks = stacks;
