@@ -17,7 +17,7 @@ WARN    := -Wall -Wextra -Wshadow -Wconversion -Wno-sign-conversion -Wstrict-pro
 OPT     ?= -O2 -g
 HARDEN  := -fstack-protector-strong -fno-strict-aliasing
 CFLAGS  ?=
-CPPFLAGS += -I. -Iclient-lib/include -D_GNU_SOURCE -DMPIG_VERSION_STRING='"$(VERSION)"'
+CPPFLAGS += -I. -Iclient-lib/include -Icuda/include -D_GNU_SOURCE -DMPIG_VERSION_STRING='"$(VERSION)"'
 SAN     ?=
 ALL_CFLAGS = $(CSTD) $(WARN) $(OPT) $(HARDEN) -fPIC -pthread $(SAN) $(CFLAGS)
 ALL_LDFLAGS = -pthread $(SAN) $(LDFLAGS)
@@ -28,6 +28,7 @@ say = $(if $(V),,@printf '  %-7s %s\n' $(1) $(2))
 # ---- sources, by folder: the layout is the architecture ----------------------------------------------------------------
 SHM_SRC    := $(wildcard shm/*.c)
 CLIENT_SRC := $(wildcard client-lib/src/*.c)
+CUDA_SRC   := $(filter-out cuda/image.c,$(wildcard cuda/*.c))
 CONFIG_SRC := $(wildcard config/*.c)
 DAEMON_SRC := $(filter-out daemon/main.c,$(wildcard daemon/*/*.c))
 CTL_SRC    := $(wildcard tools/magicpigctl/*.c)
@@ -44,10 +45,14 @@ TEST_LIBS   := $(shell pkg-config --libs check 2>/dev/null || echo -lcheck -lsub
 
 PROGRAMS := $(B)/magicpigd $(B)/magicpigctl $(B)/magicpig-bench
 LIBRARIES := $(B)/libmagicpig.so.0 $(B)/libmagicpig.so $(B)/libmagicpig.a
+# The GPU's side is built where there is nvcc; its tests are built everywhere, over a driver without a GPU (tests/gpu/fake).
+NVCC ?= $(shell command -v nvcc)
+CUDA_LIBRARIES := $(B)/libmagicpig-cuda.so.0 $(B)/libmagicpig-cuda.so $(B)/libmagicpig-cuda.a
+GPU_TESTS := $(patsubst tests/gpu/%.c,$(B)/gpu/%,$(wildcard tests/gpu/test_*.c tests/gpu/bench_*.c))
 TESTS := $(patsubst %.c,$(B)/%,$(TEST_SRC))
 
 .PHONY: all help demo check check-long check-asan check-tsan check-python bench install uninstall clean deps python-deps format includes
-all: deps includes $(PROGRAMS) $(LIBRARIES) $(patsubst client-lib/examples/%.c,$(B)/examples/%,$(EXAMPLES))
+all: deps includes $(PROGRAMS) $(LIBRARIES) $(if $(NVCC),gpu-compile) $(patsubst client-lib/examples/%.c,$(B)/examples/%,$(EXAMPLES))
 .DEFAULT_GOAL := all
 
 # ---- rules -------------------------------------------------------------------------------------------------------------
@@ -113,6 +118,41 @@ $(B)/tests/magicpigd: $(call obj,daemon/main.c) $(B)/libtest.a $(B)/libdaemon.a
 	$(call say,LD,$@)
 	$(Q)mkdir -p $(@D)
 	$(Q)$(CC) $(ALL_LDFLAGS) $(WRAP) -Wl,--undefined=points_of_environment -o $@ $^ $(DAEMON_LIBS)
+# The kernels: machine code for A100 and H100, and PTX for what is between and after them. Nothing is fused or approximated that the
+# source does not fuse: signatures agree with the daemon's to the bit.
+NVCC_FLAGS ?= -O3 -std=c++17 -fmad=false -lineinfo -gencode arch=compute_80,code=[sm_80,compute_80] -gencode arch=compute_90,code=[sm_90,compute_90]
+$(B)/cuda/kernels.fatbin: cuda/kernels.cu cuda/device.h shm/abi.h shm/status.h Makefile
+	$(call say,NVCC,$<)
+	$(Q)mkdir -p $(@D)
+	$(Q)$(NVCC) $(NVCC_FLAGS) -I. -fatbin -o $@ $<
+$(B)/obj/cuda/%.o: VISIBILITY := -fvisibility=hidden
+$(B)/obj/cuda/image.o: ISA := -DMPIG_CUDA_FATBIN='"$(B)/cuda/kernels.fatbin"'
+$(B)/obj/cuda/image.o: $(B)/cuda/kernels.fatbin
+$(B)/libmagicpig-cuda.a: $(call obj,$(CUDA_SRC) cuda/image.c)
+	$(call say,AR,$@)
+	$(Q)rm -f $@ && ld -r -o $(B)/obj/libmagicpig-cuda.o $^ && objcopy --localize-hidden $(B)/obj/libmagicpig-cuda.o && ar rcs $@ $(B)/obj/libmagicpig-cuda.o
+$(B)/libmagicpig-cuda.so.0: $(call obj,$(CUDA_SRC) cuda/image.c) $(B)/libmagicpig.so.0 cuda/libmagicpig-cuda.map | $(B)/libmagicpig.so
+	$(call say,LD,$@)
+	$(Q)$(CC) -shared -Wl,-soname,libmagicpig-cuda.so.0 -Wl,--version-script=cuda/libmagicpig-cuda.map -Wl,-z,defs $(ALL_LDFLAGS) -o $@ $(filter %.o,$^) -L$(B) -lmagicpig -lm
+$(B)/libmagicpig-cuda.so: $(B)/libmagicpig-cuda.so.0
+	$(Q)ln -sf libmagicpig-cuda.so.0 $@
+
+FAKE_CUDA := $(B)/tests/gpu/fake/libcuda.so.1
+$(B)/obj/tests/gpu/fake/%.o: ISA := -ffp-contract=off
+$(B)/obj/tests/gpu/fake/%.o: VISIBILITY := -fvisibility=hidden
+$(FAKE_CUDA): $(call obj,tests/gpu/fake/libcuda.c tests/gpu/fake/simt.c daemon/kernels/convert.c)
+	$(call say,LD,$@)
+	$(Q)mkdir -p $(@D)
+	$(Q)$(CC) -shared -Wl,-soname,libcuda.so.1 $(ALL_LDFLAGS) -o $@ $^ -lm
+GPU_OBJECTS = $(call obj,$(CUDA_SRC)) $(B)/libtest.a $(B)/libdaemon.a $(B)/libmagicpig.a
+$(B)/tests/gpu/%: $(B)/obj/tests/gpu/%.o $(B)/obj/tests/gpu/fake/image.o $(GPU_OBJECTS) | $(FAKE_CUDA)
+	$(call say,LD,$@)
+	$(Q)mkdir -p $(@D)
+	$(Q)$(CC) $(ALL_LDFLAGS) -Wl,-rpath,'$$ORIGIN/fake' -o $@ $(filter %.o %.a,$^) $(TEST_LIBS) $(DAEMON_LIBS) -ldl
+$(B)/gpu/%: $(B)/obj/tests/gpu/%.o $(B)/obj/cuda/image.o $(GPU_OBJECTS)
+	$(call say,LD,$@)
+	$(Q)mkdir -p $(@D)
+	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $(filter %.o %.a,$^) $(TEST_LIBS) $(DAEMON_LIBS) -ldl
 $(B)/tests/%: $(B)/obj/tests/%.o $(B)/libtest.a $(B)/libdaemon.a $(B)/libmagicpig.a
 	$(call say,LD,$@)
 	$(Q)mkdir -p $(@D)
@@ -120,7 +160,7 @@ $(B)/tests/%: $(B)/obj/tests/%.o $(B)/libtest.a $(B)/libdaemon.a $(B)/libmagicpi
 .SECONDARY:
 
 # An object is older than its flags when the compiler, the sanitizer, the version or a rule above changed.
-ALL_OBJECTS := $(call obj,$(SHM_SRC) $(CLIENT_SRC) $(CONFIG_SRC) $(DAEMON_SRC) daemon/main.c $(CTL_SRC) $(BENCH_SRC) $(TESTLIB_SRC) $(TEST_SRC))
+ALL_OBJECTS := $(call obj,$(SHM_SRC) $(CLIENT_SRC) $(CUDA_SRC) cuda/image.c $(wildcard tests/gpu/fake/*.c tests/gpu/bench_*.c) $(CONFIG_SRC) $(DAEMON_SRC) daemon/main.c $(CTL_SRC) $(BENCH_SRC) $(TESTLIB_SRC) $(TEST_SRC))
 FLAGS = $(CC) $(CPPFLAGS) $(ALL_CFLAGS) $(ALL_LDFLAGS)
 $(ALL_OBJECTS): $(B)/flags Makefile | deps
 $(B)/flags: FORCE
@@ -132,7 +172,7 @@ VENV     ?= build/venv
 # Python tests of parts that are in the tree; C tests that mean something under ThreadSanitizer.
 PYTESTS  := $(wildcard tests/python tests/systemd client-lib/python/tests tests/cli tests/quality)
 TSAN_TESTS = $(filter $(B)/tests/shm/test_ring% $(B)/tests/engine/% $(B)/tests/server/test_worker,$(TESTS))
-HEADERS  := $(shell find shm client-lib config daemon tools tests -name '*.h' 2>/dev/null)
+HEADERS  := $(shell find shm client-lib cuda config daemon tools tests -name '*.h' 2>/dev/null)
 TEST_ENV  = MAGICPIGD=$(abspath $(B))/magicpigd MAGICPIGCTL=$(abspath $(B))/magicpigctl \
             MAGICPIG_LIBRARY=$(abspath $(B))/libmagicpig.so.0 MAGICPIG_EXAMPLES=$(abspath $(B))/examples
 TEST_LIMIT ?= $(if $(MPIG_LONG),3600,300)
@@ -190,6 +230,17 @@ check-tsan: ## the ring, the workers and the engine under ThreadSanitizer
 check-tsan-run: deps $(TSAN_TESTS)
 	@$(TEST_ENV) setarch -R tools/build/run-tests --limit $(TEST_LIMIT) $(sort $(TSAN_TESTS))
 
+.PHONY: gpu-compile check-gpu
+gpu-compile: $(CUDA_LIBRARIES) $(GPU_TESTS) ## build the GPU's side and its tests (needs nvcc, and no GPU)
+check-gpu: deps all $(if $(NVCC),$(GPU_TESTS)) ## the tests of the GPU's side, on the GPU of this machine
+ifeq ($(NVCC),)
+	@echo 'check-gpu: skipped: no nvcc on this machine'
+else ifeq ($(wildcard /dev/nvidiactl),)
+	@echo 'check-gpu: skipped: no GPU on this machine'
+else
+	@$(TEST_ENV) tools/build/run-tests --limit $(TEST_LIMIT) $(filter $(B)/gpu/test_%,$(GPU_TESTS))
+endif
+
 bench: deps $(B)/magicpig-bench $(B)/magicpigd $(B)/tests/kernels/bench_kernels ## measure this machine; also writes build/bench/*.json
 	@mkdir -p $(B)/bench
 	@$(TEST_ENV) $(B)/magicpig-bench --json $(B)/bench/report.json
@@ -239,7 +290,7 @@ clean: ## remove what was built (the Python environment, the demo's model and th
 	rm -rf build-asan build-tsan $(filter-out $(B)/venv $(B)/demo $(B)/quality,$(wildcard $(B)/*))
 
 format: ## run clang-format over all C files
-	$(CLANG_FORMAT) -i $(sort $(HEADERS) $(wildcard shm/*.c client-lib/*/*.c config/*.c daemon/*.c daemon/*/*.c tools/*/*.c) \
+	$(CLANG_FORMAT) -i $(sort $(HEADERS) $(wildcard shm/*.c client-lib/*/*.c cuda/*.c cuda/*.cu config/*.c daemon/*.c daemon/*/*.c tools/*/*.c) \
 		$(shell find tests -name '*.c'))
 
 -include $(shell find $(B)/obj -name '*.d' 2>/dev/null)

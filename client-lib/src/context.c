@@ -427,6 +427,14 @@ uint64_t mpig_context_committed(const mpig_context *x)
 	return atomic_load_explicit(&x->committed, memory_order_relaxed);
 }
 
+int mpig_context_layer(const mpig_context *x, int layer, struct mpig_layer *out)
+{
+	if (!x || layer < 0 || (uint32_t)layer >= x->layer_count || !out)
+		return MPIG_EINVAL;
+	layer_from_wire(&x->layers[layer], out);
+	return MPIG_OK;
+}
+
 uint32_t mpig_context_handle(const mpig_context *x)
 {
 	return x->handle;

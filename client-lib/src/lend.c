@@ -19,9 +19,12 @@ static void describe(const mpig_queue *q, struct mpig_region *out)
 	};
 }
 
+// A worker that sleeps already sleeps without a timer: it is woken to see the word.
 static void set_silent(mpig_queue *q, uint32_t silent)
 {
 	__atomic_store_n(&q->shared->sq_silent, silent, __ATOMIC_RELAXED);
+	if (silent && mpig_flag_peer(&q->shared->sq_flags, MPIG_SQ_NEED_WAKEUP)) // F4
+		wake_worker(q);
 }
 
 int mpig_queue_lend(mpig_queue *q, struct mpig_region *region)

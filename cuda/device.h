@@ -1,0 +1,127 @@
+// What the host's part of libmagicpig-cuda and its kernels both know: arguments of kernels and what lies in the GPU's memory. Plain
+// records, the same in C and CUDA C++; pointers are 64-bit device addresses on both sides.
+#ifndef MPIG_CUDA_DEVICE_H
+#define MPIG_CUDA_DEVICE_H
+
+#include "shm/abi.h"
+
+#define GPU_WARP 32u
+#define GPU_BLOCK 256u        // threads of a block, but of the fused wait and merge
+#define GPU_FUSED_BLOCK 1024u // ... there, one block
+#define GPU_FUSED_HEADS 64u   // heads that it takes
+#define GPU_PIECE_ROWS 64u    // own rows that one block attends
+#define GPU_WINDOW_THREADS 128u
+#define GPU_HEADS_AT_ONCE 4u // query heads that share a load of K and V
+#define GPU_NO_DATA (-1)
+
+enum gpu_slot_state { GPU_SLOT_FREE = 0, GPU_SLOT_OUT = 1, GPU_SLOT_DONE = 2 };
+
+struct gpu_slot {
+	uint64_t sequence; // of the request in the slot
+	uint32_t state;    // enum gpu_slot_state
+	int32_t status;    // DONE: of its completion
+};
+
+// In the GPU's memory, followed by slots x struct gpu_slot. Written by kernels of one stream, in their order.
+struct gpu_state {
+	uint64_t sequence;   // of the next submission: its user_data
+	uint32_t sq_next;    // our copy of the ring's tail
+	uint32_t known_head; // last believed head of the daemon's
+	uint32_t cq_next;    // our copy of the completion ring's head
+	int32_t failed;      // status of the first failure; 0 = none
+	uint32_t arrived;    // blocks of the running submission that are done with their part
+	uint32_t reserved;
+};
+
+// In pinned host memory. Written by the GPU, `status` last (release); cleared by the host while nothing runs.
+struct gpu_report {
+	int32_t status; // 0 = no failure
+	uint32_t slot;
+	uint64_t sequence;
+	// the last completion
+	uint64_t answered, committed, rows_read, bytes_read, service_ns, waited_ns;
+};
+
+// The queue, as kernels reach it.
+struct gpu_queue {
+	uint64_t region; // device address of the queue's memory
+	uint64_t state;  // struct gpu_state
+	uint64_t report; // struct gpu_report
+	uint64_t sq_offset, cq_offset, slots_offset, slot_bytes;
+	uint32_t entries, slots;
+	uint64_t timeout_ns;
+};
+
+// One request of a plan, in the GPU's memory. Entry and header are written as they are but for the sequence number, and, where a step
+// brings them, end and query position.
+struct gpu_item {
+	struct mpig_sqe entry;
+	struct mpig_slot_header header;
+	uint64_t q, signature, scale, window_lse, out, lse; // byte offsets in the slot; 0 = absent
+	uint64_t balance;                                   // float [kv_heads][d_k]; 0 = no parameters
+	uint8_t signs[96];                                  // [3][d_pad] bits
+};
+
+struct gpu_shape {
+	uint32_t items, tokens, query_heads, kv_heads, d_k, d_v, d_pad;
+	float rotate_by; // d_pad^-1.5
+};
+
+struct gpu_strides {
+	int64_t item, token, head; // elements
+};
+
+struct gpu_submit {
+	struct gpu_queue queue;
+	struct gpu_shape shape; // query_heads 0: nothing but entries
+	uint64_t items;         // struct gpu_item [items]
+	uint64_t q;
+	struct gpu_strides q_strides;
+	uint64_t window_lse;  // float [items][tokens][query_heads]
+	uint64_t split, rows; // int64 [items] or 0
+	uint32_t dtype;
+	uint32_t reserved;
+};
+
+struct gpu_sign {
+	struct gpu_shape shape;
+	uint64_t items, q;
+	struct gpu_strides q_strides;
+	uint64_t signature, scale;
+	uint32_t dtype;
+	uint32_t reserved;
+};
+
+struct gpu_window {
+	uint64_t state;
+	struct gpu_shape shape;
+	uint64_t q;
+	struct gpu_strides q_strides;
+	uint64_t k, v, page_table;
+	int64_t kv_item, kv_page, kv_row, kv_head, page_stride;
+	uint64_t split, rows;
+	uint64_t sinks, ring_rows;
+	uint64_t part_out, part_lse; // float [heads][pieces][d_v], [heads][pieces]
+	uint32_t pieces, page_rows, q_dtype, kv_dtype;
+	float scale, softcap, alibi_slope_base;
+	uint32_t reserved;
+};
+
+struct gpu_merge {
+	struct gpu_queue queue;
+	struct gpu_shape shape;
+	uint64_t items;
+	uint64_t part_out, part_lse; // 0: the daemon's part alone
+	uint64_t own_lse;            // float [heads], written: LSE of the own rows, for the next submission; 0: not wanted
+	uint64_t out, lse;
+	struct gpu_strides out_strides;
+	uint32_t pieces, out_dtype;
+	uint32_t wait, lse2; // wait: this launch, of one block, waits for the answers first
+};
+
+struct gpu_wait {
+	struct gpu_queue queue;
+	uint32_t first_slot, slots;
+};
+
+#endif

@@ -1,0 +1,182 @@
+/* libmagicpig-cuda: a GPU talks to magicpigd without its host.
+ *
+ * A kernel writes the queries of a layer, their signatures and the entry into the queue's shared memory; workers of the daemon answer
+ * there; a second kernel computes the attention of the rows the client has itself meanwhile; a third waits for the answer and merges
+ * the two. Nothing of it needs the host, and all of it can be captured in a CUDA graph and replayed.
+ *
+ *     mpig_queue_create(client, &queue_options, &queue);     // one queue for each stream that submits
+ *     mpig_cuda_attach(queue, NULL, &gpu);                   // in the thread whose current CUDA context is to be used
+ *     for each layer:  mpig_cuda_plan_create(gpu, &spec, &plan[layer]);
+ *     each step:       mpig_cuda_begin(gpu, 100);            // workers awake for 100 ms; a restarted daemon is found here
+ *         for each layer, or once for the graph that holds them:
+ *                      mpig_cuda_submit(plan, stream, &step);    // q and signature into the ring
+ *                      mpig_cuda_window(plan, stream, &step);    // own rows, while the daemon works
+ *                      mpig_cuda_merge(plan, stream, &step);     // wait, and merge
+ *                      mpig_cuda_failure(gpu, &failure);      // after the stream has been synchronised
+ *
+ * Conventions are those of magicpig.h: 0 or a negative MPIG_E* code, mpig_cuda_error() says more, outputs are written on success only,
+ * option structs begin with their size, zero means "default". Device pointers are uint64_t (CUdeviceptr), streams CUstream. Strides are
+ * in elements. The CUDA driver is found at run time: the library loads on machines without one, where attaching answers MPIG_ENOTSUP.
+ *
+ * Threads. A mpig_cuda and its plans belong to one thread at a time. Their kernels belong to one stream at a time: two streams that
+ * submit need two queues.
+ *
+ * Failure. A kernel never waits longer than timeout_ms. The first failure (no answer in time, an answer with an error, a ring that makes no
+ * sense) is kept in memory the host can read without a call to CUDA; from then on every kernel of the queue returns at once, and
+ * outputs are NaN, until mpig_cuda_recover. Nothing hangs, and no wrong number looks like a right one.
+ */
+#ifndef MAGICPIG_CUDA_H
+#define MAGICPIG_CUDA_H
+
+#include <magicpig.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct mpig_cuda mpig_cuda;           /* a queue that a GPU feeds */
+typedef struct mpig_cuda_plan mpig_cuda_plan; /* one layer of some contexts: everything that is the same in every step */
+typedef void *mpig_cuda_stream;               /* CUstream, cudaStream_t; NULL: the default stream */
+
+/* Text of this thread's last failed call of this library: what, where, what to do. "" if none. Valid until its next call. */
+MPIG_API const char *mpig_cuda_error(void);
+
+/* ---- attaching ----------------------------------------------------------------------------------------------------- */
+struct mpig_cuda_options {
+	size_t size;
+	int timeout_ms; /* longest wait of a kernel for the daemon; 0 = 2000, at most 60000 */
+};
+/* Registers the queue's memory, and only that, with the current CUDA context (the primary one of device 0 if there is none), and lends
+ * the queue to it: calls of the data path on the queue answer MPIG_EBUSY until mpig_cuda_detach. *gpu is the caller's until then.
+ * Errors: MPIG_ENOTSUP (no driver, no GPU, or one older than compute capability 8.0), MPIG_EBUSY (requests in flight), MPIG_ENOMEM,
+ * MPIG_EIO (another error of CUDA). */
+MPIG_API int mpig_cuda_attach(mpig_queue *queue, const struct mpig_cuda_options *options, mpig_cuda **gpu);
+/* Waits until the GPU does nothing more with the queue, unregisters it and takes it back. Plans must have been destroyed, and graphs that
+ * hold kernels of theirs must not be launched again. Before mpig_queue_destroy. NULL is allowed. */
+MPIG_API void mpig_cuda_detach(mpig_cuda *gpu);
+
+struct mpig_cuda_info {
+	size_t size;
+	char device[64];
+	int compute_major, compute_minor;
+	uint64_t region; /* device address of the queue's memory */
+	uint64_t bytes;  /* registered */
+	uint32_t entries, slots;
+	int stream_wait; /* 1: a store of the CPU was seen to wake cuStreamWaitValue32; see cuda/README.md why kernels wait otherwise */
+};
+MPIG_API int mpig_cuda_get_info(const mpig_cuda *gpu, struct mpig_cuda_info *info);
+
+/* Before each launch. Asks whether the daemon lives and keeps its workers awake for `awake_ms` (mpig_awake). 0; or 1 if the daemon had
+ * been restarted: the queue is attached to the new one, the same plans and graphs serve, rows that were not committed are lost and
+ * contexts that did not survive answer MPIG_ELOST. A daemon killed some milliseconds ago may still seem to live; then the step
+ * fails by its deadline. Errors: MPIG_ENODAEMON, MPIG_ERETRY (a failure is noted: mpig_cuda_recover),
+ * MPIG_ELOST (see mpig_queue_renew). */
+MPIG_API int mpig_cuda_begin(mpig_cuda *gpu, int awake_ms);
+
+struct mpig_cuda_failure {
+	size_t size;
+	int status; /* of the first failure: MPIG_ETIMEDOUT (no answer), an answer's error, MPIG_EPROTO, MPIG_EBUSY (a slot in flight) */
+	uint32_t slot;     /* of the request */
+	uint64_t sequence; /* number of the request in the queue since it was attached */
+};
+/* The failure that is noted, if any: its status, or 0. Reads host memory only; *failure (may be NULL) is written if there is one. What
+ * kernels have not yet executed is not known: synchronise the stream first. */
+MPIG_API int mpig_cuda_failure(const mpig_cuda *gpu, struct mpig_cuda_failure *failure);
+/* After a failure, with nothing of this queue on the GPU any more (it synchronises the context). Waits until what the daemon still works on is
+ * done, or attaches to the next daemon if it is gone, and forgets the failure. 0, or 1 as mpig_cuda_begin. MPIG_ETIMEDOUT: the
+ * daemon lives and still works on an old request; the failure stays, and the call may be repeated. */
+MPIG_API int mpig_cuda_recover(mpig_cuda *gpu);
+
+struct mpig_cuda_answer { /* of the last request that was waited for */
+	size_t size;
+	uint64_t sequence, committed, rows_read, bytes_read, service_ns,
+		waited_ns; /* waited_ns: by the kernel, by the GPU's clock */
+};
+/* Reads host memory only. */
+MPIG_API int mpig_cuda_last_answer(const mpig_cuda *gpu, struct mpig_cuda_answer *answer);
+
+/* ---- plans ----------------------------------------------------------------------------------------------------------- */
+/* B contexts of the same spec, T query tokens each; one request of the daemon a context. */
+struct mpig_cuda_spec {
+	size_t size;
+	int layer;
+	unsigned contexts;            /* B; at most the queue's entries */
+	mpig_context *const *context; /* [B]; they must stay open as long as the plan */
+	unsigned tokens;              /* T; 0 = 1 */
+	unsigned first_slot; /* slots first_slot .. first_slot + B - 1 of the queue are used, each by one request at a time.
+	                                   Plans whose requests are in flight together must not share any */
+	int dtype;           /* of q: MPIG_BF16, MPIG_F16, MPIG_F32 */
+	int proposal;        /* as in mpig_attend, as are the next six */
+	float budget;
+	float error_target, budget_floor, budget_cap;
+	uint64_t seed;         /* of request n of the queue: seed + n, so that a replayed graph samples anew */
+	uint64_t sinks;        /* rows [0, sinks) are the client's */
+	uint64_t window;       /* where a step names no `split`: the daemon has rows [sinks, committed - window) */
+	unsigned no_signature; /* nonzero: leave signatures to the daemon */
+	unsigned
+		own_rows; /* rows [0, sinks) and [split, rows) are cut into pieces for as many as this; more are right, but slower;
+	                                   0 = 1024 */
+};
+/* Asks the daemon for what signatures need (mpig_context_signature); a context that has nothing sealed yet is served without, until
+ * mpig_cuda_plan_refresh. Errors: MPIG_EINVAL, MPIG_ELIMIT (the queue's slots are too small or too few: the text says what is needed),
+ * MPIG_ENOTSUP (layer not global), and those of CUDA as in mpig_cuda_attach. */
+MPIG_API int mpig_cuda_plan_create(mpig_cuda *gpu, const struct mpig_cuda_spec *spec, mpig_cuda_plan **plan);
+/* The stream must be done with it. NULL is allowed. */
+MPIG_API void mpig_cuda_plan_destroy(mpig_cuda_plan *plan);
+/* Fetches signature parameters anew where a context's version (mpig_context_signature_version) has changed, in place: captured graphs use
+ * them. Until then the daemon computes signatures itself. Nothing of the plan may be running. */
+MPIG_API int mpig_cuda_plan_refresh(mpig_cuda_plan *plan);
+
+/* ---- a step ---------------------------------------------------------------------------------------------------------- */
+/* All pointers are device addresses, read when kernels execute: what changes from step to step is changed there. Elements of a tensor are
+ * contiguous in its last dimension; strides of 0 mean dense in the order written. */
+struct mpig_cuda_step {
+	size_t size;
+	uint64_t q;                         /* [B][T][query_heads][d_k], dtype of the plan */
+	int64_t q_context, q_token, q_head; /* strides */
+	uint64_t split; /* int64 [B]: the daemon attends rows [sinks, split), which must be committed; the client the rest
+	                                              below `rows`. 0: the daemon attends [sinks, committed - window); for steps without own rows */
+	uint64_t rows;  /* int64 [B]: tokens of each context so far, those of this step included; query token t is number
+	                                              rows - T + t, and sees no later ones */
+	/* own rows. k == 0: there are none, and `out` is the daemon's part alone */
+	uint64_t k, v; /* row r of KV head g of context b; dtype kv_dtype. Contiguous: at b * kv_context + row(r) *
+	                                              kv_row + g * kv_head. Paged: at page_table[b * page_stride + row(r) / page_rows] *
+	                                              kv_page + row(r) % page_rows * kv_row + g * kv_head */
+	int kv_dtype;  /* MPIG_BF16, MPIG_F16, MPIG_F32 */
+	int64_t kv_context, kv_page, kv_row,
+		kv_head;     /* strides, of k and v alike (so d_k = d_v). kv_head 0: d_k; kv_row 0: kv_heads * d_k; kv_page 0:
+	                                              page_rows * kv_row; kv_context must be given if B > 1 and nothing is paged */
+	uint64_t page_table; /* int32; 0: contiguous */
+	int64_t page_stride; /* entries of a context's table */
+	unsigned page_rows;
+	uint64_t ring_rows; /* 0: row(r) = r. Else rows from `sinks` on go round: row(r) = sinks + (r - sinks) % ring_rows */
+	/* answers */
+	uint64_t out;                             /* [B][T][query_heads][d_v] of out_dtype */
+	int out_dtype;                            /* MPIG_BF16, MPIG_F16, MPIG_F32 */
+	int64_t out_context, out_token, out_head; /* strides */
+	uint64_t lse;                             /* float [B][T][query_heads], or 0 */
+	unsigned flags;                           /* enum mpig_cuda_flags */
+};
+enum mpig_cuda_flags {
+	MPIG_CUDA_LSE2 = 1,        /* lse in base 2, as FlashInfer's: log2(sum 2^(s log2 e)) */
+	MPIG_CUDA_DAEMON_ONLY = 2, /* out and lse are the daemon's part alone, for callers that merge by themselves */
+};
+/* Each launches one kernel (merge: two where B * T * query_heads > 64) on `stream` and returns; may be captured. Order: submit, then window
+ * in any place before merge, or not at all (then the caller's own part is not merged). Errors: MPIG_EINVAL, MPIG_EIO. */
+MPIG_API int mpig_cuda_submit(mpig_cuda_plan *plan, mpig_cuda_stream stream, const struct mpig_cuda_step *step);
+MPIG_API int mpig_cuda_window(mpig_cuda_plan *plan, mpig_cuda_stream stream, const struct mpig_cuda_step *step);
+MPIG_API int mpig_cuda_merge(mpig_cuda_plan *plan, mpig_cuda_stream stream, const struct mpig_cuda_step *step);
+
+/* Signatures alone: [B][T][query_heads][d_pad] int8 and their scales, bit for bit those of the daemon (the rounding rule is at mpig_context_
+ * signature). Contexts without parameters: MPIG_EAGAIN. */
+MPIG_API int mpig_cuda_sign(mpig_cuda_plan *plan, mpig_cuda_stream stream, const struct mpig_cuda_step *step, uint64_t signature,
+                            uint64_t scale);
+
+/* A request that does nothing, and the wait for it. */
+MPIG_API int mpig_cuda_nop(mpig_cuda *gpu, mpig_cuda_stream stream, unsigned slot);
+MPIG_API int mpig_cuda_wait(mpig_cuda *gpu, mpig_cuda_stream stream, unsigned slot);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,66 @@
+// Inside libmagicpig-cuda.
+//
+//   driver.c  error.c   libcuda.so.1 at run time; texts
+//   attach.c            a queue on a GPU: registering, failures, another daemon
+//   probe.c             whether a store of the CPU wakes a stream
+//   plan.c              what is the same in every step, in the GPU's memory
+//   step.c              arguments of kernels, and their launch
+//   image.c             the kernels, as nvcc made them of kernels.cu
+#ifndef MPIG_CUDA_PRIVATE_H
+#define MPIG_CUDA_PRIVATE_H
+
+#include <stdbool.h>
+
+#include "cuda/device.h"
+#include "cuda/driver.h"
+#include "shm/status.h"
+
+#include <magicpig_cuda.h>
+
+extern const unsigned char mpig_cuda_image[]; // a fatbin
+
+struct mpig_cuda {
+	const struct driver *driver;
+	mpig_queue *queue;
+	struct mpig_region region;
+	CUcontext context;
+	CUdevice device;
+	bool retained; // the context is the primary one, and ours to release
+	bool registered;
+	CUmodule module;
+	struct {
+		CUfunction sign, submit, window, wait, wait_items, merge;
+	} kernel;
+	struct gpu_queue args;     // what kernels are told of the queue
+	struct gpu_report *report; // pinned
+	CUdeviceptr state, nop;    // nop: struct gpu_item [slots]
+	uint32_t plans;
+	struct mpig_cuda_info info;
+};
+
+struct mpig_cuda_plan {
+	struct mpig_cuda *gpu;
+	struct mpig_cuda_spec spec; // context: a copy of ours
+	struct mpig_layer layer;
+	struct gpu_shape shape;
+	struct gpu_item *items; // [contexts], as they are on the GPU
+	CUdeviceptr memory;     // all that follows is in it
+	CUdeviceptr device_items, balance, part_out, part_lse, own_lse;
+	uint32_t pieces;
+	bool window_ran; // since the plan was made: its pieces mean something
+};
+
+// Makes the GPU's context current around calls of the driver, whatever the caller's thread has.
+int gpu_enter(const struct mpig_cuda *gpu);
+void gpu_leave(const struct mpig_cuda *gpu);
+
+// 1 if a store of this CPU ends a cuStreamWaitValue32, 0 if not; in the current context.
+int probe_stream_wait(const struct driver *driver);
+
+int gpu_launch(const struct mpig_cuda *gpu, CUfunction function, const char *name, unsigned grid_x, unsigned grid_y,
+               unsigned block, CUstream stream, const void *argument);
+// Copies an option struct of the caller's age (as magicpig.h's conventions say) into `known`.
+int gpu_options(const char *name, const void *given, void *known, size_t bytes);
+int gpu_options_return(const char *name, void *given, const void *known, size_t bytes);
+
+#endif

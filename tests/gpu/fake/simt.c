@@ -1,0 +1,249 @@
+#include "tests/gpu/fake/simt.h"
+
+#include <math.h>
+#include <sched.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+
+#include "cuda/device.h"
+#include "daemon/kernels/kernels.h"
+#include "shm/status.h"
+
+#define STACK_BYTES (128u * 1024u)
+#define MOST_THREADS 1024u
+
+// ---- fibers ----------------------------------------------------------------------------------------------------------
+// What a call must preserve is on the stack; the rest is a stack pointer.
+__asm__(".text\n"
+        ".type fiber_switch, @function\n"
+        "fiber_switch:\n" // (void **save, void *to)
+        "	pushq %rbp\n	pushq %rbx\n	pushq %r12\n	pushq %r13\n	pushq %r14\n	pushq %r15\n"
+        "	movq %rsp, (%rdi)\n"
+        "	movq %rsi, %rsp\n"
+        "	popq %r15\n	popq %r14\n	popq %r13\n	popq %r12\n	popq %rbx\n	popq %rbp\n"
+        "	ret\n"
+        ".size fiber_switch, . - fiber_switch\n");
+void fiber_switch(void **save, void *to);
+
+struct index {
+	unsigned x, y, z;
+};
+static struct index threadIdx, blockIdx, blockDim, gridDim;
+
+static struct {
+	const struct simt_kernel *kernel;
+	const void *argument;
+	uint8_t *stacks;
+	void *sp[MOST_THREADS], *scheduler;
+	bool done[MOST_THREADS];
+	unsigned alive, arrived, generation;
+	struct {
+		unsigned arrived, generation;
+		uint32_t value[GPU_WARP];
+	} warp[MOST_THREADS / GPU_WARP];
+} block;
+
+static void yield(void)
+{
+	fiber_switch(&block.sp[threadIdx.x], block.scheduler);
+}
+
+static void fiber_main(void)
+{
+	block.kernel->run(block.argument);
+	block.done[threadIdx.x] = true;
+	block.alive--;
+	for (;;)
+		yield();
+}
+
+static void fiber_begin(unsigned i)
+{
+	void **top = (void **)(void *)(block.stacks + (size_t)(i + 1) * STACK_BYTES);
+	*--top = NULL; // a return address for fiber_main, and the alignment of a call
+	*--top = (void *)(uintptr_t)fiber_main;
+	top -= 6; // registers
+	memset(top, 0, 6 * sizeof(*top));
+	block.sp[i] = top;
+	block.done[i] = false;
+}
+
+static void block_barrier(void)
+{
+	unsigned generation = block.generation;
+	block.arrived++;
+	while (block.generation == generation) {
+		if (block.arrived == block.alive) {
+			block.arrived = 0;
+			block.generation++;
+			break;
+		}
+		yield();
+	}
+}
+
+static void warp_barrier(unsigned w)
+{
+	unsigned generation = block.warp[w].generation;
+	if (++block.warp[w].arrived == GPU_WARP) {
+		block.warp[w].arrived = 0;
+		block.warp[w].generation++;
+	}
+	while (block.warp[w].generation == generation)
+		yield();
+}
+
+static uint32_t shuffle(uint32_t x, int distance)
+{
+	unsigned w = threadIdx.x / GPU_WARP, lane = threadIdx.x % GPU_WARP;
+	block.warp[w].value[lane] = x;
+	warp_barrier(w);
+	uint32_t other = block.warp[w].value[lane ^ (unsigned)distance];
+	warp_barrier(w);
+	return other;
+}
+
+static void run_block(void)
+{
+	block.alive = blockDim.x;
+	block.arrived = 0;
+	memset(block.warp, 0, sizeof(block.warp));
+	for (unsigned i = 0; i < blockDim.x; i++)
+		fiber_begin(i);
+	while (block.alive)
+		for (unsigned i = 0; i < blockDim.x; i++)
+			if (!block.done[i]) {
+				threadIdx.x = i;
+				fiber_switch(&block.scheduler, block.sp[i]);
+			}
+}
+
+int simt_run(const struct simt_kernel *kernel, unsigned grid_x, unsigned grid_y, unsigned threads, const void *argument)
+{
+	if (!block.stacks) {
+		void *stacks = mmap(NULL, (size_t)MOST_THREADS * STACK_BYTES, PROT_READ | PROT_WRITE,
+		                    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+		if (stacks == MAP_FAILED)
+			return -1;
+		block.stacks = stacks;
+	}
+	block.kernel = kernel;
+	block.argument = argument;
+	gridDim = (struct index){grid_x, grid_y, 1};
+	blockDim = (struct index){threads, 1, 1};
+	for (unsigned y = 0; y < grid_y; y++)
+		for (unsigned x = 0; x < grid_x; x++) {
+			blockIdx = (struct index){x, y, 0};
+			run_block();
+		}
+	return 0;
+}
+
+// ---- what the kernels are written in ---------------------------------------------------------------------------------
+#define KERNEL(threads) static void
+#define ARGUMENT(type) const struct type
+#define DEVICE static inline
+#define SHARED static
+#define UNROLL
+
+DEVICE uint32_t load_acquire(const uint32_t *p)
+{
+	sched_yield(); // whoever is waited for may need this CPU
+	return __atomic_load_n(p, __ATOMIC_ACQUIRE);
+}
+DEVICE void store_release(uint32_t *p, uint32_t v)
+{
+	__atomic_store_n(p, v, __ATOMIC_RELEASE);
+}
+DEVICE uint64_t load_word(const uint64_t *p)
+{
+	return __atomic_load_n(p, __ATOMIC_RELAXED);
+}
+DEVICE void store_word(uint64_t *p, uint64_t v)
+{
+	__atomic_store_n(p, v, __ATOMIC_RELAXED);
+}
+DEVICE uint64_t clock_ns(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * UINT64_C(1000000000) + (uint64_t)t.tv_nsec;
+}
+DEVICE float bits_float(int bits)
+{
+	float x;
+	memcpy(&x, &bits, sizeof(x));
+	return x;
+}
+DEVICE int float_bits(float x)
+{
+	int bits;
+	memcpy(&bits, &x, sizeof(bits));
+	return bits;
+}
+DEVICE float bf16_value(uint16_t b)
+{
+	return bf16_to_f32(b);
+}
+DEVICE float f16_value(uint16_t b)
+{
+	return f16_to_f32(b);
+}
+DEVICE uint16_t to_bf16(float x)
+{
+	return f32_to_bf16(x);
+}
+DEVICE uint16_t to_f16(float x)
+{
+	return f32_to_f16(x);
+}
+DEVICE int shuffle_xor_i(int x, int distance)
+{
+	return (int)shuffle((uint32_t)x, distance);
+}
+DEVICE float shuffle_xor_f(float x, int distance)
+{
+	return bits_float(shuffle_xor_i(float_bits(x), distance));
+}
+DEVICE uint32_t arrive(uint32_t *counter)
+{
+	return (*counter)++;
+}
+
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wint-to-pointer-cast"
+#pragma GCC diagnostic ignored "-Wsign-conversion"
+#pragma GCC diagnostic ignored "-Wconversion"
+#include "cuda/kernels.cu"
+#pragma GCC diagnostic pop
+
+#define TWIN(kernel, type)                                                                                                       \
+	static void run_##kernel(const void *argument)                                                                           \
+	{                                                                                                                        \
+		kernel(*(const struct type *)argument);                                                                          \
+	}
+TWIN(mpig_sign, gpu_sign)
+TWIN(mpig_submit, gpu_submit)
+TWIN(mpig_window, gpu_window)
+TWIN(mpig_wait, gpu_wait)
+TWIN(mpig_wait_items, gpu_merge)
+TWIN(mpig_merge, gpu_merge)
+
+const struct simt_kernel *simt_find(const char *name)
+{
+	static const struct simt_kernel all[] = {
+		{"mpig_sign", run_mpig_sign, sizeof(struct gpu_sign), GPU_BLOCK},
+		{"mpig_submit", run_mpig_submit, sizeof(struct gpu_submit), GPU_FUSED_BLOCK},
+		{"mpig_window", run_mpig_window, sizeof(struct gpu_window), GPU_WINDOW_THREADS},
+		{"mpig_wait", run_mpig_wait, sizeof(struct gpu_wait), GPU_WARP},
+		{"mpig_wait_items", run_mpig_wait_items, sizeof(struct gpu_merge), GPU_WARP},
+		{"mpig_merge", run_mpig_merge, sizeof(struct gpu_merge), GPU_FUSED_BLOCK},
+	};
+	for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++)
+		if (!strcmp(all[i].name, name))
+			return &all[i];
+	return NULL;
+}

@@ -1,0 +1,894 @@
+// The GPU's side against a real daemon: signatures to the bit, answers against the definition, graphs, and everything that can end
+// a step otherwise. `make check` runs it over a driver whose kernels run on the CPU, `make check-gpu` on a GPU.
+#include <check.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "cuda/private.h"
+#include "daemon/index/index.h"
+#include "tests/gpu/device.h"
+#include "tests/lib/client.h"
+#include "tests/lib/model.h"
+
+enum { SINKS = 4, WINDOW = 40, MOST_T = 4 };
+
+static struct test_daemon *d;
+static struct test_client s; // its own queue: appends, commits
+static mpig_queue *queue;    // the GPU's
+static mpig_cuda *gpu;
+static CUstream stream;
+
+#define ck_assert_cuda(call, expected)                                                                                           \
+	do {                                                                                                                     \
+		int status_ = (int)(call), expected_ = (expected);                                                               \
+		ck_assert_msg(status_ == expected_, "%s: %d (%s: %s), not %d", #call, status_, mpig_strerror(status_),           \
+		              mpig_cuda_error(), expected_);                                                                     \
+	} while (0)
+
+static void queue_open(unsigned entries, size_t slot_bytes)
+{
+	struct mpig_queue_options o = {.size = sizeof(o), .entries = entries, .slots = 8, .slot_bytes = slot_bytes};
+	ck_assert_status(mpig_queue_create(s.client, &o, &queue), MPIG_OK);
+}
+
+static void attach(int timeout_ms)
+{
+	struct mpig_cuda_options o = {.size = sizeof(o), .timeout_ms = timeout_ms};
+	ck_assert_cuda(mpig_cuda_attach(queue, &o, &gpu), MPIG_OK);
+}
+
+static void setup(void)
+{
+	d = test_daemon_start(NULL);
+	test_client_open(&s, d);
+	device_open();
+	stream = device_stream();
+	queue_open(4, 1 << 20);
+	attach(20000);
+}
+
+static void teardown(void)
+{
+	mpig_cuda_detach(gpu);
+	test_client_close(&s);
+	test_daemon_free(d);
+}
+
+// ---- a context, its rows on the GPU, and steps -------------------------------------------------------------------------
+// Contexts of one layer: `tokens` rows exist, of which `committed` are the daemon's.
+struct world {
+	struct model_data m[3];
+	mpig_context *x[3];
+	unsigned contexts, tokens; // B, T
+	uint64_t committed, rows;
+	float q[3][MOST_T * 32 * 256]; // [T][query heads][d]
+	struct mpig_cuda_step step;
+	mpig_cuda_plan *plan;
+};
+
+static struct mpig_cuda_spec world_spec(const struct world *w)
+{
+	return (struct mpig_cuda_spec){.size = sizeof(struct mpig_cuda_spec),
+	                               .contexts = w->contexts,
+	                               .context = w->x,
+	                               .tokens = w->tokens,
+	                               .dtype = MPIG_BF16,
+	                               .proposal = MPIG_PROPOSAL_DENSE,
+	                               .sinks = SINKS,
+	                               .window = WINDOW};
+}
+
+static size_t q_floats(const struct world *w)
+{
+	return (size_t)w->tokens * (size_t)w->m[0].layer.query_heads * (size_t)w->m[0].layer.d_k;
+}
+
+// New queries, and where rows and split are now, into the same device memory.
+static void world_move(struct world *w, uint64_t rows, uint64_t split, uint64_t seed)
+{
+	int64_t where[6];
+	float *all = malloc(3 * sizeof(w->q[0]));
+	for (unsigned i = 0; i < w->contexts; i++) {
+		model_normal(w->q[i], q_floats(w), seed + i);
+		model_round_bf16(w->q[i], q_floats(w));
+		memcpy(all + i * q_floats(w), w->q[i], q_floats(w) * sizeof(float));
+		where[i] = (int64_t)split;
+		where[w->contexts + i] = (int64_t)rows;
+	}
+	void *bytes = elements_of(all, w->contexts * q_floats(w), MPIG_BF16);
+	w->rows = rows;
+	DEVICE_MUST(device_driver()->to_device(w->step.q, bytes, w->contexts * q_floats(w) * 2));
+	DEVICE_MUST(device_driver()->to_device(w->step.split, where, 2 * w->contexts * 8));
+	free(bytes);
+	free(all);
+}
+
+static void world_make(struct world *w, const struct mpig_layer *layer, unsigned contexts, unsigned tokens, uint64_t committed,
+                       uint64_t rows)
+{
+	*w = (struct world){.contexts = contexts, .tokens = tokens, .committed = committed, .step = {.size = sizeof(w->step)}};
+	for (unsigned i = 0; i < contexts; i++) {
+		char name[8];
+		snprintf(name, sizeof(name), "x%u", i);
+		model_data_make(&w->m[i], layer, 1, rows + 64, 100 + 10 * i);
+		w->x[i] = test_client_create(&s, name, &w->m[i]);
+		ck_assert_status(test_client_fill(&s, w->x[i], &w->m[i], 0, committed, MPIG_COMMIT_SEAL), MPIG_OK);
+	}
+	size_t out = contexts * (size_t)tokens * (size_t)layer->query_heads;
+	w->step.q = device_bytes(NULL, contexts * q_floats(w) * 2);
+	w->step.split = device_bytes(NULL, 2 * contexts * 8);
+	w->step.rows = w->step.split + contexts * 8;
+	w->step.out = device_bytes(NULL, out * (size_t)layer->d_k * 4);
+	w->step.lse = device_bytes(NULL, out * 4);
+	world_move(w, rows, committed - WINDOW, 7);
+}
+
+static void world_plan(struct world *w)
+{
+	struct mpig_cuda_spec spec = world_spec(w);
+	ck_assert_cuda(mpig_cuda_plan_create(gpu, &spec, &w->plan), MPIG_OK);
+}
+
+static void world_free(struct world *w)
+{
+	mpig_cuda_plan_destroy(w->plan);
+	for (unsigned i = 0; i < w->contexts; i++)
+		model_data_free(&w->m[i]);
+	device_free(w->step.q);
+	device_free(w->step.split);
+	device_free(w->step.out);
+	device_free(w->step.lse);
+	free(w);
+}
+
+enum kv_layout { CONTIGUOUS, RING, PAGED, KV_LAYOUTS };
+enum { PAGE = 16 };
+
+// Where row r of a context lies, in rows.
+static size_t kv_place(const struct world *w, enum kv_layout layout, unsigned context, uint64_t r)
+{
+	if (layout == RING && r >= SINKS)
+		return SINKS + (r - SINKS) % w->step.ring_rows;
+	if (layout == PAGED)
+		return ((r / PAGE * 5 + 3 + context) % w->step.page_stride * w->contexts + context) * PAGE +
+		       r % PAGE; // 5: a permutation
+	return r;
+}
+
+// Copies K and V to the GPU: own rows where the layout has them, and NaN everywhere else, so that reading one shows.
+static void world_kv(struct world *w, enum kv_layout layout, int dtype, uint64_t from, uint64_t to)
+{
+	size_t width = (size_t)w->m[0].layer.kv_heads * (size_t)w->m[0].layer.d_k;
+	size_t rows = layout == RING ? SINKS + 128 : (w->m[0].tokens + PAGE - 1) / PAGE * PAGE;
+	while (layout == PAGED && rows / PAGE % 5 == 0)
+		rows += PAGE;
+	w->step.kv_dtype = dtype;
+	w->step.ring_rows = layout == RING ? 128 : 0;
+	w->step.page_rows = layout == PAGED ? PAGE : 0;
+	w->step.page_stride = (int64_t)(rows / PAGE);
+	w->step.kv_context = (int64_t)(rows * width);
+	float *kv = malloc(w->contexts * rows * width * sizeof(float));
+	int32_t *table = malloc(w->contexts * rows / PAGE * sizeof(*table));
+	for (int side = 0; side < 2; side++) {
+		for (size_t i = 0; i < w->contexts * rows * width; i++)
+			kv[i] = NAN;
+		for (unsigned c = 0; c < w->contexts; c++) {
+			const struct model_data *m = &w->m[c];
+			float *base = layout == PAGED ? kv : kv + c * rows * width;
+			for (uint64_t r = 0; r < to; r++)
+				if (r < SINKS || r >= from)
+					memcpy(base + kv_place(w, layout, c, r) * width,
+					       side ? model_data_v(m, 0, r) : model_data_k(m, 0, r), width * sizeof(float));
+			for (uint64_t p = 0; p < rows / PAGE; p++)
+				table[c * rows / PAGE + p] =
+					layout == PAGED ? (int32_t)(kv_place(w, PAGED, c, p * PAGE) / PAGE) : 0;
+		}
+		*(side ? &w->step.v : &w->step.k) = device_elements(kv, w->contexts * rows * width, dtype);
+	}
+	w->step.page_table = layout == PAGED ? device_bytes(table, w->contexts * rows / PAGE * sizeof(*table)) : 0;
+	free(kv);
+	free(table);
+}
+
+static void world_kv_free(struct world *w)
+{
+	device_free(w->step.k);
+	device_free(w->step.v);
+	if (w->step.page_table)
+		device_free(w->step.page_table);
+}
+
+static void launch_step(struct world *w)
+{
+	ck_assert_cuda(mpig_cuda_submit(w->plan, stream, &w->step), MPIG_OK);
+	if (w->step.k)
+		ck_assert_cuda(mpig_cuda_window(w->plan, stream, &w->step), MPIG_OK);
+	ck_assert_cuda(mpig_cuda_merge(w->plan, stream, &w->step), MPIG_OK);
+}
+
+// Asserts that out and lse are the attention of each query token over all rows up to its own.
+static void assert_attention(struct world *w, double tolerance)
+{
+	const struct mpig_layer *l = &w->m[0].layer;
+	size_t heads = (size_t)w->tokens * (size_t)l->query_heads, n = heads * (size_t)l->d_k;
+	float *out = malloc(w->contexts * n * sizeof(float)), *lse = malloc(w->contexts * heads * sizeof(float));
+	double *exact = malloc(n * sizeof(double)), *exact_lse = malloc(heads * sizeof(double));
+	device_wait(stream);
+	ck_assert_cuda(mpig_cuda_failure(gpu, NULL), 0);
+	device_read_elements(out, w->step.out, w->contexts * n, w->step.out_dtype);
+	device_read(lse, w->step.lse, w->contexts * heads * sizeof(float));
+	for (unsigned c = 0; c < w->contexts; c++) {
+		const struct model_attention a = {.q = w->q[c],
+		                                  .k = w->m[c].k,
+		                                  .v = w->m[c].v,
+		                                  .tokens = w->tokens,
+		                                  .query_heads = (uint32_t)l->query_heads,
+		                                  .kv_heads = (uint32_t)l->kv_heads,
+		                                  .d_k = (uint32_t)l->d_k,
+		                                  .d_v = (uint32_t)l->d_k,
+		                                  .end = w->rows,
+		                                  .scale = (double)l->scale,
+		                                  .softcap = (double)l->softcap,
+		                                  .alibi_slope_base = (double)l->alibi_slope_base,
+		                                  .query_position = w->rows - w->tokens,
+		                                  .causal = true,
+		                                  .causal_base = w->rows - w->tokens + 1};
+		model_attend(&a, exact, exact_lse);
+		for (size_t h = 0; w->step.flags & MPIG_CUDA_LSE2 && h < heads; h++)
+			exact_lse[h] *= 1 / log(2);
+		double worst = model_relative_l2(out + c * n, exact, n);
+		ck_assert_msg(worst <= tolerance, "context %u: outputs differ by %g", c, worst);
+		worst = model_max_difference(lse + c * heads, exact_lse, heads);
+		ck_assert_msg(worst <= 1e-3, "context %u: LSE differs by %g", c, worst);
+	}
+	free(out), free(lse), free(exact), free(exact_lse);
+}
+
+static bool all_nan(const struct world *w)
+{
+	size_t n = w->contexts * q_floats(w), bad = 0;
+	float *out = malloc(n * sizeof(float));
+	device_read_elements(out, w->step.out, n, w->step.out_dtype);
+	for (size_t i = 0; i < n; i++)
+		bad += isnan(out[i]) != 0;
+	free(out);
+	return bad == n;
+}
+
+// ---- attaching ---------------------------------------------------------------------------------------------------------
+START_TEST(an_attached_queue_is_lent)
+{
+	struct mpig_cuda_info info = MPIG_INIT(struct mpig_cuda_info);
+	mpig_cuda *second;
+	ck_assert_cuda(mpig_cuda_get_info(gpu, &info), MPIG_OK);
+	ck_assert(info.device[0] && info.region && info.compute_major >= 8);
+	ck_assert_uint_eq(info.slots, 8);
+	ck_assert_uint_eq(info.entries, 4);
+	printf("%s: stream wait woken by the CPU: %s\n", info.device, info.stream_wait ? "yes" : "no");
+	ck_assert_status(mpig_nop(queue), MPIG_EBUSY);
+	ck_assert_cuda(mpig_cuda_attach(queue, NULL, &second), MPIG_EBUSY);
+	mpig_cuda_detach(gpu);
+	ck_assert_status(mpig_nop(queue), MPIG_OK);
+	ck_assert_cuda(mpig_cuda_attach(queue, NULL, &gpu), MPIG_OK); // its rings stand at 1 now
+	for (int i = 0; i < 10; i++) {
+		ck_assert_cuda(mpig_cuda_nop(gpu, stream, 3), MPIG_OK);
+		ck_assert_cuda(mpig_cuda_wait(gpu, stream, 3), MPIG_OK);
+	}
+	device_wait(stream);
+	ck_assert_cuda(mpig_cuda_failure(gpu, NULL), 0);
+	mpig_cuda_detach(gpu);
+	ck_assert_status(mpig_nop(queue), MPIG_OK);
+	attach(0);
+}
+END_TEST
+
+START_TEST(arguments_are_checked)
+{
+	struct mpig_cuda_options o = {.size = sizeof(o), .timeout_ms = 60001};
+	mpig_cuda *other;
+	ck_assert_cuda(mpig_cuda_attach(NULL, NULL, &other), MPIG_EINVAL);
+	ck_assert_cuda(mpig_cuda_attach(queue, &o, &other), MPIG_EINVAL);
+	ck_assert(strstr(mpig_cuda_error(), "timeout_ms"));
+	ck_assert_cuda(mpig_cuda_nop(gpu, stream, 8), MPIG_EINVAL);
+	ck_assert_cuda(mpig_cuda_begin(gpu, -1), MPIG_EINVAL);
+	struct world *w = malloc(sizeof(*w));
+	struct mpig_layer layer = test_client_layer(4, 2, 64);
+	world_make(w, &layer, 1, 1, 200, 210);
+	struct mpig_cuda_spec good = world_spec(w), spec = good;
+	mpig_cuda_plan *plan;
+#define REFUSED(field, value, status)                                                                                            \
+	do {                                                                                                                     \
+		spec = good;                                                                                                     \
+		spec.field = (value);                                                                                            \
+		ck_assert_cuda(mpig_cuda_plan_create(gpu, &spec, &plan), status);                                                \
+		ck_assert_msg(mpig_cuda_error()[0], "no text: " #field);                                                         \
+	} while (0)
+	REFUSED(layer, 1, MPIG_EINVAL);
+	REFUSED(layer, -1, MPIG_EINVAL);
+	REFUSED(contexts, 0, MPIG_EINVAL);
+	REFUSED(contexts, 5, MPIG_ELIMIT);
+	REFUSED(first_slot, 8, MPIG_ELIMIT);
+	REFUSED(dtype, MPIG_I8, MPIG_EINVAL);
+	REFUSED(proposal, MPIG_PROPOSAL_COUNT, MPIG_EINVAL);
+	REFUSED(budget, 1.5f, MPIG_EINVAL);
+	REFUSED(tokens, 5000, MPIG_ELIMIT);
+	REFUSED(tokens, 4000, MPIG_ELIMIT); // the slot
+	world_plan(w);
+	struct mpig_cuda_step step = w->step;
+	step.q = 0;
+	ck_assert_cuda(mpig_cuda_submit(w->plan, stream, &step), MPIG_EINVAL);
+	step = w->step;
+	ck_assert_cuda(mpig_cuda_window(w->plan, stream, &step), MPIG_EINVAL); // no rows
+	step.out = 0;
+	ck_assert_cuda(mpig_cuda_merge(w->plan, stream, &step), MPIG_EINVAL);
+	step = w->step;
+	step.flags = 8;
+	ck_assert_cuda(mpig_cuda_merge(w->plan, stream, &step), MPIG_EINVAL);
+	world_free(w);
+}
+END_TEST
+
+// Every call of the driver that attaching makes fails once: the queue is as before, and nothing stays behind.
+START_TEST(a_driver_that_fails_leaves_nothing_behind)
+{
+	void (*break_it)(const char *, int) = (void (*)(const char *, int))driver_symbol("fake_fail");
+	int (*live)(void) = (int (*)(void))driver_symbol("fake_live");
+	static const char *const calls[] = {
+		"cuDeviceGetName", "cuDeviceGetAttribute", "cuCtxGetDevice",       "cuCtxPushCurrent_v2",
+		"cuMemAlloc_v2",   "cuMemHostAlloc",       "cuMemHostRegister_v2", "cuMemHostGetDevicePointer_v2",
+		"cuMemcpyHtoD_v2", "cuMemsetD8_v2",        "cuModuleLoadData",     "cuModuleGetFunction"};
+	if (!break_it)
+		return; // a real driver
+	mpig_cuda_detach(gpu);
+	int before = live(), refused = 0;
+	for (size_t i = 0; i < sizeof(calls) / sizeof(calls[0]); i++)
+		for (int after = 0; after < 3; after++) {
+			break_it(calls[i], after);
+			int status = mpig_cuda_attach(queue, NULL, &gpu);
+			break_it(NULL, 0);
+			if (status == MPIG_OK) { // fewer calls than that
+				mpig_cuda_detach(gpu);
+			} else {
+				ck_assert_int_eq(status, MPIG_ENOMEM);
+				ck_assert(mpig_cuda_error()[0]);
+				refused++;
+			}
+			ck_assert_msg(live() == before, "%s: %d left", calls[i], live() - before);
+			ck_assert_status(mpig_nop(queue), MPIG_OK);
+		}
+	ck_assert_int_ge(refused, (int)(sizeof(calls) / sizeof(calls[0])));
+	attach(0);
+}
+END_TEST
+
+// ---- signatures --------------------------------------------------------------------------------------------------------
+static const int sign_d[] = {64, 80, 96, 128, 256};
+
+// Queries that are ordinary, zero, huge, tiny, on the ties of the rounding, or not finite.
+static void strange_queries(float *q, size_t n, size_t d_k)
+{
+	model_normal(q, n * d_k, 3);
+	for (size_t j = 0; j < d_k; j++) {
+		q[1 * d_k + j] = 0;
+		q[2 * d_k + j] *= 1e37f;
+		q[3 * d_k + j] *= 1e-38f;
+		q[4 * d_k + j] = j == 5 ? 1 : 0; // all levels alike: +-127
+		q[5 * d_k + j] = (float)(j % 2);
+		q[6 * d_k + j] *= j ? 0 : 1e30f;
+	}
+	q[7 * d_k + 3] = INFINITY;
+	q[8 * d_k + 3] = NAN;
+}
+
+// _i: dimension and element type.
+START_TEST(signatures_are_the_daemons_to_the_bit)
+{
+	const int dim = sign_d[_i / 3], dtype = _i % 3;
+	const uint32_t heads = 6, tokens = 4, d_k = (uint32_t)dim, d_pad = mpig_padded_dim(d_k);
+	struct world *w = malloc(sizeof(*w));
+	struct mpig_layer layer = test_client_layer((int)heads, 2, dim);
+	world_make(w, &layer, 1, tokens, 300, 310);
+	struct mpig_cuda_spec spec = world_spec(w);
+	spec.dtype = dtype;
+	ck_assert_cuda(mpig_cuda_plan_create(gpu, &spec, &w->plan), MPIG_OK);
+
+	size_t n = heads * tokens, pitch = d_k + 3; // heads apart by an odd stride, as in a tensor that holds more than q
+	float *q = calloc(n * pitch, sizeof(*q)), *plain = malloc(n * d_k * sizeof(*plain)), *balance = malloc(2 * d_k * 4);
+	strange_queries(plain, n, d_k);
+	for (size_t i = 0; i < n; i++)
+		memcpy(q + i * pitch, plain + i * d_k, d_k * sizeof(*q));
+	struct mpig_signature params = MPIG_INIT(struct mpig_signature);
+	ck_assert_status(mpig_context_signature(w->x[0], 0, &params, balance), MPIG_OK);
+	ck_assert_uint_eq(params.version, 1);
+	float signs[3 * 256], mu[256] = {0};
+	for (uint32_t j = 0; j < 3 * d_pad; j++)
+		signs[j] = params.signs[j / 8] >> j % 8 & 1 ? -1.f : 1.f;
+
+	struct kernels k;
+	kernels_init_c(&k);
+	for (int dense = 0; dense < 2; dense++) {
+		struct mpig_cuda_step step = {.size = sizeof(step), .q_head = dense ? 0 : (int64_t)pitch};
+		step.q = device_elements(dense ? plain : q, n * (dense ? d_k : pitch), dtype);
+		CUdeviceptr signature = device_bytes(NULL, n * d_pad), scale = device_bytes(NULL, n * 4);
+		ck_assert_cuda(mpig_cuda_sign(w->plan, stream, &step, signature, scale), MPIG_OK);
+		int8_t *got = malloc(n * d_pad), want[256];
+		float *got_scale = malloc(n * 4), want_scale, q_mu, scratch[256], given[256];
+		device_wait(stream);
+		device_read(got, signature, n * d_pad);
+		device_read(got_scale, scale, n * 4);
+		void *elements = elements_of(plain, n * d_k, dtype);
+		for (size_t i = 0; i < n; i++) {
+			for (uint32_t j = 0; j < d_k; j++) { // what the kernel reads
+				uint16_t h;
+				memcpy(&h, (uint8_t *)elements + (i * d_k + j) * 2 % (n * d_k * 4), 2);
+				given[j] = dtype == MPIG_F32    ? plain[i * d_k + j]
+				           : dtype == MPIG_BF16 ? bf16_to_f32(h)
+				                                : f16_to_f32(h);
+			}
+			const struct sig_params p = {.d_k = d_k,
+			                             .d_pad = d_pad,
+			                             .bits = params.bits,
+			                             .mu = mu,
+			                             .balance = balance + i % heads / (heads / 2) * d_k,
+			                             .signs = signs};
+			sig_encode_query(&k, &p, given, want, &want_scale, &q_mu, scratch);
+			ck_assert_msg(!memcmp(want, got + i * d_pad, d_pad), "d %d, type %d, query %zu: signatures differ", dim,
+			              dtype, i);
+			ck_assert_msg(!memcmp(&want_scale, got_scale + i, 4), "d %d, type %d, query %zu: scales %a and %a", dim,
+			              dtype, i, (double)want_scale, (double)got_scale[i]);
+		}
+		free(elements), free(got), free(got_scale);
+		device_free(step.q), device_free(signature), device_free(scale);
+	}
+	free(q), free(plain), free(balance);
+	world_free(w);
+}
+END_TEST
+
+// The daemon's answer to the GPU is its answer to a client that asks for the same with the same seed: signature, entry and header
+// are what they should be. With and without signatures of the GPU's.
+START_TEST(the_daemon_answers_a_gpu_as_any_client)
+{
+	struct world *w = malloc(sizeof(*w));
+	struct mpig_layer layer = test_client_layer(8, 2, 128);
+	world_make(w, &layer, 1, 1, 3000, 3001);
+	for (unsigned none = 0; none < 2; none++) {
+		struct mpig_cuda_spec spec = world_spec(w);
+		spec.proposal = MPIG_PROPOSAL_SIGNATURE;
+		spec.budget = .05f;
+		spec.seed = 77;
+		spec.no_signature = none;
+		ck_assert_cuda(mpig_cuda_plan_create(gpu, &spec, &w->plan), MPIG_OK);
+		w->step.flags = MPIG_CUDA_DAEMON_ONLY;
+		for (int i = 0; i < 3; i++) {
+			struct mpig_cuda_answer answer = MPIG_INIT(struct mpig_cuda_answer);
+			float out[8 * 128], lse[8], want[8 * 128], want_lse[8];
+			world_move(w, 3001, 3000 - WINDOW, 20 + (uint64_t)i);
+			launch_step(w);
+			device_wait(stream);
+			ck_assert_cuda(mpig_cuda_failure(gpu, NULL), 0);
+			device_read(out, w->step.out, sizeof(out));
+			device_read(lse, w->step.lse, sizeof(lse));
+			ck_assert_cuda(mpig_cuda_last_answer(gpu, &answer), MPIG_OK);
+			ck_assert_uint_eq(answer.sequence, 3 * none + (unsigned)i);
+			ck_assert_uint_eq(answer.committed, 3000);
+			struct mpig_attend ask = {.size = sizeof(ask),
+			                          .proposal = MPIG_PROPOSAL_SIGNATURE,
+			                          .q = w->q[0],
+			                          .begin = SINKS,
+			                          .end = 3000 - WINDOW,
+			                          .budget = .05f,
+			                          .seed = 77 + answer.sequence};
+			struct mpig_result result = {.size = sizeof(result), .out = want, .lse = want_lse};
+			ck_assert_status(mpig_attend(s.queue, w->x[0], &ask, &result), MPIG_OK);
+			ck_assert_mem_eq(out, want, sizeof(want));
+			ck_assert_mem_eq(lse, want_lse, sizeof(want_lse));
+			ck_assert_uint_eq(answer.rows_read, result.rows_read);
+		}
+		mpig_cuda_plan_destroy(w->plan);
+		w->plan = NULL;
+	}
+	world_free(w);
+}
+END_TEST
+
+// ---- whole steps -------------------------------------------------------------------------------------------------------
+static const struct shape {
+	int query_heads, kv_heads, d;
+	float scale, softcap, alibi;
+	unsigned contexts, tokens;
+	enum kv_layout layout;
+	int kv_dtype, out_dtype;
+	unsigned flags;
+	double tolerance;
+} shapes[] = {
+	{8, 2, 128, 0, 0, 0, 1, 1, CONTIGUOUS, MPIG_BF16, MPIG_F32, 0, 1e-5},
+	{8, 2, 128, 0, 0, 0, 1, 1, PAGED, MPIG_BF16, MPIG_BF16, MPIG_CUDA_LSE2, 2e-3},
+	{32, 8, 128, 0, 0, 0, 1, 1, RING, MPIG_BF16, MPIG_F16, 0, 1e-3},
+	{6, 1, 64, .2f, 0, 0, 3, 1, PAGED, MPIG_F32, MPIG_F32, 0, 1e-5},
+	{14, 2, 80, 0, 15, 0, 2, 3, RING, MPIG_BF16, MPIG_F32, MPIG_CUDA_LSE2, 1e-5},
+	{4, 4, 96, 0, 0, .5f, 1, 4, PAGED, MPIG_F32, MPIG_F32, 0, 1e-5},
+	{10, 2, 256, 0, 0, 0, 2, 2, CONTIGUOUS, MPIG_F32, MPIG_BF16, 0, 2e-3},
+};
+
+// _i: the shape. Rows 260 .. 300 are the client's alone.
+START_TEST(a_step_is_the_attention_over_all_rows)
+{
+	const struct shape *c = &shapes[_i];
+	struct world *w = malloc(sizeof(*w));
+	struct mpig_layer layer = test_client_layer(c->query_heads, c->kv_heads, c->d);
+	layer.scale = c->scale;
+	layer.softcap = c->softcap;
+	layer.alibi_slope_base = c->alibi;
+	world_make(w, &layer, c->contexts, c->tokens, 290, 300);
+	w->step.out_dtype = c->out_dtype;
+	w->step.flags = c->flags;
+	world_kv(w, c->layout, c->kv_dtype, 250, 300);
+	world_plan(w);
+	launch_step(w);
+	assert_attention(w, c->tolerance);
+	world_move(w, 299, 290, 33); // nothing of the daemon's own, and a split that is the commit
+	launch_step(w);
+	assert_attention(w, c->tolerance);
+	world_kv_free(w);
+	world_free(w);
+}
+END_TEST
+
+START_TEST(parts_that_are_empty)
+{
+	struct world *w = malloc(sizeof(*w));
+	struct mpig_layer layer = test_client_layer(4, 2, 64);
+	world_make(w, &layer, 1, 1, 200, 204);
+	world_kv(w, CONTIGUOUS, MPIG_F32, 0, 204);
+	world_plan(w);
+	world_move(w, 204, SINKS, 5); // the daemon has no row
+	launch_step(w);
+	assert_attention(w, 1e-5);
+	world_move(w, 200, 200, 6); // the client has its sinks alone
+	launch_step(w);
+	assert_attention(w, 1e-5);
+	world_kv_free(w);
+	world_free(w);
+}
+END_TEST
+
+// More own rows than the plan was made for, in one piece and in several.
+START_TEST(long_windows)
+{
+	struct world *w = malloc(sizeof(*w));
+	struct mpig_layer layer = test_client_layer(4, 2, 64);
+	world_make(w, &layer, 1, 1, 700, 1000);
+	world_kv(w, PAGED, MPIG_BF16, 300, 1000);
+	for (unsigned own = 1; own < 300; own += 150) {
+		struct mpig_cuda_spec spec = world_spec(w);
+		spec.own_rows = own;
+		ck_assert_cuda(mpig_cuda_plan_create(gpu, &spec, &w->plan), MPIG_OK);
+		world_move(w, 1000, 300, own);
+		launch_step(w);
+		assert_attention(w, 1e-5);
+		mpig_cuda_plan_destroy(w->plan);
+	}
+	w->plan = NULL;
+	world_kv_free(w);
+	world_free(w);
+}
+END_TEST
+
+// ---- graphs, and daemons that come and go ------------------------------------------------------------------------------
+struct recorded {
+	struct world *w;
+	void *graph;
+};
+
+static struct recorded record(void)
+{
+	struct recorded r = {.w = malloc(sizeof(*r.w))};
+	struct mpig_layer layer = test_client_layer(8, 2, 64);
+	world_make(r.w, &layer, 1, 1, 200, 210);
+	world_kv(r.w, CONTIGUOUS, MPIG_BF16, 100, 210);
+	world_plan(r.w);
+	device_capture(stream);
+	launch_step(r.w);
+	r.graph = device_captured(stream);
+	return r;
+}
+
+static void replay(struct recorded *r, uint64_t seed)
+{
+	world_move(r->w, 190 + seed % 20, 150 + seed % 7, seed);
+	device_replay(r->graph, stream);
+	device_wait(stream);
+}
+
+static void forget(struct recorded *r)
+{
+	device_forget(r->graph);
+	world_kv_free(r->w);
+	world_free(r->w);
+}
+
+// Far more steps than the rings have entries: positions and sequence numbers are the GPU's.
+START_TEST(a_graph_is_replayed)
+{
+	struct recorded r = record();
+	struct mpig_cuda_answer answer = MPIG_INIT(struct mpig_cuda_answer);
+	for (uint64_t i = 0; i < 50; i++) {
+		ck_assert_cuda(mpig_cuda_begin(gpu, 100), 0);
+		replay(&r, i);
+		assert_attention(r.w, 1e-5);
+		ck_assert_cuda(mpig_cuda_last_answer(gpu, &answer), MPIG_OK);
+		ck_assert_uint_eq(answer.sequence, i);
+	}
+	forget(&r);
+}
+END_TEST
+
+// The daemon is killed between two steps: the next one serves the same memory, plan and graph.
+START_TEST(a_graph_survives_the_daemon)
+{
+	struct recorded r = record();
+	const void *base = gpu->region.base;
+	replay(&r, 1);
+	assert_attention(r.w, 1e-5);
+	for (uint64_t i = 0; i < 2; i++) {
+		test_daemon_kill(d);
+		test_daemon_again(d);
+		int rc = 0; // the kernel may hold the dead daemon's sockets for some milliseconds
+		for (int tries = 0; tries < 1000 && (rc = mpig_cuda_begin(gpu, 100)) == 0; tries++)
+			nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+		ck_assert_cuda(rc, 1);
+		ck_assert_ptr_eq(gpu->region.base, base);
+		ck_assert_cuda(mpig_cuda_begin(gpu, 100), 0);
+		for (uint64_t n = 0; n < 6; n++) {
+			replay(&r, 2 + n);
+			assert_attention(r.w, 1e-5);
+		}
+	}
+	forget(&r);
+}
+END_TEST
+
+static void assert_failed(int status)
+{
+	struct mpig_cuda_failure failure = MPIG_INIT(struct mpig_cuda_failure);
+	ck_assert_cuda(mpig_cuda_failure(gpu, &failure), status);
+	ck_assert_int_eq(failure.status, status);
+	ck_assert_cuda(mpig_cuda_begin(gpu, 10), MPIG_ERETRY);
+}
+
+static double seconds(void)
+{
+	struct timespec t;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+static void hasty(void)
+{
+	mpig_cuda_detach(gpu);
+	attach(100);
+}
+
+// It neither answers nor dies: the step ends by its deadline with NaN and a note, the ones after it at once.
+START_TEST(a_daemon_that_is_slow)
+{
+	hasty();
+	struct recorded r = record();
+	replay(&r, 1);
+	assert_attention(r.w, 1e-5);
+	test_daemon_freeze(d);
+	replay(&r, 2);
+	assert_failed(MPIG_ETIMEDOUT);
+	ck_assert(all_nan(r.w));
+	double before = seconds();
+	for (uint64_t i = 0; i < 20; i++)
+		replay(&r, 3);
+	ck_assert_msg(seconds() - before < 1.9, "20 steps after a failure took %g s: each waited", seconds() - before);
+	ck_assert(all_nan(r.w));
+	ck_assert_cuda(mpig_cuda_recover(gpu), MPIG_ETIMEDOUT); // it still has the request
+	assert_failed(MPIG_ETIMEDOUT);
+	test_daemon_thaw(d);
+	int rc;
+	while ((rc = mpig_cuda_recover(gpu)) == MPIG_ETIMEDOUT)
+		continue;
+	ck_assert_cuda(rc, MPIG_OK);
+	replay(&r, 4);
+	assert_attention(r.w, 1e-5);
+	forget(&r);
+}
+END_TEST
+
+// It is killed with a request in the ring.
+START_TEST(a_daemon_that_dies_in_a_step)
+{
+	hasty();
+	struct recorded r = record();
+	replay(&r, 1);
+	test_daemon_freeze(d);
+	replay(&r, 2);
+	test_daemon_kill(d);
+	assert_failed(MPIG_ETIMEDOUT);
+	replay(&r, 3);
+	ck_assert(all_nan(r.w));
+	test_daemon_again(d);
+	ck_assert_cuda(mpig_cuda_recover(gpu), 1);
+	ck_assert_cuda(mpig_cuda_failure(gpu, NULL), 0);
+	replay(&r, 4);
+	assert_attention(r.w, 1e-5);
+	forget(&r);
+}
+END_TEST
+
+// It stops properly: the kernel sees that the queue was closed, long before its deadline.
+START_TEST(a_daemon_that_leaves)
+{
+	struct recorded r = record();
+	replay(&r, 1);
+	test_daemon_term(d);
+	ck_assert_int_eq(test_daemon_wait(d), 0);
+	double before = seconds();
+	replay(&r, 2);
+	assert_failed(MPIG_ESHUTDOWN);
+	ck_assert_msg(seconds() - before < 15, "%g s", seconds() - before);
+	ck_assert(all_nan(r.w));
+	forget(&r);
+}
+END_TEST
+
+START_TEST(an_answer_that_is_an_error)
+{
+	struct recorded r = record();
+	float bad[8 * 64] = {NAN};
+	void *elements = elements_of(bad, 8 * 64, MPIG_BF16);
+	DEVICE_MUST(device_driver()->to_device(r.w->step.q, elements, 8 * 64 * 2));
+	device_replay(r.graph, stream);
+	device_wait(stream);
+	assert_failed(MPIG_ENAN);
+	ck_assert(all_nan(r.w));
+	ck_assert_cuda(mpig_cuda_recover(gpu), MPIG_OK);
+	replay(&r, 2);
+	assert_attention(r.w, 1e-5);
+	world_move(r.w, 210, 201, 1); // a split beyond the commit
+	device_replay(r.graph, stream);
+	device_wait(stream);
+	assert_failed(MPIG_ERANGE);
+	ck_assert_cuda(mpig_cuda_recover(gpu), MPIG_OK);
+	replay(&r, 3);
+	assert_attention(r.w, 1e-5);
+	free(elements);
+	forget(&r);
+}
+END_TEST
+
+START_TEST(a_slot_that_is_in_flight)
+{
+	ck_assert_cuda(mpig_cuda_nop(gpu, stream, 2), MPIG_OK);
+	ck_assert_cuda(mpig_cuda_nop(gpu, stream, 2), MPIG_OK);
+	device_wait(stream);
+	assert_failed(MPIG_EBUSY);
+	ck_assert_cuda(mpig_cuda_recover(gpu), MPIG_OK);
+	ck_assert_cuda(mpig_cuda_wait(gpu, stream, 2), MPIG_OK); // nothing is in it
+	device_wait(stream);
+	assert_failed(MPIG_EINVAL);
+	ck_assert_cuda(mpig_cuda_recover(gpu), MPIG_OK);
+}
+END_TEST
+
+// Several in flight, waited for in another order than they were answered in; more than the ring has places.
+START_TEST(several_in_flight)
+{
+	for (unsigned round = 0; round < 5; round++) {
+		for (unsigned i = 0; i < 4; i++)
+			ck_assert_cuda(mpig_cuda_nop(gpu, stream, (i + round) & 7), MPIG_OK);
+		for (unsigned i = 4; i--;)
+			ck_assert_cuda(mpig_cuda_wait(gpu, stream, (i + round) & 7), MPIG_OK);
+	}
+	device_wait(stream);
+	ck_assert_cuda(mpig_cuda_failure(gpu, NULL), 0);
+}
+END_TEST
+
+// What a broken daemon could write.
+START_TEST(rings_that_make_no_sense)
+{
+	hasty();
+	struct mpig_queue_header *h = gpu->region.base;
+	test_daemon_freeze(d);
+	ck_assert_cuda(mpig_cuda_nop(gpu, stream, 0), MPIG_OK);
+	device_wait(stream);
+	__atomic_store_n(&h->cq_tail, 1000, __ATOMIC_RELEASE);
+	ck_assert_cuda(mpig_cuda_wait(gpu, stream, 0), MPIG_OK);
+	device_wait(stream);
+	assert_failed(MPIG_EPROTO);
+	ck_assert_cuda(mpig_cuda_recover(gpu), MPIG_EPROTO);
+	test_daemon_thaw(d);
+	mpig_cuda_detach(gpu); // the queue gets another region, and works
+	ck_assert_status(mpig_nop(queue), MPIG_OK);
+	attach(100);
+	h = gpu->region.base;
+	test_daemon_freeze(d);
+	__atomic_store_n(&h->sq_head, 1000, __ATOMIC_RELEASE);
+	for (unsigned i = 0; i < 5; i++)
+		ck_assert_cuda(mpig_cuda_nop(gpu, stream, i), MPIG_OK);
+	device_wait(stream);
+	assert_failed(MPIG_EPROTO);
+	test_daemon_thaw(d);
+}
+END_TEST
+
+// The workers sleep and cannot be woken: they look by themselves.
+START_TEST(workers_that_sleep)
+{
+	for (int i = 0; i < 5; i++) {
+		nanosleep(&(struct timespec){.tv_nsec = 30000000}, NULL);
+		ck_assert_cuda(mpig_cuda_nop(gpu, stream, 0), MPIG_OK);
+		ck_assert_cuda(mpig_cuda_wait(gpu, stream, 0), MPIG_OK);
+		device_wait(stream);
+		ck_assert_cuda(mpig_cuda_failure(gpu, NULL), 0);
+	}
+}
+END_TEST
+
+// A plan made before there is an index, and refreshed after.
+START_TEST(a_plan_is_refreshed)
+{
+	struct mpig_layer layer = test_client_layer(4, 2, 64);
+	struct world *w = malloc(sizeof(*w));
+	world_make(w, &layer, 1, 1, 10, 11);
+	mpig_context_close(w->x[0]);
+	ck_assert_status(mpig_context_drop(s.client, "x0"), MPIG_OK);
+	model_data_free(&w->m[0]);
+	model_data_make(&w->m[0], &layer, 1, 400, 5);
+	w->x[0] = test_client_create(&s, "x0", &w->m[0]);
+	ck_assert_status(test_client_fill(&s, w->x[0], &w->m[0], 0, 100, 0), MPIG_OK);
+	world_plan(w);
+	ck_assert_uint_eq(w->plan->items[0].header.signature_version, 0);
+	ck_assert_cuda(mpig_cuda_sign(w->plan, stream, &w->step, w->step.out, w->step.lse), MPIG_EAGAIN);
+	ck_assert_cuda(mpig_cuda_plan_refresh(w->plan), MPIG_OK);
+	ck_assert_uint_eq(w->plan->items[0].header.signature_version, 0);
+	ck_assert_status(test_client_fill(&s, w->x[0], &w->m[0], 100, 300, MPIG_COMMIT_SEAL), MPIG_OK);
+	ck_assert_cuda(mpig_cuda_plan_refresh(w->plan), MPIG_OK);
+	ck_assert_uint_eq(w->plan->items[0].header.signature_version, 1);
+	world_move(w, 301, 290, 3);
+	launch_step(w);
+	device_wait(stream);
+	ck_assert_cuda(mpig_cuda_failure(gpu, NULL), 0);
+	world_free(w);
+}
+END_TEST
+
+int main(void)
+{
+	Suite *suite = suite_create("gpu");
+	TCase *t = tcase_create("gpu");
+	tcase_add_checked_fixture(t, setup, teardown);
+	tcase_set_timeout(t, 120);
+	tcase_add_test(t, an_attached_queue_is_lent);
+	tcase_add_test(t, arguments_are_checked);
+	tcase_add_test(t, a_driver_that_fails_leaves_nothing_behind);
+	tcase_add_loop_test(t, signatures_are_the_daemons_to_the_bit, 0, 3 * (int)(sizeof(sign_d) / sizeof(sign_d[0])));
+	tcase_add_test(t, the_daemon_answers_a_gpu_as_any_client);
+	tcase_add_loop_test(t, a_step_is_the_attention_over_all_rows, 0, (int)(sizeof(shapes) / sizeof(shapes[0])));
+	tcase_add_test(t, parts_that_are_empty);
+	tcase_add_test(t, long_windows);
+	tcase_add_test(t, a_graph_is_replayed);
+	tcase_add_test(t, a_graph_survives_the_daemon);
+	tcase_add_test(t, a_daemon_that_is_slow);
+	tcase_add_test(t, a_daemon_that_dies_in_a_step);
+	tcase_add_test(t, a_daemon_that_leaves);
+	tcase_add_test(t, an_answer_that_is_an_error);
+	tcase_add_test(t, a_slot_that_is_in_flight);
+	tcase_add_test(t, several_in_flight);
+	tcase_add_test(t, rings_that_make_no_sense);
+	tcase_add_test(t, workers_that_sleep);
+	tcase_add_test(t, a_plan_is_refreshed);
+	suite_add_tcase(suite, t);
+	SRunner *runner = srunner_create(suite);
+	srunner_run_all(runner, CK_NORMAL);
+	int failed = srunner_ntests_failed(runner);
+	srunner_free(runner);
+	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+}
