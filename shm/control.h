@@ -7,7 +7,7 @@
 //   QUEUE_CREATE [old memfd]  ------>   geometry + memfd, eventfd (SCM_RIGHTS)
 //   CREATE / OPEN / OPEN_PREFIX ---->   context record, bound to the client's handle
 //   CLOSE, DROP, LIST, SHOW, FORK, CHMOD, STATUS, PING, CONFIG_GET, VERIFY, HEADS, DISK, SAVED, EVICT, PIN,
-//   SIGNATURE, CLIENTS, KILL, QUOTA, DRAIN
+//   SIGNATURE, STREAM, CLIENTS, KILL, QUOTA, DRAIN
 #ifndef MPIG_SHM_CONTROL_H
 #define MPIG_SHM_CONTROL_H
 
@@ -49,6 +49,7 @@ enum mpig_control_op {
 	MPIG_CTL_EVICT = 20,     // a context that is on disk leaves memory
 	MPIG_CTL_PIN = 21,       // mode 1: it stays in memory; 0: it need not
 	MPIG_CTL_SIGNATURE = 22, // what a client needs to compute signatures of a layer: a page of KV heads a message
+	MPIG_CTL_STREAM = 24,    // a context leaves, or comes, as a stream of bytes; the reply brings the socket for it
 	MPIG_CTL_CLIENTS = 32,   // a page of connections a message
 	MPIG_CTL_KILL = 33,      // a connection is closed
 	MPIG_CTL_QUOTA = 34,     // what a user holds, and may hold
@@ -256,6 +257,18 @@ struct mpig_ctl_disk { // request and reply
 	uint64_t tokens, bytes, moved; // reply, when done: of the context; of its files; that were written or read now
 	uint32_t segments, shared;     // reply, when done: of the context; that were there already
 	uint64_t reserved0;
+	uint8_t reserved[32];
+};
+
+enum mpig_stream_way { MPIG_STREAM_EXPORT = 1, MPIG_STREAM_IMPORT = 2 };
+
+// The reply carries a stream socket, on which what shm/archive.h says comes, or is expected and then answered. The client moves the bytes
+// to or from wherever it likes; a client that moves nothing for 30 seconds is given up.
+struct mpig_ctl_stream { // request and reply
+	struct mpig_control_header h;
+	char name[MPIG_NAME_BYTES]; // EXPORT: what the caller may read; IMPORT: "" for the name it had
+	uint32_t way;               // enum mpig_stream_way
+	uint32_t reserved0;
 	uint8_t reserved[32];
 };
 

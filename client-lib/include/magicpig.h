@@ -310,6 +310,7 @@ struct mpig_disk_result {
 	uint64_t bytes;            /* of its files */
 	uint64_t moved;            /* that were written, or read, by this call */
 	uint32_t segments, shared; /* shared: those that were there already */
+	char name[128];            /* of the context */
 };
 /* Writes what is committed to stable storage, and waits for it; readers and the writer go on meanwhile. Sealed segments that are on disk
  * already are not written again. On failure what was saved before is as it was. Owner only. options and result may be NULL.
@@ -330,6 +331,20 @@ MPIG_API int mpig_saved_check(mpig_client *client, const char *name, const struc
                               struct mpig_disk_result *result);
 /* Removes what is saved of a context; what is in memory stays. Owner only. */
 MPIG_API int mpig_saved_erase(mpig_client *client, const char *name);
+/* Writes a whole context (rows, index, token ids, seed) into fd, which may be a pipe: one stream with checksums throughout, described in
+ * daemon/disk/FORMAT.md. What is on disk only is loaded first. This process writes; the daemon opens nothing. fd is left behind what was written; on
+ * failure what was written is worth nothing. The caller must be allowed to read the context. Errors: MPIG_EIO (fd), MPIG_EAGAIN (truncated or
+ * sealed meanwhile; files are begun again by themselves), MPIG_ELIMIT (too many are under way), MPIG_ENOENT, MPIG_EACCES, MPIG_ESHUTDOWN. */
+MPIG_API int mpig_context_export(mpig_client *client, const char *name, int fd, const struct mpig_disk_options *options,
+                                 struct mpig_disk_result *result);
+/* Into a file, for its owner only (0600): there is the whole of it on stable storage, in the place of a file of that name, or nothing. */
+MPIG_API int mpig_context_export_file(mpig_client *client, const char *name, const char *path,
+                                      const struct mpig_disk_options *options, struct mpig_disk_result *result);
+/* Reads such a stream from fd, from where it is, and makes the context again, as the caller's and charged to the caller, under `name` (NULL: the
+ * name it had). Errors: MPIG_ECORRUPT (altered, cut short, or something else: the text says where), MPIG_EVERSION, MPIG_EEXIST, MPIG_ENOSPC,
+ * MPIG_EQUOTA, MPIG_EIO (fd), MPIG_ELIMIT; then there is no context. */
+MPIG_API int mpig_context_import(mpig_client *client, int fd, const char *name, const struct mpig_disk_options *options,
+                                 struct mpig_disk_result *result);
 struct mpig_saved_info {
 	size_t size;
 	char name[128];

@@ -58,6 +58,7 @@ static int disk_work(mpig_client *c, uint32_t work, const char *name, const stru
 		.segments = part.segments,
 		.shared = part.shared,
 	};
+	memcpy(known.name, name, strlen(name));
 	return options_return(c, "mpig_disk_result", result, &known, sizeof(known));
 }
 

@@ -22,7 +22,7 @@ static uint64_t size_of(const struct disk_manifest *h)
 	       (uint64_t)h->segment_count * sizeof(struct disk_segment_ref) + h->params_bytes + sizeof(uint64_t);
 }
 
-static uint8_t *encode(const struct manifest *m, uint64_t *bytes)
+uint8_t *manifest_encode(const struct manifest *m, uint64_t *bytes)
 {
 	const struct image_context *c = &m->context;
 	struct disk_manifest h = {
@@ -66,7 +66,7 @@ int manifest_write(struct io *io, int dir, const struct manifest *m, char *why)
 {
 	static const char temporary[] = "manifest.tmp", final[] = "manifest";
 	uint64_t bytes;
-	uint8_t *data = encode(m, &bytes);
+	uint8_t *data = manifest_encode(m, &bytes);
 	if (!data)
 		return disk_fail(why, MPIG_ENOMEM, "the daemon has no memory to save");
 	int fd = disk_open(dir, temporary, O_WRONLY | O_CREAT | O_TRUNC, false);
@@ -92,7 +92,7 @@ static void *take(const uint8_t **at, uint64_t bytes)
 	return copy;
 }
 
-static int decode(const uint8_t *data, const struct disk_manifest *h, struct manifest *m, char *why)
+static int take_parts(const uint8_t *data, const struct disk_manifest *h, struct manifest *m, char *why)
 {
 	const uint8_t *at = data + sizeof *h;
 	struct image_context *c = &m->context;
@@ -139,9 +139,22 @@ static int check(const uint8_t *data, uint64_t bytes, const char *name, struct d
 	if (h->file_bytes != bytes || h->header_bytes != sizeof *h || h->params_bytes > bytes || size_of(h) != bytes ||
 	    sum != XXH3_64bits(data, bytes - sizeof sum))
 		return disk_fail(why, MPIG_ECORRUPT, "the manifest of '%s' is damaged: it does not have its checksum", name);
-	if (strnlen(h->name, sizeof h->name) == sizeof h->name || strcmp(h->name, name))
-		return disk_fail(why, MPIG_ECORRUPT, "the manifest of '%s' is another context's", name);
 	return 0;
+}
+
+int manifest_decode(const uint8_t *data, uint64_t bytes, const char *of, struct manifest *m, char *why)
+{
+	struct disk_manifest h;
+	*m = (struct manifest){0};
+	if (bytes < sizeof h + sizeof(uint64_t) || bytes > DISK_MANIFEST_MAX)
+		return disk_fail(why, MPIG_ECORRUPT, "the manifest of '%s' is damaged: its length is %llu", of,
+		                 (unsigned long long)bytes);
+	int status = check(data, bytes, of, &h, why);
+	if (!status)
+		status = take_parts(data, &h, m, why);
+	if (status)
+		manifest_free(m);
+	return status;
 }
 
 int manifest_read(struct io *io, int dir, const char *name, struct manifest *m, char *why)
@@ -162,12 +175,12 @@ int manifest_read(struct io *io, int dir, const char *name, struct manifest *m, 
 		rc = data ? io_move(io, fd, "manifest", false, 0, data, bytes) : -ENOMEM;
 	if (fd >= 0)
 		close(fd);
-	struct disk_manifest h;
-	int status = rc ? disk_errno(why, rc, "cannot read the manifest of", name) : check(data, bytes, name, &h, why);
-	if (!status)
-		status = decode(data, &h, m, why);
+	int status = rc ? disk_errno(why, rc, "cannot read the manifest of", name) : manifest_decode(data, bytes, name, m, why);
 	free(data);
-	if (status)
+	if (!status &&
+	    (strnlen(m->context.name, sizeof m->context.name) == sizeof m->context.name || strcmp(m->context.name, name))) {
 		manifest_free(m);
+		status = disk_fail(why, MPIG_ECORRUPT, "the manifest of '%s' is another context's", name);
+	}
 	return status;
 }

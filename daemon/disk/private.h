@@ -56,6 +56,25 @@ int segment_file_read(struct io *io, const struct segment_file *file, struct mak
                       struct disk_progress *progress, char *why);
 void segment_file_close(struct segment_file *file);
 
+static inline uint32_t segment_flags(const struct image_segment *seg)
+{
+	return (seg->sealed ? DISK_SEALED : 0) | (seg->indexed ? DISK_INDEXED : 0) | (seg->has_tables ? DISK_TABLES : 0);
+}
+static inline void segment_take_flags(struct image_segment *seg, uint32_t flags)
+{
+	seg->sealed = flags & DISK_SEALED;
+	seg->indexed = flags & DISK_INDEXED;
+	seg->has_tables = flags & DISK_TABLES;
+}
+static inline struct disk_block block_to_disk(const struct image_block *b)
+{
+	return (struct disk_block){b->first_row, b->rows, b->has_codes, 0, b->content, b->codes_content};
+}
+static inline struct image_block block_from_disk(const struct disk_block *b)
+{
+	return (struct image_block){b->first_row, b->rows, b->has_codes, 0, b->content, b->codes_content};
+}
+
 // manifest.c
 struct manifest {
 	struct image_context context; // segments without blocks
@@ -63,6 +82,9 @@ struct manifest {
 	uint8_t pool_id[16];
 	uint64_t saved_ns, file_bytes;
 };
+uint8_t *manifest_encode(const struct manifest *m, uint64_t *bytes); // the caller frees it; NULL without memory
+// `of`: whose it should be, for the texts.
+int manifest_decode(const uint8_t *data, uint64_t bytes, const char *of, struct manifest *m, char *why);
 int manifest_write(struct io *io, int dir, const struct manifest *m, char *why);
 int manifest_read(struct io *io, int dir, const char *name, struct manifest *m, char *why); // MPIG_ENOENT: there is none
 void manifest_free(struct manifest *m);

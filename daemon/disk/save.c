@@ -106,8 +106,7 @@ static int save_segment(struct saving *s, uint32_t i)
 	*ref = (struct disk_segment_ref){
 		.first = seg->first,
 		.rows = seg->rows,
-		.flags =
-			(seg->sealed ? DISK_SEALED : 0) | (seg->indexed ? DISK_INDEXED : 0) | (seg->has_tables ? DISK_TABLES : 0),
+		.flags = segment_flags(seg),
 		.pool_offset = seg->sealed ? seg->offset : 0,
 		.pool_checksum = seg->sealed ? seg->checksum : 0,
 	};
@@ -152,7 +151,7 @@ static int save_image(struct saving *s)
 
 static int save_once(struct saving *s, struct store *store, const struct credentials *who, const char *name)
 {
-	int status = image_take(store, who, name, &s->image, s->why);
+	int status = image_take(store, who, name, ACCESS_OWN, &s->image, s->why);
 	if (status)
 		return status;
 	atomic_store(&s->progress->done, 0);
@@ -188,7 +187,7 @@ int disk_save(struct disk *d, struct store *store, const struct credentials *who
               struct disk_progress *progress, struct disk_result *result, char *why)
 {
 	struct saving s = {.d = d, .progress = progress, .why = why, .dir = -1};
-	int status = image_take(store, who, name, &s.image, why); // before anything is made: may it be saved?
+	int status = image_take(store, who, name, ACCESS_OWN, &s.image, why); // before anything is made: may it be saved?
 	if (status)
 		return status;
 	uint64_t created_ns = replace ? 0 : image_of(s.image)->created_ns;

@@ -93,8 +93,7 @@ static uint8_t *make_index(const struct writer *w, const struct image_segment *s
 	*bytes = blocks + w->count * sizeof(struct disk_section);
 	uint8_t *index = calloc(1, page_round(*bytes));
 	for (uint32_t b = 0; index && b < seg->block_count; b++) {
-		const struct image_block *from = &seg->block[b];
-		struct disk_block block = {from->first_row, from->rows, from->has_codes, 0, from->content, from->codes_content};
+		struct disk_block block = block_to_disk(&seg->block[b]);
 		memcpy(index + b * sizeof block, &block, sizeof block);
 	}
 	if (index)
@@ -134,8 +133,7 @@ static int write_all(struct writer *w, const uint8_t id[IMAGE_ID_BYTES], struct 
 			.magic = DISK_SEGMENT_MAGIC,
 			.version = DISK_VERSION,
 			.header_bytes = sizeof *h,
-			.flags = (seg->sealed ? DISK_SEALED : 0) | (seg->indexed ? DISK_INDEXED : 0) |
-		                 (seg->has_tables ? DISK_TABLES : 0),
+			.flags = segment_flags(seg),
 			.rows = seg->rows,
 			.block_count = seg->block_count,
 			.spec_hash = spec_hash(context->layer, context->layer_count),
@@ -208,9 +206,7 @@ static int take_index(struct segment_file *file, const uint8_t *index, struct im
 {
 	const struct disk_segment_header *h = &file->header;
 	out->rows = h->rows;
-	out->sealed = h->flags & DISK_SEALED;
-	out->indexed = h->flags & DISK_INDEXED;
-	out->has_tables = h->flags & DISK_TABLES;
+	segment_take_flags(out, h->flags);
 	out->block_count = h->block_count;
 	out->table_content = h->table_content;
 	out->block = calloc(h->block_count + 1u, sizeof *out->block);
@@ -220,8 +216,7 @@ static int take_index(struct segment_file *file, const uint8_t *index, struct im
 	for (uint32_t b = 0; b < h->block_count; b++) {
 		struct disk_block block;
 		memcpy(&block, index + b * sizeof block, sizeof block);
-		out->block[b] =
-			(struct image_block){block.first_row, block.rows, block.has_codes, 0, block.content, block.codes_content};
+		out->block[b] = block_from_disk(&block);
 	}
 	memcpy(file->section, index + h->block_count * sizeof(struct disk_block), h->section_count * sizeof *file->section);
 	return 0;

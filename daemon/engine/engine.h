@@ -29,6 +29,9 @@ struct engine_options {
 int engine_create(const struct engine_options *options, struct engine **engine); // builds the noise table
 void engine_destroy(struct engine *engine);
 uint64_t engine_table_bytes(const struct layer *layer, uint32_t rows); // of SimHash tables; store_attach checks them by it
+// Of what comes from a file that anybody may have written: no NaN or infinity; no row id outside.
+bool engine_rows_good(const struct layer *layer, const uint8_t *rows, uint32_t n, const float *frame);
+bool engine_table_good(const struct layer *layer, const void *table, uint32_t rows);
 
 // Scratch of one thread. Grows on demand; MPIG_ENOMEM fails the job, not the daemon.
 struct engine_scratch;

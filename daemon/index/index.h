@@ -109,6 +109,8 @@ void table_hash(const struct kernels *k, const struct table_params *p, const flo
 // on entry; `once` is zero on return as well.
 void table_lookup(const struct table_params *p, const void *table, uint32_t rows, const uint16_t *ids, uint32_t begin,
                   uint32_t end, uint64_t *once, uint64_t *twice);
+// Of bytes from elsewhere: every row id is below `rows`, every run inside its table, every norm a finite number.
+bool table_good(const void *table, uint32_t K, uint32_t L, uint32_t rows);
 const float *table_norms(const void *table, uint32_t K, uint32_t L, uint32_t rows);
 
 // log(u + 1e-4) with u = 1 - (1-P)^L - L P (1-P)^(L-1), from the probability P that one table puts both in a bucket.

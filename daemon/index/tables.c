@@ -1,3 +1,4 @@
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -35,6 +36,28 @@ size_t table_bytes(uint32_t K, uint32_t L, uint32_t rows)
 const float *table_norms(const void *table, uint32_t K, uint32_t L, uint32_t rows)
 {
 	return (const float *)((const char *)table + layout_of(K, L, rows).norms);
+}
+
+bool table_good(const void *table, uint32_t K, uint32_t L, uint32_t rows)
+{
+	struct layout l = layout_of(K, L, rows);
+	const uint32_t *starts = table;
+	const uint16_t *ids = (const uint16_t *)((const char *)table + l.ids);
+	const float *norms = (const float *)((const char *)table + l.norms);
+	for (uint32_t t = 0; t < L; t++, starts += l.buckets + 1, ids += rows) {
+		uint32_t high = 0;
+		bool good = starts[0] == 0 && starts[l.buckets] == rows;
+		for (uint32_t b = 0; b < l.buckets && good; b++)
+			good = starts[b] <= starts[b + 1];
+		for (uint32_t i = 0; i < rows; i++)
+			high = ids[i] > high ? ids[i] : high;
+		if (!good || high >= rows)
+			return false;
+	}
+	for (uint32_t i = 0; i < rows; i++)
+		if (!(norms[i] >= 0 && norms[i] <= FLT_MAX))
+			return false;
+	return true;
 }
 
 size_t table_vector_count(const struct table_params *p)

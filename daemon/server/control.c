@@ -48,6 +48,7 @@ static const struct {
 	[MPIG_CTL_KILL] = {"KILL", control_kill, sizeof(struct mpig_ctl_kill), false, 0, true},
 	[MPIG_CTL_QUOTA] = {"QUOTA", control_quota, sizeof(struct mpig_ctl_quota), false, 0, true},
 	[MPIG_CTL_DRAIN] = {"DRAIN", control_drain, sizeof(struct mpig_ctl_drain), false, 0, true},
+	[MPIG_CTL_STREAM] = {"STREAM", control_stream, sizeof(struct mpig_ctl_stream), false, 0, false},
 	[MPIG_CTL_HEADS] = {"HEADS", control_heads, sizeof(struct mpig_ctl_heads), false, 0, true},
 };
 

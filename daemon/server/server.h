@@ -7,6 +7,7 @@
 
 #include "config/options.h"
 #include "daemon/disk/job.h"
+#include "daemon/disk/stream.h"
 #include "daemon/engine/engine.h"
 #include "daemon/server/account.h"
 #include "daemon/server/listener.h"
@@ -35,6 +36,7 @@ struct server {
 	struct engine *engine;
 	struct disk *disk;      // NULL: nothing is kept on disk
 	struct disk_jobs *jobs; // likewise
+	struct streams *streams;
 	struct stats_file stats;
 	struct places contexts, clients; // in the statistics
 	struct loop *loop;

@@ -172,6 +172,18 @@ static void tell(void *arg, bool failed, const char *text)
 		log_info("%s", text);
 }
 
+static int start_streams(struct server *s)
+{
+	struct streams_options o = {
+		.store = s->store,
+		.archive = {.table_bytes = engine_table_bytes, .checks = {engine_rows_good, engine_table_good}},
+		.tell = tell};
+	int status = streams_create(&o, &s->streams);
+	if (status != MPIG_OK)
+		log_error("no memory for exports and imports");
+	return status == MPIG_OK ? 0 : -1;
+}
+
 static int start_disk(struct server *s)
 {
 	const struct options *o = &s->options;
@@ -296,7 +308,7 @@ int server_start(struct server *s)
 	service_status("Attaching the pool");
 	raise_descriptor_limit();
 	if (find_group(s->options.daemon.socket_group, &gid) != 0 || start_memory(s) != 0 || start_loop(s) != 0 ||
-	    start_disk(s) != 0)
+	    start_disk(s) != 0 || start_streams(s) != 0)
 		return -1;
 	uint32_t workers = choose_cpus(&s->options, &cpus);
 	if (start_stats(s, workers, gid) != 0 || start_workers(s, workers, &cpus) != 0 || start_listening(s, gid) != 0)
@@ -328,6 +340,7 @@ void server_stop(struct server *s)
 	bool complete = !s->workers || workers_stop(s->workers);
 	while (s->peers) // closes their queues: clients that sleep on them are woken
 		peer_close(s->peers, "the daemon stops");
+	streams_destroy(s->streams);
 	// Leases are given back by now, and with them what was not committed.
 	bool save = s->started && complete && !s->hurry && s->options.disk.persist != PERSIST_NONE;
 	if (save)

@@ -140,14 +140,14 @@ static int describe(const struct store *s, struct context *c, struct image *imag
 	return status ? status : describe_segments(s, c, image);
 }
 
-int image_take(struct store *s, const struct credentials *who, const char *name, struct image **out, char *why)
+int image_take(struct store *s, const struct credentials *who, const char *name, enum access want, struct image **out, char *why)
 {
 	struct image *image = calloc(1, sizeof *image);
 	if (!image)
 		return refuse(why, MPIG_ENOMEM, "the daemon has no memory to save a context");
 	image->store = s;
 	store_lock(s);
-	int status = context_find(s, who, name, ACCESS_OWN, &image->source, why);
+	int status = context_find(s, who, name, want, &image->source, why);
 	if (!status) {
 		context_ref(image->source);
 		if (describe(s, image->source, image))
@@ -160,6 +160,11 @@ int image_take(struct store *s, const struct credentials *who, const char *name,
 	}
 	*out = image;
 	return 0;
+}
+
+bool image_dropped(const struct image *image)
+{
+	return context_dropped(image->source);
 }
 
 void image_release(struct image *image)

@@ -61,13 +61,15 @@ struct image_context {
 	uint64_t params_bytes; // 0: no index yet
 	uint8_t *params;       // mu and balance as the pool keeps them, without the record's head
 	struct image_segment *segment;
+	bool foreign; // from a file that anybody may have written: nothing in it is shared or trusted, and it is not on disk
 };
 void image_context_free(struct image_context *c); // what it points to
 
 // ---- taking ----------------------------------------------------------------------------------------------------------
 struct image;
-// The owner's business. MPIG_ENOENT, MPIG_EACCES, MPIG_ECORRUPT (quarantined), MPIG_ENOMEM.
-int image_take(struct store *s, const struct credentials *who, const char *name, struct image **out, char *why);
+// MPIG_ENOENT, MPIG_EACCES (`who` may not do what is wanted), MPIG_ECORRUPT (quarantined), MPIG_ENOMEM.
+int image_take(struct store *s, const struct credentials *who, const char *name, enum access want, struct image **out, char *why);
+bool image_dropped(const struct image *image); // its context was; the image is as good as before
 const struct image_context *image_of(const struct image *image);
 // Segments that a fork sealed in passing have no checksums of their content: this reads such a segment and makes them.
 int image_make_sums(struct image *image, uint32_t segment);
@@ -100,6 +102,14 @@ int making_begin(struct store *s, const struct image_context *from, uint64_t (*t
 bool making_wants(const struct making *m, uint32_t segment);                                             // false: it is shared
 int making_parts(const struct making *m, uint32_t segment, struct image_part **parts, size_t *count);    // 0 or MPIG_ENOMEM
 void making_write(struct making *m, uint32_t segment, const struct image_part *part, const void *bytes); // one of its parts
+// What a foreign image holds, once all of it is written: numbers are finite, tables lead nowhere outside, and the sums of sealed segments that it
+// brought are those of what is there. Segments without sums get them. MPIG_ECORRUPT, MPIG_ENOMEM.
+struct making_checks { // what the store does not know itself
+	bool (*rows_good)(const struct layer *, const uint8_t *rows, uint32_t n,
+	                  const float *frame);                                      // NULL (tests): no numbers are looked at
+	bool (*table_good)(const struct layer *, const void *table, uint32_t rows); // NULL: no tables
+};
+int making_check(struct making *m, const struct making_checks *checks, char *why);
 // The context is there, or nothing is. Frees m.
 int making_finish(struct making *m, char *why);
 void making_cancel(struct making *m); // NULL is allowed

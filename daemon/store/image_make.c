@@ -94,7 +94,7 @@ static int share_with(struct making *m, struct context *c)
 {
 	struct params *p = atomic_load(&c->params);
 	const struct snapshot *snap = atomic_load(&c->snapshot);
-	if (c->damage || !spec_same(c->spec, m->spec) || !same_params(m, p) || (m->params && m->params != p))
+	if (m->from.foreign || c->damage || !spec_same(c->spec, m->spec) || !same_params(m, p) || (m->params && m->params != p))
 		return 0;
 	for (uint32_t i = 0; i < m->from.segment_count; i++)
 		for (uint32_t k = 0; k < snap->count && !m->segment[i]; k++) {
@@ -211,7 +211,7 @@ static void book(struct making *m)
 		struct book_sink sink = {.sink = {book_put}, .m = m, .segment = m->segment[i]};
 		if (!m->shared[i])
 			segment_extents(m->store->pool, m->segment[i], &sink.sink);
-		if (m->from.segment[i].sealed)
+		if (m->from.segment[i].sealed && !m->from.foreign)
 			memcpy(m->segment[i]->id, m->from.segment[i].id, IMAGE_ID_BYTES);
 	}
 	if (m->own.count) {
@@ -263,9 +263,10 @@ static int announce(struct making *m, char *why)
 		snap->ref[i] = (struct ref){m->segment[i], m->from.segment[i].first};
 	atomic_store(&c->params, m->params);
 	atomic_store(&c->signature_version, m->params ? m->params->version : 0);
-	c->created_ns = m->from.created_ns;
+	if (!m->from.foreign)
+		c->created_ns = m->from.created_ns;
 	atomic_store(&c->committed, m->from.committed);
-	c->on_disk = true;
+	c->on_disk = !m->from.foreign;
 	c->disk_tokens = m->from.committed;
 	context_announce(s, c);
 	s->prefix.late = true;

@@ -14,7 +14,7 @@ import pytest
 from cli_daemon import MAGICPIGCTL, MAGICPIGD, ctl
 
 OK, FAILED, USAGE, NO_DAEMON, NOT_FOUND, PERMISSION = range(6)
-COMMANDS = """status ls show drop fork verify save load saved fsck erase evict pin unpin clients kill-client quota drain ping config
+COMMANDS = """status ls show drop fork verify save load saved fsck erase export import evict pin unpin clients kill-client quota drain ping config
     version""".split()
 
 
@@ -381,6 +381,40 @@ def test_save_and_load(daemon, client, book):
     assert good(daemon.ctl("saved")) == "nothing is saved\n"
     assert daemon.ctl("erase", "--yes", "book").returncode == NOT_FOUND
     assert not list((daemon.directory / "disk" / "segments").iterdir())
+
+
+def test_export_and_import(daemon, client, book, tmp_path):
+    file = tmp_path / "book.mpig"
+    assert re.fullmatch(r"book: exported, 300 tokens, .*\n", good(daemon.ctl("export", "book", str(file))))
+    assert file.stat().st_mode & 0o777 == 0o600 and [path.name for path in tmp_path.iterdir()] == ["book.mpig"]
+    assert daemon.ctl("import", str(file)).returncode == FAILED  # there is one of that name
+    assert re.fullmatch(r"copy: imported, 300 tokens, .*\n", good(daemon.ctl("import", str(file), "copy")))
+    seen = json.loads(good(daemon.ctl("--json", "import", str(file), "third")))
+    assert seen == {"name": "third", "tokens": 300, "bytes": file.stat().st_size, "segments": 1}
+    piped = subprocess.run([MAGICPIGCTL, "--socket", str(daemon.socket), "export", "book", "-"], capture_output=True, timeout=60)
+    assert piped.returncode == OK and len(piped.stdout) == file.stat().st_size and b"book: exported" in piped.stderr
+    back = [MAGICPIGCTL, "--socket", str(daemon.socket), "import", "-", "fourth"]
+    assert subprocess.run(back, input=piped.stdout, capture_output=True, timeout=60).returncode == OK
+    client.drop("third"), client.drop("fourth")
+    assert client.export("copy", tmp_path / "again").tokens == 300
+    result = client.import_file(tmp_path / "again", "fifth")
+    assert result.name == "fifth" and client.info("fifth").seed == client.info("book").seed
+    client.drop("fifth")
+    client.save("copy")
+    client.drop("copy")
+    good(daemon.ctl("export", "copy", str(file)))  # loads it
+    assert client.info("copy").committed == 300
+    client.drop("copy")
+    client.erase_saved("copy")
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    result = daemon.ctl("import", str(file), "bad")
+    assert result.returncode == FAILED and re.search(r"chunk \d+, before byte \d+: it does not have its checksum", result.stderr)
+    assert daemon.ctl("export", "nothing", str(tmp_path / "none")).returncode == NOT_FOUND
+    assert not (tmp_path / "none").exists()
+    assert daemon.ctl("import", str(tmp_path / "none")).returncode == FAILED
+    assert daemon.ctl("export", "book").returncode == daemon.ctl("import").returncode == USAGE
 
 
 def test_evict(daemon, client, book):

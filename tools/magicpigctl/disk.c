@@ -12,18 +12,26 @@ struct run {
 	const struct disk_command *command;
 	mpig_client *client;
 	struct json json;
-	bool bar;
+	struct disk_bar bar;
 	int first_failure;
 };
 
-static void draw(void *argument, uint64_t done, uint64_t total)
+void disk_draw(void *argument, uint64_t done, uint64_t total)
 {
+	struct disk_bar *bar = argument;
 	char a[TEXT_SHORT], b[TEXT_SHORT];
-	if (!*(const bool *)argument || !total)
+	if (!bar->drawn || !total || (done < total && done - bar->last < total / 200 && done > bar->last))
 		return;
+	bar->last = done;
 	fputc('\r', stderr);
 	text_bar(stderr, (double)done / (double)total, 40);
 	fprintf(stderr, " %s of %s ", text_bytes(a, done), text_bytes(b, total));
+}
+
+void disk_draw_end(const struct disk_bar *bar)
+{
+	if (bar->drawn)
+		fputs("\r\033[K", stderr);
 }
 
 static void report(struct run *r, const char *name, const struct mpig_disk_result *v)
@@ -50,11 +58,10 @@ static void one(struct run *r, const char *name, bool all)
 {
 	struct mpig_disk_options options = MPIG_INIT(options);
 	struct mpig_disk_result result = MPIG_INIT(result);
-	options.progress = draw;
+	options.progress = disk_draw;
 	options.argument = &r->bar;
 	int status = r->command->work(r->client, name, &options, &result);
-	if (r->bar)
-		fputs("\r\033[K", stderr);
+	disk_draw_end(&r->bar);
 	if (status == MPIG_OK) {
 		report(r, name, &result);
 		return;
@@ -80,7 +87,7 @@ static int on_disk(void *run, const struct mpig_saved_info *info)
 int disk_run(const struct ctl_command *self, const struct disk_command *command, int argc, char **argv)
 {
 	static const struct option options[] = {CTL_GLOBAL_OPTIONS, {"all", no_argument, NULL, 'a'}, {NULL, 0, NULL, 0}};
-	struct run r = {.self = self, .command = command, .bar = isatty(STDERR_FILENO)};
+	struct run r = {.self = self, .command = command, .bar = {.drawn = isatty(STDERR_FILENO)}};
 	bool all = false;
 	while (ctl_option(self, argc, argv, "ha", options) != -1)
 		all = true;

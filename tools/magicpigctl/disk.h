@@ -1,8 +1,16 @@
-// What save, load and fsck share: names or --all, a bar on a terminal, a line or an object for each.
+// What commands that move a context's bytes share: a bar on a terminal; for save, load and fsck, names or --all, and a line or an object for
+// each.
 #ifndef MAGICPIGCTL_DISK_H
 #define MAGICPIGCTL_DISK_H
 
 #include "ctl.h"
+
+struct disk_bar {
+	bool drawn; // on a terminal only
+	uint64_t last;
+};
+void disk_draw(void *bar, uint64_t done, uint64_t total);
+void disk_draw_end(const struct disk_bar *bar);
 
 struct disk_command {
 	int (*work)(mpig_client *, const char *name, const struct mpig_disk_options *, struct mpig_disk_result *);

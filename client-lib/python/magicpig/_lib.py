@@ -170,6 +170,7 @@ class DiskResult(Structure):
         ("moved", c_uint64),
         ("segments", c_uint32),
         ("shared", c_uint32),
+        ("name", c_char * 128),
     ]
 
 
@@ -356,6 +357,8 @@ FUNCTIONS: dict[str, tuple[object, list[object]]] = {
     "mpig_context_load": (c_int, [_handle, c_char_p, POINTER(DiskOptions), POINTER(DiskResult)]),
     "mpig_context_evict": (c_int, [_handle, c_char_p]),
     "mpig_context_pin": (c_int, [_handle, c_char_p, c_int]),
+    "mpig_context_export_file": (c_int, [_handle, c_char_p, c_char_p, POINTER(DiskOptions), POINTER(DiskResult)]),
+    "mpig_context_import": (c_int, [_handle, c_int, c_char_p, POINTER(DiskOptions), POINTER(DiskResult)]),
     "mpig_saved_check": (c_int, [_handle, c_char_p, POINTER(DiskOptions), POINTER(DiskResult)]),
     "mpig_saved_erase": (c_int, [_handle, c_char_p]),
     "mpig_saved_list": (c_int, [_handle, c_char_p, POINTER(SavedInfo), c_int]),

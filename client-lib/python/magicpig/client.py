@@ -7,6 +7,7 @@ header: a Client and its Contexts may be used by any thread, a Queue by one thre
 from __future__ import annotations
 
 import ctypes
+import os
 import weakref
 from ctypes import byref, c_uint64, c_void_p
 from typing import Any, Callable, Iterator
@@ -191,6 +192,25 @@ class Client:
     def load(self, name: str, progress: Callable[[int, int], None] | None = None) -> DiskResult:
         """Brings a saved context back into memory."""
         return self._disk(self._lib.mpig_context_load, name, progress)
+
+    def export(self, name: str, path: str | os.PathLike[str], progress: Callable[[int, int], None] | None = None) -> DiskResult:
+        """Writes a whole context into one file of this process's: all of it is there, durably, or nothing."""
+
+        def call(handle: c_void_p, name: bytes, options: Any, result: Any) -> int:
+            return self._lib.mpig_context_export_file(handle, name, os.fsencode(path), options, result)
+
+        return self._disk(call, name, progress)
+
+    def import_file(
+        self, path: str | os.PathLike[str], name: str | None = None, progress: Callable[[int, int], None] | None = None
+    ) -> DiskResult:
+        """Makes a context of such a file, as this user's, under `name` or the one it had (`.name` of what is returned)."""
+        with open(path, "rb", buffering=0) as file:
+
+            def call(handle: c_void_p, name: bytes, options: Any, result: Any) -> int:
+                return self._lib.mpig_context_import(handle, file.fileno(), name or None, options, result)
+
+            return self._disk(call, name or "", progress)
 
     def evict(self, name: str) -> None:
         """Takes a context out of memory that is on disk as it is and that nobody has open."""

@@ -206,13 +206,15 @@ class Verification:
 
 @dataclass
 class DiskResult:
-    """Tokens of the context, bytes of its files, bytes moved by the call, segments, and how many of them were there already."""
+    """Tokens of the context, bytes of its files, bytes moved by the call, segments, and how many of them were there already;
+    the context's name."""
 
     tokens: int
     bytes: int
     moved: int
     segments: int
     shared: int
+    name: str
 
 
 @dataclass
