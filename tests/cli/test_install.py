@@ -44,6 +44,7 @@ def test_what_is_installed(installed):
         "usr/lib/pkgconfig/magicpig.pc",
         "usr/include/magicpig.h",
         "etc/magicpig/magicpigd.conf.sample",
+        "usr/share/magicpig/grafana/magicpigd.json",
     } <= set(files(installed))
     assert (installed / "usr/lib/libmagicpig.so").resolve() == (installed / "usr/lib/libmagicpig.so.0").resolve()
 
