@@ -270,6 +270,7 @@ install: all ## install below $(DESTDIR)$(PREFIX)
 	ln -sf libmagicpig.so.0 $(DESTDIR)$(LIBDIR)/libmagicpig.so
 	install -m 644 $(B)/libmagicpig.a $(DESTDIR)$(LIBDIR)
 	install -m 644 client-lib/include/magicpig.h $(DESTDIR)$(INCDIR)
+	install -D -m 644 tools/grafana/magicpigd.json $(DESTDIR)$(PREFIX)/share/magicpig/grafana/magicpigd.json
 	sed -e 's|@PREFIX@|$(PREFIX)|; s|@VERSION@|$(VERSION)|; s|^libdir=.*|libdir=$(LIBDIR)|; s|^includedir=.*|includedir=$(INCDIR)|' \
 		client-lib/magicpig.pc.in > $(DESTDIR)$(LIBDIR)/pkgconfig/magicpig.pc
 	install -D -m 644 config/magicpigd.conf $(DESTDIR)$(SYSCONFDIR)/magicpig/magicpigd.conf.sample
@@ -281,10 +282,10 @@ install: all ## install below $(DESTDIR)$(PREFIX)
 uninstall: ## remove what install has put there
 	rm -f $(addprefix $(DESTDIR)$(LIBDIR)/,libmagicpig.so.$(VERSION) libmagicpig.so.0 libmagicpig.so libmagicpig.a pkgconfig/magicpig.pc)
 	rm -f $(DESTDIR)$(SBINDIR)/magicpigd $(addprefix $(DESTDIR)$(BINDIR)/,magicpigctl magicpig-bench) $(DESTDIR)$(INCDIR)/magicpig.h
-	rm -f $(DESTDIR)$(SYSCONFDIR)/magicpig/magicpigd.conf.sample
+	rm -f $(DESTDIR)$(SYSCONFDIR)/magicpig/magicpigd.conf.sample $(DESTDIR)$(PREFIX)/share/magicpig/grafana/magicpigd.json
 	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,magicpigd.service magicpigd.socket magicpigd@.service magicpigd@.socket)
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/lib/,sysusers.d/magicpig.conf tmpfiles.d/magicpig.conf systemd/catalog/magicpigd.catalog)
-	-rmdir $(DESTDIR)$(SYSCONFDIR)/magicpig 2>/dev/null
+	-rmdir $(DESTDIR)$(SYSCONFDIR)/magicpig $(addprefix $(DESTDIR)$(PREFIX)/share/magicpig,/grafana /) 2>/dev/null
 
 clean: ## remove what was built (the Python environment, the demo's model and the captures of quality stay)
 	rm -rf build-asan build-tsan $(filter-out $(B)/venv $(B)/demo $(B)/quality,$(wildcard $(B)/*))

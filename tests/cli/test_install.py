@@ -51,6 +51,7 @@ def test_what_is_installed(installed):
         "usr/lib/systemd/catalog/magicpigd.catalog",
         "usr/lib/sysusers.d/magicpig.conf",
         "usr/lib/tmpfiles.d/magicpig.conf",
+        "usr/share/magicpig/grafana/magicpigd.json",
     } <= set(files(installed))
     assert (installed / "usr/lib/libmagicpig.so").resolve() == (installed / "usr/lib/libmagicpig.so.0").resolve()
 

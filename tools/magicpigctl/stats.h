@@ -7,6 +7,7 @@
 
 #include "shm/stats.h"
 
+struct ctl_command;
 struct stats_file {
 	const struct mpig_stats *map; // read-only
 	size_t bytes;
@@ -16,6 +17,10 @@ struct stats_file {
 // Maps the file and checks it. Returns 0, or -1 with a reason in `why`. Undone by stats_close.
 int stats_open(const char *path, struct stats_file *file, char *why, size_t why_bytes);
 void stats_close(struct stats_file *file); // a zeroed struct is allowed
+
+// The path of the file: `named` if it is not NULL, else the only one beside the socket, else what the daemon says. Returns enum ctl_exit,
+// after it said what is wrong.
+int stats_find(const struct ctl_command *self, const char *named, char *path, size_t bytes);
 
 // What one worker, or all of them together, has done since the daemon's start.
 struct stats_work {

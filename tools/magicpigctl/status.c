@@ -312,7 +312,7 @@ static int run(const struct ctl_command *self, int argc, char **argv)
 	                                        {"interval", required_argument, NULL, 'i'},
 	                                        {"stats", required_argument, NULL, CTL_OPTION_OWN},
 	                                        {NULL, 0, NULL, 0}};
-	static struct view view = {.interval_ms = 200}; // some 5 MB, of which a page for each worker is touched
+	static struct view view; // some 5 MB, of which a page for each worker is touched
 	const char *stats = NULL;
 	for (int option; (option = ctl_option(self, argc, argv, "hi:", options)) != -1;)
 		switch (option) {
@@ -350,7 +350,7 @@ const struct ctl_command ctl_status = {
 	.name = "status",
 	.arguments = "",
 	.summary = "Tells how the daemon is and what it is doing",
-	.options = "  -i, --interval MS   measure rates this long (default 200; 0: the average since the daemon's start)\n"
+	.options = "  -i, --interval MS   measure rates this long (default 0: averages since the daemon's start)\n"
 		   "  --stats FILE        ask nobody: read this statistics file, even while the daemon is stuck\n",
 	.run = run,
 };
