@@ -98,9 +98,10 @@ $(B)/libmagicpig.so: $(B)/libmagicpig.so.0
 $(B)/magicpigd: $(call obj,daemon/main.c) $(B)/libdaemon.a
 	$(call say,LD,$@)
 	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^ $(DAEMON_LIBS)
-$(B)/magicpigctl: $(call obj,$(CTL_SRC)) $(B)/libmagicpig.a
+CTL_PARTS := $(CTL_SRC) $(CONFIG_SRC) daemon/base/affinity.c daemon/base/log.c
+$(B)/magicpigctl: $(call obj,$(CTL_PARTS)) $(B)/libmagicpig.a
 	$(call say,LD,$@)
-	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^ $(CLIENT_LIBS)
+	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^ $(CLIENT_LIBS) -linih
 $(B)/magicpig-bench: $(call obj,$(BENCH_SRC)) $(B)/libtest.a $(B)/libdaemon.a $(B)/libmagicpig.a
 	$(call say,LD,$@)
 	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $(call obj,$(BENCH_SRC)) $(B)/libtest.a $(B)/libdaemon.a $(B)/libmagicpig.a $(DAEMON_LIBS)

@@ -42,6 +42,9 @@ int disk_check(struct disk *d, const struct credentials *who, const char *name, 
                struct disk_result *result, char *why);
 // Removes what is on disk of a context; what is in memory stays. The owner's business.
 int disk_erase(struct disk *d, struct store *s, const struct credentials *who, const char *name, char *why);
+// Whether `who` may do this to what is on disk: 0, MPIG_ENOENT, or MPIG_EACCES and why.
+int disk_access(struct disk *d, const struct credentials *who, const char *name, enum access want, char *why);
+void disk_set_rate(struct disk *d, uint64_t rate); // of the operations that begin from now on. The thread that does them
 // Reads the manifests: what is on disk is known from here on. After a warm restart, tells the store which of its segments are.
 // What a cut-off save left is removed, damaged manifests are put aside; tells of each that cannot be read, and returns how many. s and tell
 // may be NULL.

@@ -21,6 +21,7 @@ struct disk_job_view {
 struct disk_policy {
 	bool save;        // contexts that nobody has used for idle_ns
 	uint64_t idle_ns; // 0: what has been committed
+	uint64_t rate;    // bytes a second of saves and loads; 0: no limit
 	double high, low; // evict when more than this share of the pool is in use, down to that; high >= 1: never
 	void (*tell)(void *arg, bool failed, const char *text); // any of it: what was done or failed
 	void *arg;
@@ -28,6 +29,8 @@ struct disk_policy {
 struct disk_jobs;
 int disk_jobs_start(struct disk *disk, struct store *store, struct pool *pool, const struct disk_policy *policy,
                     struct disk_jobs **out); // 0 or MPIG_ENOMEM
+// Takes effect with the next piece of work.
+void disk_jobs_set_policy(struct disk_jobs *jobs, const struct disk_policy *policy);
 // Cancels what runs, and waits for the thread. What waited is not done; with save_all, contexts that are not on disk are saved first.
 // Meanwhile `progress` (NULL: nobody listens) is called about once a second if something was written since.
 void disk_jobs_stop(struct disk_jobs *jobs, bool save_all, void (*progress)(void *arg), void *arg);

@@ -248,6 +248,7 @@ struct submission *queue_next(struct queue *q)
 	mpig_consumer_release(&q->sq);
 	s->sequence = q->sequence++;
 	s->taken_ns = mono_ns();
+	s->admitted = false;
 	atomic_store_explicit(&q->taken, q->sq.next, memory_order_relaxed);
 	atomic_store_explicit(&q->held, true, memory_order_relaxed);
 	return s;

@@ -12,7 +12,7 @@
 #define ENTRIES_PER_VISIT 16u
 #define UNITS_PER_VISIT 4u // of one task, before the worker looks at its queues again
 
-static struct log_limit refused_limit = LOG_LIMIT_INIT, failed_limit = LOG_LIMIT_INIT;
+static struct log_limit refused_limit = LOG_LIMIT_INIT, failed_limit = LOG_LIMIT_INIT, waiting_limit = LOG_LIMIT_INIT;
 
 // ---- answers ---------------------------------------------------------------------------------------------------------
 static void answer_now(struct worker *w, struct queue *q, const struct submission *s, int status)
@@ -98,10 +98,30 @@ static bool start_job(struct worker *w, struct queue *q, const struct submission
 	return true;
 }
 
+// Within the limits on requests a second; an entry is counted once, however often it is tried.
+static bool admit(struct queue *q, struct submission *s)
+{
+	struct rate *user = q->rate[0], *group = q->rate[1];
+	if (s->admitted || !user || !group)
+		return true;
+	uint64_t now = mono_ns();
+	bool user_may = rate_take(user, now);
+	s->admitted = user_may && rate_take(group, now);
+	if (user_may && !s->admitted)
+		rate_give(user);
+	if (!s->admitted)
+		log_limited(&waiting_limit, LOG_LEVEL_INFO,
+		            "limits.requests_per_%s: requests of uid %u, gid %u wait for their turn", user_may ? "gid" : "uid",
+		            q->uid, q->gid);
+	return s->admitted;
+}
+
 // False: not now; the entry stays the queue's next one.
-static bool start(struct worker *w, struct queue *q, const struct submission *s)
+static bool start(struct worker *w, struct queue *q, struct submission *s)
 {
 	int status = atomic_load_explicit(&w->all->draining, memory_order_relaxed) ? MPIG_ESHUTDOWN : queue_check(q, s);
+	if (status == MPIG_OK && !admit(q, s))
+		return false;
 	if (status != MPIG_OK || s->entry.op == MPIG_OP_NOP) {
 		answer_now(w, q, s, status);
 		return true;

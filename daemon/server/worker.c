@@ -220,7 +220,7 @@ static void *worker_main(void *arg)
 		store_stat(&w->stats->accounted_ns, now);
 		store_stat(&w->stats->heartbeat_ns, now);
 		bool awake = leased(w, now);
-		if (awake || now - last_work < w->all->options.spin_ns)
+		if (awake || now - last_work < __atomic_load_n(&w->all->options.spin_ns, __ATOMIC_RELAXED))
 			continue;
 		bool found = park(w, &nap_ns);
 		now = mono_ns();
@@ -376,6 +376,11 @@ struct queue *workers_broken_queue(struct workers *all)
 			return q;
 	}
 	return NULL;
+}
+
+void workers_set_spin(struct workers *all, uint64_t spin_ns)
+{
+	__atomic_store_n(&all->options.spin_ns, spin_ns, __ATOMIC_RELAXED);
 }
 
 void workers_drain(struct workers *all)

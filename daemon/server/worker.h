@@ -85,7 +85,8 @@ int workers_add_queue(struct workers *workers, struct queue *queue);
 uint64_t workers_remove_queue(struct workers *workers, struct queue *queue);
 bool workers_left(struct workers *workers, uint64_t epoch);
 struct queue *workers_broken_queue(struct workers *workers); // one that is to be removed, or NULL
-void workers_drain(struct workers *workers);                 // new entries are refused from now on
+void workers_set_spin(struct workers *workers, uint64_t spin_ns);
+void workers_drain(struct workers *workers); // new entries are refused from now on
 // A worker that is awake and whose last turn ended more than limit_ns before now_ns, or -1. One that sleeps is not stuck.
 int workers_stuck(const struct workers *all, uint64_t now_ns, uint64_t limit_ns);
 bool workers_idle(struct workers *workers); // no request in progress

@@ -14,7 +14,7 @@ import pytest
 from cli_daemon import MAGICPIGCTL, MAGICPIGD, ctl
 
 OK, FAILED, USAGE, NO_DAEMON, NOT_FOUND, PERMISSION = range(6)
-COMMANDS = """status ls show drop fork verify save load saved fsck erase export import evict pin unpin clients kill-client quota drain ping config
+COMMANDS = """status ls show drop fork verify save load saved fsck erase export import evict pin unpin clients kill-client quota drain ping config reload
     health metrics version""".split()
 
 
@@ -71,6 +71,11 @@ def test_version():
         ["config", "set"],
         ["config", "list", "extra"],
         ["config", "get", "daemon.socket", "extra"],
+        ["config", "fly"],
+        ["config", "set", "words"],
+        ["config", "set", "a.b", "c", "d"],
+        ["config", "test", "a", "b"],
+        ["reload", "extra"],
         ["--socket"],
         ["clients", "extra"],
         ["kill-client"],
@@ -102,7 +107,7 @@ def test_wrong_usage(arguments, tmp_path):
     assert result.stderr.startswith("magicpigctl") and "--help'" in result.stderr
 
 
-@pytest.mark.parametrize("arguments", [["status"], ["ls"], ["show", "x"], ["drop", "x"], ["ping"], ["config"]], ids=" ".join)
+@pytest.mark.parametrize("arguments", [["status"], ["ls"], ["show", "x"], ["drop", "x"], ["ping"], ["config"], ["config", "set", "a.b=c"], ["config", "diff"], ["reload"]], ids=" ".join)
 def test_no_daemon(arguments, tmp_path):
     path = str(tmp_path / "magicpigd.sock")
     result = ctl("--socket", path, *arguments)
