@@ -348,8 +348,8 @@ MPIG_API int mpig_saved_list(mpig_client *client, const char *after, struct mpig
  * A signature of another version than the context's is ignored and computed by the daemon. */
 struct mpig_signature {
 	size_t size;
-	uint32_t version;   /* 0: none yet (nothing was sealed); then balances are not written */
-	uint32_t bits;      /* of the codes: 1, 2, 4 */
+	uint32_t version; /* 0: none yet (nothing was sealed); then balances are not written */
+	uint32_t bits;    /* of the codes: 1, 2, 4 */
 	uint32_t d_k, d_pad;
 	uint32_t kv_heads;
 	uint8_t signs[96]; /* [3][d_pad]: bit j % 8 of byte j / 8 set: -1 */
@@ -361,7 +361,8 @@ MPIG_API int mpig_context_signature(mpig_context *context, int layer, struct mpi
 MPIG_API const char *mpig_context_name(const mpig_context *context);
 MPIG_API uint64_t mpig_context_committed(const mpig_context *context); /* as of the last completion seen */
 MPIG_API uint32_t mpig_context_signature_version(const mpig_context *context);
-MPIG_API uint32_t mpig_context_handle(const mpig_context *context); /* in entries of a queue (shm/abi.h); the same after a reconnect */
+MPIG_API uint32_t
+mpig_context_handle(const mpig_context *context); /* in entries of a queue (shm/abi.h); the same after a reconnect */
 
 /* ---- queues -------------------------------------------------------------------------------------------------------- */
 struct mpig_queue_options {
@@ -386,8 +387,8 @@ MPIG_API int mpig_awake(mpig_queue *queue, int ms);
  * mpig_queue_destroy, also when the daemon is restarted. */
 struct mpig_region {
 	size_t size;
-	void *base;         /* of the mapping, page-aligned */
-	uint64_t bytes;     /* of it */
+	void *base;     /* of the mapping, page-aligned */
+	uint64_t bytes; /* of it */
 	uint64_t sq_offset, cq_offset, slots_offset, slot_bytes;
 	uint32_t entries, slots;
 	uint32_t sq_tail, cq_head; /* where the rings stand; the same number as long as nothing is in flight */

@@ -137,7 +137,8 @@ static int queue_attach(mpig_queue *q, uint64_t old)
 		if (q->lent)
 			return error_set(c, MPIG_ELOST,
 			                 "the daemon does not take over the region of a lent queue: detach it and make another");
-		rc = request_region(q, false); // a daemon may refuse to adopt; a new region is as good where nobody has registered it
+		rc = request_region(
+			q, false); // a daemon may refuse to adopt; a new region is as good where nobody has registered it
 	}
 	return rc;
 }
@@ -174,7 +175,8 @@ int queue_ready(mpig_queue *q)
 	if (client_forked(q->client))
 		return MPIG_EFORK;
 	if (q->lent)
-		return error_set(q->client, MPIG_EBUSY, "this queue is lent: mpig_queue_take_back (or detaching the GPU) ends that");
+		return error_set(q->client, MPIG_EBUSY,
+		                 "this queue is lent: mpig_queue_take_back (or detaching the GPU) ends that");
 	if (attached(q))
 		return MPIG_OK;
 	flights_reap(q);

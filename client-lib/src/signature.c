@@ -56,7 +56,8 @@ int mpig_context_signature(mpig_context *x, int layer, struct mpig_signature *si
 	if (rc)
 		return rc;
 	if (layer < 0 || (uint32_t)layer >= x->layer_count)
-		return error_set(x->client, MPIG_EINVAL, "layer = %d: '%s' has layers 0..%d", layer, x->name, (int)x->layer_count - 1);
+		return error_set(x->client, MPIG_EINVAL, "layer = %d: '%s' has layers 0..%d", layer, x->name,
+		                 (int)x->layer_count - 1);
 	struct mpig_signature known;
 	do
 		rc = ask(x, (uint32_t)layer, &known, balance);

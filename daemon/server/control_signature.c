@@ -58,8 +58,8 @@ static int fill(struct peer *p, struct request *r, struct context *c, struct sig
 	uint32_t number = reply->page.layer;
 	const struct layer *layer = context_layer(c, number);
 	if (!layer)
-		return control_fail(r, MPIG_EINVAL, "SIGNATURE: layer %u stores no rows, or the context has only %u layers", number,
-		                    context_layer_count(c));
+		return control_fail(r, MPIG_EINVAL, "SIGNATURE: layer %u stores no rows, or the context has only %u layers",
+		                    number, context_layer_count(c));
 	if (!layer->wire.signature_bits)
 		return control_fail(r, MPIG_ENOTSUP, "SIGNATURE: layer %u has no signature index (signature_bits is 0)", number);
 	reply->page.kv_heads = layer->shape.kv_heads;
@@ -91,8 +91,8 @@ int control_signature(struct peer *p, struct request *r)
 	}
 	context_unref(c);
 	if (status == MPIG_OK)
-		status = control_reply(p, r, reply,
-		                       sizeof reply->page + reply->page.count * reply->page.d_k * sizeof(float), NULL, 0);
+		status = control_reply(p, r, reply, sizeof reply->page + reply->page.count * reply->page.d_k * sizeof(float),
+		                       NULL, 0);
 	free(reply);
 	return status;
 }

@@ -26,8 +26,8 @@ struct workers_options {
 	uint32_t count; // 1 to MAX_WORKERS
 	cpu_set_t cpus; // worker i is pinned to the i-th, going round
 	uint64_t spin_ns;
-	uint64_t awake_ns; // longest lease of a client that keeps workers from sleeping; 0 = none
-	uint64_t look_ns;  // how often a sleeping worker looks at silent queues; 0 = never
+	uint64_t awake_ns;               // longest lease of a client that keeps workers from sleeping; 0 = none
+	uint64_t look_ns;                // how often a sleeping worker looks at silent queues; 0 = never
 	bool uring;                      // try io_uring for sleeping
 	struct engine *engine;           // borrowed
 	struct mpig_stats_worker *stats; // [count], borrowed; each written by its worker only
@@ -70,7 +70,7 @@ struct workers {
 	_Atomic uint64_t epoch;
 	_Atomic uint64_t parked[WORKER_WORDS];
 	_Atomic uint64_t awake_until; // mono_ns until which a client's lease keeps all workers from sleeping
-	atomic_bool draining; // entries are answered MPIG_ESHUTDOWN
+	atomic_bool draining;         // entries are answered MPIG_ESHUTDOWN
 	atomic_bool stop;
 	sem_t ready; // posted by each thread once it can serve, or cannot
 	atomic_bool unable;

@@ -51,7 +51,7 @@ struct store_attach_options {
 	enum verify_level verify;
 	uint64_t (*table_bytes)(const struct layer *, uint32_t rows); // as context_seal_begin asks
 	void (*warn)(void *arg, const char *text); // once for every damaged or lost context; NULL: nobody listens
-	void (*progress)(void *arg); // once for every context read; NULL: nobody listens
+	void (*progress)(void *arg);               // once for every context read; NULL: nobody listens
 	void *arg;
 };
 struct store_attached {
