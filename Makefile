@@ -194,7 +194,7 @@ VENV     ?= build/venv
 PYTESTS  := $(wildcard tests/python tests/systemd tests/man client-lib/python/tests tests/cli tests/quality)
 TSAN_TESTS = $(filter $(B)/tests/shm/test_ring% $(B)/tests/engine/% $(B)/tests/server/test_worker,$(TESTS))
 HEADERS  := $(shell find shm client-lib cuda config daemon tools tests -name '*.h' 2>/dev/null)
-TEST_ENV  = MAGICPIGD=$(abspath $(B))/magicpigd MAGICPIGCTL=$(abspath $(B))/magicpigctl \
+TEST_ENV  = MAGICPIGD=$(abspath $(B))/magicpigd MAGICPIGD_POINTS=$(abspath $(B))/tests/magicpigd MAGICPIGCTL=$(abspath $(B))/magicpigctl \
             MAGICPIG_LIBRARY=$(abspath $(B))/libmagicpig.so.0 MAGICPIG_EXAMPLES=$(abspath $(B))/examples
 TEST_LIMIT ?= $(if $(MPIG_LONG),3600,300)
 CLANG_FORMAT ?= $(or $(shell command -v clang-format),clang-format-14)
@@ -227,10 +227,10 @@ crosspolytope-table: ## simulate daemon/index/crosspolytope_table.c anew (five m
 	$(B)/crosspolytope_table > $(B)/crosspolytope_table.c
 	mv $(B)/crosspolytope_table.c daemon/index/crosspolytope_table.c
 
-check: deps python-deps all $(TESTS) ## all tests, C and Python
+check: deps python-deps all $(TESTS) $(B)/tests/magicpigd ## all tests, C and Python
 	@$(TEST_ENV) tools/build/run-tests --limit $(TEST_LIMIT) --pytest $(VENV)/bin/python $(PYTESTS) -- $(sort $(TESTS))
 
-check-c: deps all $(TESTS) ## the C tests only
+check-c: deps all $(TESTS) $(B)/tests/magicpigd ## the C tests only
 	@$(TEST_ENV) tools/build/run-tests --limit $(TEST_LIMIT) $(sort $(TESTS))
 
 check-python: deps python-deps all ## the Python and command line tests only
