@@ -130,7 +130,7 @@ static int open_store(struct server *s)
 	return status;
 }
 
-static int start_memory(struct server *s)
+static int start_memory(struct server *s, uint32_t workers)
 {
 	const struct options *o = &s->options;
 	uint32_t mask;
@@ -147,7 +147,8 @@ static int start_memory(struct server *s)
 	                                .error_target = o->engine.error_target,
 	                                .budget_floor = o->engine.budget_floor,
 	                                .budget_cap = o->engine.budget_cap,
-	                                .default_budget = o->engine.default_budget};
+	                                .default_budget = o->engine.default_budget,
+	                                .workers = workers};
 	int status = open_store(s);
 	engine.store = s->store;
 	if (status == MPIG_OK)
@@ -266,10 +267,10 @@ int server_start(struct server *s)
 		return -1;
 	}
 	raise_descriptor_limit();
-	if (find_group(s->options.daemon.socket_group, &gid) != 0 || start_memory(s) != 0 || start_loop(s) != 0 ||
+	uint32_t workers = choose_cpus(&s->options, &cpus);
+	if (find_group(s->options.daemon.socket_group, &gid) != 0 || start_memory(s, workers) != 0 || start_loop(s) != 0 ||
 	    start_disk(s) != 0)
 		return -1;
-	uint32_t workers = choose_cpus(&s->options, &cpus);
 	if (start_stats(s, workers, gid) != 0 || start_workers(s, workers, &cpus) != 0 || start_listening(s, gid) != 0)
 		return -1;
 	server_refresh_stats(s);
