@@ -63,7 +63,7 @@ static int copy_payload(struct job *j, const struct mpig_payload_layout *layout,
 	uint32_t dtype = j->request.entry.dtype;
 	struct carve c = {0};
 	carve_arrays(j, &c, query_count);
-	j->memory = c.overflow ? NULL : aligned_alloc(64, c.used + 64);
+	j->memory = c.overflow ? NULL : memory_get(&j->engine->memory, c.used);
 	if (!j->memory)
 		return job_fail(j, MPIG_ENOMEM, "no memory for %u rows", a->count);
 	c = (struct carve){.base = j->memory};

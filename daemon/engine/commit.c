@@ -186,7 +186,7 @@ static int prepare_seal(struct job *j)
 	}
 	struct carve m = {0};
 	carve_arrays(c, &m);
-	j->memory = aligned_alloc(64, m.used + 64);
+	j->memory = memory_get(&j->engine->memory, m.used);
 	if (!j->memory)
 		return job_fail(j, MPIG_ENOMEM, "no memory for %u strips", c->strips);
 	m = (struct carve){.base = j->memory};

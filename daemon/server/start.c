@@ -130,7 +130,7 @@ static int open_store(struct server *s)
 	return status;
 }
 
-static int start_memory(struct server *s)
+static int start_memory(struct server *s, uint32_t workers)
 {
 	const struct options *o = &s->options;
 	uint32_t mask;
@@ -147,7 +147,8 @@ static int start_memory(struct server *s)
 	                                .error_target = o->engine.error_target,
 	                                .budget_floor = o->engine.budget_floor,
 	                                .budget_cap = o->engine.budget_cap,
-	                                .default_budget = o->engine.default_budget};
+	                                .default_budget = o->engine.default_budget,
+	                                .workers = workers};
 	int status = open_store(s);
 	engine.store = s->store;
 	if (status == MPIG_OK)
@@ -303,9 +304,9 @@ int server_start(struct server *s)
 		log_error("%s", why);
 		return -1;
 	}
-	if (start_memory(s) != 0 || start_loop(s) != 0 || start_disk(s) != 0 || start_streams(s) != 0)
-		return -1;
 	uint32_t workers = choose_cpus(&s->options, &cpus);
+	if (start_memory(s, workers) != 0 || start_loop(s) != 0 || start_disk(s) != 0 || start_streams(s) != 0)
+		return -1;
 	if (start_stats(s, workers, gid) != 0 || start_workers(s, workers, &cpus) != 0 || start_listening(s, gid) != 0)
 		return -1;
 	s->started = true;
