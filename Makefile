@@ -42,6 +42,7 @@ obj = $(patsubst %.c,$(B)/obj/%.o,$(1))
 
 DAEMON_LIBS := -luring -lnuma -linih -lxxhash -lsystemd -lm
 CLIENT_LIBS := -lxxhash -lm
+CTL_LIBS    := -lncursesw -ltinfo -linih $(CLIENT_LIBS)
 TEST_LIBS   := $(shell pkg-config --libs check 2>/dev/null || echo -lcheck -lsubunit -lrt -lm)
 
 PROGRAMS := $(B)/magicpigd $(B)/magicpigctl $(B)/magicpig-bench
@@ -107,7 +108,7 @@ $(B)/magicpigd: $(call obj,daemon/main.c) $(B)/libdaemon.a
 CTL_PARTS := $(CTL_SRC) $(CONFIG_SRC) daemon/base/affinity.c daemon/base/log.c
 $(B)/magicpigctl: $(call obj,$(CTL_PARTS)) $(B)/libmagicpig.a
 	$(call say,LD,$@)
-	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^ $(CLIENT_LIBS) -linih
+	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^ $(CTL_LIBS)
 $(B)/magicpig-bench: $(call obj,$(BENCH_SRC)) $(B)/libtest.a $(B)/libdaemon.a $(B)/libmagicpig.a
 	$(call say,LD,$@)
 	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $(call obj,$(BENCH_SRC)) $(B)/libtest.a $(B)/libdaemon.a $(B)/libmagicpig.a $(DAEMON_LIBS)

@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "daemon/base/clock.h"
+#include "daemon/base/probe.h"
 #include "daemon/disk/private.h"
 #include "shm/status.h"
 
@@ -133,6 +134,7 @@ int disk_load(struct disk *d, struct store *s, const struct credentials *who, co
 		making_cancel(m);
 	if (!status)
 		*result = l.result;
+	PROBE4(load, name, status, l.result.tokens, l.result.moved);
 	finish(&l, name, status);
 	return status;
 }

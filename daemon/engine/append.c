@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "daemon/base/probe.h"
 #include "daemon/engine/job.h"
 #include "daemon/engine/recent.h"
 
@@ -130,8 +131,10 @@ static int append_finish(struct job *j, struct engine_scratch *scratch)
 {
 	(void)scratch;
 	struct append *a = &j->append;
-	if (!atomic_load(&j->failed))
-		context_appended(j->request.context, j->request.entry.layer, a->position + a->count);
+	if (atomic_load(&j->failed))
+		return 0;
+	context_appended(j->request.context, j->request.entry.layer, a->position + a->count);
+	PROBE4(append, context_id(j->request.context), j->request.entry.layer, a->position, a->count);
 	return 0;
 }
 

@@ -1,5 +1,6 @@
 // Plans an ATTEND from a checked request, and turns its units' partial results into the answer.
 #include "daemon/engine/attend.h"
+#include "daemon/base/probe.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -324,6 +325,7 @@ int attend_close(struct job *j, uint32_t g, struct engine_scratch *scratch)
 		return job_fail(j, MPIG_ENOMEM, "no memory to merge");
 	struct attn_partial *total = (struct attn_partial *)memory;
 	float *out = (float *)(memory + a->partial_bytes);
+	uint64_t rows = 0;
 	for (uint32_t r = 0; r < a->queries; r++) {
 		attend_merge(a, g, r, total);
 		float lse, v, aa;
@@ -334,9 +336,11 @@ int attend_close(struct job *j, uint32_t g, struct engine_scratch *scratch)
 		memcpy(slot + a->layout.error_v + at * 4, &v, 4);
 		memcpy(slot + a->layout.error_a + at * 4, &aa, 4);
 		memcpy(slot + a->layout.rows + at * 4, &total->rows, 4);
+		rows += total->rows;
 		if (a->predicted && a->predicted[(size_t)g * a->queries + r] > 0 && a->tokens == 1)
 			ratio_note(j->request.context, a->layer, g, a->position, realised(a, g, r, lse, aa));
 	}
+	PROBE4(sampled, context_id(j->request.context), j->request.entry.layer, g, rows);
 	return 0;
 }
 

@@ -5,6 +5,7 @@
 
 #include "daemon/base/clock.h"
 #include "daemon/base/log.h"
+#include "daemon/base/probe.h"
 #include "daemon/server/stats.h"
 #include "daemon/server/worker.h"
 #include "shm/status.h"
@@ -22,6 +23,7 @@ static void answer_now(struct worker *w, struct queue *q, const struct submissio
 	                       .slot = s->entry.slot,
 	                       .sequence = s->sequence,
 	                       .service_ns = mono_ns() - s->taken_ns};
+	PROBE5(done, q->id, s->sequence, s->entry.op, cqe.status, cqe.service_ns);
 	stats_count(w->stats, &s->entry, &cqe, q->place, 0);
 	if (status != MPIG_OK)
 		log_limited(&refused_limit, LOG_LEVEL_DEBUG, "queue %u: entry %llu (operation %u, handle %u) refused: %s", q->id,
@@ -54,6 +56,7 @@ static void finish(struct worker *w, struct task *t)
 		.units = r->units,
 		.sequence = t->sequence,
 	};
+	PROBE5(done, t->queue->id, t->sequence, t->entry.op, cqe.status, cqe.service_ns);
 	stats_count(w->stats, &t->entry, &cqe, t->queue->place, t->binding->place);
 	if (r->status != MPIG_OK)
 		log_limited(&failed_limit, LOG_LEVEL_DEBUG, "queue %u: entry %llu (operation %u, handle %u): %s: %s",
@@ -90,6 +93,7 @@ static bool start_job(struct worker *w, struct queue *q, const struct submission
 	t->sequence = s->sequence;
 	t->taken_ns = s->taken_ns;
 	t->writes = engine_op_writes(s->entry.op);
+	PROBE5(start, q->id, s->sequence, s->entry.op, context_id(b->context), w->number);
 	uint32_t units = job_parallelism(t->job), others = task_open_count(w->all->tasks);
 	queue_fly(q, t);
 	task_publish(w->all->tasks, t);

@@ -48,6 +48,8 @@ void server_refresh_stats(struct server *s)
 	stats_set(&stats->contexts, totals.contexts);
 	stats_set(&stats->clients, s->peer_count);
 	stats_set(&stats->queues, s->queue_count);
+	places_show(&s->contexts);
+	places_show(&s->clients);
 	refresh_disk(s);
 	stats_set(&stats->flags, (s->drained ? MPIG_STATS_DRAINED : 0) | (s->draining ? MPIG_STATS_STOPPING : 0) |
 	                                 (s->started && !s->draining && !s->drained ? MPIG_STATS_READY : 0) |

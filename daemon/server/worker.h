@@ -53,8 +53,9 @@ struct worker {
 	uint32_t home_count;
 	struct queue **other; // [MAX_QUEUES]: queues of other homes
 	uint32_t other_count;
-	uint64_t version; // of the table that the two lists show
-	uint32_t cursor;  // where to look for tasks
+	uint64_t version;  // of the table that the two lists show
+	uint32_t cursor;   // where to look for tasks
+	uint64_t began_ns; // when it was last seen to turn from spinning to work
 	_Alignas(64) _Atomic uint64_t seen;
 	atomic_int state; // enum mpig_worker_state
 };
