@@ -269,6 +269,18 @@ bench: deps $(B)/magicpig-bench $(B)/magicpigd $(B)/tests/kernels/bench_kernels 
 	@$(TEST_ENV) $(B)/magicpig-bench --json $(B)/bench/report.json
 	@$(B)/tests/kernels/bench_kernels --json $(B)/bench/kernels.json
 
+# Each of them asserts what it is about; the figures are of those that passed. QUICK=1: in the form that `make check` runs.
+PERSIST_TESTS := store/test_crash store/test_attach store/test_errors disk/test_crash disk/test_errors disk/test_power_loss \
+                 integration/test_kill_points integration/test_warm_restart
+PERSIST_BENCHES := store/bench_forks disk/bench_disk
+.PHONY: persist-report
+persist-report: deps all $(PERSIST_TESTS:%=$(B)/tests/%) $(PERSIST_BENCHES:%=$(B)/tests/%) $(B)/tests/magicpigd ## what survives what, in figures (half an hour; QUICK=1: two minutes)
+	@mkdir -p $(B)/persist && rm -f $(B)/persist/figures
+	@$(TEST_ENV) MPIG_FIGURES=$(abspath $(B))/persist/figures $(if $(QUICK),,MPIG_LONG=1) \
+		tools/build/run-tests --limit 7200 $(PERSIST_TESTS:%=$(B)/tests/%)
+	@for bench in $(PERSIST_BENCHES:%=$(B)/tests/%); do MPIG_FIGURES=$(abspath $(B))/persist/figures $(TEST_ENV) $$bench || exit 1; done
+	@$(if $(QUICK),,MPIG_LONG=1) tools/build/persist-report $(B)/persist/figures $(B)/persist/report.json
+
 deps: ## install the Debian packages that are missing
 	@CC='$(CC)' tools/build/install-deps
 

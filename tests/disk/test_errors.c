@@ -267,6 +267,8 @@ START_TEST(failing)
 	figures_doing("%s", "");
 	fprintf(stderr, "%s%s: %lu failures, %lu borne\n", t->name, no_ring ? " without a ring" : "", (unsigned long)failures,
 	        (unsigned long)borne);
+	figures_add("errors.refused", (double)failures);
+	figures_add("errors.borne", (double)borne);
 	ck_assert_uint_gt(failures, 10);
 	ck_assert_uint_gt(borne, 5);
 	disk_hook = NULL;

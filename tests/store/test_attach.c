@@ -2,6 +2,7 @@
 // is gone; every byte of the pool has one owner or is free; and work goes on.
 #include <time.h>
 
+#include "tests/lib/figures.h"
 #include "tests/store/crash.h"
 
 static uint64_t attach_killed_in;
@@ -225,6 +226,8 @@ START_TEST(killed_at_any_point)
 	}
 	ck_assert_uint_gt(runs, 5);
 	ck_assert_uint_gt(attach_killed_in, 0);
+	figures_add("crash.store", (double)runs - 1);
+	figures_add("crash.starting again", (double)attach_killed_in);
 }
 END_TEST
 

@@ -63,7 +63,8 @@ static void end_contexts(void)
 	context_unref(book);
 	free(tags);
 	close_all();
-	fprintf(stderr, "%lu failures, %lu borne\n", (unsigned long)failures, (unsigned long)tolerated);
+	figures_add("errors.refused", (double)failures);
+	figures_add("errors.borne", (double)tolerated);
 }
 
 // ---- trials ----------------------------------------------------------------------------------------------------------
@@ -285,6 +286,7 @@ START_TEST(of_making_a_pool)
 		}
 	}
 	ck_assert_uint_gt(failures, 40);
+	figures_add("errors.refused", (double)failures);
 }
 END_TEST
 
@@ -375,6 +377,7 @@ START_TEST(of_attaching)
 	}
 	figures_doing("%s", "");
 	ck_assert_uint_gt(failures, 40);
+	figures_add("errors.refused", (double)failures);
 	struct store_attached attached;
 	must(attach_pool(&attached) == 0);
 	store_destroy(f.store);
