@@ -80,6 +80,8 @@ void image_set_id(struct image *image, uint32_t segment, const uint8_t id[IMAGE_
 void image_saved(struct image *image);                                                                 // all of it is
 void image_release(struct image *image);
 void store_context_not_on_disk(struct store *s, const char *name); // not any more
+// Its file is gone or damaged: no context that uses the segment is on disk, and the next save writes it anew.
+void store_segment_not_on_disk(struct store *s, const uint8_t id[IMAGE_ID_BYTES]);
 // At start: tells the store that the segment whose record is at this offset, with this checksum, is on disk. False: no such one.
 bool store_segment_on_disk(struct store *s, uint32_t uid, uint64_t offset, uint64_t checksum, const uint8_t id[IMAGE_ID_BYTES]);
 

@@ -46,7 +46,7 @@ static void check_disk(void)
 		struct told *t = &report->slot[i];
 		struct disk_progress progress = {0};
 		struct disk_result result;
-		int status = t->name[0] ? disk_check(disk, &root, t->name, &progress, &result, f.why) : MPIG_ENOENT;
+		int status = t->name[0] ? disk_check(disk, f.store, &root, t->name, &progress, &result, f.why) : MPIG_ENOENT;
 		ck_assert_msg(status == 0 || status == MPIG_ENOENT, "%s", f.why);
 		if (status) {
 			must(!t->saved[0].exists || !t->saved[1].exists);
