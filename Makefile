@@ -41,7 +41,7 @@ EXAMPLES   := $(wildcard client-lib/examples/*.c)
 obj = $(patsubst %.c,$(B)/obj/%.o,$(1))
 
 DAEMON_LIBS := -luring -lnuma -linih -lxxhash -lsystemd -lm
-CLIENT_LIBS := -lxxhash -lm
+CLIENT_LIBS := -lm
 CTL_LIBS    := -lncursesw -ltinfo -linih $(CLIENT_LIBS)
 TEST_LIBS   := $(shell pkg-config --libs check 2>/dev/null || echo -lcheck -lsubunit -lrt -lm)
 
@@ -92,6 +92,8 @@ $(B)/libtest.a: $(call obj,$(TESTLIB_SRC))
 	$(Q)rm -f $@ && ar rcs $@ $^
 # One object with only the public symbols left global: a program that links the static library meets none of our names.
 $(B)/obj/client-lib/src/%.o: VISIBILITY := -fvisibility=hidden
+# xxhash from its header, so that a program needs no second library for one hash.
+$(B)/obj/client-lib/src/%.o: CPPFLAGS += -DXXH_INLINE_ALL
 $(B)/obj/shm/%.o: VISIBILITY := -fvisibility=hidden
 $(B)/libmagicpig.a: $(call obj,$(CLIENT_SRC) $(SHM_SRC))
 	$(call say,AR,$@)
@@ -169,7 +171,7 @@ $(B)/tests/%: $(B)/obj/tests/%.o $(B)/libtest.a $(B)/libdaemon.a $(B)/libmagicpi
 # The table of options and the commands' help go into manual pages and completions: what is documented is what there is.
 $(B)/config_man: $(call obj,tools/build/config_man.c) $(call obj,$(CONFIG_SRC) daemon/base/affinity.c daemon/base/log.c)
 	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^ -linih
-$(B)/man/%: man/%.scd.in tools/build/man-source tools/build/ctl-table client-lib/include/magicpig.h daemon/disk/FORMAT.md $(B)/config_man $(B)/magicpigctl | deps
+$(B)/man/%: man/%.scd.in tools/build/man-source tools/build/ctl-table client-lib/include/magicpig.h daemon/disk/FORMAT.md $(B)/config_man $(B)/magicpigctl $(B)/magicpig-bench | deps
 	$(call say,MAN,$@)
 	$(Q)mkdir -p $(@D)
 	$(Q)tools/build/man-source $* $(B) $(VERSION) > $@.scd && SOURCE_DATE_EPOCH=$(MAN_DATE) scdoc < $@.scd > $@.new && mv $@.new $@
@@ -330,6 +332,21 @@ uninstall: ## remove what install has put there
 
 clean: ## remove what was built (the Python environment, the demo's model and the captures of quality stay)
 	rm -rf build-asan build-tsan $(filter-out $(B)/venv $(B)/demo $(B)/quality,$(wildcard $(B)/*))
+
+.PHONY: wheel deb check-deb
+wheel: deps python-deps $(B)/libmagicpig.so.0 ## a Python wheel in build/wheel, with the library inside
+	@tools/build/wheel $(VENV)/bin/python $(B)/libmagicpig.so.0 $(B)/wheel
+
+deb: ## Debian packages in build/deb (Debian 12)
+	@tools/build/install-deps --deb
+	@tools/build/copy-tree $(B)/deb/magicpigd
+	cd $(B)/deb/magicpigd && dpkg-buildpackage -b -us -uc -j$(shell nproc) > ../build.log 2>&1 || { tail -n 40 ../build.log; exit 1; }
+	@rm -r $(B)/deb/magicpigd
+	@cd $(B)/deb && lintian --allow-root --fail-on error --suppress-tags bad-distribution-in-changes-file *.changes
+	@ls $(B)/deb/*.deb
+
+check-deb: deb ## install, start, upgrade, remove and purge the packages in a bare Debian 12 (root, minutes)
+	@tests/packages/check-deb $(B)/deb
 
 .PHONY: abi
 abi: $(B)/libmagicpig.so.0 ## write down the library's interface anew, for a release
