@@ -131,10 +131,10 @@ $(B)/tests/magicpigd: $(call obj,daemon/main.c) $(B)/libtest.a $(B)/libdaemon.a
 # The kernels: machine code for A100 and H100, and PTX for what is between and after them. Nothing is fused or approximated that the
 # source does not fuse: signatures agree with the daemon's to the bit.
 NVCC_FLAGS ?= -O3 -std=c++17 -fmad=false -lineinfo -gencode arch=compute_80,code=[sm_80,compute_80] -gencode arch=compute_90,code=[sm_90,compute_90]
-$(B)/cuda/kernels.fatbin: cuda/kernels.cu cuda/device.h shm/abi.h shm/status.h Makefile
-	$(call say,NVCC,$<)
+$(B)/cuda/kernels.fatbin: $(wildcard cuda/*.cu cuda/*.cuh) cuda/device.h shm/abi.h shm/status.h Makefile
+	$(call say,NVCC,cuda/kernels.cu)
 	$(Q)mkdir -p $(@D)
-	$(Q)$(NVCC) $(NVCC_FLAGS) -I. -fatbin -o $@ $<
+	$(Q)$(NVCC) $(NVCC_FLAGS) -I. -fatbin -o $@ cuda/kernels.cu
 $(B)/obj/cuda/%.o: VISIBILITY := -fvisibility=hidden
 $(B)/obj/cuda/image.o: ISA := -DMPIG_CUDA_FATBIN='"$(B)/cuda/kernels.fatbin"'
 $(B)/obj/cuda/image.o: $(B)/cuda/kernels.fatbin
@@ -353,7 +353,7 @@ abi: $(B)/libmagicpig.so.0 ## write down the library's interface anew, for a rel
 	CC='$(CC)' tools/build/abi-list $< > client-lib/abi/libmagicpig.so.0.abi
 
 format: ## run clang-format over all C files
-	$(CLANG_FORMAT) -i $(sort $(HEADERS) $(wildcard shm/*.c client-lib/*/*.c cuda/*.c cuda/*.cu config/*.c daemon/*.c daemon/*/*.c tools/*/*.c) \
+	$(CLANG_FORMAT) -i $(sort $(HEADERS) $(wildcard shm/*.c client-lib/*/*.c cuda/*.c cuda/*.cu cuda/*.cuh config/*.c daemon/*.c daemon/*/*.c tools/*/*.c) \
 		$(shell find tests -name '*.c'))
 
 -include $(shell find $(B)/obj -name '*.d' 2>/dev/null)
