@@ -15,7 +15,7 @@ from cli_daemon import MAGICPIGCTL, MAGICPIGD, ctl
 
 OK, FAILED, USAGE, NO_DAEMON, NOT_FOUND, PERMISSION = range(6)
 COMMANDS = """status ls show drop fork verify save load saved fsck erase export import evict pin unpin clients kill-client quota drain ping config reload
-    top health metrics version""".split()
+    top health metrics version analyze bench""".split()
 
 
 def open_terminal() -> tuple[int, int]:
