@@ -59,7 +59,7 @@ struct image_context {
 	uint32_t layer_count, signature_version, segment_count;
 	struct mpig_wire_layer *layer;
 	uint64_t params_bytes; // 0: no index yet
-	uint8_t *params;       // mu and balance as the pool keeps them, without the record's head
+	uint8_t *params;       // as the pool keeps them, without the record's head: widths of codes, mu and balance
 	struct image_segment *segment;
 	bool foreign; // from a file that anybody may have written: nothing in it is shared or trusted, and it is not on disk
 };

@@ -69,7 +69,7 @@ static void throughput(const char *directory, uint64_t mib)
 		append_all(c, i * 65536, 65536, tags);
 		must(commit(c, i * 65536, 65536, tags) == 0);
 		struct seal_plan plan;
-		must(context_seal_begin(f.store, c, test_table_bytes, &plan, f.why) == 0);
+		must(seal_begin(f.store, c, test_table_bytes, &plan, f.why) == 0);
 		context_seal_finish(f.store, &plan, true);
 	}
 	context_release(f.store, c, 1);

@@ -163,7 +163,7 @@ static void undo_segment(void)
 static int try_seal(void)
 {
 	struct seal_plan plan;
-	int status = context_seal_begin(f.store, book, test_table_bytes, &plan, f.why);
+	int status = seal_begin(f.store, book, test_table_bytes, &plan, f.why);
 	if (!status)
 		context_seal_finish(f.store, &plan, false); // only what can fail: publishing cannot
 	return status;

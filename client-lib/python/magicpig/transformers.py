@@ -124,7 +124,7 @@ class MagicPigCache(Cache):
     """The KV of one sequence: the beginning and the recent end here, everything in the daemon's context `cache.context`.
 
     Keyword options are those of Options, and of the spec of a new context: row_dtype (bf16, f16, i8), signature_bits (0 =
-    no such index), paper=(K, L) (tables, (0, 0) = none), keep_sliding, mode, context_seed. A cache belongs to one thread at
+    no such index, "auto": chosen for each KV head), paper=(K, L) (tables, (0, 0) = none), keep_sliding, mode, context_seed. A cache belongs to one thread at
     a time. close() gives the context back; the KV stays in the daemon."""
 
     def __init__(
@@ -135,7 +135,7 @@ class MagicPigCache(Cache):
         *,
         fingerprint: bytes | None = None,
         row_dtype: str = "bf16",
-        signature_bits: int = 2,
+        signature_bits: int | str = 2,
         paper: tuple[int, int] = (0, 0),
         keep_sliding: bool = True,
         mode: int = 0o600,
