@@ -118,7 +118,8 @@ def test_reload_changes_the_disks_policy(daemon):
             queue.commit(context, 0, numpy.arange(100, dtype=numpy.uint32))
         assert list(client.saved()) == []
         edit(daemon, f"dir = {daemon.directory}/disk", f"dir = {daemon.directory}/disk\npersist = commit")
-        assert client.reload() == ["disk.persist = commit (was none)"]
+        assert client.configure("limits.contexts_per_uid", "9") == ["limits.contexts_per_uid = 9 (was 0)"]
+        assert client.reload() == ["limits.contexts_per_uid = 0 (was 9)", "disk.persist = commit (was none)"]
         deadline = time.monotonic() + 30
         while not list(client.saved()):
             assert time.monotonic() < deadline, "the context was not saved"
