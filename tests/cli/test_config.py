@@ -199,6 +199,12 @@ def test_diff(daemon, tmp_path: pathlib.Path):
         {"option": "workers.count", "file": "1", "in_force": "2", "live": False},
         {"option": "limits.bytes_per_uid", "file": "1G", "in_force": "0", "live": True},
     ]
+    assert daemon.ctl("config", "set", "limits user 65000.bytes=3M").returncode == OK
+    edit(daemon, "bytes_per_uid = 1G", "bytes_per_uid = 0\n[limits group 65001]\nrequests = 5")
+    assert good(daemon.ctl("config", "diff")).splitlines()[1:] == [
+        "limits group 65001.requests = 5 (in force: not set)",
+        "limits user 65000.bytes = not set (in force: 3M)",
+    ]
     other = tmp_path / "other.conf"
     other.write_text("[daemon]\nlog_level = warn\n")
     lines = good(daemon.ctl("config", "diff", str(other))).splitlines()
