@@ -175,7 +175,7 @@ $(B)/config_man: $(call obj,tools/build/config_man.c) $(call obj,$(CONFIG_SRC) d
 $(B)/man/%: man/%.scd.in tools/build/man-source tools/build/ctl-table client-lib/include/magicpig.h daemon/disk/FORMAT.md $(B)/config_man $(B)/magicpigctl $(B)/magicpig-bench | deps
 	$(call say,MAN,$@)
 	$(Q)mkdir -p $(@D)
-	$(Q)tools/build/man-source $* $(B) $(VERSION) > $@.scd && SOURCE_DATE_EPOCH=$(MAN_DATE) scdoc < $@.scd > $@.new && mv $@.new $@
+	$(Q)tools/build/man-source $* $(B) $(VERSION) > $@.scd && SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$(MAN_DATE)} scdoc < $@.scd > $@.new && mv $@.new $@
 MAN_DATE := $(shell date -r CHANGELOG.md +%s)
 $(B)/completions/magicpigctl.bash: tools/build/completions tools/build/ctl-table $(B)/magicpigctl $(B)/magicpigd
 	$(Q)mkdir -p $(@D)
