@@ -55,6 +55,9 @@ uint32_t sig_best_bits(const struct sig_use *use); // a wider one only if it is 
 void sig_encode_query(const struct kernels *k, const struct sig_params *p, const float *q, int8_t *out, float *scale, float *q_mu,
                       float *scratch);
 
+// q.mu alone, for queries that came with a signature: in double and four sums (j mod 4), so that it is the same number.
+float sig_query_mu(const float *q, const float *mu, uint32_t d_k);
+
 // ---- threshold -------------------------------------------------------------------------------------------------------
 // tau with repeat * sum_i min(1, exp(s_i - tau)) = budget rows, from n pilot estimates each standing for `repeat` rows. w is
 // scratch of n floats. budget >= all rows, n = 0, only -inf, or any NaN or +inf among the estimates: -inf (every row whose
