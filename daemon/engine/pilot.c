@@ -36,8 +36,7 @@ void sign_queries(struct job *j, uint32_t g, uint32_t from, uint32_t to)
 		const float *q = attend_query(a, g, r);
 		float scale = sq->factor, q_mu = 0;
 		if (a->client_signature)
-			for (uint32_t d = 0; d < params.d_k; d++)
-				q_mu += q[d] * params.mu[d];
+			q_mu = sig_query_mu(q, params.mu, params.d_k);
 		else
 			sig_encode_query(j->engine->kernels, &params, q, signature, &scale, &q_mu, rotated);
 		*sq = sig_query_of(&params, signature, scale * a->layer->scale, q_mu * a->layer->scale);

@@ -77,6 +77,8 @@ void sig_encode_query(const struct kernels *k, const struct sig_params *p, const
 
 // What a scan needs of a query in its signature. factor: layer scale * the signature's scale; bias: layer scale * q.mu.
 struct sig_query sig_query_of(const struct sig_params *p, const int8_t *signature, float factor, float bias);
+// q.mu alone, for queries that came with a signature: in double and four sums (j mod 4), so that it is the same number.
+float sig_query_mu(const float *q, const float *mu, uint32_t d_k);
 
 // ---- threshold -------------------------------------------------------------------------------------------------------
 // tau with repeat * sum_i min(1, exp(s_i - tau)) = budget rows, from n pilot estimates each standing for `repeat` rows. w is
