@@ -161,8 +161,8 @@ def measured_only(d: Document) -> Document:
 
 
 class Probe:
-    """The API does not tell which rows were read. But a choice of rows depends on keys, seeds and positions, never on V: in a second
-    context with the same keys and seed, whose V holds a unit vector per heavy row and zeros elsewhere, a row was read if and only if
+    """The API does not tell which rows were read. But a choice of rows depends on keys, seeds and positions, never on V (but under an error
+    target, on how large V is): in a second context with the same keys and seed, whose V holds a unit vector per heavy row and zeros elsewhere, a row was read if and only if
     its coordinate of `out` is positive; what stands there is its weight exp(s - log pi - LSE)."""
 
     D_V = 256
