@@ -91,6 +91,11 @@ float tau_for_budget(const struct kernels *k, const float *estimates, uint32_t n
 // crosses eps^2. eps <= 0 or NaN: the cap. Unusable estimates as above.
 float tau_for_error(const struct kernels *k, const float *estimates, uint32_t n, double repeat, double eps, float exact_lse,
                     double floor_rows, double cap_rows, float *w);
+// The largest tau with e^tau <= share Z, where Z is the mass by the same count as above: a row that would hold more than `share` of it is
+// certain. The variance of the mass then is at most share Z^2, and a row more would lower it by the same in every head for which `share` is
+// the same. Clamps, exact_lse and unusable estimates as above; share <= 0 or NaN: the cap.
+float tau_for_share(const struct kernels *k, const float *estimates, uint32_t n, double repeat, double share, float exact_lse,
+                    double floor_rows, double cap_rows, float *w);
 
 // What the sampling at `tau` adds to the mass, by the same closed form: variance over Z^2. 0 where every row is certain or the
 // estimates are unusable.

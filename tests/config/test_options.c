@@ -33,7 +33,7 @@ START_TEST(defaults)
 	ck_assert(o.pool.huge_pages && !o.pool.lock_memory);
 	ck_assert_uint_eq(o.workers.spin_ns, 200000);
 	ck_assert(o.engine.default_budget > .0099f && o.engine.default_budget < .0101f);
-	ck_assert(o.engine.error_target == .02f && o.engine.budget_floor == .005f && o.engine.budget_cap == .08f);
+	ck_assert(o.engine.error_target == .055f && o.engine.budget_floor == .005f && o.engine.budget_cap == .08f);
 	ck_assert_uint_eq(o.limits.region_bytes_per_uid, UINT64_C(4) << 30);
 	ck_assert_int_eq(CPU_COUNT(&o.workers.cpus), 0);
 }
