@@ -84,7 +84,7 @@ static int measure(const struct ctl_command *self, struct plan *p)
 	if (code)
 		return code;
 	int status = mpig_daemon_status(client, &daemon);
-	double each = layer->kv_heads * (layer_row_bytes(layer) + layer_code_bytes(layer)) * HEADROOM;
+	double each = layer->kv_heads * (layer_row_bytes(layer) + layer_code_bytes(layer, layer->signature_bits)) * HEADROOM;
 	uint64_t most = (uint64_t)(.8 * (double)(daemon.pool_bytes - daemon.pool_used) / each), tokens = 65536;
 	tokens = p->tokens < tokens ? p->tokens : tokens;
 	tokens = most < tokens ? most : tokens;

@@ -59,7 +59,7 @@ static void add_block(const struct plan_shape *s, int strips, uint64_t rows, uin
 		if (!l->signature_bits)
 			continue;
 		codes = true;
-		uint64_t code = (uint64_t)layer_code_bytes(l) - 2, groups = (used + 15) / 16 * 16;
+		uint64_t code = (uint64_t)layer_code_bytes(l, l->signature_bits) - 2, groups = (used + 15) / 16 * 16;
 		uint64_t head = granules(groups * code), tail_from = rows * code / GRANULE * GRANULE,
 			 tail_to = granules(rows * code + 2 * used);
 		m->index += (uint64_t)l->kv_heads * (tail_from <= head ? tail_to : head + tail_to - tail_from);
@@ -124,7 +124,7 @@ struct plan_traffic plan_traffic(const struct plan_shape *s, uint64_t tokens, do
 		t.attends++;
 		t.dense += all;
 		if (l->signature_bits && !l->window) {
-			t.codes += l->kv_heads * rows * layer_code_bytes(l);
+			t.codes += l->kv_heads * rows * layer_code_bytes(l, l->signature_bits);
 			t.rows += all * (1 - pow(1 - budget, heads));
 		} else {
 			t.codes += all; // no index: all rows are read, in a stream
