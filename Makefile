@@ -43,7 +43,7 @@ obj = $(patsubst %.c,$(B)/obj/%.o,$(1))
 
 DAEMON_LIBS := -luring -lnuma -linih -lxxhash -lsystemd -lm
 CLIENT_LIBS := -lm
-CTL_LIBS    := -lncursesw -ltinfo -linih $(CLIENT_LIBS)
+CTL_LIBS    := -lncursesw -ltinfo -ljansson -linih $(CLIENT_LIBS)
 TEST_LIBS   := $(shell pkg-config --libs check 2>/dev/null || echo -lcheck -lsubunit -lrt -lm)
 
 PROGRAMS := $(B)/magicpigd $(B)/magicpigctl $(B)/magicpig-bench
