@@ -74,7 +74,8 @@ static const struct option table[] = {
 	{"disk", "rate", OPTION_SIZE, AT(disk.rate), "0", 0, (double)(UINT64_C(1) << 50), false,
          "Bytes a second that saving and loading may take. 0: no limit."},
 	{"disk", "persist", OPTION_PERSIST, AT(disk.persist), "none", 0, 0, false,
-         "What is saved unasked: none; shutdown, all at a clean stop; idle, also what nobody used for disk.idle; commit, also "
+         "What is saved unasked of contexts whose own policy (magicpigctl persist) does not say: none; shutdown, all at a clean "
+         "stop; idle, also what nobody used for disk.idle; commit, also "
          "what was "
          "committed, within about a second."},
 	{"disk", "idle", OPTION_DURATION, AT(disk.idle_ns), "60s", 0, 1e14, false, "When persist = idle."},

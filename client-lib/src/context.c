@@ -262,6 +262,10 @@ int mpig_context_create(mpig_client *c, const char *name, const struct mpig_spec
 	request->layer_count = (uint32_t)s.layer_count;
 	request->seed = s.seed;
 	request->expected_tokens = s.expected_tokens;
+	request->policy = (struct mpig_wire_policy){.persist = (uint32_t)s.persist,
+	                                            .idle_s = s.idle_s,
+	                                            .ttl_s = s.ttl_s,
+	                                            .flags = s.ttl_erase ? MPIG_POLICY_ERASE : 0};
 	pthread_mutex_lock(&c->lock);
 	mpig_context *x = NULL;
 	rc = rc ? rc : context_allocate(c, &x);

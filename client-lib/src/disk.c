@@ -98,6 +98,11 @@ static int take_page(mpig_client *c, struct mpig_saved_info *infos, uint32_t max
 			.uid = w[i].uid,
 			.gid = w[i].gid,
 			.mode = w[i].mode,
+			.persist = (int)w[i].policy.persist,
+			.idle_s = w[i].policy.idle_s,
+			.ttl_s = w[i].policy.ttl_s,
+			.ttl_erase = w[i].policy.flags & MPIG_POLICY_ERASE,
+			.pinned_until_ns = w[i].policy.pinned_until_ns,
 		};
 		uint8_t *place = (uint8_t *)infos + i * stride;
 		memcpy(known.name, w[i].name, sizeof(known.name) - 1);

@@ -42,6 +42,11 @@ int disk_check(struct disk *d, const struct credentials *who, const char *name, 
                struct disk_result *result, char *why);
 // Removes what is on disk of a context; what is in memory stays. The owner's business.
 int disk_erase(struct disk *d, struct store *s, const struct credentials *who, const char *name, char *why);
+// What is on disk of that context, if anything, gets its policy. 0, or why not.
+int disk_note_policy(struct disk *d, const struct changed_policy *changed, char *why);
+// Once in a while: contexts on disk only whose time is over are erased, if that is their policy. Tells of each.
+void disk_expire(struct disk *d, struct store *s, uint64_t now_ns, void (*tell)(void *arg, bool failed, const char *text),
+                 void *arg);
 // Reads the manifests: what is on disk is known from here on. After a warm restart, tells the store which of its segments are.
 // What a cut-off save left is removed, damaged manifests are put aside; tells of each that cannot be read, and returns how many. s and tell
 // may be NULL.
@@ -51,10 +56,14 @@ struct disk_saved {
 	char name[MPIG_NAME_BYTES];
 	uint8_t fingerprint[64];
 	struct identity identity;
-	uint64_t committed, bytes, saved_ns;
+	struct mpig_wire_policy policy;
+	uint64_t created_ns, committed, bytes, saved_ns;
+	uint64_t
+		used_ns; // last use as far as the disk knows: of the context when it was saved or, since, of what was loaded from it
 };
-void disk_total(struct disk *d, uint64_t *contexts, uint64_t *bytes); // any thread; bytes: of disk_saved, added up
-bool disk_has(struct disk *d, const char *name);                      // any thread
+void disk_total(struct disk *d, uint64_t *contexts, uint64_t *bytes);     // any thread; bytes: of disk_saved, added up
+bool disk_find(struct disk *d, const char *name, struct disk_saved *out); // any thread
+bool disk_has(struct disk *d, const char *name);                          // any thread
 // Any thread. Contexts on disk that `who` may read, by name, those after `after`.
 uint32_t disk_list(struct disk *d, const struct credentials *who, const char *after, struct disk_saved *out, uint32_t max,
                    bool *more);

@@ -19,16 +19,16 @@ struct disk_job_view {
 
 // What the thread does by itself, about once a second, when nobody waits for it.
 struct disk_policy {
-	bool save;        // contexts that nobody has used for idle_ns
-	uint64_t idle_ns; // 0: what has been committed
-	double high, low; // evict when more than this share of the pool is in use, down to that; high >= 1: never
+	struct persist_default otherwise; // of contexts whose policy does not say
+	double high, low;                 // evict when more than this share of the pool is in use, down to that; high >= 1: never
 	void (*tell)(void *arg, bool failed, const char *text); // any of it: what was done or failed
 	void *arg;
 };
 struct disk_jobs;
+// disk NULL: there is none, and no job; only the time of contexts is watched.
 int disk_jobs_start(struct disk *disk, struct store *store, struct pool *pool, const struct disk_policy *policy,
                     struct disk_jobs **out); // 0 or MPIG_ENOMEM
-// Cancels what runs, and waits for the thread. What waited is not done; with save_all, contexts that are not on disk are saved first.
+// Cancels what runs, and waits for the thread. What waited is not done; with save_all, contexts are saved first whose policy is not to be lost.
 // Meanwhile `progress` (NULL: nobody listens) is called about once a second if something was written since.
 void disk_jobs_stop(struct disk_jobs *jobs, bool save_all, void (*progress)(void *arg), void *arg);
 // MPIG_ELIMIT: too many are waiting; MPIG_ENOMEM. The same work on the same name that still waits for this uid is joined.

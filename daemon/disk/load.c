@@ -131,8 +131,11 @@ int disk_load(struct disk *d, struct store *s, const struct credentials *who, co
 		status = making_finish(m, why);
 	else
 		making_cancel(m);
-	if (!status)
+	if (!status) {
+		(void)disk_touch(l.dir, "manifest"); // its time on disk begins again; without that, somewhat early
+		catalogue_used(d, name, real_ns());
 		*result = l.result;
+	}
 	finish(&l, name, status);
 	return status;
 }

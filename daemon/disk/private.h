@@ -30,7 +30,8 @@ static inline uint64_t page_round(uint64_t bytes)
 {
 	return (bytes + DISK_PAGE - 1) & ~(uint64_t)(DISK_PAGE - 1);
 }
-int file_bytes(int fd, uint64_t *bytes); // 0 or -errno; what is not a regular file has none
+// 0 or -errno; what is not a regular file has none. changed_ns: the time of modification, or NULL.
+int file_bytes(int fd, uint64_t *bytes, uint64_t *changed_ns);
 int io_move(struct io *io, int fd, const char *file, bool write, uint64_t offset, void *data, uint64_t bytes); // 0 or -errno
 
 // Removes the files of a context's directory that its manifest does not name, and those of them that no other context has.
@@ -81,6 +82,7 @@ struct manifest {
 	struct disk_segment_ref *segment;
 	uint8_t pool_id[16];
 	uint64_t saved_ns, file_bytes;
+	uint64_t used_ns; // the latest that is known of the context's last use
 };
 uint8_t *manifest_encode(const struct manifest *m, uint64_t *bytes); // the caller frees it; NULL without memory
 // `of`: whose it should be, for the texts.
@@ -92,5 +94,8 @@ void manifest_free(struct manifest *m);
 // catalogue.c
 void catalogue_put(struct disk *d, const struct manifest *m);
 void catalogue_remove(struct disk *d, const char *name);
+void catalogue_used(struct disk *d, const char *name, uint64_t used_ns); // since then at the earliest
+// The next entry after `after` ("": the first) that is to be erased when its time is over.
+bool catalogue_next_mortal(struct disk *d, const char *after, struct disk_saved *out);
 
 #endif

@@ -250,7 +250,7 @@ int segment_file_open(struct io *io, int dir, const struct disk_segment_ref *ref
 		return damaged(why, file->name, "it is missing");
 	if (file->fd < 0)
 		return disk_errno(why, file->fd, "cannot open", file->name);
-	int rc = file_bytes(file->fd, &bytes);
+	int rc = file_bytes(file->fd, &bytes, NULL);
 	if (!rc && bytes < sizeof file->header)
 		return damaged(why, file->name, "it is too short");
 	if (!rc)

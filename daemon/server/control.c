@@ -42,7 +42,7 @@ static const struct {
 	[MPIG_CTL_DISK] = {"DISK", control_disk, sizeof(struct mpig_ctl_disk), false, 0, true},
 	[MPIG_CTL_SAVED] = {"SAVED", control_saved, sizeof(struct mpig_ctl_saved), false, 0, true},
 	[MPIG_CTL_EVICT] = {"EVICT", control_evict, sizeof(struct mpig_ctl_open), false, 0, false},
-	[MPIG_CTL_PIN] = {"PIN", control_pin, sizeof(struct mpig_ctl_open), false, 0, false},
+	[MPIG_CTL_POLICY] = {"POLICY", control_policy, sizeof(struct mpig_ctl_policy), false, 0, false},
 	[MPIG_CTL_SIGNATURE] = {"SIGNATURE", control_signature, sizeof(struct mpig_ctl_signature), false, 0, true},
 	[MPIG_CTL_CLIENTS] = {"CLIENTS", control_clients, sizeof(struct mpig_ctl_clients), false, 0, true},
 	[MPIG_CTL_KILL] = {"KILL", control_kill, sizeof(struct mpig_ctl_kill), false, 0, true},

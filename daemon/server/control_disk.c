@@ -18,7 +18,7 @@ static int check_disk(struct peer *p, struct request *r, const struct mpig_ctl_d
 		return control_fail(r, MPIG_EPROTO, "DISK: fields of the reply and reserved bytes must be zero in a request");
 	if (in->work < MPIG_DISK_SAVE || in->work >= MPIG_DISK_WORKS)
 		return control_fail(r, MPIG_EPROTO, "DISK: work %u is not known", in->work);
-	if (!p->server->jobs)
+	if (!p->server->disk)
 		return control_fail(r, MPIG_ENOTSUP, "this daemon keeps nothing on disk: set disk.dir in its configuration");
 	if (!in->job && p->server->draining)
 		return control_fail(r, MPIG_ESHUTDOWN, "the daemon is shutting down; connect again when it is back");
@@ -90,6 +90,7 @@ int control_saved(struct peer *p, struct request *r)
 		out->uid = saved[i].identity.uid;
 		out->gid = saved[i].identity.gid;
 		out->mode = saved[i].identity.mode;
+		out->policy = saved[i].policy;
 	}
 	if (status == MPIG_OK) {
 		reply->page.more = more;
@@ -106,7 +107,7 @@ int control_load(struct peer *p, struct request *r, const char *name)
 {
 	struct server *s = p->server;
 	struct disk_job_view view;
-	if (!s->jobs || !s->options.disk.load_on_open || !disk_has(s->disk, name))
+	if (!s->disk || !s->options.disk.load_on_open || !disk_has(s->disk, name))
 		return MPIG_ENOENT;
 	if (p->loading && strcmp(p->loading_name, name) != 0)
 		p->loading = 0;

@@ -40,7 +40,7 @@ static bool segment_fits(const struct image_context *from, const struct spec *sp
 static int check(const struct image_context *from, const struct spec *spec, char *why)
 {
 	char text[MPIG_TEXT_BYTES];
-	if (name_valid(from->name, "name", text))
+	if (name_valid(from->name, "name", text) || policy_check(&from->policy, text))
 		return refuse(why, MPIG_ECORRUPT, "the image: %.200s", text);
 	uint64_t params = from->params ? spec->params_bytes - sizeof(struct params_record) : 0;
 	if (from->identity.mode > 0777 || from->committed > MPIG_MAX_TOKENS || !from->committed != !from->segment_count ||
@@ -248,6 +248,7 @@ static int announce(struct making *m, char *why)
 		.name = m->from.name,
 		.fingerprint = m->from.fingerprint,
 		.identity = m->from.identity,
+		.policy = m->from.policy,
 		.seed = m->from.seed,
 		.segment_count = m->from.segment_count,
 	};

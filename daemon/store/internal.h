@@ -117,8 +117,10 @@ struct context {
 	struct garbage *garbage[2]; // by epoch
 	uint32_t draining;          // truncations whose rows may not be overwritten yet
 	_Atomic uint64_t cuts;      // truncations of committed tokens
-	bool pinned;                // stays in memory
-	bool on_disk;               // its first disk_tokens tokens, as they were after disk_cuts truncations
+	struct mpig_wire_policy policy;
+	uint64_t patient_until_ns; // its time is over, but what that asks for failed: not tried before
+	bool policy_stale;         // what is on disk may have been saved with another
+	bool on_disk;              // its first disk_tokens tokens, as they were after disk_cuts truncations
 	uint64_t disk_tokens, disk_cuts;
 
 	// the writer's side
@@ -166,7 +168,8 @@ struct store {
 	uint64_t next_id, metadata_bytes;
 	uint32_t next_slot;
 	struct prefix_index prefix;
-	struct garbage *dead; // destroyed when the lock is released
+	struct garbage *dead;           // destroyed when the lock is released
+	struct changed_policy *changed; // of contexts that left memory before anybody asked; the oldest first
 };
 
 // store.c
@@ -313,6 +316,7 @@ struct context_draft { // a context being made
 	const char *name;
 	const uint8_t *fingerprint;
 	struct identity identity;
+	struct mpig_wire_policy policy;
 	uint64_t seed, parent_id, fork_tokens;
 	uint32_t segment_count;
 	uint64_t more_bytes; // the owner will be charged for beyond the context's own records
@@ -335,7 +339,13 @@ int context_find(const struct store *s, const struct credentials *who, const cha
                  char *why);
 uint64_t context_own_bytes(const struct context *c);   // record, spec, list
 void context_drop(struct store *s, struct context *c); // owner.c
-bool context_is_saved(const struct context *c);        // policy.c: all that is committed is on disk
+// policy.c
+bool context_is_saved(const struct context *c);             // all that is committed is on disk
+void policy_left(struct store *s, const struct context *c); // it leaves memory: what is on disk may not know its policy
+static inline bool context_pinned(const struct store *s, const struct context *c)
+{
+	return c->policy.pinned_until_ns && c->policy.pinned_until_ns > store_now(s);
+}
 void context_free_records(struct store *s, const struct context *c, const struct snapshot *snap);
 
 // prefix.c

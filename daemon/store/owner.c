@@ -124,6 +124,7 @@ void context_drop(struct store *s, struct context *c)
 	uint64_t *table = pool_at(s->pool, pool_superblock(s->pool)->contexts_offset);
 	pool_publish_word(s->pool, &table[c->table_slot], 0);
 	atomic_store(&c->dropped, true);
+	policy_left(s, c);
 	unlink_context(s, c);
 	const struct snapshot *snap = atomic_load(&c->snapshot);
 	struct params *p = atomic_load(&c->params);

@@ -91,6 +91,11 @@ int store_context_open_prefix(struct store *s, const struct credentials *who, co
 int store_context_fork(struct store *s, const struct credentials *who, struct context *parent, uint64_t tokens,
                        const char *new_name, struct context **child, char *why);
 int store_context_drop(struct store *s, const struct credentials *who, const char *name, char *why);
+// Changes the parts that `set` (enum mpig_policy_set) names; *out is the policy then in force. The owner's business. MPIG_EINVAL: contradictory.
+int store_context_policy(struct store *s, const struct credentials *who, const char *name, uint32_t set,
+                         const struct mpig_wire_policy *policy, struct mpig_wire_policy *out, char *why);
+// Is it one? 0 or MPIG_EINVAL.
+int policy_check(const struct mpig_wire_policy *policy, char *why);
 int store_context_chmod(struct store *s, const struct credentials *who, const char *name, uint32_t mode, uint32_t uid,
                         uint32_t gid, char *why);
 // Contexts with id > *cursor that `who` may read, ascending; returns how many were written, advances *cursor (0 = end).

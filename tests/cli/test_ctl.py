@@ -14,7 +14,7 @@ import pytest
 from cli_daemon import MAGICPIGCTL, MAGICPIGD, ctl
 
 OK, FAILED, USAGE, NO_DAEMON, NOT_FOUND, PERMISSION = range(6)
-COMMANDS = """status ls show drop fork verify save load saved fsck erase export import evict pin unpin clients kill-client quota drain ping config
+COMMANDS = """status ls show drop fork verify save load saved fsck erase export import evict pin unpin persist ttl clients kill-client quota drain ping config
     health metrics version""".split()
 
 
@@ -442,6 +442,57 @@ def test_evict(daemon, client, book):
     assert [info.name for info in client.contexts()] == []
     client.erase_saved("book")
     assert daemon.ctl("pin", "book").returncode == NOT_FOUND
+
+
+def test_how_long_it_is_kept(daemon, client, book):
+    assert good(daemon.ctl("pin", "book")) == "book: pinned\n"
+    assert re.fullmatch(r"book: pinned for (2 h|1 h 59 min)[^,]*\n", good(daemon.ctl("pin", "book", "--ttl", "2h")))
+    assert good(daemon.ctl("unpin", "book")) == "book: -\n"
+    assert good(daemon.ctl("persist", "book", "idle", "5min")) == "book: idle 5 min\n"
+    assert good(daemon.ctl("persist", "book", "none")) == "book: not saved\n"
+    assert re.fullmatch(r"book: not saved, ttl 7 d[^,]*, then erased\n", good(daemon.ctl("ttl", "book", "7d", "--erase")))
+    assert good(daemon.ctl("persist", "book", "default")).startswith("book: ttl 7 d")
+    (seen,) = json.loads(good(daemon.ctl("--json", "persist", "book", "commit")))
+    wanted = {"persist": "commit", "idle_s": 0, "ttl_s": 7 * 86400, "ttl_erase": True, "pinned_until_ns": 0}
+    assert seen == {"name": "book", **wanted}
+    (listed,) = [c for c in json.loads(good(daemon.ctl("ls", "--json"))) if c["name"] == "book"]
+    assert {key: listed[key] for key in wanted} == wanted
+    assert re.search(r"^NAME .* KEPT$", good(daemon.ctl("ls")), re.M) and "commit, ttl 7 d" in good(daemon.ctl("ls"))
+    assert re.search(r"^  kept +commit, ttl 7 d", good(daemon.ctl("show", "book")), re.M)
+    good(daemon.ctl("save", "book"))
+    (saved,) = json.loads(good(daemon.ctl("saved", "--json")))
+    assert {key: saved[key] for key in wanted} == wanted
+    assert "commit, ttl 7 d" in good(daemon.ctl("saved"))
+    assert good(daemon.ctl("ttl", "book", "none")) == "book: commit\n"
+    client.persist("book", "idle", 7)
+    client.ttl("book", 60, erase=True)
+    client.pin("book", seconds=100)
+    info = client.info("book")
+    assert (info.persist, info.idle_s, info.ttl_s, info.ttl_erase) == ("idle", 7, 60, True) and info.pinned_until_ns > info.used_ns
+    client.ttl("book", 0), client.persist("book", "default"), client.pin("book", False)
+    client.erase_saved("book")
+    with pytest.raises(ValueError):
+        client.persist("book", "never")
+    assert daemon.ctl("ttl", "nothing", "1h").returncode == NOT_FOUND
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["persist", "book"],
+        ["persist", "book", "never"],
+        ["persist", "book", "commit", "5min"],
+        ["persist", "book", "idle", "0"],
+        ["ttl", "book"],
+        ["ttl", "book", "5 minutes"],
+        ["ttl", "book", "none", "--erase"],
+        ["ttl", "book", "9999999999"],
+        ["pin", "--ttl", "soon", "book"],
+    ],
+    ids=" ".join,
+)
+def test_usage_of_keeping(daemon, arguments):
+    assert daemon.ctl(*arguments).returncode == USAGE
 
 
 def test_fsck_without_a_daemon(daemon, book, tmp_path):

@@ -16,6 +16,7 @@ from . import _lib, errors
 from .arrays import token_array
 from .queue import Queue
 from .records import (
+    PERSISTS,
     ClientInfo,
     ContextInfo,
     DaemonStatus,
@@ -27,6 +28,7 @@ from .records import (
     SavedInfo,
     Spec,
     Verification,
+    choice,
     record,
 )
 
@@ -115,6 +117,10 @@ class Client:
             mode=spec.mode,
             seed=spec.seed,
             expected_tokens=spec.expected_tokens,
+            persist=choice(PERSISTS, spec.persist, "persist"),
+            idle_s=spec.idle_s,
+            ttl_s=spec.ttl_s,
+            ttl_erase=spec.ttl_erase,
         )
         handle = c_void_p()
         self._check(self._lib.mpig_context_create(self._open_handle(), name.encode(), byref(raw), byref(handle)))
@@ -216,9 +222,21 @@ class Client:
         """Takes a context out of memory that is on disk as it is and that nobody has open."""
         self._check(self._lib.mpig_context_evict(self._open_handle(), name.encode()))
 
-    def pin(self, name: str, pinned: bool = True) -> None:
-        """Whether the daemon must keep a context in memory when memory is short."""
-        self._check(self._lib.mpig_context_pin(self._open_handle(), name.encode(), pinned))
+    def pin(self, name: str, pinned: bool = True, *, seconds: int = 0) -> None:
+        """Whether a context must stay in memory; for so many seconds, or (0) until it is unpinned, over restarts."""
+        if pinned and seconds:
+            self._check(self._lib.mpig_context_pin_for(self._open_handle(), name.encode(), seconds))
+        else:
+            self._check(self._lib.mpig_context_pin(self._open_handle(), name.encode(), pinned))
+
+    def persist(self, name: str, policy: str, idle_s: int = 0) -> None:
+        """When a context is saved unasked: none, shutdown, idle, commit, or default (as the daemon is configured)."""
+        code = choice(PERSISTS, policy, "policy")
+        self._check(self._lib.mpig_context_persist(self._open_handle(), name.encode(), code, idle_s))
+
+    def ttl(self, name: str, seconds: int, *, erase: bool = False) -> None:
+        """A context unused for so long leaves memory (0: never), saved first if its policy says so; `erase`: it is erased from disk, too."""
+        self._check(self._lib.mpig_context_ttl(self._open_handle(), name.encode(), seconds, erase))
 
     def check_saved(self, name: str, progress: Callable[[int, int], None] | None = None) -> DiskResult:
         """Compares a saved context with its checksums; raises magicpig.Error if a file is damaged."""
