@@ -278,7 +278,14 @@ struct mpig_ctl_policy { // request and reply (reply: the policy in force)
 	uint8_t reserved[32];
 };
 
-enum mpig_disk_work { MPIG_DISK_SAVE = 1, MPIG_DISK_LOAD = 2, MPIG_DISK_CHECK = 3, MPIG_DISK_ERASE = 4, MPIG_DISK_WORKS };
+enum mpig_disk_work {
+	MPIG_DISK_SAVE = 1,
+	MPIG_DISK_LOAD = 2,
+	MPIG_DISK_CHECK = 3,
+	MPIG_DISK_ERASE = 4,
+	MPIG_DISK_GC = 5,
+	MPIG_DISK_WORKS
+};
 enum mpig_disk_state { MPIG_DISK_WAITING = 0, MPIG_DISK_RUNNING = 1, MPIG_DISK_DONE = 2 };
 
 // Work on disk takes longer than a request may: it is begun with job = 0, and looked at with the job of the reply until `state` is
@@ -292,8 +299,12 @@ struct mpig_ctl_disk { // request and reply
 	uint64_t done, total;          // reply: bytes of the work
 	uint64_t tokens, bytes, moved; // reply, when done: of the context; of its files; that were written or read now
 	uint32_t segments, shared;     // reply, when done: of the context; that were there already
-	uint64_t reserved0;
-	uint8_t reserved[32];
+	uint32_t dry;                  // GC, request: 1 = only count
+	uint32_t damaged_days;         // GC, request: damaged contexts put aside longer ago go, too; UINT32_MAX = none do
+	uint32_t leftovers,
+		orphans;  // GC, reply, when done: files of cut-off saves; segment files that no context had; `bytes` are free
+	uint32_t damaged; // GC, reply, when done: contexts
+	uint8_t reserved[20];
 };
 
 enum mpig_stream_way { MPIG_STREAM_EXPORT = 1, MPIG_STREAM_IMPORT = 2 };

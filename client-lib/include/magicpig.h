@@ -355,6 +355,17 @@ MPIG_API int mpig_saved_check(mpig_client *client, const char *name, const struc
                               struct mpig_disk_result *result);
 /* Removes what is saved of a context; what is in memory stays. Owner only. */
 MPIG_API int mpig_saved_erase(mpig_client *client, const char *name);
+#define MPIG_GC_NO_DAMAGED UINT32_MAX
+struct mpig_gc_result {
+	size_t size;
+	uint32_t leftovers; /* files that saves left which were cut off */
+	uint32_t orphans;   /* segment files that no context had */
+	uint32_t damaged;   /* contexts that had been put aside because they were damaged */
+	uint64_t bytes;     /* that are free now */
+};
+/* Removes from the daemon's disk what nothing needs, and damaged contexts that were put aside at least damaged_days ago (MPIG_GC_NO_DAMAGED: none
+ * of them). dry: only counts. Root and the daemon's user only (MPIG_EACCES). result may be NULL. */
+MPIG_API int mpig_saved_gc(mpig_client *client, int dry, uint32_t damaged_days, struct mpig_gc_result *result);
 /* Writes a whole context (rows, index, token ids, seed) into fd, which may be a pipe: one stream with checksums throughout, described in
  * daemon/disk/FORMAT.md. What is on disk only is loaded first. This process writes; the daemon opens nothing. fd is left behind what was written; on
  * failure what was written is worth nothing. The caller must be allowed to read the context. Errors: MPIG_EIO (fd), MPIG_EAGAIN (truncated or

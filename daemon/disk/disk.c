@@ -196,7 +196,8 @@ int disk_create(const struct disk_options *options, struct disk **out, char *why
 		disk_destroy(d);
 		return status;
 	}
-	tidy_segments(d);
+	if (!options->leave)
+		tidy_segments(d);
 	*out = d;
 	return 0;
 }

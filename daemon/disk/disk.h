@@ -13,6 +13,7 @@ struct disk_options {
 	uint64_t rate;   // bytes a second; 0 = unlimited
 	uint64_t (*table_bytes)(const struct layer *, uint32_t rows);
 	uint8_t pool_id[16];
+	bool leave; // nothing is removed at once
 };
 // MPIG_EBUSY: another daemon uses the directory; MPIG_EACCES, MPIG_EIO, MPIG_ENOMEM. What a killed daemon left unfinished is removed.
 int disk_create(const struct disk_options *options, struct disk **disk, char *why);
@@ -51,6 +52,21 @@ void disk_expire(struct disk *d, struct store *s, uint64_t now_ns, void (*tell)(
 // What a cut-off save left is removed, damaged manifests are put aside; tells of each that cannot be read, and returns how many. s and tell
 // may be NULL.
 uint32_t disk_recognise(struct disk *d, struct store *s, void (*tell)(void *arg, bool failed, const char *text), void *arg);
+
+// Removes what nothing needs: files in contexts' directories that no manifest names, segment files that no context has, and damaged contexts that were
+// put aside before that time (0: none of them). With nothing else at work on the disk. dry: only counts; of segments, those are counted that one removal makes
+// orphans. MPIG_EIO, MPIG_EACCES, ...: not all could be removed.
+struct disk_gc_options {
+	bool dry;
+	uint64_t damaged_before_ns;                             // CLOCK_REALTIME
+	void (*tell)(void *arg, bool failed, const char *text); // of each file; NULL: nobody listens
+	void *arg;
+};
+struct disk_gc_result {
+	uint32_t leftovers, orphans, damaged; // files; files; contexts
+	uint64_t bytes;                       // that are free now
+};
+int disk_gc(struct disk *d, const struct disk_gc_options *options, struct disk_gc_result *result, char *why);
 
 struct disk_saved {
 	char name[MPIG_NAME_BYTES];

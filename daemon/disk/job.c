@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "daemon/base/clock.h"
 #include "daemon/disk/private.h"
@@ -22,6 +23,8 @@ struct job {
 	struct disk_progress progress;
 	int status;
 	struct disk_result result;
+	struct disk_gc_options gc; // of DISK_GC
+	struct disk_gc_result gc_result;
 	char why[MPIG_TEXT_BYTES];
 };
 
@@ -102,6 +105,8 @@ static int work(struct disk_jobs *jobs, struct job *j)
 		return disk_check(jobs->disk, &j->who, j->name, &j->progress, &j->result, j->why);
 	case DISK_ERASE:
 		return disk_erase(jobs->disk, jobs->store, &j->who, j->name, j->why);
+	case DISK_GC:
+		return disk_gc(jobs->disk, &j->gc, &j->gc_result, j->why);
 	case DISK_WORKS:
 		break;
 	}
@@ -328,11 +333,11 @@ static struct job *find_waiting(struct disk_jobs *jobs, enum disk_work work, uin
 }
 
 static int begin_locked(struct disk_jobs *jobs, enum disk_work work, const struct credentials *who, const char *name,
-                        uint64_t *number, char *why)
+                        const struct disk_gc_options *gc, uint64_t *number, char *why)
 {
 	uint32_t count = 0;
 	struct job *j = find_waiting(jobs, work, who->uid, name, &count);
-	if (j) {
+	if (j && !gc) {
 		*number = j->number;
 		return 0;
 	}
@@ -347,6 +352,8 @@ static int begin_locked(struct disk_jobs *jobs, enum disk_work work, const struc
 	*j = (struct job){.number = ++jobs->last, .work = work, .who = *who, .groups = groups};
 	j->who.groups = groups;
 	strcpy(j->name, name);
+	if (gc)
+		j->gc = *gc;
 	*number = j->number;
 	pthread_cond_signal(&jobs->wake);
 	return 0;
@@ -358,7 +365,19 @@ int disk_job_begin(struct disk_jobs *jobs, enum disk_work work, const struct cre
 	if (strnlen(name, MPIG_NAME_BYTES) == MPIG_NAME_BYTES)
 		return disk_fail(why, MPIG_EINVAL, "the name is too long");
 	pthread_mutex_lock(&jobs->lock);
-	int status = begin_locked(jobs, work, who, name, job, why);
+	int status = begin_locked(jobs, work, who, name, NULL, job, why);
+	pthread_mutex_unlock(&jobs->lock);
+	return status;
+}
+
+int disk_job_begin_gc(struct disk_jobs *jobs, const struct credentials *who, const struct disk_gc_options *options, uint64_t *job,
+                      char *why)
+{
+	if (who->uid != 0 && who->uid != geteuid())
+		return disk_fail(why, MPIG_EACCES, "only root and the user the daemon runs as may collect what is left on disk");
+	pthread_mutex_lock(&jobs->lock);
+	struct disk_gc_options all = {options->dry, options->damaged_before_ns, jobs->policy.tell, jobs->policy.arg};
+	int status = begin_locked(jobs, DISK_GC, who, "", &all, job, why);
 	pthread_mutex_unlock(&jobs->lock);
 	return status;
 }
@@ -381,6 +400,7 @@ int disk_job_look(struct disk_jobs *jobs, const struct credentials *who, uint64_
 			break;
 		view->status = j->status;
 		view->result = j->result;
+		view->gc = j->gc_result;
 		memcpy(view->why, j->why, sizeof view->why);
 	}
 	pthread_mutex_unlock(&jobs->lock);

@@ -7,13 +7,14 @@
 #define DISK_JOBS 64u         // known at a time, waiting, running or done
 #define DISK_JOBS_PER_UID 16u // waiting or running
 
-enum disk_work { DISK_SAVE = 1, DISK_LOAD = 2, DISK_CHECK = 3, DISK_ERASE = 4, DISK_WORKS };
+enum disk_work { DISK_SAVE = 1, DISK_LOAD = 2, DISK_CHECK = 3, DISK_ERASE = 4, DISK_GC = 5, DISK_WORKS };
 enum disk_state { DISK_WAITING = 0, DISK_RUNNING = 1, DISK_DONE = 2 };
 struct disk_job_view {
 	enum disk_state state;
 	int status; // when done
 	uint64_t done, total;
 	struct disk_result result;
+	struct disk_gc_result gc; // of DISK_GC
 	char why[MPIG_TEXT_BYTES];
 };
 
@@ -34,6 +35,9 @@ void disk_jobs_stop(struct disk_jobs *jobs, bool save_all, void (*progress)(void
 // MPIG_ELIMIT: too many are waiting; MPIG_ENOMEM. The same work on the same name that still waits for this uid is joined.
 int disk_job_begin(struct disk_jobs *jobs, enum disk_work work, const struct credentials *who, const char *name, uint64_t *job,
                    char *why);
+// DISK_GC; tell and arg of the options are the policy's. MPIG_EACCES: only root and the user the daemon runs as may.
+int disk_job_begin_gc(struct disk_jobs *jobs, const struct credentials *who, const struct disk_gc_options *options, uint64_t *job,
+                      char *why);
 struct disk_counts {
 	uint64_t contexts, bytes; // on disk now; a segment that two contexts share counts twice
 	uint64_t saves, loads, errors,

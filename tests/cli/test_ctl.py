@@ -9,12 +9,13 @@ import re
 import shutil
 import socket
 import subprocess
+import time
 
 import pytest
 from cli_daemon import MAGICPIGCTL, MAGICPIGD, ctl
 
 OK, FAILED, USAGE, NO_DAEMON, NOT_FOUND, PERMISSION = range(6)
-COMMANDS = """status ls show drop fork verify save load saved fsck erase export import evict pin unpin persist ttl clients kill-client quota drain ping config
+COMMANDS = """status ls show drop fork verify save load saved fsck gc erase export import evict pin unpin persist ttl clients kill-client quota drain ping config
     health metrics version""".split()
 
 
@@ -513,6 +514,43 @@ def test_fsck_without_a_daemon(daemon, book, tmp_path):
     assert result.returncode == 1 and "the manifest of 'book' is damaged" in result.stdout
     assert good(fsck(copy)) == ""
     good(daemon.ctl("erase", "--yes", "book"))
+
+
+def test_gc(daemon, client, book, tmp_path):
+    disk = daemon.directory / "disk"
+    good(daemon.ctl("save", "book"))
+    nothing = "0 left by saves, 0 segments no context has, 0 damaged contexts: 0 B are free\n"
+    assert good(daemon.ctl("gc")) == nothing
+    (segment,) = (disk / "segments").iterdir()
+    (disk / "segments" / ("0" * 32 + ".seg")).write_bytes(bytes(1000))
+    (disk / "contexts" / "book" / "writing.tmp").write_bytes(bytes(200))
+    (disk / "contexts" / "cut-off").mkdir()
+    os.link(segment, disk / "contexts" / "cut-off" / segment.name)
+    old, new = "lost.0000000000000001", f"lost.{time.time_ns():016x}"
+    for name in (old, new, "notes"):
+        (disk / "damaged" / name).mkdir()
+        (disk / "damaged" / name / "manifest").write_bytes(bytes(10))
+    wanted = {"leftovers": 2, "orphans": 1, "damaged": 0, "bytes": 1200, "removed": False}
+    assert json.loads(good(daemon.ctl("gc", "--dry-run", "--json"))) == wanted
+    assert client.gc(dry_run=True, damaged_days=30).damaged == 1
+    copy = tmp_path / "disk"
+    shutil.copytree(disk, copy)
+    copy.chmod(0o700)
+    offline = [MAGICPIGD, "--gc", str(copy), "--damaged-days", "30"]
+    told = good(subprocess.run([*offline, "--dry-run"], capture_output=True, text=True, timeout=60))
+    assert "contexts/book/writing.tmp" in told.replace("book/", "contexts/book/") and "would be free" in told
+    assert (copy / "damaged" / old).exists()
+    assert "1 damaged contexts" in good(subprocess.run(offline, capture_output=True, text=True, timeout=60))
+    assert not (copy / "damaged" / old).exists() and (copy / "damaged" / new).exists()
+    assert json.loads(good(daemon.ctl("gc", "--json"))) == {**wanted, "removed": True}
+    assert good(daemon.ctl("gc")) == nothing and not (disk / "contexts" / "cut-off").exists()
+    assert re.search(r"0{32}\.seg: a segment no context has, 1000 bytes; removed", daemon.log_text())
+    assert client.gc(damaged_days=0).damaged == 2 and (disk / "damaged" / "notes").exists()
+    assert re.fullmatch(r"book: good, .*\n", good(daemon.ctl("fsck")))
+    shutil.rmtree(disk / "damaged" / "notes")
+    good(daemon.ctl("erase", "--yes", "book"))
+    assert daemon.ctl("gc", "now").returncode == daemon.ctl("gc", "--damaged", "x").returncode == USAGE
+    assert subprocess.run([MAGICPIGD, "--dry-run"], capture_output=True, timeout=60).returncode == USAGE
 
 
 def test_fsck_finds_damage(daemon, book):

@@ -183,6 +183,16 @@ class DiskResult(Structure):
     ]
 
 
+class GcResult(Structure):
+    _fields_ = [
+        ("size", c_size_t),
+        ("leftovers", c_uint32),
+        ("orphans", c_uint32),
+        ("damaged", c_uint32),
+        ("bytes", c_uint64),
+    ]
+
+
 class SavedInfo(Structure):
     _fields_ = [
         ("size", c_size_t),
@@ -335,6 +345,7 @@ STRUCTS = {
     "mpig_verification": Verification,
     "mpig_disk_options": DiskOptions,
     "mpig_disk_result": DiskResult,
+    "mpig_gc_result": GcResult,
     "mpig_saved_info": SavedInfo,
     "mpig_open_options": OpenOptions,
     "mpig_queue_options": QueueOptions,
@@ -374,6 +385,7 @@ FUNCTIONS: dict[str, tuple[object, list[object]]] = {
     "mpig_context_pin_for": (c_int, [_handle, c_char_p, c_uint64]),
     "mpig_context_persist": (c_int, [_handle, c_char_p, c_int, c_uint32]),
     "mpig_context_ttl": (c_int, [_handle, c_char_p, c_uint32, c_int]),
+    "mpig_saved_gc": (c_int, [_handle, c_int, c_uint32, POINTER(GcResult)]),
     "mpig_context_export_file": (c_int, [_handle, c_char_p, c_char_p, POINTER(DiskOptions), POINTER(DiskResult)]),
     "mpig_context_import": (c_int, [_handle, c_int, c_char_p, POINTER(DiskOptions), POINTER(DiskResult)]),
     "mpig_saved_check": (c_int, [_handle, c_char_p, POINTER(DiskOptions), POINTER(DiskResult)]),

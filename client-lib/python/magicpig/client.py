@@ -22,6 +22,7 @@ from .records import (
     DaemonStatus,
     DiskResult,
     DrainState,
+    GcResult,
     Head,
     Layer,
     Quota,
@@ -245,6 +246,13 @@ class Client:
     def erase_saved(self, name: str) -> None:
         """Removes what is saved of a context; what is in memory stays."""
         self._check(self._lib.mpig_saved_erase(self._open_handle(), name.encode()))
+
+    def gc(self, *, dry_run: bool = False, damaged_days: int | None = None) -> GcResult:
+        """Removes from the daemon's disk what nothing needs; with `damaged_days`, what was put aside as damaged so long ago, too."""
+        raw = _lib.GcResult(size=ctypes.sizeof(_lib.GcResult))
+        days = 0xFFFFFFFF if damaged_days is None else damaged_days
+        self._check(self._lib.mpig_saved_gc(self._open_handle(), dry_run, days, byref(raw)))
+        return record(GcResult, raw)
 
     def saved(self) -> Iterator[SavedInfo]:
         """Every context on the daemon's disk that this process may read."""

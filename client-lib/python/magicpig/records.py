@@ -229,6 +229,16 @@ class DiskResult:
 
 
 @dataclass
+class GcResult:
+    """Files of cut-off saves, segment files that no context had, damaged contexts; bytes that are free now."""
+
+    leftovers: int
+    orphans: int
+    damaged: int
+    bytes: int
+
+
+@dataclass
 class SavedInfo:
     """A context on the daemon's disk."""
 
