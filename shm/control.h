@@ -95,7 +95,7 @@ static_assert(sizeof(struct mpig_wire_layer) == 64, "wire format frozen");
 enum mpig_open_flags {
 	MPIG_OPEN_WRITE = 1u << 0, // take the writer lease
 	MPIG_OPEN_FORK = 1u << 1,  // OPEN_PREFIX: fork at the matched length under a new name
-	MPIG_OPEN_LOAD = 1u << 2,  // OPEN: bring it back if it is on disk; MPIG_EAGAIN while that goes on: ask again
+	MPIG_OPEN_LOAD = 1u << 2,  // bring it back if it is on disk; MPIG_EAGAIN while that goes on: ask again
 	MPIG_OPEN_FLAGS = 0x07
 };
 

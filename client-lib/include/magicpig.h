@@ -269,7 +269,8 @@ struct mpig_open_options {
 MPIG_API int mpig_context_open(mpig_client *client, const char *name, const struct mpig_open_options *options,
                                mpig_context **context);
 /* Opens the readable context of this fingerprint with the longest common prefix of `tokens`; *matched (may be NULL) is its
- * length. Without fork_name the context itself is opened. */
+ * length. Without fork_name the context itself is opened. One that is on the daemon's disk only counts as well, after those in memory that match
+ * as far, and is brought back first. */
 MPIG_API int mpig_context_open_prefix(mpig_client *client, const uint32_t *tokens, uint64_t count,
                                       const struct mpig_open_options *options, mpig_context **context, uint64_t *matched);
 /* A new context `new_name` sharing the first `tokens` committed tokens; nothing is copied; the fork's lease is taken. */

@@ -63,6 +63,8 @@ void catalogue_put(struct disk *d, const struct manifest *m)
 
 void catalogue_remove(struct disk *d, const char *name)
 {
+	if (d->store)
+		store_saved_remove(d->store, name);
 	pthread_mutex_lock(&d->lock);
 	size_t i = position(d, name);
 	if (is_at(d, i, name)) {

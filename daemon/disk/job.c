@@ -192,6 +192,22 @@ static void expire(struct disk_jobs *jobs)
 		disk_expire(jobs->disk, jobs->store, real_ns(), jobs->policy.tell, jobs->policy.arg);
 }
 
+// The token ids of what is on disk, a few contexts at a time: the first in line must not wait for all of them. True: there are more.
+static bool place_some(struct disk_jobs *jobs)
+{
+	enum { SOME = 16 };
+	struct unplaced of;
+	char why[MPIG_TEXT_BYTES];
+	uint32_t n = 0;
+	while (n < SOME && !atomic_load(&jobs->own.cancel) && store_next_unplaced(jobs->store, &of)) {
+		int status = disk_place(jobs->disk, jobs->store, &of, why);
+		if (status && status != MPIG_ENOENT)
+			tell(jobs, true, "context '%s' on disk cannot be found by its tokens: %s", of.name, why);
+		n++;
+	}
+	return n == SOME;
+}
+
 // True: something was saved, and there may be more.
 static bool own_work(struct disk_jobs *jobs)
 {
@@ -206,8 +222,10 @@ static bool own_work(struct disk_jobs *jobs)
 static void wait_for_work(struct disk_jobs *jobs)
 {
 	pthread_mutex_unlock(&jobs->lock);
-	bool more = own_work(jobs);
+	bool more = own_work(jobs), places = jobs->disk && place_some(jobs);
 	pthread_mutex_lock(&jobs->lock);
+	if (places)
+		return;
 	uint64_t next = mono_ns() + LOOK_NS;
 	struct timespec until = timespec_of(more && jobs->retry_ns < next ? jobs->retry_ns : next);
 	if (!jobs->stop && !first_waiting(jobs))

@@ -13,6 +13,7 @@ struct disk {
 	struct disk_options options;
 	int root, contexts, segments; // directories
 	char dir[256];
+	struct store *store;  // that is told what is on disk; NULL: none
 	pthread_mutex_t lock; // of what is saved
 	struct disk_saved *saved;
 	size_t saved_count, saved_capacity;
@@ -55,6 +56,9 @@ int segment_file_open(struct io *io, int dir, const struct disk_segment_ref *ref
 // Sections in order, each checked before it is handed over (m NULL: only checked).
 int segment_file_read(struct io *io, const struct segment_file *file, struct making *m, uint32_t segment,
                       struct disk_progress *progress, char *why);
+// The ids of the first `used` tokens of a segment, in order and in pieces; what `put` answers ends it.
+int segment_file_tokens(struct io *io, const struct segment_file *file, const struct image_segment *shape, uint32_t used,
+                        int (*put)(void *arg, uint32_t row, const uint32_t *tokens, uint32_t n), void *arg, char *why);
 void segment_file_close(struct segment_file *file);
 
 static inline uint32_t segment_flags(const struct image_segment *seg)

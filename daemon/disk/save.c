@@ -237,6 +237,7 @@ int disk_erase(struct disk *d, struct store *store, const struct credentials *wh
 		status = rc ? disk_errno(why, rc, "cannot erase", name) : 0;
 	}
 	if (!status) {
+		store_saved_remove(store, name);
 		catalogue_remove(d, name);
 		disk_tidy(d, s.dir, NULL, 0);
 		(void)disk_rmdir(d->contexts, name);

@@ -202,17 +202,24 @@ int control_open_prefix(struct peer *p, struct request *r)
 		status = read_tokens(r, in->tokens, &tokens);
 	if (status != MPIG_OK)
 		return status;
-	struct context *c;
-	uint64_t matched = 0, least = in->min_tokens ? in->min_tokens : 1;
-	status = store_context_open_prefix(p->server->store, &p->who, (const uint8_t *)in->fingerprint, tokens, in->tokens, least,
-	                                   &c, &matched, r->why);
+	const struct prefix_query query = {
+		.fingerprint = (const uint8_t *)in->fingerprint,
+		.tokens = tokens,
+		.count = in->tokens,
+		.min_tokens = in->min_tokens,
+		.saved = in->flags & MPIG_OPEN_LOAD && p->server->disk && p->server->options.disk.load_on_open,
+	};
+	struct prefix_found found = {0};
+	status = store_find_prefix(p->server->store, &p->who, &query, &found, r->why);
 	free(tokens);
+	if (status == MPIG_OK && !found.context)
+		status = control_load(p, r, found.saved); // never 0: the client asks again
 	bool fork = in->flags & MPIG_OPEN_FORK;
 	if (status == MPIG_OK && fork)
-		status = fork_context(p, r, &c, matched, in->new_name);
+		status = fork_context(p, r, &found.context, found.matched, in->new_name);
 	if (status != MPIG_OK)
 		return status;
-	status = bind_and_reply(p, r, c, in->handle, fork || in->flags & MPIG_OPEN_WRITE, matched);
+	status = bind_and_reply(p, r, found.context, in->handle, fork || in->flags & MPIG_OPEN_WRITE, found.matched);
 	server_refresh_stats(p->server);
 	return status;
 }

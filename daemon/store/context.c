@@ -240,6 +240,9 @@ void context_announce(struct store *s, struct context *c)
 	struct context **chain = &s->by_name[name_bucket(c->name)];
 	c->name_next = *chain;
 	*chain = c;
+	struct saved *saved = saved_find(s, c->name);
+	if (saved)
+		saved->in_memory = true;
 }
 
 static int check_expected(const struct store *s, uint32_t uid, const struct spec *spec, uint64_t tokens, char *why)

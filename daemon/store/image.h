@@ -84,6 +84,20 @@ void store_context_not_on_disk(struct store *s, const char *name); // not any mo
 // At start: tells the store that the segment whose record is at this offset, with this checksum, is on disk. False: no such one.
 bool store_segment_on_disk(struct store *s, uint32_t uid, uint64_t offset, uint64_t checksum, const uint8_t id[IMAGE_ID_BYTES]);
 
+// ---- searches ----------------------------------------------------------------------------------------------------------
+// What is on disk is found by its tokens, too. A save tells so by itself (image_saved); whoever finds manifests tells it here, and brings the tokens
+// later: store_next_unplaced says of which, store_place_saved takes them in order, in pieces of any length. MPIG_ENOENT: it was replaced
+// meanwhile; MPIG_ENOMEM.
+void store_saved_put(struct store *s, const struct image_context *from);
+void store_saved_remove(struct store *s, const char *name);
+struct unplaced {
+	char name[MPIG_NAME_BYTES];
+	uint64_t number; // of its state
+};
+bool store_next_unplaced(struct store *s, struct unplaced *out); // false: there is none
+int store_place_saved(struct store *s, const struct unplaced *of, uint64_t position, const uint32_t *tokens, uint64_t count);
+void store_give_up_placing(struct store *s, const struct unplaced *of); // they cannot be read
+
 // ---- policies ----------------------------------------------------------------------------------------------------------
 struct persist_default {  // of contexts whose policy does not say
 	uint32_t persist; // enum mpig_persist but DEFAULT

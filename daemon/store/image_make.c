@@ -270,7 +270,10 @@ static int announce(struct making *m, char *why)
 	c->on_disk = !m->from.foreign;
 	c->disk_tokens = m->from.committed;
 	context_announce(s, c);
-	s->prefix.late = true;
+	const struct saved *saved = saved_find(s, c->name);
+	if (!saved || m->from.foreign || saved->created_ns != c->created_ns || saved->committed != m->from.committed ||
+	    !prefix_share_end(&c->prefix, &saved->prefix, saved->committed))
+		s->prefix.late = true;
 	m->params = NULL;
 	memset(m->segment, 0, m->from.segment_count * sizeof(struct segment *));
 	return 0;

@@ -17,6 +17,7 @@
 #define MPIG_STORE_INTERNAL_H
 
 #include "daemon/store/format.h"
+#include "daemon/store/image.h"
 #include "daemon/store/pool.h"
 #include "daemon/store/record.h"
 #include "daemon/store/store.h"
@@ -90,6 +91,25 @@ struct snapshot { // the segments of a context; the rows of one end where the ne
 	struct ref ref[];
 };
 
+struct prefix_end {               // where a sequence of token ids ends in the tree of its fingerprint
+	struct prefix_node *node; // NULL: it has no place
+	uint64_t tokens;
+	struct prefix_end *next, **link; // others that end on the same edge
+	bool saved;                      // of a struct saved; otherwise of a struct context
+};
+
+// A context on disk, as far as searches must know of it: it may be in memory as well (then it is not looked at), or have left.
+struct saved {
+	struct saved *next;
+	struct prefix_end prefix;
+	struct identity identity;
+	uint8_t fingerprint[64];
+	char name[MPIG_NAME_BYTES];
+	uint64_t created_ns, committed, number; // number: of this state of it
+	bool in_memory;                         // there is a context of that name
+	bool given_up;                          // its tokens could not be read
+};
+
 struct context {
 	struct store *store;
 	_Atomic uint32_t refs;
@@ -138,9 +158,7 @@ struct context {
 		void (*release)(void *data);
 	} companion[COMPANIONS];
 
-	struct prefix_node *prefix; // where its committed tokens end in the tree of its fingerprint; NULL: it has none
-	uint64_t prefix_end;
-	struct context *prefix_next, **prefix_link;
+	struct prefix_end prefix; // where its committed tokens end
 	struct garbage drop;
 };
 
@@ -168,6 +186,9 @@ struct store {
 	uint64_t next_id, metadata_bytes;
 	uint32_t next_slot;
 	struct prefix_index prefix;
+	struct saved *saved[NAME_BUCKETS]; // by name
+	uint64_t saved_number;
+	bool saved_late;                // some have no place yet
 	struct garbage *dead;           // destroyed when the lock is released
 	struct changed_policy *changed; // of contexts that left memory before anybody asked; the oldest first
 };
@@ -348,7 +369,17 @@ static inline bool context_pinned(const struct store *s, const struct context *c
 }
 void context_free_records(struct store *s, const struct context *c, const struct snapshot *snap);
 
+// saved.c
+struct saved *saved_find(const struct store *s, const char *name); // NULL: that is not on disk
+void saved_put(struct store *s, const struct context *like,
+               const struct image_context *from); // like: has the same tokens; or NULL
+void saved_free_all(struct store *s);
+
 // prefix.c
+int prefix_extend_end(struct store *s, struct prefix_end *end, const uint8_t fingerprint[64], const uint32_t *token,
+                      uint64_t count);
+void prefix_cut_end(struct store *s, struct prefix_end *end, uint64_t tokens);
+bool prefix_share_end(struct prefix_end *end, const struct prefix_end *with, uint64_t tokens); // false: that has no such place
 // The context has `count` more tokens. MPIG_ENOMEM: the tree is as before.
 int prefix_extend(struct store *s, struct context *c, const uint32_t *token, uint64_t count);
 void prefix_cut(struct store *s, struct context *c, uint64_t tokens); // it has only so many; 0: it is gone

@@ -111,6 +111,9 @@ static void unlink_context(struct store *s, struct context *c)
 		link = &(*link)->name_next;
 	*link = c->name_next;
 	prefix_cut(s, c, 0);
+	struct saved *saved = saved_find(s, c->name);
+	if (saved)
+		saved->in_memory = false;
 	size_t i = 0;
 	while (s->context[i] != c)
 		i++;

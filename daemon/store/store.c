@@ -87,6 +87,7 @@ void store_destroy(struct store *s)
 		atomic_store(&c->dropped, true);
 		context_unref(c);
 	}
+	saved_free_all(s);
 	prefix_close(s);
 	free(s->context);
 	free(s->account);

@@ -590,6 +590,9 @@ def as_nobody(daemon, mode: int, *arguments: str):
 def test_another_users_context_cannot_be_seen_or_dropped(daemon, book):
     assert as_nobody(daemon, 0o666, "ls").stdout == b"no contexts\n"
     assert as_nobody(daemon, 0o666, "verify").stdout == b""
+    assert as_nobody(daemon, 0o666, "export", "book", "/tmp/none.mpig").returncode == PERMISSION
+    assert as_nobody(daemon, 0o666, "gc").returncode == PERMISSION
+    assert as_nobody(daemon, 0o666, "pin", "book").returncode == PERMISSION
     assert as_nobody(daemon, 0o666, "verify", "book").returncode in (NOT_FOUND, PERMISSION)
     assert as_nobody(daemon, 0o666, "drop", "--yes", "book").returncode in (NOT_FOUND, PERMISSION)
     assert good(daemon.ctl("ls", "-1")) == "book\n"

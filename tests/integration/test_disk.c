@@ -363,6 +363,50 @@ START_TEST(by_its_own_policy)
 }
 END_TEST
 
+// What has left memory is found by its tokens: in this daemon, and by one that knows no more than the directory.
+START_TEST(found_by_its_tokens)
+{
+	struct test_client s;
+	mpig_context *x;
+	uint64_t matched = 0;
+	struct mpig_open_options options = MPIG_INIT(struct mpig_open_options);
+	options.fingerprint = test_client_fingerprint;
+	options.fingerprint_bytes = sizeof(test_client_fingerprint);
+	options.fork_name = "branch";
+	start("[pool]\nkeep = no\n");
+	test_client_open(&s, d);
+	mpig_context_close(make(&s, "book", TOKENS));
+	ck_assert_status(mpig_context_save(s.client, "book", NULL, NULL), MPIG_OK);
+	for (int round = 0; round < 2; round++) {
+		if (round == 0) {
+			ck_assert_status(mpig_context_evict(s.client, "book"), MPIG_OK);
+		} else {
+			test_client_close(&s);
+			test_daemon_term(d);
+			ck_assert_int_eq(test_daemon_wait(d), 0);
+			test_daemon_again(d);
+			test_client_open(&s, d);
+		}
+		int status = MPIG_ENOENT; // its token ids are read some time after the start
+		for (int i = 0; i < 400 && status == MPIG_ENOENT; i++) {
+			status = mpig_context_open_prefix(s.client, data.ids, TOKENS - 7, &options, &x, &matched);
+			if (status == MPIG_ENOENT)
+				usleep(20000);
+		}
+		ck_assert_status(status, MPIG_OK);
+		ck_assert_uint_eq(matched, TOKENS - 7);
+		ck_assert_str_eq(mpig_context_name(x), "branch");
+		test_client_assert_dense(&s, x, &data, 0, TOKENS - 7);
+		mpig_context_close(x);
+		ck_assert_status(mpig_context_drop(s.client, "branch"), MPIG_OK);
+	}
+	ck_assert_status(mpig_context_drop(s.client, "book"), MPIG_OK);
+	ck_assert_status(mpig_saved_erase(s.client, "book"), MPIG_OK);
+	ck_assert_status(mpig_context_open_prefix(s.client, data.ids, TOKENS, &options, &x, &matched), MPIG_ENOENT);
+	test_client_close(&s);
+}
+END_TEST
+
 START_TEST(no_disk_to_keep_it)
 {
 	struct test_client s;
@@ -399,6 +443,7 @@ int main(void)
 	tcase_add_test(t, saved_at_shutdown_loaded_at_open);
 	tcase_add_test(t, evicted_and_back);
 	tcase_add_test(t, by_its_own_policy);
+	tcase_add_test(t, found_by_its_tokens);
 	tcase_add_test(t, no_disk_to_keep_it);
 	suite_add_tcase(suite, t);
 	SRunner *runner = srunner_create(suite);

@@ -60,7 +60,7 @@ const struct ctl_command ctl_gc = {
 	.arguments = "",
 	.summary = "Removes from the daemon's disk what nothing needs",
 	.options = "  -n, --dry-run       say how much that is, remove nothing\n  -d, --damaged DAYS  also damaged contexts put "
-                   "aside so long ago "
+		   "aside so long ago "
 		   "or longer\n",
 	.run = run,
 };

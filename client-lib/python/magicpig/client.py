@@ -156,7 +156,7 @@ class Client:
         fork_name: str | None = None,
         min_tokens: int = 0,
     ) -> tuple[Context, int]:
-        """The readable context with the longest common prefix of `tokens`, and that prefix's length."""
+        """The readable context with the longest common prefix of `tokens`, in memory or on disk, and that prefix's length."""
         ids = token_array(tokens)
         options = self._open_options(write, fingerprint, fork_name, min_tokens)
         handle, matched = c_void_p(), c_uint64()
