@@ -10,6 +10,7 @@ INCDIR  := $(PREFIX)/include
 MANDIR  := $(PREFIX)/share/man
 SYSCONFDIR ?= /etc
 UNITDIR := $(PREFIX)/lib/systemd/system
+ZSHDIR  ?= site-functions
 
 CC      ?= cc
 CSTD    := -std=gnu11
@@ -41,6 +42,7 @@ obj = $(patsubst %.c,$(B)/obj/%.o,$(1))
 
 DAEMON_LIBS := -luring -lnuma -linih -lxxhash -lsystemd -lm
 CLIENT_LIBS := -lxxhash -lm
+CTL_LIBS    := -lncursesw -ltinfo -linih $(CLIENT_LIBS)
 TEST_LIBS   := $(shell pkg-config --libs check 2>/dev/null || echo -lcheck -lsubunit -lrt -lm)
 
 PROGRAMS := $(B)/magicpigd $(B)/magicpigctl $(B)/magicpig-bench
@@ -50,9 +52,14 @@ NVCC ?= $(shell command -v nvcc)
 CUDA_LIBRARIES := $(B)/libmagicpig-cuda.so.0 $(B)/libmagicpig-cuda.so $(B)/libmagicpig-cuda.a
 GPU_TESTS := $(patsubst tests/gpu/%.c,$(B)/gpu/%,$(wildcard tests/gpu/test_*.c tests/gpu/bench_*.c))
 TESTS := $(patsubst %.c,$(B)/%,$(TEST_SRC))
+MAN_PAGES := $(patsubst man/%.scd.in,$(B)/man/%,$(wildcard man/*.scd.in))
+COMPLETIONS := $(B)/completions/magicpigctl.bash $(B)/completions/_magicpigctl
 
+.PHONY: man completions
+man: $(MAN_PAGES) ## the manual pages
+completions: $(COMPLETIONS)
 .PHONY: all help demo check check-long check-asan check-tsan check-python bench install uninstall clean deps python-deps format includes
-all: deps includes $(PROGRAMS) $(LIBRARIES) $(if $(NVCC),gpu-compile) $(patsubst client-lib/examples/%.c,$(B)/examples/%,$(EXAMPLES))
+all: deps includes $(PROGRAMS) $(LIBRARIES) man completions $(if $(NVCC),gpu-compile) $(patsubst client-lib/examples/%.c,$(B)/examples/%,$(EXAMPLES))
 .DEFAULT_GOAL := all
 
 # ---- rules -------------------------------------------------------------------------------------------------------------
@@ -98,9 +105,10 @@ $(B)/libmagicpig.so: $(B)/libmagicpig.so.0
 $(B)/magicpigd: $(call obj,daemon/main.c) $(B)/libdaemon.a
 	$(call say,LD,$@)
 	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^ $(DAEMON_LIBS)
-$(B)/magicpigctl: $(call obj,$(CTL_SRC)) $(B)/libmagicpig.a
+CTL_PARTS := $(CTL_SRC) $(CONFIG_SRC) daemon/base/affinity.c daemon/base/log.c
+$(B)/magicpigctl: $(call obj,$(CTL_PARTS)) $(B)/libmagicpig.a
 	$(call say,LD,$@)
-	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^ $(CLIENT_LIBS)
+	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^ $(CTL_LIBS)
 $(B)/magicpig-bench: $(call obj,$(BENCH_SRC)) $(B)/libtest.a $(B)/libdaemon.a $(B)/libmagicpig.a
 	$(call say,LD,$@)
 	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $(call obj,$(BENCH_SRC)) $(B)/libtest.a $(B)/libdaemon.a $(B)/libmagicpig.a $(DAEMON_LIBS)
@@ -145,6 +153,7 @@ $(FAKE_CUDA): $(call obj,tests/gpu/fake/libcuda.c tests/gpu/fake/simt.c daemon/k
 	$(Q)mkdir -p $(@D)
 	$(Q)$(CC) -shared -Wl,-soname,libcuda.so.1 $(ALL_LDFLAGS) -o $@ $^ -lm
 GPU_OBJECTS = $(call obj,$(CUDA_SRC)) $(B)/libtest.a $(B)/libdaemon.a $(B)/libmagicpig.a
+$(B)/tests/gpu/bench_gpu $(B)/gpu/bench_gpu: $(call obj,tools/magicpig-bench/private_daemon.c)
 $(B)/tests/gpu/%: $(B)/obj/tests/gpu/%.o $(B)/obj/tests/gpu/fake/image.o $(GPU_OBJECTS) | $(FAKE_CUDA)
 	$(call say,LD,$@)
 	$(Q)mkdir -p $(@D)
@@ -157,10 +166,24 @@ $(B)/tests/%: $(B)/obj/tests/%.o $(B)/libtest.a $(B)/libdaemon.a $(B)/libmagicpi
 	$(call say,LD,$@)
 	$(Q)mkdir -p $(@D)
 	$(Q)$(CC) $(ALL_LDFLAGS) $(WRAP) -o $@ $< $(B)/libtest.a $(B)/libdaemon.a $(B)/libmagicpig.a $(TEST_LIBS) $(DAEMON_LIBS)
+# The table of options and the commands' help go into manual pages and completions: what is documented is what there is.
+$(B)/config_man: $(call obj,tools/build/config_man.c) $(call obj,$(CONFIG_SRC) daemon/base/affinity.c daemon/base/log.c)
+	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^ -linih
+$(B)/man/%: man/%.scd.in tools/build/man-source tools/build/ctl-table client-lib/include/magicpig.h daemon/disk/FORMAT.md $(B)/config_man $(B)/magicpigctl | deps
+	$(call say,MAN,$@)
+	$(Q)mkdir -p $(@D)
+	$(Q)tools/build/man-source $* $(B) $(VERSION) > $@.scd && SOURCE_DATE_EPOCH=$(MAN_DATE) scdoc < $@.scd > $@.new && mv $@.new $@
+MAN_DATE := $(shell date -r CHANGELOG.md +%s)
+$(B)/completions/magicpigctl.bash: tools/build/completions tools/build/ctl-table $(B)/magicpigctl $(B)/magicpigd
+	$(Q)mkdir -p $(@D)
+	$(Q)tools/build/completions bash $(B)/magicpigctl $(B)/magicpigd > $@.new && mv $@.new $@
+$(B)/completions/_magicpigctl: tools/build/completions tools/build/ctl-table $(B)/magicpigctl $(B)/magicpigd
+	$(Q)mkdir -p $(@D)
+	$(Q)tools/build/completions zsh $(B)/magicpigctl $(B)/magicpigd > $@.new && mv $@.new $@
 .SECONDARY:
 
 # An object is older than its flags when the compiler, the sanitizer, the version or a rule above changed.
-ALL_OBJECTS := $(call obj,$(SHM_SRC) $(CLIENT_SRC) $(CUDA_SRC) cuda/image.c $(wildcard tests/gpu/fake/*.c tests/gpu/bench_*.c) $(CONFIG_SRC) $(DAEMON_SRC) daemon/main.c $(CTL_SRC) $(BENCH_SRC) $(TESTLIB_SRC) $(TEST_SRC))
+ALL_OBJECTS := $(call obj,$(SHM_SRC) $(CLIENT_SRC) $(CUDA_SRC) cuda/image.c $(wildcard tests/gpu/fake/*.c tests/gpu/bench_*.c) $(CONFIG_SRC) $(DAEMON_SRC) daemon/main.c $(CTL_SRC) $(BENCH_SRC) $(TESTLIB_SRC) $(TEST_SRC) tools/build/config_man.c)
 FLAGS = $(CC) $(CPPFLAGS) $(ALL_CFLAGS) $(ALL_LDFLAGS)
 $(ALL_OBJECTS): $(B)/flags Makefile | deps
 $(B)/flags: FORCE
@@ -170,10 +193,10 @@ $(B)/flags: FORCE
 # ---- what people type --------------------------------------------------------------------------------------------------
 VENV     ?= build/venv
 # Python tests of parts that are in the tree; C tests that mean something under ThreadSanitizer.
-PYTESTS  := $(wildcard tests/python tests/systemd client-lib/python/tests tests/cli tests/quality)
+PYTESTS  := $(wildcard tests/python tests/systemd tests/man client-lib/python/tests tests/cli tests/quality)
 TSAN_TESTS = $(filter $(B)/tests/shm/test_ring% $(B)/tests/engine/% $(B)/tests/server/test_worker,$(TESTS))
 HEADERS  := $(shell find shm client-lib cuda config daemon tools tests -name '*.h' 2>/dev/null)
-TEST_ENV  = MAGICPIGD=$(abspath $(B))/magicpigd MAGICPIGCTL=$(abspath $(B))/magicpigctl \
+TEST_ENV  = MAGICPIGD=$(abspath $(B))/magicpigd MAGICPIGD_POINTS=$(abspath $(B))/tests/magicpigd MAGICPIGCTL=$(abspath $(B))/magicpigctl \
             MAGICPIG_LIBRARY=$(abspath $(B))/libmagicpig.so.0 MAGICPIG_EXAMPLES=$(abspath $(B))/examples
 TEST_LIMIT ?= $(if $(MPIG_LONG),3600,300)
 CLANG_FORMAT ?= $(or $(shell command -v clang-format),clang-format-14)
@@ -206,10 +229,10 @@ crosspolytope-table: ## simulate daemon/index/crosspolytope_table.c anew (five m
 	$(B)/crosspolytope_table > $(B)/crosspolytope_table.c
 	mv $(B)/crosspolytope_table.c daemon/index/crosspolytope_table.c
 
-check: deps python-deps all $(TESTS) ## all tests, C and Python
+check: deps python-deps all $(TESTS) $(B)/tests/magicpigd ## all tests, C and Python
 	@$(TEST_ENV) tools/build/run-tests --limit $(TEST_LIMIT) --pytest $(VENV)/bin/python $(PYTESTS) -- $(sort $(TESTS))
 
-check-c: deps all $(TESTS) ## the C tests only
+check-c: deps all $(TESTS) $(B)/tests/magicpigd ## the C tests only
 	@$(TEST_ENV) tools/build/run-tests --limit $(TEST_LIMIT) $(sort $(TESTS))
 
 check-python: deps python-deps all ## the Python and command line tests only
@@ -274,6 +297,10 @@ install: all ## install below $(DESTDIR)$(PREFIX)
 	sed -e 's|@PREFIX@|$(PREFIX)|; s|@VERSION@|$(VERSION)|; s|^libdir=.*|libdir=$(LIBDIR)|; s|^includedir=.*|includedir=$(INCDIR)|' \
 		client-lib/magicpig.pc.in > $(DESTDIR)$(LIBDIR)/pkgconfig/magicpig.pc
 	install -D -m 644 config/magicpigd.conf $(DESTDIR)$(SYSCONFDIR)/magicpig/magicpigd.conf.sample
+	$(foreach page,$(MAN_PAGES),install -D -m 644 $(page) $(DESTDIR)$(MANDIR)/man$(lastword $(subst ., ,$(page)))/$(notdir $(page)) && ) true
+	install -D -m 644 $(B)/completions/magicpigctl.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/magicpigctl
+	ln -sf magicpigctl $(DESTDIR)$(PREFIX)/share/bash-completion/completions/magicpigd
+	install -D -m 644 $(B)/completions/_magicpigctl $(DESTDIR)$(PREFIX)/share/zsh/$(ZSHDIR)/_magicpigctl
 	tools/build/units $(DESTDIR)$(UNITDIR) $(SBINDIR) $(SYSCONFDIR)
 	install -D -m 644 systemd/magicpig.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/magicpig.conf
 	install -D -m 644 systemd/magicpig.tmpfiles $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/magicpig.conf
@@ -283,12 +310,18 @@ uninstall: ## remove what install has put there
 	rm -f $(addprefix $(DESTDIR)$(LIBDIR)/,libmagicpig.so.$(VERSION) libmagicpig.so.0 libmagicpig.so libmagicpig.a pkgconfig/magicpig.pc)
 	rm -f $(DESTDIR)$(SBINDIR)/magicpigd $(addprefix $(DESTDIR)$(BINDIR)/,magicpigctl magicpig-bench) $(DESTDIR)$(INCDIR)/magicpig.h
 	rm -f $(DESTDIR)$(SYSCONFDIR)/magicpig/magicpigd.conf.sample $(DESTDIR)$(PREFIX)/share/magicpig/grafana/magicpigd.json
+	rm -f $(foreach page,$(MAN_PAGES),$(DESTDIR)$(MANDIR)/man$(lastword $(subst ., ,$(page)))/$(notdir $(page)))
+	rm -f $(addprefix $(DESTDIR)$(PREFIX)/share/,$(addprefix bash-completion/completions/,magicpigctl magicpigd) zsh/$(ZSHDIR)/_magicpigctl)
 	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,magicpigd.service magicpigd.socket magicpigd@.service magicpigd@.socket)
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/lib/,sysusers.d/magicpig.conf tmpfiles.d/magicpig.conf systemd/catalog/magicpigd.catalog)
 	-rmdir $(DESTDIR)$(SYSCONFDIR)/magicpig $(addprefix $(DESTDIR)$(PREFIX)/share/magicpig,/grafana /) 2>/dev/null
 
 clean: ## remove what was built (the Python environment, the demo's model and the captures of quality stay)
 	rm -rf build-asan build-tsan $(filter-out $(B)/venv $(B)/demo $(B)/quality,$(wildcard $(B)/*))
+
+.PHONY: abi
+abi: $(B)/libmagicpig.so.0 ## write down the library's interface anew, for a release
+	CC='$(CC)' tools/build/abi-list $< > client-lib/abi/libmagicpig.so.0.abi
 
 format: ## run clang-format over all C files
 	$(CLANG_FORMAT) -i $(sort $(HEADERS) $(wildcard shm/*.c client-lib/*/*.c cuda/*.c cuda/*.cu config/*.c daemon/*.c daemon/*/*.c tools/*/*.c) \

@@ -1,5 +1,6 @@
 #include "config/options.h"
 
+#include <assert.h>
 #include <ini.h>
 #include <stdlib.h>
 #include <string.h>
@@ -19,6 +20,8 @@ static const struct option table[] = {
          "Permissions of the socket: who may connect."},
 	{"daemon", "socket_group", OPTION_NAME, AT(daemon.socket_group), "", 0, 0, false,
          "Group of the socket and of the statistics file. Empty: the daemon's."},
+	{"daemon", "admin_group", OPTION_NAME, AT(daemon.admin_group), "", 0, 0, true,
+         "Group whose members may do what root may: all contexts, reload, limits. Root and the daemon's user always may."},
 	{"daemon", "log_level", OPTION_LEVEL, AT(daemon.log_level), "info", 0, 0, true, "Least important lines that are logged."},
 	{"daemon", "stats", OPTION_PATH_OR_NONE, AT(daemon.stats), "", 0, 0, false,
          "Statistics file. Empty: INSTANCE.stats beside the socket; none: no file."},
@@ -39,7 +42,7 @@ static const struct option table[] = {
 	{"workers", "count", OPTION_COUNT, AT(workers.count), "0", 0, 256, false, "Worker threads. 0: one per CPU in cpus."},
 	{"workers", "cpus", OPTION_CPUS, AT(workers.cpus), "", 0, 0, false,
          "CPUs the workers are pinned to. Empty: one per core, with the first core left to the clients."},
-	{"workers", "spin_us", OPTION_DURATION, AT(workers.spin_ns), "200us", 0, 1e10, false,
+	{"workers", "spin_us", OPTION_DURATION, AT(workers.spin_ns), "200us", 0, 1e10, true,
          "How long a worker looks for more work before it sleeps."},
 	{"workers", "awake_max", OPTION_DURATION, AT(workers.awake_ns), "1s", 0, 6e10, false,
          "Longest time for which a client may ask, once, that workers do not sleep (mpig_awake). 0: it may not."},
@@ -56,35 +59,44 @@ static const struct option table[] = {
          "says."},
 	{"engine", "cpu_mask", OPTION_NAME, AT(engine.cpu_mask), "", 0, 0, false,
          "Instruction sets allowed, e.g. c or avx2 or all. Empty: $MAGICPIG_CPU_MASK, else all."},
-	{"limits", "bytes_per_uid", OPTION_SIZE, AT(limits.bytes_per_uid), "0", 0, (double)(UINT64_C(1) << 50), false,
+	{"limits", "bytes_per_uid", OPTION_SIZE, AT(limits.bytes_per_uid), "0", 0, (double)(UINT64_C(1) << 50), true,
          "Pool bytes one user may hold. 0: no limit."},
-	{"limits", "contexts_per_uid", OPTION_COUNT, AT(limits.contexts_per_uid), "0", 0, 1e9, false,
+	{"limits", "bytes_per_gid", OPTION_SIZE, AT(limits.bytes_per_gid), "0", 0, (double)(UINT64_C(1) << 50), true,
+         "Pool bytes the contexts of one group may hold. 0: no limit."},
+	{"limits", "contexts_per_uid", OPTION_COUNT, AT(limits.contexts_per_uid), "0", 0, 1e9, true,
          "Contexts one user may own. 0: no limit."},
-	{"limits", "clients_per_uid", OPTION_COUNT, AT(limits.clients_per_uid), "64", 1, 1024, false, "Connections of one user."},
-	{"limits", "queues_per_uid", OPTION_COUNT, AT(limits.queues_per_uid), "256", 1, 1024, false, "Queues of one user."},
+	{"limits", "contexts_per_gid", OPTION_COUNT, AT(limits.contexts_per_gid), "0", 0, 1e9, true,
+         "Contexts that may belong to one group. 0: no limit."},
+	{"limits", "clients_per_uid", OPTION_COUNT, AT(limits.clients_per_uid), "64", 1, 1024, true, "Connections of one user."},
+	{"limits", "clients_per_gid", OPTION_COUNT, AT(limits.clients_per_gid), "0", 0, 1024, true,
+         "Connections from processes of one group. 0: no limit."},
+	{"limits", "queues_per_uid", OPTION_COUNT, AT(limits.queues_per_uid), "256", 1, 1024, true, "Queues of one user."},
+	{"limits", "queues_per_gid", OPTION_COUNT, AT(limits.queues_per_gid), "0", 0, 1024, true,
+         "Queues of processes of one group. 0: no limit."},
 	{"limits", "region_bytes_per_uid", OPTION_SIZE, AT(limits.region_bytes_per_uid), "4G", 4096, (double)(UINT64_C(1) << 40),
-         false, "Memory of one user's queues; it counts as the daemon's."},
-	{"limits", "attend_max_tokens", OPTION_COUNT, AT(limits.attend_max_tokens), "4096", 1, 4096, false,
-         "Query tokens of one request."},
+         true, "Memory of one user's queues; it counts as the daemon's."},
+	{"limits", "requests_per_uid", OPTION_COUNT, AT(limits.requests_per_uid), "0", 0, 1e9, true,
+         "Requests a second on all queues of one user; more wait for their turn. 0: no limit."},
+	{"limits", "requests_per_gid", OPTION_COUNT, AT(limits.requests_per_gid), "0", 0, 1e9, true,
+         "The same for all processes of one group. 0: no limit."},
+	{"limits", "attend_max_tokens", OPTION_COUNT, AT(limits.attend_max_tokens), "4096", 1, 4096, true,
+         "Query tokens of one request, on queues made from now on."},
 	{"disk", "dir", OPTION_PATH, AT(disk.dir), "", 0, 0, false,
          "Directory where contexts are saved, on a file system with hard links. Empty: nothing is kept on disk."},
 	{"disk", "queue_depth", OPTION_COUNT, AT(disk.queue_depth), "8", 1, 64, false, "Reads or writes in flight."},
 	{"disk", "chunk", OPTION_SIZE, AT(disk.chunk), "1M", 1 << 20, 1 << 26, false,
          "Bytes of one read or write, in whole pages of 4096; a save or load takes queue_depth times as much memory."},
-	{"disk", "rate", OPTION_SIZE, AT(disk.rate), "0", 0, (double)(UINT64_C(1) << 50), false,
+	{"disk", "rate", OPTION_SIZE, AT(disk.rate), "0", 0, (double)(UINT64_C(1) << 50), true,
          "Bytes a second that saving and loading may take. 0: no limit."},
-	{"disk", "persist", OPTION_PERSIST, AT(disk.persist), "none", 0, 0, false,
-         "What is saved unasked of contexts whose own policy (magicpigctl persist) does not say: none; shutdown, all at a clean "
-         "stop; idle, also what nobody used for disk.idle; commit, also "
-         "what was "
-         "committed, within about a second."},
-	{"disk", "idle", OPTION_DURATION, AT(disk.idle_ns), "60s", 0, 1e14, false, "When persist = idle."},
-	{"disk", "load_on_open", OPTION_BOOL, AT(disk.load_on_open), "yes", 0, 0, false,
+	{"disk", "persist", OPTION_PERSIST, AT(disk.persist), "none", 0, 0, true,
+         "What is saved unasked: none; shutdown, all at a clean stop; idle, also what nobody used for disk.idle; commit, also "
+         "what was committed. Contexts may have a policy of their own."},
+	{"disk", "idle", OPTION_DURATION, AT(disk.idle_ns), "60s", 0, 1e14, true, "When persist = idle."},
+	{"disk", "load_on_open", OPTION_BOOL, AT(disk.load_on_open), "yes", 0, 0, true,
          "Whether opening a context that is on disk only brings it back."},
-	{"disk", "evict_high", OPTION_SHARE, AT(disk.evict_high), "1", 0.01, 1, false,
+	{"disk", "evict_high", OPTION_SHARE, AT(disk.evict_high), "1", 0.01, 1, true,
          "Share of the pool in use above which contexts that are on disk and not open leave memory. 1: they never do."},
-	{"disk", "evict_low", OPTION_SHARE, AT(disk.evict_low), "0.8", 0.01, 1, false,
-         "Share of the pool down to which they do."},
+	{"disk", "evict_low", OPTION_SHARE, AT(disk.evict_low), "0.8", 0.01, 1, true, "Share of the pool down to which they do."},
 };
 #define OPTIONS (sizeof table / sizeof table[0])
 
@@ -160,18 +172,31 @@ int options_set(struct options *o, const char *where, const char *section, const
 	return 0;
 }
 
-int options_set_text(struct options *o, const char *assignment, char *why)
+// "section.key=value" into the first two; where the value begins, or NULL.
+static const char *split(const char *assignment, char section[OPTIONS_NAME_BYTES], char key[OPTIONS_NAME_BYTES])
+{
+	const char *dot = strchr(assignment, '.'), *equals = strchr(assignment, '=');
+	if (!dot || !equals || dot > equals || dot == assignment || equals == dot + 1 || dot - assignment >= OPTIONS_NAME_BYTES ||
+	    equals - dot > OPTIONS_NAME_BYTES)
+		return NULL;
+	snprintf(section, OPTIONS_NAME_BYTES, "%.*s", (int)(dot - assignment), assignment);
+	snprintf(key, OPTIONS_NAME_BYTES, "%.*s", (int)(equals - dot - 1), dot + 1);
+	return equals + 1;
+}
+
+int options_assign(struct options *o, const char *where, const char *assignment, char *why)
 {
 	char section[OPTIONS_NAME_BYTES], key[OPTIONS_NAME_BYTES];
-	const char *dot = strchr(assignment, '.'), *equals = strchr(assignment, '=');
-	if (!dot || !equals || dot > equals || dot == assignment || equals == dot + 1 ||
-	    (size_t)(dot - assignment) >= sizeof section || (size_t)(equals - dot) > sizeof key) {
-		snprintf(why, OPTIONS_WHY_BYTES, "command line: '%.64s' is not section.key=value", assignment);
-		return -1;
-	}
-	snprintf(section, sizeof section, "%.*s", (int)(dot - assignment), assignment);
-	snprintf(key, sizeof key, "%.*s", (int)(equals - dot - 1), dot + 1);
-	return options_set(o, "command line", section, key, equals + 1, why);
+	const char *value = split(assignment, section, key);
+	if (value)
+		return options_set(o, where, section, key, value, why);
+	snprintf(why, OPTIONS_WHY_BYTES, "%s: '%.64s' is not section.key=value", where, assignment);
+	return -1;
+}
+
+int options_set_text(struct options *o, const char *assignment, char *why)
+{
+	return options_assign(o, "command line", assignment, why);
 }
 
 // ---- the file --------------------------------------------------------------------------------------------------------
@@ -182,6 +207,9 @@ struct reading {
 	char *why;
 	unsigned line;
 	bool failed;
+	void (*tell)(void *arg, const char *why); // not NULL: of each error, and then go on
+	void *tell_arg;
+	unsigned told;
 };
 
 // One line for inih, without leading blanks (inih would take an indented line for a continuation of the value before).
@@ -194,7 +222,7 @@ static char *read_line(char *line, int bytes, void *arg)
 	size_t n = strlen(line);
 	if (n + 1 == (size_t)bytes && line[n - 1] != '\n' && !feof(r->stream)) {
 		snprintf(r->why, OPTIONS_WHY_BYTES, "%s:%u: line longer than %d bytes", r->name, r->line, bytes - 2);
-		r->failed = true;
+		r->failed = true; // the rest of the line would be taken for another one
 		return NULL;
 	}
 	size_t blank = strspn(line, " \t");
@@ -207,27 +235,64 @@ static int set_line(void *arg, const char *section, const char *key, const char 
 	struct reading *r = arg;
 	char where[OPTIONS_PATH_BYTES + 16];
 	snprintf(where, sizeof where, "%s:%u", r->name, r->line);
-	if (!r->failed && options_set(r->options, where, section, key, value, r->why) != 0)
+	if (r->failed || options_set(r->options, where, section, key, value, r->why) == 0)
+		return !r->failed;
+	if (!r->tell) {
 		r->failed = true;
-	return !r->failed;
+		return 0;
+	}
+	r->tell(r->tell_arg, r->why);
+	r->told++;
+	return 1;
+}
+
+static int read_all(struct reading *r)
+{
+	int line = ini_parse_stream(read_line, r, set_line, r);
+	// inih goes on after a line it does not understand: the first fault in the file is the one to name.
+	if (line > 0 && (!r->failed || (unsigned)line < r->line)) {
+		snprintf(r->why, OPTIONS_WHY_BYTES, "%s:%d: neither [section] nor key = value", r->name, line);
+		return -1;
+	}
+	if (r->failed)
+		return -1;
+	if (ferror(r->stream)) {
+		snprintf(r->why, OPTIONS_WHY_BYTES, "%s: cannot read it: %m", r->name);
+		return -1;
+	}
+	return 0;
 }
 
 int options_read_stream(struct options *o, FILE *stream, const char *name, char *why)
 {
 	struct reading r = {.options = o, .stream = stream, .name = name, .why = why};
-	int line = ini_parse_stream(read_line, &r, set_line, &r);
-	// inih goes on after a line it does not understand: the first fault in the file is the one to name.
-	if (line > 0 && (!r.failed || (unsigned)line < r.line)) {
-		snprintf(why, OPTIONS_WHY_BYTES, "%s:%d: neither [section] nor key = value", name, line);
-		return -1;
+	return read_all(&r);
+}
+
+unsigned options_test_file(const char *path, void (*tell)(void *arg, const char *why), void *arg)
+{
+	struct options o;
+	char why[OPTIONS_WHY_BYTES];
+	FILE *stream = fopen(path, "re");
+	if (!stream) {
+		snprintf(why, sizeof why, "%s: cannot open the configuration: %m", path);
+		tell(arg, why);
+		return 1;
 	}
-	if (r.failed)
-		return -1;
-	if (ferror(stream)) {
-		snprintf(why, OPTIONS_WHY_BYTES, "%s: cannot read it: %m", name);
-		return -1;
+	options_defaults(&o);
+	struct reading r = {.options = &o, .stream = stream, .name = path, .why = why, .tell = tell, .tell_arg = arg};
+	int status = read_all(&r);
+	fclose(stream);
+	char where[OPTIONS_WHY_BYTES + OPTIONS_PATH_BYTES];
+	if (status == 0 && options_check(&o, why) != 0) {
+		snprintf(where, sizeof where, "%s: %s", path, why);
+		tell(arg, where);
+		r.told++;
+	} else if (status != 0) {
+		tell(arg, why);
+		r.told++;
 	}
-	return 0;
+	return r.told;
 }
 
 int options_read_file(struct options *o, const char *path, char *why)
@@ -282,14 +347,8 @@ static int resolve_stats(struct options *o, char *why)
 	return 0;
 }
 
-int options_resolve(struct options *o, char *why)
+int options_check(const struct options *o, char *why)
 {
-	if (!o->daemon.instance[0]) {
-		snprintf(why, OPTIONS_WHY_BYTES, "daemon.instance is empty; give the daemon a name");
-		return -1;
-	}
-	if (resolve_socket(o, why) != 0 || resolve_stats(o, why) != 0)
-		return -1;
 	if (o->engine.budget_floor > o->engine.budget_cap) {
 		snprintf(why, OPTIONS_WHY_BYTES,
 		         "engine.budget_floor = %g is above engine.budget_cap = %g; lower the one or raise the other",
@@ -302,6 +361,19 @@ int options_resolve(struct options *o, char *why)
 		         (double)o->disk.evict_low, (double)o->disk.evict_high);
 		return -1;
 	}
+	return 0;
+}
+
+int options_resolve(struct options *o, char *why)
+{
+	if (!o->daemon.instance[0]) {
+		snprintf(why, OPTIONS_WHY_BYTES, "daemon.instance is empty; give the daemon a name");
+		return -1;
+	}
+	if (resolve_socket(o, why) != 0 || resolve_stats(o, why) != 0)
+		return -1;
+	if (options_check(o, why) != 0)
+		return -1;
 	o->disk.chunk = o->disk.chunk / 4096 * 4096;
 	if (!o->pool.dir[0])
 		snprintf(o->pool.dir, sizeof o->pool.dir, "/dev/shm/magicpig-%s", o->daemon.instance);
@@ -325,6 +397,22 @@ size_t options_format(const struct options *o, char *text, size_t bytes)
 		used += n < 0 ? 0 : (size_t)n;
 	}
 	return used;
+}
+
+bool options_view(const struct options *o, size_t index, struct option_view *view)
+{
+	if (index >= OPTIONS)
+		return false;
+	const struct option *option = &table[index];
+	static_assert(sizeof view->value == OPTION_TEXT_BYTES && sizeof view->allowed == OPTION_TEXT_BYTES, "the same texts");
+	*view = (struct option_view){.section = option->section,
+	                             .key = option->key,
+	                             .fallback = option->fallback,
+	                             .help = option->help,
+	                             .live = option->live};
+	option_describe(option, view->allowed, sizeof view->allowed);
+	option_format(option, value_in(o, option), view->value, sizeof view->value);
+	return true;
 }
 
 void options_print_sample(FILE *out)
@@ -354,12 +442,45 @@ void options_print_help(FILE *out)
 	}
 }
 
-void options_changed_fixed(const struct options *a, const struct options *b, char *text, size_t bytes)
+// ---- changing --------------------------------------------------------------------------------------------------------
+static bool differs(const struct options *a, const struct options *b, const struct option *option)
+{
+	return memcmp(value_in(a, option), value_in(b, option), option->bytes) != 0;
+}
+
+void options_differences(const struct options *old, const struct options *fresh, char *text, size_t bytes)
 {
 	size_t used = 0;
 	text[0] = '\0';
-	for (size_t i = 0; i < OPTIONS && used < bytes; i++)
-		if (!table[i].live && memcmp(value_in(a, &table[i]), value_in(b, &table[i]), table[i].bytes) != 0)
-			used += (size_t)snprintf(text + used, bytes - used, "%s%s.%s", used ? ", " : "", table[i].section,
-			                         table[i].key);
+	for (size_t i = 0; i < OPTIONS; i++) {
+		char was[OPTION_TEXT_BYTES], is[OPTION_TEXT_BYTES];
+		if (!differs(old, fresh, &table[i]))
+			continue;
+		option_format(&table[i], value_in(old, &table[i]), was, sizeof was);
+		option_format(&table[i], value_in(fresh, &table[i]), is, sizeof is);
+		int n = snprintf(text + used, bytes - used, "%s%s.%s = %s (was %s)\n",
+		                 table[i].live ? "" : "needs a restart: ", table[i].section, table[i].key, is, was);
+		if (n < 0 || (size_t)n >= bytes - used) {
+			text[used] = '\0';
+			return;
+		}
+		used += (size_t)n;
+	}
+}
+
+void options_take_live(struct options *to, const struct options *from)
+{
+	for (size_t i = 0; i < OPTIONS; i++)
+		if (table[i].live)
+			memcpy(value_of(to, &table[i]), value_in(from, &table[i]), table[i].bytes);
+}
+
+bool options_text_is_live(const char *assignment)
+{
+	char section[OPTIONS_NAME_BYTES], key[OPTIONS_NAME_BYTES];
+	bool known;
+	if (!split(assignment, section, key))
+		return false;
+	const struct option *option = find(section, key, &known);
+	return option && option->live;
 }

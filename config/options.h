@@ -33,6 +33,7 @@ struct options {
 		uint32_t socket_mode;
 		char socket_group[OPTIONS_NAME_BYTES]; // "" = the process's
 		int log_level;                         // enum log_level
+		char admin_group[OPTIONS_NAME_BYTES];  // "" = none
 		char stats[OPTIONS_PATH_BYTES];        // "" until options_resolve; "none"
 	} daemon;
 	struct {
@@ -53,9 +54,10 @@ struct options {
 		char cpu_mask[OPTIONS_NAME_BYTES];
 	} engine;
 	struct {
-		uint64_t bytes_per_uid;
-		uint32_t contexts_per_uid, clients_per_uid, queues_per_uid;
+		uint64_t bytes_per_uid, bytes_per_gid;
+		uint32_t contexts_per_uid, contexts_per_gid, clients_per_uid, clients_per_gid, queues_per_uid, queues_per_gid;
 		uint64_t region_bytes_per_uid;
+		uint32_t requests_per_uid, requests_per_gid; // a second
 		uint32_t attend_max_tokens;
 	} limits;
 	struct {
@@ -76,11 +78,24 @@ void options_defaults(struct options *o);
 // allowed".
 int options_read_file(struct options *o, const char *path, char *why);
 int options_read_stream(struct options *o, FILE *stream, const char *name, char *why);
+// Reads the file as a daemon would, but goes on after errors and tells each of them. How many there were.
+unsigned options_test_file(const char *path, void (*tell)(void *arg, const char *why), void *arg);
 // One option: "section.key=value" (as on the command line), or its parts. `where` begins the error text.
 int options_set_text(struct options *o, const char *assignment, char *why);
+int options_assign(struct options *o, const char *where, const char *assignment, char *why);
 int options_set(struct options *o, const char *where, const char *section, const char *key, const char *value, char *why);
+// Options that are allowed alone but not together: 0, or -1 and why.
+int options_check(const struct options *o, char *why);
 // Fills in what depends on other options and on the environment: socket, statistics file, pool directory, CPU mask. -1: see why.
 int options_resolve(struct options *o, char *why);
+
+// The table, for those who show it.
+struct option_view {
+	const char *section, *key, *fallback, *help;
+	char allowed[256], value[256]; // what may be given; what *o has
+	bool live;                     // can change while the daemon runs
+};
+bool options_view(const struct options *o, size_t index, struct option_view *view); // false behind the last
 
 // Values in force as "section.key = value\n" lines. Returns the length needed without the zero; writes at most `bytes`,
 // terminated.
@@ -89,8 +104,11 @@ size_t options_format(const struct options *o, char *text, size_t bytes);
 void options_print_sample(FILE *out);
 // The same as a table for --help.
 void options_print_help(FILE *out);
-// Names ("section.key") of the options that differ between two sets but cannot change while the daemon runs, comma-separated; ""
-// if none.
-void options_changed_fixed(const struct options *a, const struct options *b, char *text, size_t bytes);
+// What differs between two sets, a line each: "section.key = new (was old)\n", after "needs a restart: " where the option cannot change
+// while the daemon runs. Terminated, cut off after a whole line.
+void options_differences(const struct options *old, const struct options *fresh, char *text, size_t bytes);
+// Copies the options that can change while the daemon runs.
+void options_take_live(struct options *to, const struct options *from);
+bool options_text_is_live(const char *assignment); // of "section.key=value"; false for what is unknown
 
 #endif

@@ -119,6 +119,13 @@ struct gpu_merge {
 	uint32_t wait, lse2; // wait: this launch, of one block, waits for the answers first
 };
 
+struct gpu_rounds {
+	struct gpu_queue queue;
+	uint64_t item;   // struct gpu_item of a request that does nothing
+	uint64_t cycles; // uint64_t [count + 2]: of each round; of all of them; ns of all of them
+	uint32_t count, reserved;
+};
+
 struct gpu_wait {
 	struct gpu_queue queue;
 	uint32_t first_slot, slots;

@@ -42,6 +42,10 @@ DEVICE uint64_t clock_ns(void)
 	asm volatile("mov.u64 %0, %globaltimer;" : "=l"(t));
 	return t;
 }
+DEVICE uint64_t clock_cycles(void)
+{
+	return (uint64_t)clock64();
+}
 DEVICE float bf16_value(uint16_t b)
 {
 	return __bfloat162float(__ushort_as_bfloat16(b));
@@ -363,6 +367,22 @@ DEVICE uint64_t entry_word(const struct gpu_submit *a, uint32_t i, uint32_t w, u
 	return word;
 }
 
+// The entries are written: notes what is in flight, and stores the tail. One thread.
+DEVICE void publish(const struct gpu_queue *q, const struct gpu_item *items, uint32_t count)
+{
+	struct gpu_state *s = AT(gpu_state, q->state);
+	for (uint32_t i = 0; i < count; i++) {
+		struct gpu_slot *slot = slot_state(q, items[i].entry.slot);
+		slot->sequence = s->sequence + i;
+		slot->state = GPU_SLOT_OUT;
+	}
+	s->sequence += count;
+	s->sq_next += count;
+	// R0, partner of the daemon's A1. It covers what other threads and blocks wrote: they reach this thread through the barriers and
+	// the fences of arrive(), and a release is cumulative.
+	store_release(&((struct mpig_queue_header *)q->region)->sq_tail, s->sq_next);
+}
+
 // Each warp writes one query into its slot; the block that is done last writes headers and entries, and publishes them.
 KERNEL(GPU_FUSED_BLOCK) mpig_submit(ARGUMENT(gpu_submit) a)
 {
@@ -418,16 +438,7 @@ KERNEL(GPU_FUSED_BLOCK) mpig_submit(ARGUMENT(gpu_submit) a)
 	block_barrier();
 	if (threadIdx.x)
 		return;
-	for (uint32_t i = 0; i < shape->items; i++) {
-		struct gpu_slot *slot = slot_state(&a.queue, AT(gpu_item, a.items)[i].entry.slot);
-		slot->sequence = s->sequence + i;
-		slot->state = GPU_SLOT_OUT;
-	}
-	s->sequence += shape->items;
-	s->sq_next += shape->items;
-	// R0, partner of the daemon's A1. It covers what other threads and blocks wrote: they reach this thread through the barriers and
-	// the fences of arrive(), and a release is cumulative.
-	store_release(&((struct mpig_queue_header *)a.queue.region)->sq_tail, s->sq_next);
+	publish(&a.queue, AT(gpu_item, a.items), shape->items);
 }
 
 // ---- waiting ---------------------------------------------------------------------------------------------------------
@@ -514,6 +525,35 @@ KERNEL(GPU_WARP) mpig_wait_items(ARGUMENT(gpu_merge) a)
 {
 	if (threadIdx.x == 0)
 		wait_for_all(&a.queue, AT(gpu_item, a.items), 0, a.shape.items);
+}
+
+// ---- measuring -------------------------------------------------------------------------------------------------------
+// One thread submits a request that does nothing and waits for it, again and again.
+KERNEL(GPU_WARP) mpig_rounds(ARGUMENT(gpu_rounds) a)
+{
+	struct gpu_state *s = AT(gpu_state, a.queue.state);
+	const uint32_t slot = AT(gpu_item, a.item)->entry.slot;
+	uint64_t *cycles = (uint64_t *)a.cycles, begin = clock_cycles(), begin_ns = clock_ns();
+	if (threadIdx.x)
+		return;
+	for (uint32_t n = 0; n < a.count && !s->failed; n++) {
+		uint64_t entry =
+			a.queue.region + a.queue.sq_offset + (s->sq_next & (a.queue.entries - 1)) * sizeof(struct mpig_sqe);
+		uint64_t before = clock_cycles();
+		int status = slot_state(&a.queue, slot)->state != GPU_SLOT_FREE ? MPIG_EBUSY : wait_for_room(&a.queue, s, 1);
+		if (status) {
+			fail(&a.queue, status, slot, s->sequence);
+			return;
+		}
+		for (uint32_t w = 0; w < sizeof(struct mpig_sqe) / 8; w++)
+			store_word((uint64_t *)entry + w,
+			           w == offsetof(struct mpig_sqe, user_data) / 8 ? s->sequence : ((const uint64_t *)a.item)[w]);
+		publish(&a.queue, AT(gpu_item, a.item), 1);
+		wait_for_all(&a.queue, 0, slot, 1);
+		cycles[n] = clock_cycles() - before;
+	}
+	cycles[a.count] = clock_cycles() - begin;
+	cycles[a.count + 1] = clock_ns() - begin_ns;
 }
 
 // ---- merging ---------------------------------------------------------------------------------------------------------

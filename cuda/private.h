@@ -5,6 +5,7 @@
 //   probe.c             whether a store of the CPU wakes a stream
 //   plan.c              what is the same in every step, in the GPU's memory
 //   step.c              arguments of kernels, and their launch
+//   rounds.c            how long the way to the daemon and back takes
 //   image.c             the kernels, as nvcc made them of kernels.cu
 #ifndef MPIG_CUDA_PRIVATE_H
 #define MPIG_CUDA_PRIVATE_H
@@ -29,7 +30,7 @@ struct mpig_cuda {
 	bool registered;
 	CUmodule module;
 	struct {
-		CUfunction sign, submit, window, wait, wait_items, merge;
+		CUfunction sign, submit, window, wait, wait_items, merge, rounds;
 	} kernel;
 	struct gpu_queue args;     // what kernels are told of the queue
 	struct gpu_report *report; // pinned

@@ -7,7 +7,7 @@
 //   QUEUE_CREATE [old memfd]  ------>   geometry + memfd, eventfd (SCM_RIGHTS)
 //   CREATE / OPEN / OPEN_PREFIX ---->   context record, bound to the client's handle
 //   CLOSE, DROP, LIST, SHOW, FORK, CHMOD, STATUS, PING, CONFIG_GET, VERIFY, HEADS, DISK, SAVED, EVICT, POLICY,
-//   SIGNATURE, STREAM, CLIENTS, KILL, QUOTA, DRAIN
+//   SIGNATURE, STREAM, CLIENTS, KILL, QUOTA, DRAIN, CONFIGURE
 #ifndef MPIG_SHM_CONTROL_H
 #define MPIG_SHM_CONTROL_H
 
@@ -54,6 +54,7 @@ enum mpig_control_op {
 	MPIG_CTL_KILL = 33,      // a connection is closed
 	MPIG_CTL_QUOTA = 34,     // what a user holds, and may hold
 	MPIG_CTL_DRAIN = 35,     // nothing more is opened, or is again; or only how that stands
+	MPIG_CTL_CONFIGURE = 48, // an option is set, or the configuration read again
 	MPIG_CTL_COUNT
 };
 
@@ -405,6 +406,12 @@ struct mpig_ctl_drain { // request and reply; to begin and to end: root and the 
 	uint32_t action;          // enum mpig_drain_action
 	uint32_t drained;         // reply
 	uint64_t clients, queues; // reply: that are still there, the asking client among them
+	uint8_t reserved[32];
+};
+
+struct mpig_ctl_configure { // for administrators; the reply is a text, a line for each option that differs
+	struct mpig_control_header h;
+	char assignment[MPIG_TEXT_BYTES]; // "section.key=value"; "": read file and command line again
 	uint8_t reserved[32];
 };
 

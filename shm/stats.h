@@ -66,7 +66,8 @@ struct mpig_stats_place {
 	uint64_t id;       // of the context, or of the connection; 0: nobody yet
 	uint64_t uid, pid; // pid: clients only
 	uint64_t since_ns; // CLOCK_REALTIME
-	uint64_t reserved[3];
+	uint64_t users;    // handles, or a client and its queues; refreshed once a second, and not under the sequence
+	uint64_t reserved[2];
 	struct mpig_stats_use before; // sums over the workers at that time
 };
 static_assert(sizeof(struct mpig_stats_place) == 128, "two lines");

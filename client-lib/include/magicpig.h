@@ -154,6 +154,12 @@ MPIG_API int mpig_daemon_status(mpig_client *client, struct mpig_daemon_status *
 /* The daemon's configuration in force as "section.key = value\n" lines, into `text` (at most `bytes`, always
  * terminated). Returns the length that was needed, without the zero. */
 MPIG_API int mpig_daemon_config(mpig_client *client, char *text, size_t bytes);
+/* Changes the configuration while the daemon runs, for administrators (root, the daemon's user, daemon.admin_group). assignment
+ * "section.key=value": one option, until the next reload or restart; NULL or "": reads the daemon's configuration file again. `text` gets
+ * a line for each option that differs now, "section.key = new (was old)\n", after "needs a restart: " where it cannot change while the daemon
+ * runs. Returns the length that was needed, without the zero. MPIG_EACCES; MPIG_EINVAL: nothing was changed, mpig_last_error says where
+ * and why; MPIG_ENOTSUP: this option cannot change while the daemon runs. */
+MPIG_API int mpig_daemon_configure(mpig_client *client, const char *assignment, char *text, size_t bytes);
 
 /* ---- looking after a daemon: one's own connections and use; root and the daemon's user see all ------------------------ */
 enum mpig_client_info_flags {
@@ -365,7 +371,7 @@ struct mpig_gc_result {
 	uint64_t bytes;     /* that are free now */
 };
 /* Removes from the daemon's disk what nothing needs, and damaged contexts that were put aside at least damaged_days ago (MPIG_GC_NO_DAMAGED: none
- * of them). dry: only counts. Root and the daemon's user only (MPIG_EACCES). result may be NULL. */
+ * of them). dry: only counts. Administrators only (MPIG_EACCES). result may be NULL. */
 MPIG_API int mpig_saved_gc(mpig_client *client, int dry, uint32_t damaged_days, struct mpig_gc_result *result);
 /* Writes a whole context (rows, index, token ids, seed) into fd, which may be a pipe: one stream with checksums throughout, described in
  * daemon/disk/FORMAT.md. What is on disk only is loaded first. This process writes; the daemon opens nothing. fd is left behind what was written; on

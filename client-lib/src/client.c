@@ -251,6 +251,19 @@ int mpig_daemon_status(mpig_client *c, struct mpig_daemon_status *status)
 	return rc;
 }
 
+// The text of a reply, as much as fits. Returns its length.
+static int take_text(const mpig_client *c, char *text, size_t bytes)
+{
+	const struct mpig_ctl_text_reply *r = (const void *)c->reply;
+	size_t have = c->reply_bytes - sizeof(*r), length = r->length < have ? r->length : have;
+	if (bytes) {
+		size_t n = length < bytes - 1 ? length : bytes - 1;
+		memcpy(text, r->text, n);
+		text[n] = 0;
+	}
+	return (int)length;
+}
+
 int mpig_daemon_config(mpig_client *c, char *text, size_t bytes)
 {
 	if (client_forked(c))
@@ -259,16 +272,28 @@ int mpig_daemon_config(mpig_client *c, char *text, size_t bytes)
 		return error_set(c, MPIG_EINVAL, "text is NULL and bytes = %zu", bytes);
 	pthread_mutex_lock(&c->lock);
 	int rc = plain_call(c, MPIG_CTL_CONFIG_GET, sizeof(struct mpig_ctl_text_reply));
-	if (rc == MPIG_OK) {
-		const struct mpig_ctl_text_reply *r = (const void *)c->reply;
-		size_t have = c->reply_bytes - sizeof(*r), length = r->length < have ? r->length : have;
-		if (bytes) {
-			size_t n = length < bytes - 1 ? length : bytes - 1;
-			memcpy(text, r->text, n);
-			text[n] = 0;
-		}
-		rc = (int)length;
-	}
+	if (rc == MPIG_OK)
+		rc = take_text(c, text, bytes);
+	pthread_mutex_unlock(&c->lock);
+	return rc;
+}
+
+int mpig_daemon_configure(mpig_client *c, const char *assignment, char *text, size_t bytes)
+{
+	struct mpig_ctl_configure request = {0};
+	if (client_forked(c))
+		return MPIG_EFORK;
+	if (bytes && !text)
+		return error_set(c, MPIG_EINVAL, "text is NULL and bytes = %zu", bytes);
+	size_t length = assignment ? strlen(assignment) : 0;
+	if (length >= sizeof(request.assignment))
+		return error_set(c, MPIG_EINVAL, "assignment has %zu bytes: at most %zu", length, sizeof(request.assignment) - 1);
+	if (length)
+		memcpy(request.assignment, assignment, length);
+	pthread_mutex_lock(&c->lock);
+	int rc = client_call(c, MPIG_CTL_CONFIGURE, &request, sizeof(request), -1, sizeof(struct mpig_ctl_text_reply), NULL);
+	if (rc == MPIG_OK)
+		rc = take_text(c, text, bytes);
 	pthread_mutex_unlock(&c->lock);
 	return rc;
 }

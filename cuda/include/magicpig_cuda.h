@@ -175,6 +175,9 @@ MPIG_API int mpig_cuda_sign(mpig_cuda_plan *plan, mpig_cuda_stream stream, const
 /* A request that does nothing, and the wait for it. */
 MPIG_API int mpig_cuda_nop(mpig_cuda *gpu, mpig_cuda_stream stream, unsigned slot);
 MPIG_API int mpig_cuda_wait(mpig_cuda *gpu, mpig_cuda_stream stream, unsigned slot);
+/* How long the way to the daemon and back takes: `count` (1 to 65536) requests that do nothing, one after another, by one thread of one
+ * kernel; ns [count]. Nothing may be in flight; synchronises the context. Errors: a failure's status (then as after any failure). */
+MPIG_API int mpig_cuda_round_trips(mpig_cuda *gpu, unsigned count, float *ns);
 
 #ifdef __cplusplus
 }

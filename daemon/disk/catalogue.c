@@ -134,6 +134,21 @@ void disk_total(struct disk *d, uint64_t *contexts, uint64_t *bytes)
 	pthread_mutex_unlock(&d->lock);
 }
 
+int disk_access(struct disk *d, const struct credentials *who, const char *name, enum access want, char *why)
+{
+	int status = MPIG_OK;
+	pthread_mutex_lock(&d->lock);
+	size_t i = position(d, name);
+	if (!is_at(d, i, name))
+		status = disk_fail(why, MPIG_ENOENT, "no context '%s' is on disk", name);
+	else if (!access_check(&d->saved[i].identity, who, want))
+		status = disk_fail(why, MPIG_EACCES, "context '%s' on disk belongs to uid %u, mode %04o: uid %u may not %s it",
+		                   name, d->saved[i].identity.uid, d->saved[i].identity.mode, who->uid,
+		                   want == ACCESS_READ ? "read" : "replace or erase");
+	pthread_mutex_unlock(&d->lock);
+	return status;
+}
+
 bool disk_has(struct disk *d, const char *name)
 {
 	pthread_mutex_lock(&d->lock);

@@ -202,6 +202,11 @@ int disk_create(const struct disk_options *options, struct disk **out, char *why
 	return 0;
 }
 
+void disk_set_rate(struct disk *d, uint64_t rate)
+{
+	d->options.rate = rate;
+}
+
 void disk_destroy(struct disk *d)
 {
 	if (!d)

@@ -50,6 +50,9 @@ int disk_note_policy(struct disk *d, const struct changed_policy *changed, char 
 // Once in a while: contexts on disk only whose time is over are erased, if that is their policy. Tells of each.
 void disk_expire(struct disk *d, struct store *s, uint64_t now_ns, void (*tell)(void *arg, bool failed, const char *text),
                  void *arg);
+// Whether `who` may do this to what is on disk: 0, MPIG_ENOENT, or MPIG_EACCES and why.
+int disk_access(struct disk *d, const struct credentials *who, const char *name, enum access want, char *why);
+void disk_set_rate(struct disk *d, uint64_t rate); // of the operations that begin from now on. The thread that does them
 // Reads the manifests: what is on disk is known from here on. After a warm restart, tells the store which of its segments are.
 // What a cut-off save left is removed, damaged manifests are put aside; tells of each that cannot be read, and returns how many. s and tell
 // may be NULL.

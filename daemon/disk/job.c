@@ -35,8 +35,8 @@ struct disk_jobs {
 	struct disk *disk;
 	struct store *store;
 	struct pool *pool;
-	struct disk_policy policy;
-	struct disk_progress own; // of what the policy saves
+	struct disk_policy policy, next_policy; // the thread's; and what it is to become, under the lock
+	struct disk_progress own;               // of what the policy saves
 	uint64_t cursor, retry_ns;
 	uint64_t last;
 	bool stop, save_all;
@@ -232,6 +232,13 @@ static void wait_for_work(struct disk_jobs *jobs)
 		pthread_cond_timedwait(&jobs->wake, &jobs->lock, &until);
 }
 
+static void take_policy(struct disk_jobs *jobs)
+{
+	jobs->policy = jobs->next_policy;
+	if (jobs->disk)
+		disk_set_rate(jobs->disk, jobs->policy.rate);
+}
+
 static void *run(void *arg)
 {
 	struct disk_jobs *jobs = arg;
@@ -239,6 +246,7 @@ static void *run(void *arg)
 		disk_recognise(jobs->disk, jobs->store, jobs->policy.tell, jobs->policy.arg);
 	pthread_mutex_lock(&jobs->lock);
 	while (!jobs->stop) {
+		take_policy(jobs);
 		struct job *j = first_waiting(jobs);
 		if (!j) {
 			wait_for_work(jobs);
@@ -270,7 +278,7 @@ int disk_jobs_start(struct disk *disk, struct store *store, struct pool *pool, c
 	jobs->disk = disk;
 	jobs->store = store;
 	jobs->pool = pool;
-	jobs->policy = *policy;
+	jobs->policy = jobs->next_policy = *policy;
 	pthread_condattr_t clock;
 	pthread_condattr_init(&clock);
 	pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
@@ -286,6 +294,14 @@ int disk_jobs_start(struct disk *disk, struct store *store, struct pool *pool, c
 	pthread_setname_np(jobs->thread, "disk");
 	*out = jobs;
 	return 0;
+}
+
+void disk_jobs_set_policy(struct disk_jobs *jobs, const struct disk_policy *policy)
+{
+	pthread_mutex_lock(&jobs->lock);
+	jobs->next_policy = *policy;
+	pthread_cond_signal(&jobs->wake);
+	pthread_mutex_unlock(&jobs->lock);
 }
 
 // Joins the thread, and tells whenever it has got on.
@@ -391,8 +407,6 @@ int disk_job_begin(struct disk_jobs *jobs, enum disk_work work, const struct cre
 int disk_job_begin_gc(struct disk_jobs *jobs, const struct credentials *who, const struct disk_gc_options *options, uint64_t *job,
                       char *why)
 {
-	if (who->uid != 0 && who->uid != geteuid())
-		return disk_fail(why, MPIG_EACCES, "only root and the user the daemon runs as may collect what is left on disk");
 	pthread_mutex_lock(&jobs->lock);
 	struct disk_gc_options all = {options->dry, options->damaged_before_ns, jobs->policy.tell, jobs->policy.arg};
 	int status = begin_locked(jobs, DISK_GC, who, "", &all, job, why);
@@ -406,7 +420,7 @@ int disk_job_look(struct disk_jobs *jobs, const struct credentials *who, uint64_
 	pthread_mutex_lock(&jobs->lock);
 	for (uint32_t i = 0; i < DISK_JOBS && job; i++) {
 		const struct job *j = &jobs->job[i];
-		if (j->number != job || (j->who.uid != who->uid && who->uid))
+		if (j->number != job || (j->who.uid != who->uid && !credentials_admin(who)))
 			continue;
 		status = 0;
 		*view = (struct disk_job_view){

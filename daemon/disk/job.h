@@ -21,6 +21,7 @@ struct disk_job_view {
 // What the thread does by itself, about once a second, when nobody waits for it.
 struct disk_policy {
 	struct persist_default otherwise; // of contexts whose policy does not say
+	uint64_t rate;                    // bytes a second of saves and loads; 0: no limit
 	double high, low;                 // evict when more than this share of the pool is in use, down to that; high >= 1: never
 	void (*tell)(void *arg, bool failed, const char *text); // any of it: what was done or failed
 	void *arg;
@@ -29,13 +30,15 @@ struct disk_jobs;
 // disk NULL: there is none, and no job; only the time of contexts is watched.
 int disk_jobs_start(struct disk *disk, struct store *store, struct pool *pool, const struct disk_policy *policy,
                     struct disk_jobs **out); // 0 or MPIG_ENOMEM
+// Takes effect with the next piece of work.
+void disk_jobs_set_policy(struct disk_jobs *jobs, const struct disk_policy *policy);
 // Cancels what runs, and waits for the thread. What waited is not done; with save_all, contexts are saved first whose policy is not to be lost.
 // Meanwhile `progress` (NULL: nobody listens) is called about once a second if something was written since.
 void disk_jobs_stop(struct disk_jobs *jobs, bool save_all, void (*progress)(void *arg), void *arg);
 // MPIG_ELIMIT: too many are waiting; MPIG_ENOMEM. The same work on the same name that still waits for this uid is joined.
 int disk_job_begin(struct disk_jobs *jobs, enum disk_work work, const struct credentials *who, const char *name, uint64_t *job,
                    char *why);
-// DISK_GC; tell and arg of the options are the policy's. MPIG_EACCES: only root and the user the daemon runs as may.
+// DISK_GC; tell and arg of the options are the policy's.
 int disk_job_begin_gc(struct disk_jobs *jobs, const struct credentials *who, const struct disk_gc_options *options, uint64_t *job,
                       char *why);
 struct disk_counts {

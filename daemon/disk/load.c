@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "daemon/base/clock.h"
+#include "daemon/base/probe.h"
 #include "daemon/disk/private.h"
 #include "shm/status.h"
 
@@ -136,6 +137,7 @@ int disk_load(struct disk *d, struct store *s, const struct credentials *who, co
 		catalogue_used(d, name, real_ns());
 		*result = l.result;
 	}
+	PROBE4(load, name, status, l.result.tokens, l.result.moved);
 	finish(&l, name, status);
 	return status;
 }

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "daemon/base/clock.h"
+#include "daemon/base/probe.h"
 #include "daemon/disk/private.h"
 #include "shm/status.h"
 
@@ -210,6 +211,7 @@ int disk_save(struct disk *d, struct store *store, const struct credentials *who
 	io_close(&s.io);
 	if (!status)
 		*result = s.result;
+	PROBE4(save, name, status, s.result.tokens, s.result.moved);
 	return status;
 }
 

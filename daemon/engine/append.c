@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "daemon/base/probe.h"
 #include "daemon/engine/job.h"
 #include "daemon/engine/recent.h"
 
@@ -63,7 +64,7 @@ static int copy_payload(struct job *j, const struct mpig_payload_layout *layout,
 	uint32_t dtype = j->request.entry.dtype;
 	struct carve c = {0};
 	carve_arrays(j, &c, query_count);
-	j->memory = c.overflow ? NULL : aligned_alloc(64, c.used + 64);
+	j->memory = c.overflow ? NULL : memory_get(&j->engine->memory, c.used);
 	if (!j->memory)
 		return job_fail(j, MPIG_ENOMEM, "no memory for %u rows", a->count);
 	c = (struct carve){.base = j->memory};
@@ -130,8 +131,10 @@ static int append_finish(struct job *j, struct engine_scratch *scratch)
 {
 	(void)scratch;
 	struct append *a = &j->append;
-	if (!atomic_load(&j->failed))
-		context_appended(j->request.context, j->request.entry.layer, a->position + a->count);
+	if (atomic_load(&j->failed))
+		return 0;
+	context_appended(j->request.context, j->request.entry.layer, a->position + a->count);
+	PROBE4(append, context_id(j->request.context), j->request.entry.layer, a->position, a->count);
 	return 0;
 }
 

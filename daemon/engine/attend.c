@@ -1,5 +1,6 @@
 // Plans an ATTEND from a checked request, and turns its units' partial results into the answer.
 #include "daemon/engine/attend.h"
+#include "daemon/base/probe.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -195,7 +196,7 @@ static int lay_out(struct job *j)
 		return job_fail(j, MPIG_ELIMIT,
 		                "%u query tokens over %llu rows need more than 4 GiB of work space: send fewer at a time",
 		                a->tokens, (unsigned long long)(a->view.end - a->view.begin));
-	j->memory = aligned_alloc(64, c.used + 64);
+	j->memory = memory_get(&j->engine->memory, c.used);
 	if (!j->memory)
 		return job_fail(j, MPIG_ENOMEM, "no memory for %zu bytes of work space", c.used);
 	c = (struct carve){.base = j->memory};
@@ -303,8 +304,14 @@ static double realised(const struct attend *a, uint32_t g, uint32_t r, float lse
 void attend_merge(const struct attend *a, uint32_t g, uint32_t r, struct attn_partial *total)
 {
 	attn_partial_clear(total, a->layer->shape.d_v);
-	for (uint32_t u = 0; u < a->main_units; u++)
+	enum { AHEAD = 2 };
+	for (uint32_t u = 0; u < a->main_units; u++) {
+		// Most of them are in the caches of other cores.
+		const char *next = (const char *)attend_partial(a, g, u + AHEAD < a->main_units ? u + AHEAD : u, r);
+		for (size_t at = 0; at < a->partial_bytes; at += 64)
+			__builtin_prefetch(next + at);
 		attn_partial_merge(total, attend_partial(a, g, u, r), a->layer->shape.d_v);
+	}
 }
 
 // Merges the group's units in their order and writes the answer of its heads into the slot.
@@ -318,6 +325,7 @@ int attend_close(struct job *j, uint32_t g, struct engine_scratch *scratch)
 		return job_fail(j, MPIG_ENOMEM, "no memory to merge");
 	struct attn_partial *total = (struct attn_partial *)memory;
 	float *out = (float *)(memory + a->partial_bytes);
+	uint64_t rows = 0;
 	for (uint32_t r = 0; r < a->queries; r++) {
 		attend_merge(a, g, r, total);
 		float lse, v, aa;
@@ -328,9 +336,11 @@ int attend_close(struct job *j, uint32_t g, struct engine_scratch *scratch)
 		memcpy(slot + a->layout.error_v + at * 4, &v, 4);
 		memcpy(slot + a->layout.error_a + at * 4, &aa, 4);
 		memcpy(slot + a->layout.rows + at * 4, &total->rows, 4);
+		rows += total->rows;
 		if (a->predicted && a->predicted[(size_t)g * a->queries + r] > 0 && a->tokens == 1)
 			ratio_note(j->request.context, a->layer, g, a->position, realised(a, g, r, lse, aa));
 	}
+	PROBE4(sampled, context_id(j->request.context), j->request.entry.layer, g, rows);
 	return 0;
 }
 

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "daemon/base/probe.h"
 #include "daemon/engine/job.h"
 #include "daemon/engine/recent.h"
 
@@ -151,6 +152,7 @@ static int seal_finish(struct job *j, struct engine_scratch *s)
 	struct commit *c = &j->commit;
 	bool good = !atomic_load(&j->failed);
 	c->sealing = false;
+	PROBE4(seal, context_id(j->request.context), c->plan.first, c->plan.rows, good);
 	context_seal_finish(j->engine->store, &c->plan, good);
 	int status = good ? next_segment(j) : 0;
 	if (!status && good)
@@ -186,7 +188,7 @@ static int prepare_seal(struct job *j)
 	}
 	struct carve m = {0};
 	carve_arrays(c, &m);
-	j->memory = aligned_alloc(64, m.used + 64);
+	j->memory = memory_get(&j->engine->memory, m.used);
 	if (!j->memory)
 		return job_fail(j, MPIG_ENOMEM, "no memory for %u strips", c->strips);
 	m = (struct carve){.base = j->memory};

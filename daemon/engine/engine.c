@@ -20,6 +20,8 @@ int engine_create(const struct engine_options *options, struct engine **engine)
 	e->budget_floor = options->budget_floor > 0 ? options->budget_floor : .005f;
 	e->budget_cap = options->budget_cap > 0 ? options->budget_cap : .08f;
 	e->default_budget = options->default_budget > 0 ? options->default_budget : .01f;
+	e->workers = options->workers > 1 ? options->workers : 1;
+	e->trace = options->trace;
 	e->noise = noise_table();
 	e->hashes = hash_cache_create();
 	if (!e->noise || !e->hashes) {
@@ -35,6 +37,7 @@ void engine_destroy(struct engine *engine)
 	if (!engine)
 		return;
 	hash_cache_destroy(engine->hashes);
+	memory_drop(&engine->memory);
 	free(engine);
 }
 
@@ -144,14 +147,52 @@ static void complete(struct job *j)
 	}
 }
 
-// The last unit of a group was done: close it, and with the last group the round.
-static enum job_state close_group(struct job *j, struct round *r, uint32_t g, struct engine_scratch *scratch)
+// Who runs a piece of a job.
+struct runner {
+	uint32_t worker;
+	struct engine_scratch *scratch;
+};
+
+static void note(const struct job *j, const struct runner *by, enum engine_piece piece, bool end)
 {
-	if (!atomic_load_explicit(&j->failed, memory_order_acquire) && j->ops->close)
-		j->ops->close(j, g, scratch);
+	const struct engine_trace *trace = j->engine->trace;
+	if (trace)
+		trace->note(trace->data, by->worker, piece, end);
+}
+
+typedef int unit_fn(struct job *j, uint32_t group, uint32_t unit, struct engine_scratch *s);
+typedef int group_fn(struct job *j, uint32_t group, struct engine_scratch *s);
+
+static bool alive(struct job *j)
+{
+	return !atomic_load_explicit(&j->failed, memory_order_acquire);
+}
+
+static void run_unit(struct job *j, const struct runner *by, enum engine_piece piece, unit_fn *run, uint32_t g, uint32_t unit)
+{
+	if (!run || !alive(j))
+		return;
+	note(j, by, piece, false);
+	run(j, g, unit, by->scratch);
+	note(j, by, piece, true);
+}
+
+static void run_whole(struct job *j, const struct runner *by, enum engine_piece piece, group_fn *run, uint32_t g)
+{
+	if (!run || !alive(j))
+		return;
+	note(j, by, piece, false);
+	run(j, g, by->scratch);
+	note(j, by, piece, true);
+}
+
+// The last unit of a group was done: close it, and with the last group the round.
+static enum job_state close_group(struct job *j, struct round *r, uint32_t g, const struct runner *by)
+{
+	run_whole(j, by, ENGINE_CLOSE, j->ops->close, g);
 	if (atomic_fetch_add_explicit(&r->closed, 1, memory_order_acq_rel) + 1 < r->group_count)
 		return JOB_RAN;
-	if (j->ops->finish && j->ops->finish(j, scratch) == MPIG_EAGAIN)
+	if (j->ops->finish && j->ops->finish(j, by->scratch) == MPIG_EAGAIN)
 		return JOB_RAN;
 	complete(j);
 	return JOB_DONE;
@@ -165,34 +206,26 @@ static bool claim(atomic_uint *next, uint32_t n, uint32_t *unit)
 	return *unit < n;
 }
 
-static bool alive(struct job *j)
-{
-	return !atomic_load_explicit(&j->failed, memory_order_relaxed);
-}
-
-static enum job_state run_group(struct job *j, struct round *r, uint32_t g, struct engine_scratch *scratch)
+static enum job_state run_group(struct job *j, struct round *r, uint32_t g, const struct runner *by)
 {
 	struct group *group = &r->group[g];
 	uint32_t unit;
 	if (claim(&group->pre_next, group->pre_n, &unit)) {
-		if (alive(j) && j->ops->pre)
-			j->ops->pre(j, g, unit, scratch);
+		run_unit(j, by, ENGINE_PRE, j->ops->pre, g, unit);
 		if (atomic_fetch_add_explicit(&group->pre_done, 1, memory_order_acq_rel) + 1 < group->pre_n)
 			return JOB_RAN;
-		if (alive(j) && j->ops->turn)
-			j->ops->turn(j, g, scratch);
+		run_whole(j, by, ENGINE_TURN, j->ops->turn, g);
 		if (!group->main_n)
-			return close_group(j, r, g, scratch);
+			return close_group(j, r, g, by);
 		atomic_store_explicit(&group->open, 1, memory_order_release);
 		return JOB_RAN;
 	}
 	if (!atomic_load_explicit(&group->open, memory_order_acquire) || !claim(&group->main_next, group->main_n, &unit))
 		return JOB_IDLE;
-	if (alive(j))
-		j->ops->main(j, g, unit, scratch);
+	run_unit(j, by, ENGINE_MAIN, j->ops->main, g, unit);
 	if (atomic_fetch_add_explicit(&group->main_done, 1, memory_order_acq_rel) + 1 < group->main_n)
 		return JOB_RAN;
-	return close_group(j, r, g, scratch);
+	return close_group(j, r, g, by);
 }
 
 static enum job_state run_at_once(struct job *j)
@@ -212,9 +245,10 @@ enum job_state job_run(struct job *j, uint32_t worker, uint32_t workers, struct 
 	if (!j->ops || j->ops->attempt)
 		return run_at_once(j);
 	struct round *r = atomic_load_explicit(&j->round, memory_order_acquire);
+	const struct runner by = {.worker = worker, .scratch = scratch};
 	uint32_t start = workers ? (uint32_t)((uint64_t)(worker % workers) * r->group_count / workers) : 0;
 	for (uint32_t i = 0; i < r->group_count; i++) {
-		enum job_state state = run_group(j, r, (start + i) % r->group_count, scratch);
+		enum job_state state = run_group(j, r, (start + i) % r->group_count, &by);
 		if (state != JOB_IDLE)
 			return state;
 	}
@@ -254,7 +288,7 @@ void job_destroy(struct job *j)
 		older = r->older;
 		free(r);
 	}
-	free(j->memory);
+	memory_put(&j->engine->memory, j->memory);
 	if (j->request.context)
 		context_unref(j->request.context);
 	free(j);

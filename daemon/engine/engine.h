@@ -18,13 +18,22 @@
 #include "daemon/store/store.h"
 #include "shm/abi.h"
 
+// Whoever wants a timeline of a job's pieces is told as each begins and ends, by the thread that does it.
+enum engine_piece { ENGINE_PRE, ENGINE_TURN, ENGINE_MAIN, ENGINE_CLOSE };
+struct engine_trace {
+	void (*note)(void *data, uint32_t worker, enum engine_piece piece, bool end);
+	void *data;
+};
+
 struct engine;
 struct engine_options {
-	const struct kernels *kernels;  // borrowed, must outlive the engine
-	struct store *store;            // borrowed
-	float error_target;             // eps where neither request nor layer names a share of rows; 0: default_budget
-	float budget_floor, budget_cap; // shares of rows under an error target; 0 = .005, .08
-	float default_budget;           // share of rows where there is no error target; 0 = .01
+	const struct kernels *kernels;    // borrowed, must outlive the engine
+	struct store *store;              // borrowed
+	float error_target;               // eps where neither request nor layer names a share of rows; 0: default_budget
+	float budget_floor, budget_cap;   // shares of rows under an error target; 0 = .005, .08
+	float default_budget;             // share of rows where there is no error target; 0 = .01
+	uint32_t workers;                 // threads that will run jobs: how finely some work is cut, never what comes out; 0 = 1
+	const struct engine_trace *trace; // borrowed; NULL: nobody looks
 };
 int engine_create(const struct engine_options *options, struct engine **engine); // builds the noise table
 void engine_destroy(struct engine *engine);

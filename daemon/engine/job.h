@@ -14,6 +14,7 @@
 
 #include "daemon/attn/attn.h"
 #include "daemon/engine/engine.h"
+#include "daemon/engine/memory.h"
 #include "daemon/index/index.h"
 
 struct hash_set;
@@ -24,7 +25,10 @@ struct engine {
 	struct store *store;
 	const float *noise;
 	float error_target, budget_floor, budget_cap, default_budget;
+	uint32_t workers;
 	struct hash_cache *hashes;
+	struct memory memory; // of jobs
+	const struct engine_trace *trace;
 };
 
 struct group {
@@ -75,6 +79,8 @@ struct attend {
 	int8_t *signature;     // [kv_heads][queries][d_pad]
 	struct sig_query *sig; // [kv_heads][queries]
 	bool client_signature;
+	uint32_t pilots;  // pilots of one token of a KV head, each for a part of its query heads
+	uint64_t *turn;   // [kv_heads] of heads_turn; UINT64_MAX: nobody looks
 	uint16_t *bucket; // tables: [kv_heads][queries][L]
 	struct hash_set *hashes;
 	float *score;     // ranked: [kv_heads][queries][rows]

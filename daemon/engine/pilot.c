@@ -25,14 +25,13 @@ static struct sig_params strip_sig_params(const struct attend *a, uint32_t g)
 	                           .signs = a->signs};
 }
 
-// Rotates and quantises the group's queries (unless the client did), and sets what a scan needs of them.
-void sign_queries(struct job *j, uint32_t g)
+void sign_queries(struct job *j, uint32_t g, uint32_t from, uint32_t to)
 {
 	struct attend *a = &j->attend;
 	struct sig_params params = strip_sig_params(a, g);
 	float offset = params.bits == 1 ? .5f : params.bits == 2 ? 1.5f : 7.5f;
 	float rotated[MPIG_MAX_HEAD_DIM];
-	for (uint32_t r = 0; r < a->queries; r++) {
+	for (uint32_t r = from; r < to; r++) {
 		struct sig_query *sq = signature_query(a, g, r);
 		int8_t *signature = a->signature + ((size_t)g * a->queries + r) * params.d_pad;
 		const float *q = attend_query(a, g, r);
@@ -118,26 +117,69 @@ static uint32_t pilot_stride(uint64_t rows)
 	return stride > PILOT_STRIDE ? (uint32_t)stride : PILOT_STRIDE;
 }
 
-// Estimates of one stretch in `stride` (whole groups inside the visible rows), for up to SIG_MAX_HEADS queries of one token; returns
-// how many rows.
+// The stretches of a pilot, one in `stride`: whole groups inside the visible rows.
+struct stretch {
+	const struct span *span; // NULL: there are no more
+	uint32_t row, rows;      // of the block
+	uint32_t at;             // span's number
+	uint64_t number;         // of the stretch
+};
+
+// The first stretch at or after s->row of span s->at.
+static void find_stretch(const struct attend *a, uint32_t g, uint32_t r, uint32_t stride, struct stretch *s)
+{
+	for (; s->at < a->view.span_count; s->at++, s->row = 0) {
+		const struct span *span = &a->view.strip[g].spans[s->at];
+		uint32_t first = (span->block_row + SIG_GROUP - 1) & ~(SIG_GROUP - 1);
+		uint32_t end = span->block_row + attend_visible(a, r, span->first, span->n);
+		if (!span->codes)
+			continue;
+		s->row = s->row > first ? s->row : first;
+		uint32_t left = s->row < end ? (end - s->row + PILOT_RUN - 1) / PILOT_RUN : 0;
+		uint64_t skip = (stride - s->number % stride) % stride;
+		if (skip < left) {
+			s->span = span;
+			s->row += (uint32_t)skip * PILOT_RUN;
+			s->rows = end - s->row < PILOT_RUN ? end - s->row : PILOT_RUN;
+			s->number += skip;
+			return;
+		}
+		s->number += left;
+	}
+	s->span = NULL;
+}
+
+static const uint8_t *stretch_codes(const struct attend *a, const struct stretch *s, uint32_t row)
+{
+	return s->span->codes + sig_code_bytes(a->layer->d_pad, a->layer->wire.signature_bits, row);
+}
+
+// Stretches lie too far from one another for the hardware to guess the next.
+static void fetch_stretch(const struct attend *a, const struct stretch *s)
+{
+	const uint8_t *end = stretch_codes(a, s, s->row + s->rows);
+	for (const uint8_t *at = stretch_codes(a, s, s->row); at < end; at += 64)
+		__builtin_prefetch(at);
+	for (uint32_t i = 0; i < s->rows; i += 32)
+		__builtin_prefetch(s->span->factors + s->row + i);
+}
+
+// Estimates of the pilot's rows for up to SIG_MAX_HEADS queries of one token; returns how many rows.
 static uint32_t pilot_estimates(struct job *j, uint32_t g, uint32_t r0, uint32_t heads, uint32_t stride, float *out, size_t ld)
 {
 	struct attend *a = &j->attend;
 	uint32_t n = 0;
-	uint64_t stretch = 0;
-	for (uint32_t i = 0; i < a->view.span_count; i++) {
-		const struct span *span = &a->view.strip[g].spans[i];
-		uint32_t end = span->block_row + attend_visible(a, r0, span->first, span->n);
-		if (!span->codes)
-			continue;
-		for (uint32_t row = (span->block_row + SIG_GROUP - 1) & ~(SIG_GROUP - 1); row < end;
-		     row += PILOT_RUN, stretch++) {
-			uint32_t run = end - row < PILOT_RUN ? end - row : PILOT_RUN;
-			if (stretch % stride)
-				continue;
-			estimate_run(j, g, r0, heads, span, row, run, out + n, ld);
-			n += run;
-		}
+	struct stretch next = {0};
+	find_stretch(a, g, r0, stride, &next);
+	while (next.span) {
+		struct stretch now = next;
+		next.row += PILOT_RUN;
+		next.number++;
+		find_stretch(a, g, r0, stride, &next);
+		if (next.span)
+			fetch_stretch(a, &next);
+		estimate_run(j, g, r0, heads, now.span, now.row, now.rows, out + n, ld);
+		n += now.rows;
 	}
 	return n;
 }
@@ -238,35 +280,39 @@ static void observe(struct job *j, uint32_t g, uint32_t r, uint64_t turn, const 
 	heads_note(j->request.context, j->attend.layer->first_strip + g, &sample);
 }
 
+// As many for each token as it takes to give every worker one; each reads the pilot's codes again, and all set their thresholds to the same
+// bits.
+uint32_t signature_pre_units(const struct attend *a)
+{
+	return a->tokens * a->pilots;
+}
+
 // One threshold per (strip, head), over all segments, before any random number is drawn.
 int signature_pre(struct job *j, uint32_t g, uint32_t unit, struct engine_scratch *s)
 {
-	(void)unit;
 	struct attend *a = &j->attend;
-	sign_queries(j, g);
-	uint64_t longest = indexed_rows(a, g, a->queries - 1);
-	uint32_t stride = pilot_stride(longest);
-	size_t most = (size_t)(longest / stride + (uint64_t)PILOT_RUN * (a->view.span_count + 1));
+	uint32_t first = unit / a->pilots * a->group_heads, part = unit % a->pilots;
+	uint32_t r0 = first + a->group_heads * part / a->pilots, end = first + a->group_heads * (part + 1) / a->pilots;
+	sign_queries(j, g, r0, end);
+	uint64_t rows = indexed_rows(a, g, r0);
+	uint32_t stride = pilot_stride(indexed_rows(a, g, a->queries - 1)), n = 0;
+	size_t most = (size_t)(rows / stride + (uint64_t)PILOT_RUN * (a->view.span_count + 1));
 	const uint32_t batch = signature_batch(a);
 	float *estimate = scratch_get(s, (batch + 1) * most * sizeof(float)), *w = estimate + batch * most;
 	if (!estimate)
 		return job_fail(j, MPIG_ENOMEM, "no memory for a pilot of %zu rows", most);
-	uint64_t turn = 0;
-	bool look = a->delta <= 0 && heads_turn(j->request.context, a->layer->first_strip + g, &turn);
-	uint32_t n = 0, looked = (uint32_t)(turn % a->queries);
-	for (uint32_t t = 0; t < a->tokens; t++)
-		for (uint32_t i0 = 0; i0 < a->group_heads; i0 += batch) {
-			uint32_t r0 = t * a->group_heads + i0;
-			uint32_t heads = a->group_heads - i0 < batch ? a->group_heads - i0 : batch;
-			uint64_t rows = indexed_rows(a, g, r0);
-			n = pilot_estimates(j, g, r0, heads, stride, estimate, most);
-			for (uint32_t i = 0; i < heads; i++) {
-				signature_query(a, g, r0 + i)->tau =
-					pilot_threshold(j, g, r0 + i, estimate + i * most, n, rows, w);
-				if (look && r0 + i == looked)
-					observe(j, g, looked, turn, estimate + i * most, n, rows, w);
-			}
+	uint64_t turn = a->turn[g];
+	uint32_t looked = turn == UINT64_MAX ? UINT32_MAX : (uint32_t)(turn % a->queries);
+	for (uint32_t heads; r0 < end; r0 += heads) {
+		heads = end - r0 < batch ? end - r0 : batch;
+		n = pilot_estimates(j, g, r0, heads, stride, estimate, most);
+		for (uint32_t i = 0; i < heads; i++) {
+			signature_query(a, g, r0 + i)->tau = pilot_threshold(j, g, r0 + i, estimate + i * most, n, rows, w);
+			if (r0 + i == looked)
+				observe(j, g, looked, turn, estimate + i * most, n, rows, w);
 		}
-	attend_count(a, 0, n * a->layer->code_bytes_per_row);
+	}
+	if (end == a->queries) // codes that several pilots read count once
+		attend_count(a, 0, n * a->layer->code_bytes_per_row);
 	return 0;
 }

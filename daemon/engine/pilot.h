@@ -18,11 +18,12 @@ struct sig_query query_for_run(const struct attend *a, uint32_t g, uint32_t r, u
 // Estimates of rows [row, row + n) of a block for up to SIG_MAX_HEADS queries of one token: out[i * ld].
 void estimate_run(struct job *j, uint32_t g, uint32_t r0, uint32_t heads, const struct span *span, uint32_t row, uint32_t n,
                   float *out, size_t ld);
-// Rotates and quantises the group's queries (unless the client did), and sets what a scan needs of them.
-void sign_queries(struct job *j, uint32_t g);
+// Rotates and quantises queries [from, to) of a group (unless the client did), and sets what a scan needs of them.
+void sign_queries(struct job *j, uint32_t g, uint32_t from, uint32_t to);
 int signature_check(struct job *j, const struct layer *layer);
 void signature_carve(struct job *j, struct carve *c);
 int signature_prepare(struct job *j);
+uint32_t signature_pre_units(const struct attend *a);
 int signature_pre(struct job *j, uint32_t g, uint32_t unit, struct engine_scratch *s);
 
 #endif

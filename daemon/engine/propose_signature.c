@@ -4,6 +4,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "daemon/engine/heads.h"
 #include "daemon/engine/pilot.h"
 #include "daemon/engine/ratio.h"
 #include "daemon/engine/selection.h"
@@ -29,13 +30,14 @@ static void scan_span(struct job *j, uint32_t g, uint32_t r0, uint32_t heads, co
 		              hits, rows, layer->rows.stride, row_bytes);
 		return;
 	}
+	uint32_t from = begin & ~(SIG_GROUP - 1);
 	for (uint32_t i = 0; i < heads; i++) {
 		float tau = signature_query(a, g, r0 + i)->tau;
-		estimate_run(j, g, r0 + i, 1, span, 0, end, estimates, end);
+		estimate_run(j, g, r0 + i, 1, span, from, end - from, estimates, end);
 		for (uint32_t row = begin; row < end; row++)
-			if (estimates[row] + noise[row] > tau) {
+			if (estimates[row - from] + noise[row] > tau) {
 				hits[i].row[hits[i].n] = row;
-				hits[i].estimate[hits[i].n++] = estimates[row];
+				hits[i].estimate[hits[i].n++] = estimates[row - from];
 			}
 	}
 }
@@ -110,6 +112,7 @@ void signature_carve(struct job *j, struct carve *c)
 	a->signs = carve(c, 3 * a->layer->d_pad, sizeof(float));
 	a->signature = carve(c, all, a->layer->d_pad);
 	a->sig = carve(c, all, sizeof(struct sig_query));
+	a->turn = carve(c, s->kv_heads, sizeof(uint64_t));
 	if (a->error_target > 0 && !(a->delta > 0)) {
 		a->ratio = carve(c, s->kv_heads, sizeof(float));
 		a->predicted = carve(c, all, sizeof(float));
@@ -128,6 +131,11 @@ int signature_prepare(struct job *j)
 	sig_signs(context_seed(j->request.context), 0, 0, a->layer->d_pad, a->signs);
 	if (a->ratio)
 		ratio_take(j->request.context, a->layer, a->tokens == 1, a->position, a->ratio);
+	uint32_t each = (j->engine->workers + a->layer->shape.kv_heads - 1) / a->layer->shape.kv_heads;
+	a->pilots = each < a->group_heads ? each : a->group_heads;
+	for (uint32_t g = 0; g < a->layer->shape.kv_heads; g++)
+		if (a->delta > 0 || !heads_turn(j->request.context, a->layer->first_strip + g, &a->turn[g]))
+			a->turn[g] = UINT64_MAX;
 	if (a->heavy) // units without an index note nothing
 		memset(a->heavy, 0, (size_t)a->layer->shape.kv_heads * a->main_units * a->queries * sizeof(*a->heavy));
 	return 0;
@@ -139,6 +147,7 @@ const struct proposal signature_proposal = {.ops = {.pre = signature_pre,
                                                     .finish = attend_finish,
                                                     .release = attend_release},
                                             .estimates = true,
+                                            .pre_units = signature_pre_units,
                                             .check = signature_check,
                                             .carve = signature_carve,
                                             .prepare = signature_prepare};
@@ -149,6 +158,7 @@ const struct proposal verified_proposal = {.ops = {.pre = signature_pre,
                                                    .finish = verify_finish,
                                                    .release = attend_release},
                                            .estimates = true,
+                                           .pre_units = signature_pre_units,
                                            .check = signature_check,
                                            .carve = signature_carve,
                                            .prepare = signature_prepare};

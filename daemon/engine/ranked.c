@@ -87,7 +87,7 @@ int ranked_estimates(struct job *j, uint32_t g, uint32_t unit, struct engine_scr
 {
 	(void)unit;
 	struct attend *a = &j->attend;
-	sign_queries(j, g);
+	sign_queries(j, g, 0, j->attend.queries);
 	const uint32_t batch = signature_batch(a);
 	float *estimate = scratch_get(s, (size_t)batch * BLOCK_MAX_ROWS * sizeof(float));
 	if (!estimate)

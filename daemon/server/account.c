@@ -2,15 +2,15 @@
 
 #include <stdlib.h>
 
-struct account *account_get(struct account **list, uint32_t uid)
+struct account *account_get(struct account **list, uint64_t who)
 {
 	for (struct account *a = *list; a; a = a->next)
-		if (a->uid == uid)
+		if (a->who == who)
 			return a;
 	struct account *a = calloc(1, sizeof *a);
 	if (!a)
 		return NULL;
-	a->uid = uid;
+	a->who = who;
 	a->next = *list;
 	*list = a;
 	return a;

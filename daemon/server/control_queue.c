@@ -6,12 +6,15 @@
 #include "daemon/server/peer.h"
 #include "shm/status.h"
 
-static int check_quota(struct peer *p, struct request *r, struct account *a, uint64_t bytes)
+static int check_quota(struct peer *p, struct request *r, const struct account *a, const struct account *group, uint64_t bytes)
 {
 	const struct options *o = &p->server->options;
 	if (a->queues >= o->limits.queues_per_uid)
-		return control_fail(r, MPIG_EQUOTA, "limits.queues_per_uid: this user has %u queues already; destroy one",
-		                    a->queues);
+		return control_fail(r, MPIG_EQUOTA, "limits.queues_per_uid: uid %u has %u queues and may have %u: destroy one",
+		                    p->who.uid, a->queues, o->limits.queues_per_uid);
+	if (o->limits.queues_per_gid && group->queues >= o->limits.queues_per_gid)
+		return control_fail(r, MPIG_EQUOTA, "limits.queues_per_gid: gid %u has %u queues and may have %u: destroy one",
+		                    p->who.gid, group->queues, o->limits.queues_per_gid);
 	if (bytes > o->limits.region_bytes_per_uid || a->region_bytes > o->limits.region_bytes_per_uid - bytes)
 		return control_fail(r, MPIG_EQUOTA,
 		                    "limits.region_bytes_per_uid: this user's queues have %" PRIu64 " bytes, %" PRIu64
@@ -49,8 +52,9 @@ int control_queue_create(struct peer *p, struct request *r)
 	int status = queue_region_bytes(&o, &bytes, r->why);
 	if (status != MPIG_OK)
 		return status;
-	struct account *a = account_get(&s->accounts, p->who.uid); // there is one: it counts this connection
-	status = check_quota(p, r, a, bytes);
+	struct account *a = account_get(&s->accounts, p->who.uid); // there are both: they count this connection
+	struct account *group = account_get(&s->accounts, ACCOUNT_GROUP(p->who.gid));
+	status = check_quota(p, r, a, group, bytes);
 	if (status != MPIG_OK)
 		return status;
 	if (s->queue_count >= MAX_QUEUES)
@@ -66,9 +70,14 @@ int control_queue_create(struct peer *p, struct request *r)
 		p->place = places_take(&s->clients, p->id, p->who.uid, p->who.pid);
 	q->place = p->place;
 	places_share(&s->clients, q->place); // until it is destroyed, which may be after its client has left
+	q->gid = p->who.gid;
+	q->rate[0] = &a->rate;
+	q->rate[1] = &group->rate;
 	s->queue_count++;
 	a->queues++;
 	a->region_bytes += bytes;
+	group->queues++;
+	group->region_bytes += bytes;
 	status = put_in_service(p, r, q);
 	if (status == MPIG_OK) {
 		struct mpig_ctl_queue_create reply = *in;

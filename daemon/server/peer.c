@@ -40,6 +40,23 @@ static bool read_credentials(struct peer *p)
 	return true;
 }
 
+bool peer_administers(const struct peer *p)
+{
+	return credentials_admin(&p->who);
+}
+
+static void find_administrator(struct peer *p)
+{
+	uint32_t gid = p->server->admin_gid;
+	p->who.admin = p->who.uid == geteuid() || (gid != UINT32_MAX && credentials_in_group(&p->who, gid));
+}
+
+void peer_find_administrators(struct server *s)
+{
+	for (struct peer *p = s->peers; p; p = p->next)
+		find_administrator(p);
+}
+
 static int open_pidfd(const struct peer *p)
 {
 	int fd;
@@ -60,11 +77,6 @@ static void read_command(struct peer *p)
 	p->command[strcspn(p->command, "\n")] = '\0';
 	if (fd >= 0)
 		close(fd);
-}
-
-bool peer_administers(const struct peer *p)
-{
-	return p->who.uid == 0 || p->who.uid == geteuid();
 }
 
 static void on_death(void *arg, uint32_t events)
@@ -120,18 +132,27 @@ static void free_peer(struct peer *p)
 // False: no room, not even for a word of explanation.
 static bool admit(struct server *s, struct peer *p)
 {
-	struct account *a = account_get(&s->accounts, p->who.uid);
-	if (!a || s->peer_count >= MAX_CLIENTS || a->clients >= s->options.limits.clients_per_uid + REFUSED_AT_ONCE) {
+	uint32_t user_limit = s->options.limits.clients_per_uid, group_limit = s->options.limits.clients_per_gid;
+	struct account *user = account_get(&s->accounts, p->who.uid),
+		       *group = account_get(&s->accounts, ACCOUNT_GROUP(p->who.gid));
+	if (!user || !group || s->peer_count >= MAX_CLIENTS || user->clients >= user_limit + REFUSED_AT_ONCE ||
+	    (group_limit && group->clients >= group_limit + REFUSED_AT_ONCE)) {
 		log_limited(&refused_limit, LOG_LEVEL_WARN,
-		            "client pid %u uid %u refused: %u connections are open, %u of this user", p->who.pid, p->who.uid,
-		            s->peer_count, a ? a->clients : 0);
+		            "client pid %u uid %u gid %u refused: %u connections are open, %u of this user, %u of this group",
+		            p->who.pid, p->who.uid, p->who.gid, s->peer_count, user ? user->clients : 0,
+		            group ? group->clients : 0);
 		stats_set(&s->stats.stats->clients_refused, s->stats.stats->clients_refused + 1);
 		return false;
 	}
-	p->refused = a->clients >= s->options.limits.clients_per_uid;
+	p->refused = user->clients >= user_limit                    ? PEER_OVER_UID
+	             : group_limit && group->clients >= group_limit ? PEER_OVER_GID
+	                                                            : PEER_ADMITTED;
 	if (p->refused)
 		stats_set(&s->stats.stats->clients_refused, s->stats.stats->clients_refused + 1);
-	a->clients++;
+	rate_set(&user->rate, s->options.limits.requests_per_uid);
+	rate_set(&group->rate, s->options.limits.requests_per_gid);
+	user->clients++;
+	group->clients++;
 	return true;
 }
 
@@ -152,6 +173,7 @@ void peer_accept(struct server *s, int fd)
 		free_peer(p);
 		return;
 	}
+	find_administrator(p);
 	link_peer(s, p);
 	p->session = session_create();
 	p->messages = p->session ? loop_receive(s->loop, fd, MPIG_CONTROL_MAX_BYTES, on_message, p) : NULL;
@@ -185,9 +207,11 @@ void peer_close(struct peer *p, const char *reason)
 	if (p->next)
 		p->next->previous = p->previous;
 	s->peer_count--;
-	struct account *a = account_get(&s->accounts, p->who.uid);
-	if (a)
-		a->clients--;
+	struct account *accounts[] = {account_get(&s->accounts, p->who.uid),
+	                              account_get(&s->accounts, ACCOUNT_GROUP(p->who.gid))};
+	for (int i = 0; i < 2; i++)
+		if (accounts[i]) // there is one: it counts this connection
+			accounts[i]->clients--;
 	free_peer(p);
 	account_tidy(&s->accounts);
 	server_refresh_stats(s);

@@ -21,18 +21,20 @@ struct peer {
 	uint64_t loading; // a job that brings back the context it wants to open; 0: none
 	char loading_name[MPIG_NAME_BYTES];
 	bool greeted; // its HELLO was accepted
-	bool refused; // over a limit: the first message is answered with why, then it is closed
+	// Over a limit on connections: the first message is answered with why, then it is closed.
+	enum peer_refused { PEER_ADMITTED, PEER_OVER_UID, PEER_OVER_GID } refused;
 };
 
 // Takes over the fd.
 void peer_accept(struct server *s, int fd);
 // Frees the peer's queues, handles and leases; nothing else. The struct is freed by this call.
 void peer_close(struct peer *p, const char *reason);
+// Whether it may look after the daemon and what belongs to others: root, the user the daemon runs as, and the group daemon.admin_group.
+bool peer_administers(const struct peer *p);
+void peer_find_administrators(struct server *s);     // again, after admin_gid has changed
 int peer_add_queue(struct peer *p, struct queue *q); // MPIG_ENOMEM
 struct queue *peer_queue(struct peer *p, uint32_t id);
 void peer_forget_queue(struct peer *p, struct queue *q);
-// Whether it may look after the daemon and other users' connections: root, and the user the daemon runs as.
-bool peer_administers(const struct peer *p);
 
 // ---- control messages (control.c) ------------------------------------------------------------------------------------
 // One request: a private copy in the peer's buffer.
@@ -53,7 +55,7 @@ control_fn control_create, control_open, control_open_prefix, control_close, con
 	control_fork, control_chmod, control_verify, control_heads, control_disk, control_saved, control_evict, control_policy,
 	control_signature, control_stream;
 control_fn control_clients, control_kill, control_quota, control_drain;
-control_fn control_hello, control_ping, control_status, control_config_get;
+control_fn control_hello, control_ping, control_status, control_config_get, control_configure;
 
 // The context is not in memory: MPIG_EAGAIN if it is on disk and is being loaded (r->why says how far), why loading failed, or MPIG_ENOENT
 // with r->why left alone.

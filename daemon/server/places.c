@@ -78,6 +78,12 @@ uint32_t places_take(struct places *p, uint64_t id, uint32_t uid, uint32_t pid)
 	return best;
 }
 
+void places_show(struct places *p)
+{
+	for (uint32_t i = 1; i < MPIG_STATS_PLACES; i++)
+		stats_set(&directory(p)[i].users, atomic_load_explicit(&p->users[i], memory_order_relaxed));
+}
+
 void places_share(struct places *p, uint32_t place)
 {
 	if (place)

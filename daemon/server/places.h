@@ -24,6 +24,9 @@ void places_share(struct places *places, uint32_t place);
 // One use less; after the last the place is free, and its counters go on being shown until somebody moves in. Any thread.
 void places_leave(struct places *places, uint32_t place);
 
+// Shows in the directory how many uses each place has. Control thread.
+void places_show(struct places *places);
+
 // Sums over the workers for the one that is in a place since it moved in. Any thread.
 struct mpig_stats_use places_use(const struct places *places, uint32_t place);
 

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "daemon/base/clock.h"
+#include "daemon/base/probe.h"
 #include "daemon/server/task.h"
 #include "shm/region.h"
 #include "shm/status.h"
@@ -248,6 +249,8 @@ struct submission *queue_next(struct queue *q)
 	mpig_consumer_release(&q->sq);
 	s->sequence = q->sequence++;
 	s->taken_ns = mono_ns();
+	s->admitted = false;
+	PROBE4(submit, q->id, s->sequence, s->entry.op, s->entry.handle);
 	atomic_store_explicit(&q->taken, q->sq.next, memory_order_relaxed);
 	atomic_store_explicit(&q->held, true, memory_order_relaxed);
 	return s;

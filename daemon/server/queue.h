@@ -13,6 +13,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "daemon/server/rate.h"
 #include "daemon/server/session.h"
 #include "shm/abi.h"
 #include "shm/ring.h"
@@ -28,12 +29,14 @@ struct submission {
 	struct mpig_slot_header slot; // zeros without a slot
 	uint64_t sequence;
 	uint64_t taken_ns;
+	bool admitted; // counted against the limits on requests a second
 };
 
 struct queue {
 	uint32_t id;             // unique while the daemon runs; id % workers is its home
-	uint32_t uid;            // charged for it
+	uint32_t uid, gid;       // charged for it
 	uint32_t place;          // of its client in the statistics
+	struct rate *rate[2];    // of the user's and the group's requests; NULL: no limit can be set
 	struct session *session; // a reference
 	void *base;
 	struct mpig_queue_header geometry; // the private, checked copy

@@ -5,6 +5,7 @@
 
 #include "daemon/base/clock.h"
 #include "daemon/base/log.h"
+#include "daemon/base/probe.h"
 #include "daemon/server/stats.h"
 #include "daemon/server/worker.h"
 #include "shm/status.h"
@@ -12,7 +13,7 @@
 #define ENTRIES_PER_VISIT 16u
 #define UNITS_PER_VISIT 4u // of one task, before the worker looks at its queues again
 
-static struct log_limit refused_limit = LOG_LIMIT_INIT, failed_limit = LOG_LIMIT_INIT;
+static struct log_limit refused_limit = LOG_LIMIT_INIT, failed_limit = LOG_LIMIT_INIT, waiting_limit = LOG_LIMIT_INIT;
 
 // ---- answers ---------------------------------------------------------------------------------------------------------
 static void answer_now(struct worker *w, struct queue *q, const struct submission *s, int status)
@@ -22,6 +23,7 @@ static void answer_now(struct worker *w, struct queue *q, const struct submissio
 	                       .slot = s->entry.slot,
 	                       .sequence = s->sequence,
 	                       .service_ns = mono_ns() - s->taken_ns};
+	PROBE5(done, q->id, s->sequence, s->entry.op, cqe.status, cqe.service_ns);
 	stats_count(w->stats, &s->entry, &cqe, q->place, 0);
 	if (status != MPIG_OK)
 		log_limited(&refused_limit, LOG_LEVEL_DEBUG, "queue %u: entry %llu (operation %u, handle %u) refused: %s", q->id,
@@ -54,6 +56,7 @@ static void finish(struct worker *w, struct task *t)
 		.units = r->units,
 		.sequence = t->sequence,
 	};
+	PROBE5(done, t->queue->id, t->sequence, t->entry.op, cqe.status, cqe.service_ns);
 	stats_count(w->stats, &t->entry, &cqe, t->queue->place, t->binding->place);
 	if (r->status != MPIG_OK)
 		log_limited(&failed_limit, LOG_LEVEL_DEBUG, "queue %u: entry %llu (operation %u, handle %u): %s: %s",
@@ -90,6 +93,7 @@ static bool start_job(struct worker *w, struct queue *q, const struct submission
 	t->sequence = s->sequence;
 	t->taken_ns = s->taken_ns;
 	t->writes = engine_op_writes(s->entry.op);
+	PROBE5(start, q->id, s->sequence, s->entry.op, context_id(b->context), w->number);
 	uint32_t units = job_parallelism(t->job), others = task_open_count(w->all->tasks);
 	queue_fly(q, t);
 	task_publish(w->all->tasks, t);
@@ -98,10 +102,30 @@ static bool start_job(struct worker *w, struct queue *q, const struct submission
 	return true;
 }
 
+// Within the limits on requests a second; an entry is counted once, however often it is tried.
+static bool admit(struct queue *q, struct submission *s)
+{
+	struct rate *user = q->rate[0], *group = q->rate[1];
+	if (s->admitted || !user || !group)
+		return true;
+	uint64_t now = mono_ns();
+	bool user_may = rate_take(user, now);
+	s->admitted = user_may && rate_take(group, now);
+	if (user_may && !s->admitted)
+		rate_give(user);
+	if (!s->admitted)
+		log_limited(&waiting_limit, LOG_LEVEL_INFO,
+		            "limits.requests_per_%s: requests of uid %u, gid %u wait for their turn", user_may ? "gid" : "uid",
+		            q->uid, q->gid);
+	return s->admitted;
+}
+
 // False: not now; the entry stays the queue's next one.
-static bool start(struct worker *w, struct queue *q, const struct submission *s)
+static bool start(struct worker *w, struct queue *q, struct submission *s)
 {
 	int status = atomic_load_explicit(&w->all->draining, memory_order_relaxed) ? MPIG_ESHUTDOWN : queue_check(q, s);
+	if (status == MPIG_OK && !admit(q, s))
+		return false;
 	if (status != MPIG_OK || s->entry.op == MPIG_OP_NOP) {
 		answer_now(w, q, s, status);
 		return true;

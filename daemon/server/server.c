@@ -10,6 +10,7 @@
 #include "daemon/base/clock.h"
 #include "daemon/base/log.h"
 #include "daemon/server/peer.h"
+#include "daemon/server/reload.h"
 #include "daemon/server/service.h"
 
 #define REFRESH_NS UINT64_C(1000000000)
@@ -47,6 +48,8 @@ void server_refresh_stats(struct server *s)
 	stats_set(&stats->contexts, totals.contexts);
 	stats_set(&stats->clients, s->peer_count);
 	stats_set(&stats->queues, s->queue_count);
+	places_show(&s->contexts);
+	places_show(&s->clients);
 	refresh_disk(s);
 	stats_set(&stats->flags, (s->drained ? MPIG_STATS_DRAINED : 0) | (s->draining ? MPIG_STATS_STOPPING : 0) |
 	                                 (s->started && !s->draining && !s->drained ? MPIG_STATS_READY : 0) |
@@ -109,11 +112,12 @@ static void on_watchdog(void *arg)
 // ---- retired queues --------------------------------------------------------------------------------------------------
 void server_free_queue(struct server *s, struct queue *q)
 {
-	struct account *a = account_get(&s->accounts, q->uid);
-	if (a) {
-		a->queues--;
-		a->region_bytes -= q->geometry.region_bytes;
-	}
+	struct account *accounts[] = {account_get(&s->accounts, q->uid), account_get(&s->accounts, ACCOUNT_GROUP(q->gid))};
+	for (int i = 0; i < 2; i++)
+		if (accounts[i]) { // there is one: it counts this queue
+			accounts[i]->queues--;
+			accounts[i]->region_bytes -= q->geometry.region_bytes;
+		}
 	s->queue_count--;
 	places_leave(&s->clients, q->place);
 	queue_destroy(q);
@@ -228,32 +232,15 @@ static void drain(struct server *s, const char *signal_name)
 		s->stopping = true;
 }
 
-static void reload(struct server *s)
-{
-	struct options fresh;
-	char why[OPTIONS_WHY_BYTES], fixed[256];
-	service_reloading();
-	if (s->reload(s->reload_arg, &fresh, why) != 0) {
-		log_event(LOG_EVENT_RELOAD_REFUSED, LOG_LEVEL_ERROR, "SIGHUP: configuration unchanged: %s", why);
-		service_ready();
-		return;
-	}
-	log_set_level((enum log_level)fresh.daemon.log_level);
-	options_changed_fixed(&s->options, &fresh, fixed, sizeof fixed);
-	s->options.daemon.log_level = fresh.daemon.log_level;
-	log_event(LOG_EVENT_RELOADED, LOG_LEVEL_INFO, "SIGHUP: log level is %s%s%s", log_level_names[fresh.daemon.log_level],
-	          fixed[0] ? "; these changes need a restart: " : "", fixed);
-	service_ready();
-}
-
 static void on_signal(void *arg, uint32_t events)
 {
 	struct server *s = arg;
 	(void)events;
 	struct signalfd_siginfo info;
 	while (read(s->signal_fd, &info, sizeof info) == (ssize_t)sizeof info) {
+		char changed[RELOAD_TEXT_BYTES], why[OPTIONS_WHY_BYTES];
 		if (info.ssi_signo == SIGHUP)
-			reload(s);
+			server_reload(s, "SIGHUP", changed, why);
 		else
 			drain(s, info.ssi_signo == SIGINT ? "SIGINT" : "SIGTERM");
 	}

@@ -47,6 +47,7 @@ struct server {
 	struct peer *peers;
 	uint32_t peer_count, queue_count;
 	struct account *accounts;
+	uint32_t admin_gid;    // members of the group may do what root may; UINT32_MAX: there is none
 	struct queue *retired; // closed, waiting until nobody points to them
 	uint32_t next_queue_id;
 	uint64_t next_holder, next_peer;
@@ -70,6 +71,8 @@ void server_retire_queue(struct server *s, struct queue *q);
 // ---- inside (server.c, start.c) --------------------------------------------------------------------------------------
 int server_start(struct server *s); // 0; -1 after the error was logged: server_stop undoes what was done
 void server_stop(struct server *s);
+struct disk_policy server_disk_policy(const struct options *o);
+void server_tell_disk(void *arg, bool failed, const char *text); // what the disk's thread has to say
 int server_watch(struct server *s);  // signals, reports of workers, the once-a-second work, the watchdog
 int server_accept(struct server *s); // connections from now on; 0 or -1
 void server_free_queue(struct server *s, struct queue *q);

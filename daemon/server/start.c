@@ -1,7 +1,6 @@
 // The daemon's parts, started in order and stopped backwards.
 #include <assert.h>
 #include <errno.h>
-#include <grp.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,6 +14,7 @@
 #include "daemon/base/clock.h"
 #include "daemon/base/log.h"
 #include "daemon/server/peer.h"
+#include "daemon/server/reload.h"
 #include "daemon/server/server.h"
 #include "daemon/server/service.h"
 #include "daemon/store/format.h"
@@ -32,20 +32,6 @@ static int open_signals(void)
 		return -1;
 	signal(SIGPIPE, SIG_IGN);
 	return signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
-}
-
-static int find_group(const char *name, gid_t *gid)
-{
-	*gid = (gid_t)-1;
-	if (!name[0])
-		return 0;
-	struct group *group = getgrnam(name); // one thread yet
-	if (!group) {
-		log_error("daemon.socket_group = %s: no such group", name);
-		return -1;
-	}
-	*gid = group->gr_gid;
-	return 0;
 }
 
 static void raise_descriptor_limit(void)
@@ -117,7 +103,15 @@ static int open_store(struct server *s)
 	              "the option's words are the store's levels");
 	const struct options *o = &s->options;
 	struct store_options store = {
-		.pool = s->pool, .quota_bytes = o->limits.bytes_per_uid, .quota_contexts = o->limits.contexts_per_uid};
+		.pool = s->pool,
+		.limits =
+			{
+				.uid_bytes = o->limits.bytes_per_uid,
+				.gid_bytes = o->limits.bytes_per_gid,
+				.uid_contexts = o->limits.contexts_per_uid,
+				.gid_contexts = o->limits.contexts_per_gid,
+			},
+	};
 	if (!s->attached)
 		return store_create(&store, &s->store);
 	struct store_attach_options attach = {
@@ -136,7 +130,7 @@ static int open_store(struct server *s)
 	return status;
 }
 
-static int start_memory(struct server *s)
+static int start_memory(struct server *s, uint32_t workers)
 {
 	const struct options *o = &s->options;
 	uint32_t mask;
@@ -153,7 +147,8 @@ static int start_memory(struct server *s)
 	                                .error_target = o->engine.error_target,
 	                                .budget_floor = o->engine.budget_floor,
 	                                .budget_cap = o->engine.budget_cap,
-	                                .default_budget = o->engine.default_budget};
+	                                .default_budget = o->engine.default_budget,
+	                                .workers = workers};
 	int status = open_store(s);
 	engine.store = s->store;
 	if (status == MPIG_OK)
@@ -163,7 +158,7 @@ static int start_memory(struct server *s)
 	return status == MPIG_OK ? 0 : -1;
 }
 
-static void tell(void *arg, bool failed, const char *text)
+void server_tell_disk(void *arg, bool failed, const char *text)
 {
 	(void)arg;
 	if (failed)
@@ -177,7 +172,7 @@ static int start_streams(struct server *s)
 	struct streams_options o = {
 		.store = s->store,
 		.archive = {.table_bytes = engine_table_bytes, .checks = {engine_rows_good, engine_table_good}},
-		.tell = tell};
+		.tell = server_tell_disk};
 	int status = streams_create(&o, &s->streams);
 	if (status != MPIG_OK)
 		log_error("no memory for exports and imports");
@@ -199,12 +194,7 @@ static int start_disk(struct server *s)
 		log_error("disk.dir: %s", why);
 		return -1;
 	}
-	static_assert((int)PERSIST_NONE + 1 == (int)MPIG_PERSIST_NONE && (int)PERSIST_COMMIT + 1 == (int)MPIG_PERSIST_COMMIT,
-	              "the option's words are those of contexts, but for default");
-	struct disk_policy policy = {.otherwise = {.persist = (uint32_t)o->disk.persist + 1, .idle_ns = o->disk.idle_ns},
-	                             .high = (double)o->disk.evict_high,
-	                             .low = (double)o->disk.evict_low,
-	                             .tell = tell};
+	struct disk_policy policy = server_disk_policy(o);
 	status = disk_jobs_start(s->disk, s->store, s->pool, &policy, &s->jobs);
 	if (status != MPIG_OK)
 		log_error("cannot start the disk's thread: %s", mpig_status_text(status));
@@ -299,17 +289,22 @@ static int take_socket(struct server *s)
 
 int server_start(struct server *s)
 {
-	gid_t gid;
+	uint32_t gid;
 	cpu_set_t cpus;
+	char why[OPTIONS_WHY_BYTES];
 	service_init();
 	if (take_socket(s) != 0)
 		return -1;
 	service_status("Attaching the pool");
 	raise_descriptor_limit();
-	if (find_group(s->options.daemon.socket_group, &gid) != 0 || start_memory(s) != 0 || start_loop(s) != 0 ||
-	    start_disk(s) != 0 || start_streams(s) != 0)
+	if (server_find_group("daemon.socket_group", s->options.daemon.socket_group, &gid, why) != 0 ||
+	    server_find_group("daemon.admin_group", s->options.daemon.admin_group, &s->admin_gid, why) != 0) {
+		log_error("%s", why);
 		return -1;
+	}
 	uint32_t workers = choose_cpus(&s->options, &cpus);
+	if (start_memory(s, workers) != 0 || start_loop(s) != 0 || start_disk(s) != 0 || start_streams(s) != 0)
+		return -1;
 	if (start_stats(s, workers, gid) != 0 || start_workers(s, workers, &cpus) != 0 || start_listening(s, gid) != 0)
 		return -1;
 	s->started = true;

@@ -23,8 +23,27 @@ static void store_stat(uint64_t *counter, uint64_t value)
 
 void worker_set_state(struct worker *w, enum mpig_worker_state state)
 {
+	int before = atomic_load_explicit(&w->state, memory_order_relaxed);
+	if (before == (int)state)
+		return;
+	if (state == MPIG_WORKER_BUSY)
+		w->began_ns = mono_ns();
 	atomic_store_explicit(&w->state, (int)state, memory_order_relaxed);
 	store_stat(&w->stats->state, (uint64_t)state);
+}
+
+// The time since `then` goes to what it was spent on; returns now.
+static uint64_t account(struct worker *w, uint64_t then)
+{
+	struct mpig_stats_worker *s = w->stats;
+	uint64_t now = mono_ns(), busy_from = now;
+	if (atomic_load_explicit(&w->state, memory_order_relaxed) == MPIG_WORKER_BUSY)
+		busy_from = w->began_ns > then ? w->began_ns : then;
+	store_stat(&s->busy_ns, s->busy_ns + now - busy_from);
+	store_stat(&s->spin_ns, s->spin_ns + busy_from - then);
+	store_stat(&s->accounted_ns, now);
+	store_stat(&s->heartbeat_ns, now);
+	return now;
 }
 
 // ---- the table of queues ---------------------------------------------------------------------------------------------
@@ -196,34 +215,21 @@ static void *worker_main(void *arg)
 	for (uint32_t idle = 0; !atomic_load_explicit(&w->all->stop, memory_order_relaxed);) {
 		uint32_t moved = turn(w);
 		if (moved) {
-			uint64_t then = now;
-			now = mono_ns();
-			bool was_busy = idle == 0;
-			uint64_t *total = was_busy ? &w->stats->busy_ns : &w->stats->spin_ns;
-			store_stat(total, *total + now - then);
-			worker_set_state(w, MPIG_WORKER_BUSY);
-			store_stat(&w->stats->accounted_ns, now);
-			store_stat(&w->stats->heartbeat_ns, now);
-			last_work = now;
+			last_work = now = account(w, now);
 			nap_ns = NAP_FIRST_NS;
 			idle = 0;
 			continue;
 		}
-		if (atomic_load_explicit(&w->state, memory_order_relaxed) != MPIG_WORKER_SPIN)
-			worker_set_state(w, MPIG_WORKER_SPIN);
+		worker_set_state(w, MPIG_WORKER_SPIN);
 		cpu_relax();
 		if (++idle % CLOCK_EVERY)
 			continue;
-		uint64_t then = now;
-		now = mono_ns();
-		store_stat(&w->stats->spin_ns, w->stats->spin_ns + now - then);
-		store_stat(&w->stats->accounted_ns, now);
-		store_stat(&w->stats->heartbeat_ns, now);
+		now = account(w, now);
 		bool awake = leased(w, now);
-		if (awake || now - last_work < w->all->options.spin_ns)
+		if (awake || now - last_work < __atomic_load_n(&w->all->options.spin_ns, __ATOMIC_RELAXED))
 			continue;
 		bool found = park(w, &nap_ns);
-		now = mono_ns();
+		now = found ? account(w, now) : mono_ns();
 		if (found)
 			last_work = now;
 	}
@@ -376,6 +382,11 @@ struct queue *workers_broken_queue(struct workers *all)
 			return q;
 	}
 	return NULL;
+}
+
+void workers_set_spin(struct workers *all, uint64_t spin_ns)
+{
+	__atomic_store_n(&all->options.spin_ns, spin_ns, __ATOMIC_RELAXED);
 }
 
 void workers_drain(struct workers *all)

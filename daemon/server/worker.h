@@ -53,8 +53,9 @@ struct worker {
 	uint32_t home_count;
 	struct queue **other; // [MAX_QUEUES]: queues of other homes
 	uint32_t other_count;
-	uint64_t version; // of the table that the two lists show
-	uint32_t cursor;  // where to look for tasks
+	uint64_t version;  // of the table that the two lists show
+	uint32_t cursor;   // where to look for tasks
+	uint64_t began_ns; // when it was last seen to turn from spinning to work
 	_Alignas(64) _Atomic uint64_t seen;
 	atomic_int state; // enum mpig_worker_state
 };
@@ -85,7 +86,8 @@ int workers_add_queue(struct workers *workers, struct queue *queue);
 uint64_t workers_remove_queue(struct workers *workers, struct queue *queue);
 bool workers_left(struct workers *workers, uint64_t epoch);
 struct queue *workers_broken_queue(struct workers *workers); // one that is to be removed, or NULL
-void workers_drain(struct workers *workers);                 // new entries are refused from now on
+void workers_set_spin(struct workers *workers, uint64_t spin_ns);
+void workers_drain(struct workers *workers); // new entries are refused from now on
 // A worker that is awake and whose last turn ended more than limit_ns before now_ns, or -1. One that sleeps is not stuck.
 int workers_stuck(const struct workers *all, uint64_t now_ns, uint64_t limit_ns);
 bool workers_idle(struct workers *workers); // no request in progress

@@ -24,21 +24,21 @@ static int by_id(const void *x, const void *y)
 // Not while reading: a segment's bytes are known when all its extents are claimed.
 static int charge_context(struct store *s, struct context *c)
 {
-	uint32_t uid = c->identity.uid;
+	const struct identity *owner = &c->identity;
 	const struct snapshot *snap = atomic_load(&c->snapshot);
 	struct params *p = atomic_load(&c->params);
-	if (account_open(s, uid) || (p && charge_reference(s, &p->charge, uid)))
+	if (account_open(s, owner) || (p && charge_reference(s, &p->charge, owner)))
 		return MPIG_ENOMEM;
 	for (uint32_t i = 0; i < snap->count; i++) {
 		struct segment *seg = snap->ref[i].segment;
 		if (!seg->charge.count)
 			s->metadata_bytes += seg->metadata_bytes;
 		seg->charge.bytes = segment_bytes(seg);
-		if (charge_reference(s, &seg->charge, uid))
+		if (charge_reference(s, &seg->charge, owner))
 			return MPIG_ENOMEM;
 	}
-	account_add(s, uid, context_own_bytes(c));
-	account_contexts(s, uid, 1);
+	account_add(s, owner, context_own_bytes(c));
+	account_contexts(s, owner, 1);
 	s->metadata_bytes += context_own_bytes(c);
 	return 0;
 }

@@ -75,6 +75,15 @@ int context_find(const struct store *s, const struct credentials *who, const cha
 	return status;
 }
 
+int store_context_access(struct store *s, const struct credentials *who, const char *name, enum access want, char *why)
+{
+	struct context *c;
+	store_lock(s);
+	int status = context_lookup(s, who, name, want, &c, why);
+	store_unlock(s);
+	return status;
+}
+
 // ---- making ----------------------------------------------------------------------------------------------------------
 
 uint64_t spec_bytes(const struct spec *spec)
@@ -148,15 +157,20 @@ int context_build(struct store *s, const struct context_draft *draft, struct spe
 {
 	uint64_t record = pool_round(sizeof(struct context_record)), specs = spec_bytes(spec);
 	uint64_t list = draft->segment_count ? list_bytes(draft->segment_count) : 0;
-	uint32_t uid = draft->identity.uid, slot;
-	int status = quota_admit(s, uid, record + specs + list + draft->more_bytes, 1, why);
+	const struct identity *owner = &draft->identity;
+	struct need need = draft->more;
+	need.user_bytes += record + specs + list;
+	need.group_bytes += record + specs + list;
+	need.user_contexts = need.group_contexts = 1;
+	uint32_t slot;
+	int status = quota_admit_need(s, owner, &need, why);
 	if (status)
 		return status;
 	if (free_table_slot(s, &slot))
 		return refuse(why, MPIG_ELIMIT, "the pool holds its limit of %u contexts: drop some first", POOL_MAX_CONTEXTS);
 	struct context *c = NULL;
 	struct extents x = {0};
-	if (account_open(s, uid) || room_for_one_more(s) || extents_want(&x, record, 0) || extents_want(&x, specs, 0) ||
+	if (account_open(s, owner) || room_for_one_more(s) || extents_want(&x, record, 0) || extents_want(&x, specs, 0) ||
 	    (list && extents_want(&x, list, 0)) || !(c = context_new(s, draft, spec))) {
 		extents_fini(&x);
 		return refuse(why, MPIG_ENOMEM, "the daemon has no memory for another context");
@@ -176,8 +190,8 @@ int context_build(struct store *s, const struct context_draft *draft, struct spe
 	snap->list_offset = list ? extents_next(&x) : 0;
 	snap->list_bytes = list;
 	c->fixed_bytes = record + specs;
-	account_add(s, uid, context_own_bytes(c));
-	account_contexts(s, uid, 1);
+	account_add(s, owner, context_own_bytes(c));
+	account_contexts(s, owner, 1);
 	s->metadata_bytes += context_own_bytes(c);
 	extents_fini(&x);
 	*out = c;
@@ -196,8 +210,8 @@ void context_free_records(struct store *s, const struct context *c, const struct
 void context_discard(struct store *s, struct context *c)
 {
 	struct snapshot *snap = atomic_load(&c->snapshot);
-	account_sub(s, c->identity.uid, context_own_bytes(c));
-	account_contexts(s, c->identity.uid, -1);
+	account_sub(s, &c->identity, context_own_bytes(c));
+	account_contexts(s, &c->identity, -1);
 	s->metadata_bytes -= context_own_bytes(c);
 	context_free_records(s, c, snap);
 	free(snap);
@@ -245,7 +259,8 @@ void context_announce(struct store *s, struct context *c)
 		saved->in_memory = true;
 }
 
-static int check_expected(const struct store *s, uint32_t uid, const struct spec *spec, uint64_t tokens, char *why)
+static int check_expected(const struct store *s, const struct identity *owner, const struct spec *spec, uint64_t tokens,
+                          char *why)
 {
 	uint64_t bytes, room = pool_bytes(s->pool) - pool_used(s->pool);
 	if (tokens > MPIG_MAX_TOKENS || __builtin_mul_overflow(tokens, spec->token_bytes, &bytes))
@@ -256,7 +271,7 @@ static int check_expected(const struct store *s, uint32_t uid, const struct spec
 		              "expected_tokens is %" PRIu64 ", which takes %" PRIu64 " MiB; the pool has %" PRIu64
 		              " MiB free: drop contexts, or give the daemon a larger pool",
 		              tokens, bytes >> 20, room >> 20);
-	return quota_admit(s, uid, bytes, 1, why);
+	return quota_admit(s, owner, bytes, 1, why);
 }
 
 static uint64_t random_seed(const struct store *s)
@@ -289,7 +304,7 @@ int store_context_create(struct store *s, const struct credentials *who, const s
 	store_lock(s);
 	status = name_check(s, body->name, "name", why);
 	if (!status)
-		status = check_expected(s, who->uid, spec, body->expected_tokens, why);
+		status = check_expected(s, &draft.identity, spec, body->expected_tokens, why);
 	if (!status)
 		status = context_build(s, &draft, spec, &c, why);
 	if (!status) {

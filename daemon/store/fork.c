@@ -66,16 +66,17 @@ static void seal_parent(struct store *s, struct fork_plan *plan)
 // What the child references, charged to its owner; or nothing.
 static int share(struct store *s, const struct fork_plan *plan, struct context *child, char *why)
 {
-	uint32_t uid = child->identity.uid, done = 0;
+	const struct identity *owner = &child->identity;
+	uint32_t done = 0;
 	struct params *p = atomic_load(&plan->parent->params);
-	bool failed = p && charge_reference(s, &p->charge, uid);
-	while (!failed && done < plan->segments && !charge_reference(s, &plan->snap->ref[done].segment->charge, uid))
+	bool failed = p && charge_reference(s, &p->charge, owner);
+	while (!failed && done < plan->segments && !charge_reference(s, &plan->snap->ref[done].segment->charge, owner))
 		done++;
 	if (failed || done < plan->segments) {
 		while (done)
-			charge_release(s, &plan->snap->ref[--done].segment->charge, uid);
+			charge_release(s, &plan->snap->ref[--done].segment->charge, owner);
 		if (p && !failed)
-			charge_release(s, &p->charge, uid);
+			charge_release(s, &p->charge, owner);
 		return refuse(why, MPIG_ENOMEM, "the daemon has no memory to fork '%s'", plan->parent->name);
 	}
 	struct snapshot *snap = atomic_load(&child->snapshot);
@@ -91,15 +92,18 @@ static int share(struct store *s, const struct fork_plan *plan, struct context *
 	return 0;
 }
 
-// Bytes the uid is not yet charged for.
-static uint64_t new_bytes(const struct fork_plan *plan, uint32_t uid)
+// What the owner is not yet charged for.
+static struct need new_need(const struct fork_plan *plan, const struct identity *owner)
 {
+	struct need need = {0};
 	const struct params *p = atomic_load(&plan->parent->params);
-	uint64_t bytes = p && !charge_has(&p->charge, uid) ? p->bytes : 0;
-	for (uint32_t i = 0; i < plan->segments; i++)
-		if (!charge_has(&plan->snap->ref[i].segment->charge, uid))
-			bytes += segment_bytes(plan->snap->ref[i].segment);
-	return bytes;
+	if (p)
+		charge_need(&p->charge, owner, p->bytes, &need);
+	for (uint32_t i = 0; i < plan->segments; i++) {
+		const struct segment *seg = plan->snap->ref[i].segment;
+		charge_need(&seg->charge, owner, segment_bytes(seg), &need);
+	}
+	return need;
 }
 
 static int fork_locked(struct store *s, const struct credentials *who, struct context *parent, uint64_t tokens, const char *name,
@@ -127,8 +131,8 @@ static int fork_locked(struct store *s, const struct credentials *who, struct co
 		.fork_tokens = tokens,
 		.identity = {who->uid, who->gid, who->uid == parent->identity.uid ? parent->identity.mode : 0600},
 		.segment_count = plan.segments,
-		.more_bytes = new_bytes(&plan, who->uid),
 	};
+	draft.more = new_need(&plan, &draft.identity);
 	struct context *child = NULL;
 	if (!status)
 		status = context_build(s, &draft, parent->spec, &child, why);

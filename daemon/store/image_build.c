@@ -148,7 +148,7 @@ static int new_params(struct making *m)
 		return MPIG_ENOMEM;
 	*p = (struct params){.bytes = m->spec->params_bytes, .version = m->from.signature_version, .refs = 1};
 	m->params = p;
-	if (charge_reference(m->store, &p->charge, m->from.identity.uid))
+	if (charge_reference(m->store, &p->charge, &m->from.identity))
 		return MPIG_ENOMEM;
 	return extents_want(&m->own, p->bytes, 0);
 }
@@ -159,7 +159,7 @@ int making_want_all(struct making *m)
 	for (uint32_t i = 0; i < m->from.segment_count && !status; i++) {
 		if (m->shared[i])
 			continue;
-		m->segment[i] = segment_new(m->store, m->spec, m->from.identity.uid);
+		m->segment[i] = segment_new(m->store, m->spec, &m->from.identity);
 		status = m->segment[i] ? want_segment(m, &m->extents[i], &m->from.segment[i]) : MPIG_ENOMEM;
 	}
 	return status;
@@ -170,11 +170,11 @@ int making_hold_all(struct making *m, char *why)
 	uint64_t total = extents_total(&m->own);
 	for (uint32_t i = 0; i < m->from.segment_count; i++)
 		total += extents_total(&m->extents[i]);
-	int status = quota_admit(m->store, m->from.identity.uid, total, 1, why);
+	int status = quota_admit(m->store, &m->from.identity, total, 1, why);
 	if (status)
 		return status;
 	m->held = total;
-	account_add(m->store, m->from.identity.uid, total);
+	account_add(m->store, &m->from.identity, total);
 	return 0;
 }
 

@@ -104,12 +104,12 @@ static int share_with(struct making *m, struct context *c)
 			    seg->record->sealed_rows != mine->rows)
 				continue;
 			if (p && !m->params) {
-				if (charge_reference(m->store, &p->charge, m->from.identity.uid))
+				if (charge_reference(m->store, &p->charge, &m->from.identity))
 					return MPIG_ENOMEM;
 				p->refs++;
 				m->params = p;
 			}
-			if (charge_reference(m->store, &seg->charge, m->from.identity.uid))
+			if (charge_reference(m->store, &seg->charge, &m->from.identity))
 				return MPIG_ENOMEM;
 			seg->refs++;
 			m->segment[i] = seg;
@@ -124,7 +124,7 @@ static int begin_locked(struct making *m, char *why)
 {
 	struct store *s = m->store;
 	int status = name_check(s, m->from.name, "name", why);
-	if (!status && account_open(s, m->from.identity.uid))
+	if (!status && account_open(s, &m->from.identity))
 		status = MPIG_ENOMEM;
 	m->account = !status;
 	for (size_t i = 0; i < s->count && !status; i++)
@@ -205,7 +205,7 @@ static void book_put(struct extent_sink *sink, uint64_t offset, uint64_t bytes, 
 // Lock held. The charges that were held move to what they are for.
 static void book(struct making *m)
 {
-	account_sub(m->store, m->from.identity.uid, m->held);
+	account_sub(m->store, &m->from.identity, m->held);
 	m->held = 0;
 	for (uint32_t i = 0; i < m->from.segment_count; i++) {
 		struct book_sink sink = {.sink = {book_put}, .m = m, .segment = m->segment[i]};
@@ -295,12 +295,12 @@ int making_finish(struct making *m, char *why)
 static void give_charges(struct making *m)
 {
 	if (m->account)
-		account_sub(m->store, m->from.identity.uid, m->held);
+		account_sub(m->store, &m->from.identity, m->held);
 	for (uint32_t i = 0; m->segment && i < m->from.segment_count; i++) {
 		struct segment *seg = m->segment[i];
 		if (!seg)
 			continue;
-		charge_release(m->store, &seg->charge, m->from.identity.uid);
+		charge_release(m->store, &seg->charge, &m->from.identity);
 		if (m->shared[i]) {
 			segment_put(m->store, seg);
 			m->segment[i] = NULL;
@@ -325,8 +325,8 @@ static void give_params(struct making *m)
 	struct params *p = m->params;
 	if (!p)
 		return;
-	if (charge_has(&p->charge, m->from.identity.uid))
-		charge_release(m->store, &p->charge, m->from.identity.uid);
+	if (charge_has(&p->charge, party_user(m->from.identity.uid)))
+		charge_release(m->store, &p->charge, &m->from.identity);
 	if (!p->offset) { // was not allocated
 		charge_fini(&p->charge);
 		free(p);

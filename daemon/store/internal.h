@@ -40,13 +40,32 @@ struct extents {
 	size_t count, capacity, cursor;
 };
 
-// Who pays for an object: each uid once, however many of its contexts reference it.
+// Who is accounted for: a user, or a group. Numbers of both kinds in one list.
+typedef uint64_t party_id;
+static inline party_id party_user(uint32_t uid)
+{
+	return uid;
+}
+static inline party_id party_group(uint32_t gid)
+{
+	return UINT64_C(1) << 32 | gid;
+}
+
+// Who pays for an object: each user and each group once, however many of its contexts reference it.
 struct charge {
 	uint64_t bytes;
 	uint32_t count, capacity;
 	struct {
-		uint32_t uid, refs;
+		party_id party;
+		uint32_t refs;
 	} * who;
+};
+#define CHARGE_OWNER 2u // entries that one owner needs: its user and its group
+
+// What an owner would hold in addition.
+struct need {
+	uint64_t user_bytes, group_bytes;
+	uint32_t user_contexts, group_contexts;
 };
 
 struct spec { // what derives from the layers; shared by forks
@@ -163,7 +182,8 @@ struct context {
 };
 
 struct account {
-	uint32_t uid, contexts;
+	party_id party;
+	uint32_t contexts;
 	uint64_t bytes;
 };
 
@@ -223,16 +243,20 @@ struct trash *trash_new(size_t capacity); // room for `capacity` extents; NULL w
 void trash_add(struct trash *t, uint64_t offset, uint64_t bytes);
 
 // quota.c
-int account_open(struct store *s, uint32_t uid); // makes sure there is one; 0 or MPIG_ENOMEM
-void account_add(struct store *s, uint32_t uid, uint64_t bytes);
-void account_sub(struct store *s, uint32_t uid, uint64_t bytes);
-void account_contexts(struct store *s, uint32_t uid, int by);
-int quota_admit(const struct store *s, uint32_t uid, uint64_t bytes, uint32_t contexts, char *why);
-int charge_reference(struct store *s, struct charge *charge, uint32_t uid); // the uid has an account; 0 or MPIG_ENOMEM
-void charge_release(struct store *s, struct charge *charge, uint32_t uid);
+int account_open(struct store *s, const struct identity *owner); // makes sure there are both; 0 or MPIG_ENOMEM
+void account_add(struct store *s, const struct identity *owner, uint64_t bytes);
+void account_sub(struct store *s, const struct identity *owner, uint64_t bytes);
+void account_contexts(struct store *s, const struct identity *owner, int by);
+// MPIG_EQUOTA: `why` says which limit, how much of it is used, and what to do.
+int quota_admit_need(const struct store *s, const struct identity *owner, const struct need *need, char *why);
+int quota_admit(const struct store *s, const struct identity *owner, uint64_t bytes, uint32_t contexts, char *why); // of both
+int charge_reference(struct store *s, struct charge *charge, const struct identity *owner); // has accounts; 0 or MPIG_ENOMEM
+void charge_release(struct store *s, struct charge *charge, const struct identity *owner);
 void charge_grow(struct store *s, struct charge *charge, uint64_t bytes);
 void charge_shrink(struct store *s, struct charge *charge, uint64_t bytes);
-bool charge_has(const struct charge *charge, uint32_t uid);
+bool charge_has(const struct charge *charge, party_id party);
+// Adds the bytes to what the owner needs, as far as its user or its group is not charged for the object yet.
+void charge_need(const struct charge *charge, const struct identity *owner, uint64_t bytes, struct need *need);
 void charge_fini(struct charge *charge);
 
 // spec.c
@@ -259,7 +283,8 @@ enum extent_use { USE_ROWS, USE_INDEX, USE_METADATA };
 struct extent_sink {
 	void (*put)(struct extent_sink *sink, uint64_t offset, uint64_t bytes, enum extent_use use);
 };
-struct segment *segment_new(struct store *s, struct spec *spec, uint32_t uid); // not yet in the pool; NULL without memory
+struct segment *segment_new(struct store *s, struct spec *spec,
+                            const struct identity *owner); // not yet in the pool; NULL without memory
 void segment_put(struct store *s, struct segment *seg);
 void params_put(struct store *s, struct params *p);
 void segment_extents(const struct pool *pool, const struct segment *seg, struct extent_sink *sink);
@@ -340,7 +365,7 @@ struct context_draft { // a context being made
 	struct mpig_wire_policy policy;
 	uint64_t seed, parent_id, fork_tokens;
 	uint32_t segment_count;
-	uint64_t more_bytes; // the owner will be charged for beyond the context's own records
+	struct need more; // what the owner will be charged for beyond the context's own records
 };
 int name_valid(const char *name, const char *field, char *why);
 int name_check(const struct store *s, const char *name, const char *field, char *why); // valid, and free

@@ -7,46 +7,50 @@
 
 // ---- changing the owner ----------------------------------------------------------------------------------------------
 
-static bool member(const struct credentials *who, uint32_t gid)
+// What another owner would have to pay for a context that it does not pay for yet.
+static struct need need_of(const struct context *c, const struct identity *owner)
 {
-	bool in = who->gid == gid;
-	for (uint32_t i = 0; i < who->group_count; i++)
-		in |= who->groups[i] == gid;
-	return in;
+	bool user = owner->uid != c->identity.uid, group = owner->gid != c->identity.gid;
+	uint64_t own = context_own_bytes(c);
+	struct need need = {user ? own : 0, group ? own : 0, user, group};
+	const struct snapshot *snap = atomic_load(&c->snapshot);
+	const struct params *p = atomic_load(&c->params);
+	if (p)
+		charge_need(&p->charge, owner, p->bytes, &need);
+	for (uint32_t i = 0; i < snap->count; i++)
+		charge_need(&snap->ref[i].segment->charge, owner, segment_bytes(snap->ref[i].segment), &need);
+	return need;
 }
 
-// All that a context's owner pays for, moved to another uid; or nothing is.
-static int charge_to(struct store *s, struct context *c, uint32_t uid, char *why)
+// All that a context's owner pays for, moved to another one; or nothing is.
+static int charge_to(struct store *s, struct context *c, const struct identity *owner, char *why)
 {
 	struct snapshot *snap = atomic_load(&c->snapshot);
 	struct params *p = atomic_load(&c->params);
-	uint64_t bytes = context_own_bytes(c) + (p && !charge_has(&p->charge, uid) ? p->bytes : 0);
-	for (uint32_t i = 0; i < snap->count; i++)
-		if (!charge_has(&snap->ref[i].segment->charge, uid))
-			bytes += segment_bytes(snap->ref[i].segment);
-	int status = quota_admit(s, uid, bytes, 1, why);
+	struct need need = need_of(c, owner);
+	int status = quota_admit_need(s, owner, &need, why);
 	if (status)
 		return status;
-	bool short_of_memory = account_open(s, uid) || (p && charge_reference(s, &p->charge, uid));
+	bool short_of_memory = account_open(s, owner) || (p && charge_reference(s, &p->charge, owner));
 	uint32_t done = 0;
-	while (!short_of_memory && done < snap->count && !charge_reference(s, &snap->ref[done].segment->charge, uid))
+	while (!short_of_memory && done < snap->count && !charge_reference(s, &snap->ref[done].segment->charge, owner))
 		done++;
 	if (short_of_memory || done < snap->count) {
 		while (done)
-			charge_release(s, &snap->ref[--done].segment->charge, uid);
+			charge_release(s, &snap->ref[--done].segment->charge, owner);
 		if (p && !short_of_memory)
-			charge_release(s, &p->charge, uid);
-		return refuse(why, MPIG_ENOMEM, "the daemon has no memory to charge uid %u", uid);
+			charge_release(s, &p->charge, owner);
+		return refuse(why, MPIG_ENOMEM, "the daemon has no memory to charge uid %u", owner->uid);
 	}
-	uint32_t old = c->identity.uid;
+	const struct identity *old = &c->identity;
 	for (uint32_t i = 0; i < snap->count; i++)
 		charge_release(s, &snap->ref[i].segment->charge, old);
 	if (p)
 		charge_release(s, &p->charge, old);
 	account_sub(s, old, context_own_bytes(c));
 	account_contexts(s, old, -1);
-	account_add(s, uid, context_own_bytes(c));
-	account_contexts(s, uid, 1);
+	account_add(s, owner, context_own_bytes(c));
+	account_contexts(s, owner, 1);
 	return 0;
 }
 
@@ -58,15 +62,20 @@ int store_context_chmod(struct store *s, const struct credentials *who, const ch
 		return refuse(why, MPIG_EINVAL, "mode is %#o, must be at most 0777", mode);
 	store_lock(s);
 	int status = context_find(s, who, name, ACCESS_OWN, &c, why);
-	if (!status && uid != UINT32_MAX && uid != c->identity.uid && who->uid != 0)
-		status = refuse(why, MPIG_EACCES, "context '%s': only root may give a context to another uid", name);
-	if (!status && gid != UINT32_MAX && gid != c->identity.gid && who->uid != 0 && !member(who, gid))
+	struct identity next = {uid, gid, mode};
+	if (!status && uid == UINT32_MAX)
+		next.uid = c->identity.uid;
+	if (!status && gid == UINT32_MAX)
+		next.gid = c->identity.gid;
+	if (!status && next.uid != c->identity.uid && !credentials_admin(who))
+		status = refuse(why, MPIG_EACCES, "context '%s': only root and administrators may give a context to another uid",
+		                name);
+	if (!status && next.gid != c->identity.gid && !credentials_admin(who) && !credentials_in_group(who, gid))
 		status = refuse(why, MPIG_EACCES, "context '%s': uid %u is not in group %u", name, who->uid, gid);
-	if (!status && uid != UINT32_MAX && uid != c->identity.uid)
-		status = charge_to(s, c, uid, why);
+	if (!status && (next.uid != c->identity.uid || next.gid != c->identity.gid))
+		status = charge_to(s, c, &next, why);
 	if (!status) {
-		c->identity = (struct identity){uid == UINT32_MAX ? c->identity.uid : uid,
-		                                gid == UINT32_MAX ? c->identity.gid : gid, mode};
+		c->identity = next;
 		struct context_slot slot;
 		slot_fill(c, atomic_load(&c->snapshot), &slot);
 		slot_publish(s->pool, c->record, &slot);
@@ -131,13 +140,13 @@ void context_drop(struct store *s, struct context *c)
 	unlink_context(s, c);
 	const struct snapshot *snap = atomic_load(&c->snapshot);
 	struct params *p = atomic_load(&c->params);
-	uint32_t uid = c->identity.uid;
+	const struct identity *owner = &c->identity;
 	for (uint32_t i = 0; i < snap->count; i++)
-		charge_release(s, &snap->ref[i].segment->charge, uid);
+		charge_release(s, &snap->ref[i].segment->charge, owner);
 	if (p)
-		charge_release(s, &p->charge, uid);
-	account_sub(s, uid, context_own_bytes(c));
-	account_contexts(s, uid, -1);
+		charge_release(s, &p->charge, owner);
+	account_sub(s, owner, context_own_bytes(c));
+	account_contexts(s, owner, -1);
 	c->drop.settle = drop_settle;
 	c->drop.destroy = drop_destroy;
 	context_retire(s, c, &c->drop); // with the table's reference

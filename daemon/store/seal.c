@@ -47,7 +47,7 @@ struct seal_work {
 	struct segment *segment;
 	uint32_t rows, blocks; // to be sealed, and the blocks they are in
 	uint64_t epoch;        // our pin
-	uint32_t uid;          // charged for `held` bytes until they belong to the segment
+	struct identity owner; // charged for `held` bytes until they belong to the segment
 	uint64_t held;
 	struct extents extents;
 	struct trash *trash;
@@ -255,13 +255,13 @@ static int prepare(struct store *s, struct context *c, uint32_t index, uint32_t 
 		return refuse(why, MPIG_ENOMEM, "the daemon has no memory to seal %u rows", rows);
 	w->segment = seg;
 	w->rows = rows;
-	w->uid = c->identity.uid;
+	w->owner = c->identity;
 	while (w->blocks < seg->record->block_count && seg->record->block[w->blocks].first_row < rows)
 		w->blocks++;
 	w->trash = segment_trash_new(s, seg, rows, true, 2 * (size_t)spec->strips);
 	if (plan->needs_params && (w->params = calloc(1, sizeof *w->params))) {
-		w->params->charge.who = calloc(1, sizeof *w->params->charge.who);
-		w->params->charge.capacity = w->params->charge.who != NULL;
+		w->params->charge.who = calloc(CHARGE_OWNER, sizeof *w->params->charge.who);
+		w->params->charge.capacity = w->params->charge.who ? CHARGE_OWNER : 0;
 	}
 	if (plan->needs_tables)
 		w->table = calloc(spec->strips, sizeof *w->table);
@@ -270,7 +270,7 @@ static int prepare(struct store *s, struct context *c, uint32_t index, uint32_t 
 	    want_all(s, c, w, plan, bytes_of))
 		status = refuse(why, MPIG_ENOMEM, "the daemon has no memory to seal %u rows", rows);
 	if (!status)
-		status = quota_admit(s, w->uid, extents_total(&w->extents), 0, why);
+		status = quota_admit(s, &w->owner, extents_total(&w->extents), 0, why);
 	if (!status)
 		status = extents_alloc(s, &w->extents, why);
 	if (status) {
@@ -278,7 +278,7 @@ static int prepare(struct store *s, struct context *c, uint32_t index, uint32_t 
 		return status;
 	}
 	w->held = extents_total(&w->extents);
-	account_add(s, w->uid, w->held);
+	account_add(s, &w->owner, w->held);
 	build_all(s, c, w, plan);
 	w->epoch = context_pin(c);
 	c->sealing = true;
@@ -313,7 +313,7 @@ static void publish_params(struct store *s, struct context *c, struct seal_work 
 	struct params *p = w->params;
 	struct params_record *r = pool_at(s->pool, p->offset);
 	r->header.checksum = record_checksum(r, p->bytes);
-	(void)charge_reference(s, &p->charge, c->identity.uid); // has room for one
+	(void)charge_reference(s, &p->charge, &c->identity); // has room for its owner
 	charge_grow(s, &p->charge, p->bytes);
 	s->metadata_bytes += p->bytes;
 	atomic_store(&c->params, p);
@@ -357,7 +357,7 @@ void context_seal_finish(struct store *s, struct seal_plan *plan, bool publish)
 	if (publish) // the plan's pin keeps what is read
 		w->sums = content_sums_new(s->pool, c->spec, w->segment->record, w->generation, w->table, w->rows);
 	store_lock(s);
-	account_sub(s, w->uid, w->held);
+	account_sub(s, &w->owner, w->held);
 	bool give_back = !publish || context_dropped(c);
 	if (!give_back)
 		publish_seal(s, c, w);

@@ -4,12 +4,12 @@
 
 #include "daemon/store/internal.h"
 
-struct segment *segment_new(struct store *s, struct spec *spec, uint32_t uid)
+struct segment *segment_new(struct store *s, struct spec *spec, const struct identity *owner)
 {
 	struct segment *seg = calloc(1, sizeof *seg);
 	if (!seg)
 		return NULL;
-	if (charge_reference(s, &seg->charge, uid)) {
+	if (charge_reference(s, &seg->charge, owner)) {
 		free(seg);
 		return NULL;
 	}

@@ -37,11 +37,11 @@ void snapshot_install(struct store *s, struct context *c, struct snapshot *next,
 	old->keep = keep;
 	old->free_list = old->list_offset != next->list_offset;
 	if (old->free_list && old->list_bytes) {
-		account_sub(s, c->identity.uid, old->list_bytes);
+		account_sub(s, &c->identity, old->list_bytes);
 		s->metadata_bytes -= old->list_bytes;
 	}
 	for (uint32_t i = keep; i < old->count; i++)
-		charge_release(s, &old->ref[i].segment->charge, c->identity.uid);
+		charge_release(s, &old->ref[i].segment->charge, &c->identity);
 	atomic_store(&c->snapshot, next);
 	context_retire(s, c, &old->garbage);
 }

@@ -27,18 +27,25 @@ struct credentials {
 	const uint32_t *groups;
 	uint32_t group_count;
 	uint32_t pid;
+	bool admin; // may do what uid 0 may
 };
 enum access { ACCESS_READ, ACCESS_WRITE, ACCESS_OWN }; // OWN: drop, chmod
 struct identity {
 	uint32_t uid, gid, mode;
 };
-// The one access decision: owner, group and other bits as for a file (r = attend, w = append); OWN = owner; uid 0 may all.
+bool credentials_admin(const struct credentials *who); // uid 0, and who is marked as one
+bool credentials_in_group(const struct credentials *who, uint32_t gid);
+// The one access decision: owner, group and other bits as for a file (r = attend, w = append); OWN = owner; administrators may all.
 bool access_check(const struct identity *object, const struct credentials *who, enum access want);
 
+// What users and groups may hold; 0 = unlimited. A context counts for its uid and its gid, shared bytes once for each.
+struct store_limits {
+	uint64_t uid_bytes, gid_bytes;
+	uint32_t uid_contexts, gid_contexts;
+};
 struct store_options {
-	struct pool *pool;        // borrowed; must outlive the store
-	uint64_t quota_bytes;     // per uid; 0 = unlimited
-	uint32_t quota_contexts;  // per uid; 0 = unlimited
+	struct pool *pool; // borrowed; must outlive the store
+	struct store_limits limits;
 	uint64_t (*now_ns)(void); // CLOCK_REALTIME; NULL = the system's
 };
 int store_create(const struct store_options *options, struct store **store); // MPIG_ENOTSUP: the pool holds contexts
@@ -140,6 +147,10 @@ struct store_totals {
 void store_totals(struct store *s, struct store_totals *out);
 uint64_t store_uid_bytes(struct store *s, uint32_t uid);
 uint64_t store_uid_contexts(struct store *s, uint32_t uid);
+uint64_t store_gid_bytes(struct store *s, uint32_t gid);
+void store_set_limits(struct store *s, const struct store_limits *limits); // what is held beyond them stays
+// Whether `who` may do this to a context in memory: 0, MPIG_ENOENT, or MPIG_EACCES and why.
+int store_context_access(struct store *s, const struct credentials *who, const char *name, enum access want, char *why);
 
 // ---- accessors (any thread) ------------------------------------------------------------------------------------------
 const struct layer *context_layer(const struct context *c, uint32_t layer); // NULL if out of range or not GLOBAL

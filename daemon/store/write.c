@@ -154,7 +154,7 @@ static int want_all(struct plan *p)
 	p->segment = calloc(p->new_refs, sizeof(struct segment *));
 	p->snap = snapshot_new(p->refs + p->new_refs);
 	for (uint32_t i = 0; p->segment && i < p->new_refs; i++)
-		if (!(p->segment[i] = segment_new(p->c->store, p->c->spec, p->c->identity.uid)))
+		if (!(p->segment[i] = segment_new(p->c->store, p->c->spec, &p->c->identity)))
 			return MPIG_ENOMEM;
 	return status || !p->segment || !p->snap ? MPIG_ENOMEM : 0;
 }
@@ -165,7 +165,7 @@ static void plan_fini(struct plan *p)
 	extents_fini(&p->extents);
 	for (uint32_t i = 0; p->segment && i < p->new_refs; i++)
 		if (p->segment[i]) {
-			charge_release(p->c->store, &p->segment[i]->charge, p->c->identity.uid);
+			charge_release(p->c->store, &p->segment[i]->charge, &p->c->identity);
 			charge_fini(&p->segment[i]->charge);
 			spec_unref(p->segment[i]->spec);
 			free(p->segment[i]);
@@ -261,7 +261,7 @@ static void publish_list(struct store *s, struct plan *p)
 	memcpy(p->snap->ref, old->ref, old->count * sizeof old->ref[0]);
 	p->snap->list_offset = extents_next(&p->extents);
 	p->snap->list_bytes = list_bytes(p->snap->count);
-	account_add(s, c->identity.uid, p->snap->list_bytes);
+	account_add(s, &c->identity, p->snap->list_bytes);
 	s->metadata_bytes += p->snap->list_bytes;
 	fill_list(s, p->snap->list_offset, p->snap);
 	struct context_slot slot;
@@ -331,7 +331,7 @@ static int make_room(struct store *s, struct context *c, const struct layer *l, 
 	if (!status && p.count) {
 		status = want_all(&p) ? refuse(why, MPIG_ENOMEM, "the daemon has no memory to plan %" PRIu64 " rows", count) : 0;
 		if (!status)
-			status = quota_admit(s, c->identity.uid, extents_total(&p.extents), 0, why);
+			status = quota_admit(s, &c->identity, extents_total(&p.extents), 0, why);
 		if (!status)
 			status = extents_alloc(s, &p.extents, why);
 		if (!status)

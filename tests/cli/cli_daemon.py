@@ -42,6 +42,10 @@ class Daemon:
         self.config = self.directory / "magicpigd.conf"
         self.config.write_text(CONFIG.format(instance=self.instance, directory=self.directory))
         self.log = open(self.directory / "log", "w+")
+        self.start()
+
+    def start(self) -> None:
+        """At first, and again after it was stopped by a test."""
         self.process = subprocess.Popen(
             [MAGICPIGD, "--config", str(self.config)], stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log
         )

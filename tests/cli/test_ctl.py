@@ -15,8 +15,8 @@ import pytest
 from cli_daemon import MAGICPIGCTL, MAGICPIGD, ctl
 
 OK, FAILED, USAGE, NO_DAEMON, NOT_FOUND, PERMISSION = range(6)
-COMMANDS = """status ls show drop fork verify save load saved fsck gc erase export import evict pin unpin persist ttl clients kill-client quota drain ping config
-    health metrics version""".split()
+COMMANDS = """status ls show drop fork verify save load saved fsck gc erase export import evict pin unpin persist ttl clients kill-client quota drain ping config reload
+    top health metrics version""".split()
 
 
 def open_terminal() -> tuple[int, int]:
@@ -72,6 +72,11 @@ def test_version():
         ["config", "set"],
         ["config", "list", "extra"],
         ["config", "get", "daemon.socket", "extra"],
+        ["config", "fly"],
+        ["config", "set", "words"],
+        ["config", "set", "a.b", "c", "d"],
+        ["config", "test", "a", "b"],
+        ["reload", "extra"],
         ["--socket"],
         ["clients", "extra"],
         ["kill-client"],
@@ -103,7 +108,7 @@ def test_wrong_usage(arguments, tmp_path):
     assert result.stderr.startswith("magicpigctl") and "--help'" in result.stderr
 
 
-@pytest.mark.parametrize("arguments", [["status"], ["ls"], ["show", "x"], ["drop", "x"], ["ping"], ["config"]], ids=" ".join)
+@pytest.mark.parametrize("arguments", [["status"], ["ls"], ["show", "x"], ["drop", "x"], ["ping"], ["config"], ["config", "set", "a.b=c"], ["config", "diff"], ["reload"]], ids=" ".join)
 def test_no_daemon(arguments, tmp_path):
     path = str(tmp_path / "magicpigd.sock")
     result = ctl("--socket", path, *arguments)

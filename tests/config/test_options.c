@@ -213,17 +213,29 @@ START_TEST(resolve_fills_in_places)
 }
 END_TEST
 
-START_TEST(fixed_changes_are_named)
+START_TEST(differences_say_what_needs_a_restart)
 {
 	struct options b = o;
-	char text[128];
-	ck_assert_int_eq(options_set_text(&b, "daemon.log_level=debug", why), 0);
-	options_changed_fixed(&o, &b, text, sizeof text);
+	char text[512];
+	options_differences(&o, &b, text, sizeof text);
 	ck_assert_str_eq(text, "");
+	ck_assert_int_eq(options_set_text(&b, "daemon.log_level=debug", why), 0);
 	ck_assert_int_eq(options_set_text(&b, "pool.size=1G", why), 0);
-	ck_assert_int_eq(options_set_text(&b, "workers.count=2", why), 0);
-	options_changed_fixed(&o, &b, text, sizeof text);
-	ck_assert_str_eq(text, "pool.size, workers.count");
+	ck_assert_int_eq(options_set_text(&b, "limits.bytes_per_gid=3M", why), 0);
+	options_differences(&o, &b, text, sizeof text);
+	ck_assert_str_eq(text, "daemon.log_level = debug (was info)\nneeds a restart: pool.size = 1G (was 0)\n"
+	                       "limits.bytes_per_gid = 3M (was 0)\n");
+	options_differences(&o, &b, text, 60); // whole lines only
+	ck_assert_str_eq(text, "daemon.log_level = debug (was info)\n");
+	options_take_live(&o, &b);
+	options_differences(&o, &b, text, sizeof text);
+	ck_assert_str_eq(text, "needs a restart: pool.size = 1G (was 0)\n");
+	ck_assert_int_eq(o.daemon.log_level, 3);
+	ck_assert_uint_eq(o.limits.bytes_per_gid, 3 << 20);
+	ck_assert(options_text_is_live("limits.queues_per_uid=3"));
+	ck_assert(!options_text_is_live("pool.size=3"));
+	ck_assert(!options_text_is_live("pool.colour=3"));
+	ck_assert(!options_text_is_live("words"));
 }
 END_TEST
 
@@ -291,7 +303,7 @@ int main(void)
 	tcase_add_test(t, long_line_is_refused);
 	tcase_add_test(t, missing_file_is_named);
 	tcase_add_test(t, resolve_fills_in_places);
-	tcase_add_test(t, fixed_changes_are_named);
+	tcase_add_test(t, differences_say_what_needs_a_restart);
 	tcase_add_test(t, format_says_how_long);
 	tcase_add_test(t, sample_uncommented_is_the_default);
 	tcase_add_test(t, sample_file_in_the_tree_is_current);

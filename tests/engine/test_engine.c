@@ -206,29 +206,35 @@ START_TEST(the_same_seed_gives_the_same_bits_with_any_number_of_workers)
 	struct rows r = make_rows(9000, 11);
 	struct mpig_wire_layer layer = indexed_layer(MPIG_BF16);
 	struct context *c = make_context("workers", &r, &layer, NULL, 0);
-	float q[QUERY_HEADS * D];
-	fill_normal(q, QUERY_HEADS * D, 3, 2.f);
+	enum { TOKENS = 2, ANSWERS = TOKENS * QUERY_HEADS };
+	float q[ANSWERS * D];
+	fill_normal(q, ANSWERS * D, 3, 2.f);
 	for (uint8_t p = 1; p < MPIG_PROPOSAL_COUNT; p++) {
-		struct mpig_sqe e = {.count = 1, .begin = 4, .end = 8900, .proposal = p, .budget = .02f, .seed = 99};
+		struct mpig_sqe e = {.count = TOKENS, .begin = 4, .end = 8900, .proposal = p, .budget = .02f, .seed = 99};
 		if (p == MPIG_PROPOSAL_CROSSPOLYTOPE)
 			continue; // the layer's tables are of the other hash
 		f.threads = 1;
+		struct answer looked_at = fixture_attend(&f, c, &e, NULL, q); // a strip's first one reads more (engine/heads.h)
+		answer_free(&looked_at);
 		struct answer one = fixture_attend(&f, c, &e, NULL, q);
-		f.threads = 4;
 		for (int again = 0; again < 8; again++) {
+			f.threads = 4;
+			fixture_engine(&f, &(struct engine_options){.workers = again % 2 ? 4 : 64});
 			struct answer four = fixture_attend(&f, c, &e, NULL, q);
 			ck_assert_int_eq(four.result.status, 0);
-			ck_assert_mem_eq(one.out, four.out, QUERY_HEADS * D * 4);
-			ck_assert_mem_eq(one.lse, four.lse, QUERY_HEADS * 4);
-			ck_assert_mem_eq(one.rows, four.rows, QUERY_HEADS * 4);
+			ck_assert_mem_eq(one.out, four.out, ANSWERS * D * 4);
+			ck_assert_mem_eq(one.lse, four.lse, ANSWERS * 4);
+			ck_assert_mem_eq(one.rows, four.rows, ANSWERS * 4);
+			ck_assert_uint_eq(one.result.bytes_read, four.result.bytes_read);
 			answer_free(&four);
 		}
 		f.threads = 1;
+		fixture_engine(&f, &(struct engine_options){0});
 		e.seed = 100;
 		struct answer other = fixture_attend(&f, c, &e, NULL, q);
 		if (p == MPIG_PROPOSAL_SIGNATURE || p == MPIG_PROPOSAL_UNIFORM || p == MPIG_PROPOSAL_HEAVY_UNIFORM ||
 		    p == MPIG_PROPOSAL_HEAVY_UNIFORM_ESTIMATED)
-			ck_assert(memcmp(one.out, other.out, QUERY_HEADS * D * 4) != 0);
+			ck_assert(memcmp(one.out, other.out, ANSWERS * D * 4) != 0);
 		answer_free(&one);
 		answer_free(&other);
 	}

@@ -791,6 +791,27 @@ START_TEST(several_in_flight)
 }
 END_TEST
 
+START_TEST(round_trips_are_measured)
+{
+	float ns[100];
+	ck_assert_cuda(mpig_cuda_round_trips(gpu, 0, ns), MPIG_EINVAL);
+	for (int i = 0; i < 3; i++) {
+		memset(ns, 0, sizeof(ns));
+		ck_assert_cuda(mpig_cuda_begin(gpu, 100), 0);
+		ck_assert_cuda(mpig_cuda_round_trips(gpu, 100, ns), MPIG_OK);
+		for (int n = 0; n < 100; n++)
+			ck_assert(ns[n] > 0);
+	}
+	hasty();
+	test_daemon_freeze(d);
+	ck_assert_cuda(mpig_cuda_round_trips(gpu, 100, ns), MPIG_ETIMEDOUT);
+	test_daemon_thaw(d);
+	while (mpig_cuda_recover(gpu) == MPIG_ETIMEDOUT)
+		continue;
+	ck_assert_cuda(mpig_cuda_round_trips(gpu, 100, ns), MPIG_OK);
+}
+END_TEST
+
 // What a broken daemon could write.
 START_TEST(rings_that_make_no_sense)
 {
@@ -860,32 +881,43 @@ START_TEST(a_plan_is_refreshed)
 }
 END_TEST
 
+static TCase *add_case(Suite *suite, const char *name)
+{
+	TCase *t = tcase_create(name);
+	tcase_add_checked_fixture(t, setup, teardown);
+	tcase_set_timeout(t, 120);
+	suite_add_tcase(suite, t);
+	return t;
+}
+
 int main(void)
 {
 	Suite *suite = suite_create("gpu");
-	TCase *t = tcase_create("gpu");
-	tcase_add_checked_fixture(t, setup, teardown);
-	tcase_set_timeout(t, 120);
+	TCase *t = add_case(suite, "attach");
 	tcase_add_test(t, an_attached_queue_is_lent);
 	tcase_add_test(t, arguments_are_checked);
 	tcase_add_test(t, a_driver_that_fails_leaves_nothing_behind);
+	t = add_case(suite, "signatures");
 	tcase_add_loop_test(t, signatures_are_the_daemons_to_the_bit, 0, 3 * (int)(sizeof(sign_d) / sizeof(sign_d[0])));
 	tcase_add_test(t, the_daemon_answers_a_gpu_as_any_client);
+	tcase_add_test(t, a_plan_is_refreshed);
+	t = add_case(suite, "steps");
 	tcase_add_loop_test(t, a_step_is_the_attention_over_all_rows, 0, (int)(sizeof(shapes) / sizeof(shapes[0])));
 	tcase_add_test(t, parts_that_are_empty);
 	tcase_add_test(t, long_windows);
 	tcase_add_test(t, a_graph_is_replayed);
+	t = add_case(suite, "daemons");
 	tcase_add_test(t, a_graph_survives_the_daemon);
 	tcase_add_test(t, a_daemon_that_is_slow);
 	tcase_add_test(t, a_daemon_that_dies_in_a_step);
 	tcase_add_test(t, a_daemon_that_leaves);
+	tcase_add_test(t, workers_that_sleep);
+	t = add_case(suite, "rings");
 	tcase_add_test(t, an_answer_that_is_an_error);
 	tcase_add_test(t, a_slot_that_is_in_flight);
 	tcase_add_test(t, several_in_flight);
+	tcase_add_test(t, round_trips_are_measured);
 	tcase_add_test(t, rings_that_make_no_sense);
-	tcase_add_test(t, workers_that_sleep);
-	tcase_add_test(t, a_plan_is_refreshed);
-	suite_add_tcase(suite, t);
 	SRunner *runner = srunner_create(suite);
 	srunner_run_all(runner, CK_NORMAL);
 	int failed = srunner_ntests_failed(runner);

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "tests/lib/client.h"
@@ -293,6 +294,81 @@ START_TEST(connections_have_a_quota)
 }
 END_TEST
 
+// ---- of groups, and while the daemon runs ------------------------------------------------------------------------------
+static void setup_plain(void)
+{
+	setup(NULL);
+}
+
+static int configure(struct test_client *s, const char *assignment)
+{
+	char text[512];
+	int status = mpig_daemon_configure(s->client, assignment, text, sizeof text);
+	return status < 0 ? status : MPIG_OK;
+}
+
+START_TEST(limits_of_groups_hold_at_once)
+{
+	struct test_client s;
+	mpig_context *x;
+	mpig_client *more = NULL;
+	mpig_queue *q = NULL;
+	struct mpig_connect_options options = MPIG_INIT(struct mpig_connect_options);
+	struct mpig_queue_options small = MPIG_INIT(struct mpig_queue_options);
+	struct mpig_spec spec = test_client_spec(&data.layer, 1);
+	options.socket_path = d->socket;
+	options.reconnect_ms = -1;
+	small.entries = 8;
+	small.slot_bytes = 4096;
+	test_client_open(&s, d);
+	test_client_create(&s, "one", &data);
+	ck_assert_status(configure(&s, "limits.contexts_per_gid=1"), MPIG_OK);
+	ck_assert_status(mpig_context_create(s.client, "two", &spec, &x), MPIG_EQUOTA);
+	ck_assert_ptr_nonnull(strstr(mpig_last_error(s.client), "limits.contexts_per_gid: gid 0 has 1 contexts and may have 1"));
+	ck_assert_status(configure(&s, "limits.contexts_per_gid=0"), MPIG_OK);
+	ck_assert_status(mpig_context_create(s.client, "two", &spec, &x), MPIG_OK);
+	ck_assert_status(configure(&s, "limits.queues_per_gid=1"), MPIG_OK);
+	ck_assert_status(mpig_queue_create(s.client, &small, &q), MPIG_EQUOTA);
+	ck_assert_ptr_nonnull(strstr(mpig_last_error(s.client), "limits.queues_per_gid: gid 0 has 1 queues and may have 1"));
+	ck_assert_status(configure(&s, "limits.clients_per_gid=1"), MPIG_OK);
+	ck_assert_status(mpig_connect(&options, &more), MPIG_EQUOTA);
+	ck_assert_status(configure(&s, "limits.clients_per_gid=2"), MPIG_OK);
+	ck_assert_status(mpig_connect(&options, &more), MPIG_OK);
+	mpig_disconnect(more);
+	test_client_close(&s);
+}
+END_TEST
+
+// Requests over the rate wait, in order, and none is refused. The bound is from below: a slow machine only makes it longer.
+START_TEST(requests_over_the_rate_wait)
+{
+	struct test_client s;
+	struct timespec begin, end;
+	test_client_open(&s, d);
+	mpig_context *x = test_client_create(&s, "paced", &data);
+	ck_assert_status(test_client_fill(&s, x, &data, 0, 500, 0), MPIG_OK);
+	for (int group = 0; group < 2; group++) {
+		ck_assert_status(configure(&s, group ? "limits.requests_per_gid=100" : "limits.requests_per_uid=100"), MPIG_OK);
+		clock_gettime(CLOCK_MONOTONIC, &begin);
+		for (int i = 0; i < 40; i++)
+			ck_assert_status(mpig_nop(s.queue), MPIG_OK);
+		clock_gettime(CLOCK_MONOTONIC, &end);
+		double took = (double)(end.tv_sec - begin.tv_sec) + (double)(end.tv_nsec - begin.tv_nsec) / 1e9;
+		ck_assert_msg(took >= .28, "40 requests at 100 a second, 11 of them at once, took %.3f s", took);
+		test_client_assert_dense(&s, x, &data, 0, 500);
+		ck_assert_status(configure(&s, group ? "limits.requests_per_gid=0" : "limits.requests_per_uid=0"), MPIG_OK);
+	}
+	ck_assert(test_daemon_logged(d, "limits.requests_per_uid: requests of uid"));
+	// The limit is lifted while a request waits.
+	ck_assert_status(configure(&s, "limits.requests_per_uid=1"), MPIG_OK);
+	ck_assert_status(mpig_nop(s.queue), MPIG_OK);
+	ck_assert_status(configure(&s, "limits.requests_per_uid=0"), MPIG_OK);
+	for (int i = 0; i < 1000; i++)
+		ck_assert_status(mpig_nop(s.queue), MPIG_OK);
+	test_client_close(&s);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *suite = suite_create("integration/access");
@@ -312,6 +388,12 @@ int main(void)
 	tcase_add_test(quotas, queues_and_their_memory_have_quotas);
 	tcase_add_test(quotas, connections_have_a_quota);
 	suite_add_tcase(suite, quotas);
+	TCase *live = tcase_create("limits while the daemon runs");
+	tcase_add_checked_fixture(live, setup_plain, teardown);
+	tcase_set_timeout(live, 60);
+	tcase_add_test(live, limits_of_groups_hold_at_once);
+	tcase_add_test(live, requests_over_the_rate_wait);
+	suite_add_tcase(suite, live);
 	SRunner *runner = srunner_create(suite);
 	srunner_run_all(runner, CK_NORMAL);
 	int failed = srunner_ntests_failed(runner);

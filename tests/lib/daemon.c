@@ -117,6 +117,10 @@ static bool answers(const struct test_daemon *d)
 	ck_assert_int_ge(fd, 0);
 	memcpy(address.sun_path, d->socket, strlen(d->socket) + 1);
 	bool connected = connect(fd, (struct sockaddr *)&address, sizeof(address)) == 0;
+	// The socket of a daemon that was killed takes connections until the kernel has taken its io_uring down.
+	struct ucred who = {0};
+	socklen_t bytes = sizeof(who);
+	connected = connected && getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &who, &bytes) == 0 && who.pid == d->pid;
 	close(fd);
 	return connected;
 }
@@ -126,20 +130,31 @@ static int exit_status(int status)
 	return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
-static void wait_until_it_answers(struct test_daemon *d)
+// Its exit status if it ends instead, else -1.
+static int wait_until_it_answers(struct test_daemon *d)
 {
 	for (int waited = 0; waited < DEADLINE_MS; waited += STEP_MS) {
 		int status;
-		if (waitpid(d->pid, &status, WNOHANG) == d->pid)
-			ck_abort_msg("the daemon ended at start with %d", exit_status(status));
+		if (waitpid(d->pid, &status, WNOHANG) == d->pid) {
+			d->pid = 0;
+			return exit_status(status);
+		}
 		if (answers(d))
-			return;
+			return -1;
 		pause_ms(STEP_MS);
 	}
 	ck_abort_msg("the daemon does not answer on %s", d->socket);
+	return -1;
 }
 
-struct test_daemon *test_daemon_start(const char *config_extra_lines)
+static void run_and_wait(struct test_daemon *d)
+{
+	run(d);
+	int status = wait_until_it_answers(d);
+	ck_assert_msg(status < 0, "the daemon ended at start with %d", status);
+}
+
+struct test_daemon *test_daemon_new(const char *config_extra_lines)
 {
 	const char *tmp = getenv("TMPDIR");
 	struct test_daemon *d = calloc(1, sizeof(*d));
@@ -153,9 +168,23 @@ struct test_daemon *test_daemon_start(const char *config_extra_lines)
 	snprintf(d->log, sizeof(d->log), "%s/log", d->dir);
 	start_keeper(d);
 	write_config(d, config_extra_lines);
-	run(d);
-	wait_until_it_answers(d);
 	return d;
+}
+
+struct test_daemon *test_daemon_start(const char *config_extra_lines)
+{
+	struct test_daemon *d = test_daemon_new(config_extra_lines);
+	run_and_wait(d);
+	return d;
+}
+
+bool test_daemon_survives_start(struct test_daemon *d)
+{
+	ck_assert_int_eq(d->pid, 0);
+	run(d);
+	int status = wait_until_it_answers(d);
+	ck_assert_msg(status < 0 || status == 128 + SIGKILL, "the daemon ended at start with %d", status);
+	return status < 0;
 }
 
 int test_daemon_wait(struct test_daemon *d)
@@ -202,8 +231,7 @@ void test_daemon_again(struct test_daemon *d)
 {
 	ck_assert_int_eq(d->pid, 0);
 	d->pool_dir_left = access(d->pool_dir, F_OK) == 0;
-	run(d);
-	wait_until_it_answers(d);
+	run_and_wait(d);
 }
 
 void test_daemon_assert_alive(struct test_daemon *d)

@@ -25,6 +25,9 @@ struct test_daemon {
 // Writes a configuration (2 workers, a pool of 256 MiB, not kept) followed by `config_extra_lines` (sections and keys; later ones win; may
 // be NULL), starts a daemon and waits until its socket answers, at most 10 s. Fails the test otherwise.
 struct test_daemon *test_daemon_start(const char *config_extra_lines);
+// The same without starting one; and starting it when it may be killed (by $MPIG_KILL_AT, tests/lib/points.h) before it answers: false.
+struct test_daemon *test_daemon_new(const char *config_extra_lines);
+bool test_daemon_survives_start(struct test_daemon *d);
 // SIGTERM; asserts exit status 0 and that socket and pool are gone (of a pool directory that an earlier daemon left, only the
 // content). Frees d.
 void test_daemon_stop(struct test_daemon *d);

@@ -30,13 +30,21 @@ void fixture_start(struct fixture *f, uint64_t pool_bytes, uint32_t mask)
 	REQUIRE(!pool_create(&po, &f->pool, why, sizeof(why)), "%s", why);
 	struct store_options so = {.pool = f->pool};
 	REQUIRE(!store_create(&so, &f->store), "store");
-	struct engine_options eo = {.kernels = &f->kernels, .store = f->store};
-	REQUIRE(!engine_create(&eo, &f->engine), "engine");
+	fixture_engine(f, &(struct engine_options){0});
 	for (uint32_t i = 0; i < 16; i++)
 		REQUIRE((f->scratch[i] = engine_scratch_create()), "scratch");
 	f->slot_bytes = UINT64_C(64) << 20;
 	REQUIRE((f->slot = aligned_alloc(4096, f->slot_bytes)), "slot");
 	f->threads = 1;
+}
+
+void fixture_engine(struct fixture *f, const struct engine_options *options)
+{
+	struct engine_options with = *options;
+	with.kernels = &f->kernels;
+	with.store = f->store;
+	engine_destroy(f->engine);
+	REQUIRE(!engine_create(&with, &f->engine), "engine");
 }
 
 void fixture_stop(struct fixture *f)

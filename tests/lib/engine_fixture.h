@@ -19,6 +19,8 @@ struct fixture {
 // Layers are all alike. mask: CPU features allowed.
 void fixture_start(struct fixture *f, uint64_t pool_bytes, uint32_t mask);
 void fixture_stop(struct fixture *f);
+// Another engine in place of the first; kernels and store of the options are the fixture's.
+void fixture_engine(struct fixture *f, const struct engine_options *options);
 struct context *fixture_context(struct fixture *f, const char *name, const struct mpig_wire_layer *layer, uint32_t layers,
                                 uint64_t seed);
 // A global layer with the given shape; everything else default.

@@ -38,6 +38,11 @@ void context_unref(struct context *c)
 	free(c);
 }
 
+uint64_t context_id(const struct context *c)
+{
+	return (uint64_t)(uintptr_t)c;
+}
+
 void context_release(struct store *s, struct context *c, uint64_t holder)
 {
 	(void)s;

@@ -44,6 +44,20 @@ START_TEST(one_place_for_each)
 }
 END_TEST
 
+START_TEST(the_directory_says_who_is_there)
+{
+	uint32_t a = places_take(&places, 7, 0, 0);
+	places_share(&places, a);
+	places_show(&places);
+	ck_assert_uint_eq(file.stats->client[a].users, 2);
+	places_leave(&places, a);
+	places_leave(&places, a);
+	places_show(&places);
+	ck_assert_uint_eq(file.stats->client[a].users, 0);
+	ck_assert_uint_eq(file.stats->client[a].id, 7);
+}
+END_TEST
+
 START_TEST(those_who_find_none_are_counted_together)
 {
 	for (uint64_t id = 1; id < MPIG_STATS_PLACES; id++)
@@ -125,6 +139,7 @@ int main(void)
 	TCase *tcase = tcase_create("places");
 	tcase_add_checked_fixture(tcase, setup, teardown);
 	tcase_add_test(tcase, one_place_for_each);
+	tcase_add_test(tcase, the_directory_says_who_is_there);
 	tcase_add_test(tcase, those_who_find_none_are_counted_together);
 	tcase_add_test(tcase, the_one_who_comes_back_goes_on_counting);
 	tcase_add_test(tcase, a_newcomer_starts_from_nothing);

@@ -28,7 +28,7 @@ static inline void fixture_pool(struct fixture *f, uint64_t bytes, uint32_t node
 static inline void fixture_open(struct fixture *f, uint64_t bytes, uint64_t quota_bytes, uint32_t quota_contexts)
 {
 	fixture_pool(f, bytes, 1);
-	struct store_options o = {.pool = f->pool, .quota_bytes = quota_bytes, .quota_contexts = quota_contexts};
+	struct store_options o = {.pool = f->pool, .limits = {.uid_bytes = quota_bytes, .uid_contexts = quota_contexts}};
 	ck_assert_int_eq(store_create(&o, &f->store), 0);
 }
 

@@ -9,7 +9,8 @@
 struct roofline {
 	double stream_gbs; // one core reading a large array in order
 	double gather_gbs; // one core reading random rows
-	uint32_t row_bytes;
+	uint32_t row_bytes, threads;
+	double all_stream_gbs, all_gather_gbs; // `threads` cores together: all but one
 };
 struct head_result { // one KV head, one thread
 	uint32_t rows, d, group, bits;
@@ -29,11 +30,31 @@ struct layer_result { // one layer through the ring: 8 KV heads, 32 query heads,
 	double dense_ms, signature_ms;                 // as the client sees it
 	double dense_service_ms, signature_service_ms; // inside the daemon
 	double append_gbs, seal_s;                     // of all layers together
+	double huge_share;                             // of the pool
+};
+struct timeline_sample { // of one request; milliseconds, and shares of threads x ms
+	double ms, create_ms, first_main_ms, last_pre_ms;
+	double tail_ms; // from the first thread that finds nothing left to the end
+	double longest_unit_ms;
+	double pre_share, main_share, close_share; // the rest is waiting
+};
+enum { TIMELINE_FIGURES = sizeof(struct timeline_sample) / sizeof(double) };
+struct timeline_result { // one layer as above, in the engine alone
+	unsigned threads;
+	struct timeline_sample median; // of each figure by itself
 };
 struct queue_result {
 	double nop_p50_us, nop_p99_us;
 	double idle_cpu; // cores
 };
+
+// Normal enough, and cheap: the sum of four uniform numbers, deviation about 1.
+static inline float quick_normal(uint64_t *state)
+{
+	*state = *state * UINT64_C(6364136223846793005) + 1442695040888963407u;
+	uint64_t x = *state ^ *state >> 29;
+	return 1.7f * ((float)((x & 0xffff) + (x >> 16 & 0xffff) + (x >> 32 & 0xffff) + (x >> 48)) / 65536 - 2);
+}
 
 double median(double *x, size_t n);
 double percentile(double *x, size_t n, double p); // sorts x
@@ -46,6 +67,8 @@ void bench_proposals(uint32_t rows, uint32_t mask, struct proposal_result out[BE
 // Starts `daemon` privately, measures, stops it. 0, or -1 with a message on stderr.
 int bench_queue(const char *daemon, struct queue_result *out);
 
+// threads [counts], at most 16 each.
+void bench_timeline(uint32_t rows, uint32_t mask, const unsigned *threads, unsigned counts, struct timeline_result *out);
 int bench_layer(const char *daemon, uint32_t rows, unsigned workers, struct layer_result *out);
 
 #endif

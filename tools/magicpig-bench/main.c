@@ -33,7 +33,7 @@ double median(double *x, size_t n)
 	return percentile(x, n, .5);
 }
 
-enum { ROOFLINE = 1, HEAD = 2, RING = 4, LAYER = 8, PROPOSALS = 16, MAX_COUNTS = 16 };
+enum { ROOFLINE = 1, HEAD = 2, RING = 4, LAYER = 8, PROPOSALS = 16, TIMELINE = 32, MAX_COUNTS = 16 };
 
 static const char usage[] =
 	"usage: magicpig-bench [OPTIONS] [PART...]\n"
@@ -43,6 +43,7 @@ static const char usage[] =
 	"  proposals      the same for every way of choosing rows\n"
 	"  ring           NOP round trips, and the idle daemon\n"
 	"  layer          one layer (8 KV heads, 32 query heads) through a daemon with 1, 2, 4, ... workers\n"
+	"  timeline       the same in the engine alone: where the workers' time goes\n"
 	"Options:\n"
 	"  --rows N       rows of a KV head (96000)\n"
 	"  --mask NAMES   CPU features to use in 'head' and 'proposals', joined by '+' (c, avx2, avx512, avx512vnni, amx); all "
@@ -82,13 +83,13 @@ static int parse_workers(const char *text, struct options *o)
 
 static int parse_part(const char *name, struct options *o)
 {
-	static const char *const names[] = {"roofline", "head", "ring", "layer", "proposals"};
+	static const char *const names[] = {"roofline", "head", "ring", "layer", "proposals", "timeline"};
 	for (unsigned i = 0; i < sizeof(names) / sizeof(names[0]); i++)
 		if (strcmp(name, names[i]) == 0) {
 			o->parts |= 1u << i;
 			return 0;
 		}
-	return refuse("part", name, "one of roofline, head, proposals, ring, layer");
+	return refuse("part", name, "one of roofline, head, proposals, ring, layer, timeline");
 }
 
 static int parse_option(int c, struct options *o)
@@ -156,7 +157,7 @@ static int parse(int argc, char **argv, struct options *o)
 	for (int i = optind; !status && i < argc; i++)
 		status = parse_part(argv[i], o);
 	if (!o->parts)
-		o->parts = ROOFLINE | HEAD | RING | LAYER | PROPOSALS;
+		o->parts = ROOFLINE | HEAD | RING | LAYER | PROPOSALS | TIMELINE;
 	if (!o->daemon)
 		o->daemon = beside(argv[0]);
 	if (!o->worker_counts)
@@ -186,6 +187,7 @@ struct results {
 	struct queue_result ring;
 	struct layer_result layer[MAX_COUNTS];
 	struct proposal_result proposal[BENCH_PROPOSALS];
+	struct timeline_result timeline[MAX_COUNTS];
 };
 
 static void print_roofline(FILE *out, const struct results *r, int json)
@@ -193,6 +195,9 @@ static void print_roofline(FILE *out, const struct results *r, int json)
 	const struct figure f[] = {
 		{"stream_gbs", "one core streams, GB/s", r->roof.stream_gbs},
 		{"gather_gbs", "one core gathers rows of d=128 bf16, GB/s", r->roof.gather_gbs},
+		{"threads", "threads together", r->roof.threads},
+		{"all_stream_gbs", "  stream, GB/s", r->roof.all_stream_gbs},
+		{"all_gather_gbs", "  gather, GB/s", r->roof.all_gather_gbs},
 	};
 	print(out, f, COUNT(f), json);
 }
@@ -253,8 +258,27 @@ static void print_layer(FILE *out, const struct layer_result *l, int json)
 		{"signature_ms", "  signature b=2 at 1 %, ms", l->signature_ms},
 		{"signature_service_ms", "    of which in the daemon", l->signature_service_ms},
 		{"dense_over_signature", "    times faster than dense", l->dense_ms / l->signature_ms},
+		{"huge_share", "  of the pool in huge pages", l->huge_share},
 		{"append_gbs", "  append, GB/s of bf16 rows", l->append_gbs},
 		{"seal_s", "  commit and index of 4 layers, s", l->seal_s},
+	};
+	print(out, f, COUNT(f), json);
+}
+
+static void print_timeline(FILE *out, const struct timeline_result *t, int json)
+{
+	const struct timeline_sample *s = &t->median;
+	const struct figure f[] = {
+		{"threads", "threads, the engine alone", t->threads},
+		{"ms", "  signature b=2 at 1 %, ms", s->ms},
+		{"create_ms", "    until the request is planned", s->create_ms},
+		{"first_main_ms", "    until the first rows are scanned", s->first_main_ms},
+		{"last_pre_ms", "    until the last threshold is set", s->last_pre_ms},
+		{"tail_ms", "    from the first idle thread to the end", s->tail_ms},
+		{"longest_unit_ms", "    longest piece of scanning", s->longest_unit_ms},
+		{"pre_share", "    share of the threads' time: thresholds", s->pre_share},
+		{"main_share", "      scan and attention", s->main_share},
+		{"close_share", "      merging", s->close_share},
 	};
 	print(out, f, COUNT(f), json);
 }
@@ -279,17 +303,26 @@ static void report(FILE *out, const struct options *o, const struct results *r, 
 		if (json)
 			fputc('}', out);
 	}
-	if (json && o->parts & LAYER)
-		fputs(",\n  \"layer\": [", out);
-	for (unsigned i = 0; o->parts & LAYER && i < o->worker_counts; i++) {
+	for (unsigned list = 0; list < 2; list++) {
+		if (!(o->parts & (list ? TIMELINE : LAYER)))
+			continue;
 		if (json)
-			fprintf(out, "%s\n    {", i ? "," : "");
-		print_layer(out, &r->layer[i], json);
+			fprintf(out, ",\n  \"%s\": [", list ? "timeline" : "layer");
+		for (unsigned i = 0; i < o->worker_counts; i++) {
+			if (json)
+				fprintf(out, "%s\n    {", i ? "," : "");
+			if (list)
+				print_timeline(out, &r->timeline[i], json);
+			else
+				print_layer(out, &r->layer[i], json);
+			if (json)
+				fputc('}', out);
+		}
 		if (json)
-			fputc('}', out);
+			fputs("\n  ]", out);
 	}
 	if (json)
-		fputs(o->parts & LAYER ? "\n  ]\n}\n" : "\n}\n", out);
+		fputs("\n}\n", out);
 }
 
 static int write_json(const struct options *o, const struct results *r)
@@ -313,7 +346,7 @@ int main(int argc, char **argv)
 	static struct results r;
 	struct kernels kernels;
 	kernels_init(&kernels, cpu_features() & o.mask, r.isa, sizeof(r.isa));
-	if (o.parts & (ROOFLINE | HEAD))
+	if (o.parts & (ROOFLINE | HEAD | TIMELINE))
 		r.roof = bench_roofline(512);
 	if (o.parts & HEAD)
 		r.head = bench_head(o.rows, o.mask, o.paper);
@@ -324,6 +357,8 @@ int main(int argc, char **argv)
 	for (unsigned i = 0; o.parts & LAYER && i < o.worker_counts; i++)
 		if (bench_layer(o.daemon, o.rows, o.workers[i], &r.layer[i]))
 			return 1;
+	if (o.parts & TIMELINE)
+		bench_timeline(o.rows, o.mask, o.workers, o.worker_counts, r.timeline);
 	report(stdout, &o, &r, 0);
 	return o.json ? write_json(&o, &r) : 0;
 }

@@ -1,6 +1,7 @@
 #include "tools/magicpig-bench/private_daemon.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -76,13 +77,34 @@ double private_daemon_cpu(const struct private_daemon *d)
 	return (double)(user + system) / (double)sysconf(_SC_CLK_TCK);
 }
 
+double private_daemon_huge(const struct private_daemon *d)
+{
+	char path[64], line[256];
+	snprintf(path, sizeof(path), "/proc/%d/smaps", (int)d->pid);
+	FILE *file = fopen(path, "r");
+	unsigned long kb, huge = 0, shared = 0, rss = 0;
+	while (file && fgets(line, sizeof(line), file)) {
+		if (sscanf(line, "Rss: %lu", &kb) == 1)
+			rss = kb;
+		if (sscanf(line, "ShmemPmdMapped: %lu", &kb) == 1) {
+			huge += kb;
+			shared = rss > shared ? rss : shared; // the pool is the largest mapping
+		}
+	}
+	if (file)
+		fclose(file);
+	return shared ? (double)huge / (double)shared : NAN;
+}
+
 void private_daemon_settle(const struct private_daemon *d)
 {
-	for (int i = 0; i < 40; i++) {
-		double before = private_daemon_cpu(d);
-		usleep(1500000); // longer than the second after which a daemon begins its idle work
-		if (private_daemon_cpu(d) - before < .03)
-			return;
+	enum { QUIET = 3, MOST = 60 };
+	double last = private_daemon_huge(d);
+	for (int i = 0, quiet = 0; i < MOST && quiet < QUIET; i++) {
+		usleep(1000000); // a daemon begins its idle work within a second
+		double now = private_daemon_huge(d);
+		quiet = now > last ? 0 : quiet + 1;
+		last = now;
 	}
 }
 

@@ -17,9 +17,9 @@ struct ctl_command {
 	int (*run)(struct ctl_command const *self, int argc, char **argv); // argv[0] is the command; returns enum ctl_exit
 };
 
-extern const struct ctl_command ctl_status, ctl_ls, ctl_show, ctl_drop, ctl_verify, ctl_save, ctl_load, ctl_saved, ctl_fsck,
-	ctl_erase, ctl_export, ctl_import, ctl_evict, ctl_pin, ctl_unpin, ctl_persist, ctl_ttl, ctl_gc, ctl_ping, ctl_config,
-	ctl_clients, ctl_kill_client, ctl_quota, ctl_drain, ctl_fork, ctl_version, ctl_health, ctl_metrics;
+#define COMMAND(name) extern const struct ctl_command ctl_##name;
+#include "commands.def"
+#undef COMMAND
 
 // The global options, wherever on the line they stood.
 struct ctl_globals {

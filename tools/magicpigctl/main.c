@@ -10,10 +10,10 @@
 #include "text.h"
 
 static const struct ctl_command *const commands[] = {
-	&ctl_status, &ctl_ls,    &ctl_show,  &ctl_drop,    &ctl_fork,   &ctl_verify,  &ctl_save,
-	&ctl_load,   &ctl_saved, &ctl_fsck,  &ctl_gc,      &ctl_erase,  &ctl_export,  &ctl_import,
-	&ctl_evict,  &ctl_pin,   &ctl_unpin, &ctl_persist, &ctl_ttl,    &ctl_clients, &ctl_kill_client,
-	&ctl_quota,  &ctl_drain, &ctl_ping,  &ctl_config,  &ctl_health, &ctl_metrics, &ctl_version};
+#define COMMAND(name) &ctl_##name,
+#include "commands.def"
+#undef COMMAND
+};
 #define COMMANDS (sizeof(commands) / sizeof(commands[0]))
 
 struct ctl_globals ctl_globals;

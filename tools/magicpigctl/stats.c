@@ -194,7 +194,12 @@ static struct stats_user user_of(const struct mpig_stats_place *place, struct mp
 		__atomic_thread_fence(__ATOMIC_ACQUIRE);
 		if (sequence % 2 || __atomic_load_n(&place->sequence, __ATOMIC_RELAXED) != sequence)
 			continue;
-		struct stats_user user = {.id = copy.id, .uid = copy.uid, .pid = copy.pid, .since_ns = copy.since_ns, .use = sum};
+		struct stats_user user = {.id = copy.id,
+		                          .uid = copy.uid,
+		                          .pid = copy.pid,
+		                          .since_ns = copy.since_ns,
+		                          .users = copy.users,
+		                          .use = sum};
 		use_add(&user.use, &copy.before, -1);
 		// Sums are read before their directory: a newcomer's may be from before it moved in.
 		if ((int64_t)user.use.requests < 0)

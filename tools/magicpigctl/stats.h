@@ -41,7 +41,7 @@ struct stats_head {
 };
 // What was done for the context or client that is in a place of the statistics, since it moved in. id 0 with place 0: the rest together.
 struct stats_user {
-	uint64_t id, uid, pid, since_ns;
+	uint64_t id, uid, pid, since_ns, users;
 	struct mpig_stats_use use;
 };
 struct stats_sample {

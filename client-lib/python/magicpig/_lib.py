@@ -369,6 +369,7 @@ FUNCTIONS: dict[str, tuple[object, list[object]]] = {
     "mpig_client_kill": (c_int, [_handle, c_uint64]),
     "mpig_quota_get": (c_int, [_handle, c_uint32, POINTER(Quota)]),
     "mpig_daemon_drain": (c_int, [_handle, c_int, POINTER(DrainState)]),
+    "mpig_daemon_configure": (c_int, [_handle, c_char_p, c_char_p, c_size_t]),
     "mpig_context_create": (c_int, [_handle, c_char_p, POINTER(Spec), _out]),
     "mpig_context_open": (c_int, [_handle, c_char_p, POINTER(OpenOptions), _out]),
     "mpig_context_open_prefix": (c_int, [_handle, c_void_p, c_uint64, POINTER(OpenOptions), _out, POINTER(c_uint64)]),

@@ -105,6 +105,19 @@ class Client:
         pairs = (line.partition("=") for line in text.value.decode().splitlines() if "=" in line)
         return {key.strip(): value.strip() for key, _, value in pairs}
 
+    def configure(self, key: str, value: str) -> list[str]:
+        """Sets an option of the daemon until its next reload or restart. For administrators. What has changed, a line each."""
+        return self._configure(f"{key}={value}".encode())
+
+    def reload(self) -> list[str]:
+        """Lets the daemon read its configuration again. For administrators. What differs, a line each."""
+        return self._configure(None)
+
+    def _configure(self, assignment: bytes | None) -> list[str]:
+        text = ctypes.create_string_buffer(65536)
+        self._check(self._lib.mpig_daemon_configure(self._open_handle(), assignment, text, len(text)))
+        return text.value.decode().splitlines()
+
     def create(self, name: str, spec: Spec) -> Context:
         """An empty context whose writer lease is ours."""
         layers = (_lib.Layer * len(spec.layers))(*(layer._pack() for layer in spec.layers))

@@ -172,6 +172,10 @@ DEVICE uint64_t clock_ns(void)
 	clock_gettime(CLOCK_MONOTONIC, &t);
 	return (uint64_t)t.tv_sec * UINT64_C(1000000000) + (uint64_t)t.tv_nsec;
 }
+DEVICE uint64_t clock_cycles(void)
+{
+	return clock_ns();
+}
 DEVICE float bits_float(int bits)
 {
 	float x;
@@ -231,6 +235,7 @@ TWIN(mpig_window, gpu_window)
 TWIN(mpig_wait, gpu_wait)
 TWIN(mpig_wait_items, gpu_merge)
 TWIN(mpig_merge, gpu_merge)
+TWIN(mpig_rounds, gpu_rounds)
 
 const struct simt_kernel *simt_find(const char *name)
 {
@@ -241,6 +246,7 @@ const struct simt_kernel *simt_find(const char *name)
 		{"mpig_wait", run_mpig_wait, sizeof(struct gpu_wait), GPU_WARP},
 		{"mpig_wait_items", run_mpig_wait_items, sizeof(struct gpu_merge), GPU_WARP},
 		{"mpig_merge", run_mpig_merge, sizeof(struct gpu_merge), GPU_FUSED_BLOCK},
+		{"mpig_rounds", run_mpig_rounds, sizeof(struct gpu_rounds), GPU_WARP},
 	};
 	for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++)
 		if (!strcmp(all[i].name, name))

@@ -1,0 +1,105 @@
+#include "daemon/server/reload.h"
+#include <assert.h>
+
+#include <grp.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "daemon/base/log.h"
+#include "daemon/server/peer.h"
+#include "daemon/server/service.h"
+#include "shm/status.h"
+
+int server_find_group(const char *option, const char *name, uint32_t *gid, char *why)
+{
+	*gid = UINT32_MAX;
+	if (!name[0])
+		return 0;
+	const struct group *group = getgrnam(name); // only the control thread asks
+	if (!group) {
+		snprintf(why, OPTIONS_WHY_BYTES, "%s = %s: no such group; make it (groupadd), or give another one", option, name);
+		return -1;
+	}
+	*gid = group->gr_gid;
+	return 0;
+}
+
+struct disk_policy server_disk_policy(const struct options *o)
+{
+	static_assert((int)PERSIST_NONE + 1 == (int)MPIG_PERSIST_NONE && (int)PERSIST_COMMIT + 1 == (int)MPIG_PERSIST_COMMIT,
+	              "the option's words are those of contexts, but for default");
+	return (struct disk_policy){
+		.otherwise = {.persist = (uint32_t)o->disk.persist + 1, .idle_ns = o->disk.idle_ns},
+		.rate = o->disk.rate,
+		.high = (double)o->disk.evict_high,
+		.low = (double)o->disk.evict_low,
+		.tell = server_tell_disk,
+	};
+}
+
+// What is kept outside s->options follows it.
+static void apply(struct server *s)
+{
+	const struct options *o = &s->options;
+	struct store_limits limits = {
+		.uid_bytes = o->limits.bytes_per_uid,
+		.gid_bytes = o->limits.bytes_per_gid,
+		.uid_contexts = o->limits.contexts_per_uid,
+		.gid_contexts = o->limits.contexts_per_gid,
+	};
+	log_set_level((enum log_level)o->daemon.log_level);
+	store_set_limits(s->store, &limits);
+	for (struct account *a = s->accounts; a; a = a->next)
+		rate_set(&a->rate, ACCOUNT_IS_GROUP(a->who) ? o->limits.requests_per_gid : o->limits.requests_per_uid);
+	workers_set_spin(s->workers, o->workers.spin_ns);
+	if (s->jobs) {
+		struct disk_policy policy = server_disk_policy(o);
+		disk_jobs_set_policy(s->jobs, &policy);
+	}
+	peer_find_administrators(s);
+}
+
+static int take(struct server *s, const struct options *fresh, const char *cause, char *changed, char *why)
+{
+	uint32_t admin_gid;
+	if (server_find_group("daemon.admin_group", fresh->daemon.admin_group, &admin_gid, why) != 0)
+		return MPIG_EINVAL;
+	options_differences(&s->options, fresh, changed, RELOAD_TEXT_BYTES);
+	options_take_live(&s->options, fresh);
+	s->admin_gid = admin_gid;
+	apply(s);
+	if (!changed[0])
+		log_event(LOG_EVENT_RELOADED, LOG_LEVEL_INFO, "%s: nothing has changed", cause);
+	char line[256];
+	for (const char *at = changed; *at; at += strcspn(at, "\n") + 1) {
+		snprintf(line, sizeof line, "%.*s", (int)strcspn(at, "\n"), at);
+		log_event(LOG_EVENT_RELOADED, LOG_LEVEL_INFO, "%s: %s", cause, line);
+	}
+	return MPIG_OK;
+}
+
+int server_reload(struct server *s, const char *cause, char *changed, char *why)
+{
+	struct options fresh;
+	service_reloading();
+	int status = s->reload(s->reload_arg, &fresh, why) == 0 ? take(s, &fresh, cause, changed, why) : MPIG_EINVAL;
+	if (status != MPIG_OK)
+		log_event(LOG_EVENT_RELOAD_REFUSED, LOG_LEVEL_ERROR, "%s: configuration unchanged: %s", cause, why);
+	service_ready();
+	return status;
+}
+
+int server_configure(struct server *s, const char *assignment, char *changed, char *why)
+{
+	struct options fresh = s->options;
+	if (options_assign(&fresh, "config set", assignment, why) != 0 || options_check(&fresh, why) != 0)
+		return MPIG_EINVAL;
+	if (!options_text_is_live(assignment)) {
+		snprintf(why, OPTIONS_WHY_BYTES,
+		         "%.*s cannot change while the daemon runs: put it into %s and restart the daemon",
+		         (int)strcspn(assignment, "="), assignment,
+		         s->options.config_file[0] ? s->options.config_file : "its configuration file");
+		return MPIG_ENOTSUP;
+	}
+	return take(s, &fresh, "magicpigctl config set", changed, why);
+}
