@@ -34,8 +34,8 @@
 #define POOL_GRANULE 4096u
 #define POOL_MAX_CONTEXTS 65536u
 #define SEGMENT_MAX_ROWS 65536u
-#define SEGMENT_MAX_BLOCKS 320u // 65,536 rows of 256, with room for short last blocks
-#define BLOCK_MIN_ROWS 256u
+#define SEGMENT_MAX_BLOCKS 248u // their record fits a granule; write.c makes no more
+#define BLOCK_MIN_ROWS 16u
 #define BLOCK_MAX_ROWS 4096u
 
 // Feature masks as ext4's: an unknown compat bit is ignored, an unknown ro_compat bit allows reading, an unknown incompat bit refuses.

@@ -8,6 +8,9 @@
 
 #define BULK_ROWS 64u // appends of fewer rows are decoding: their blocks grow more slowly
 #define DECODE_MAX_ROWS 1024u
+#define FRUGAL_ROWS 256u // of a block at least, once a segment is as long, where memory is short
+#define EXACT_ROWS                                                                                                               \
+	128u // a segment's first so many get no codes while they are few: a page of codes for each head would be most of what a branch costs
 
 // A reservation is planned block by block, everything it needs is allocated, and only then published.
 struct piece {
@@ -16,7 +19,8 @@ struct piece {
 	uint64_t segment_first;   // token
 	bool new_segment;         // this piece is its segment's first block, and the segment is new
 	bool new_block, new_rows; // the layer has no rows in the block yet
-	bool codes;               // the segment has or will have a generation
+	bool indexed;             // the segment has or will have a generation
+	bool codes;               // and the block codes
 };
 
 struct plan {
@@ -54,8 +58,9 @@ static uint32_t power_of_two_below(uint32_t n)
 static uint32_t block_capacity(uint32_t row, uint64_t left, uint64_t count, bool frugal)
 {
 	uint32_t limit = count >= BULK_ROWS ? BLOCK_MAX_ROWS : DECODE_MAX_ROWS;
-	uint64_t wanted = (left + BLOCK_MIN_ROWS - 1) / BLOCK_MIN_ROWS * BLOCK_MIN_ROWS,
-		 so_far = frugal ? 0 : power_of_two_below(row);
+	uint32_t least = row < SEGMENT_MAX_ROWS / 2 ? FRUGAL_ROWS : 2 * FRUGAL_ROWS; // so that 248 blocks hold 65,536 rows
+	uint64_t wanted = (left + BLOCK_MIN_ROWS - 1) / BLOCK_MIN_ROWS * BLOCK_MIN_ROWS, so_far = power_of_two_below(row);
+	so_far = frugal && so_far > least ? least : so_far;
 	wanted = wanted > so_far ? wanted : so_far;
 	wanted = wanted < BLOCK_MIN_ROWS ? BLOCK_MIN_ROWS : wanted > limit ? limit : wanted;
 	return (uint32_t)(wanted < SEGMENT_MAX_ROWS - row ? wanted : SEGMENT_MAX_ROWS - row);
@@ -88,14 +93,16 @@ static int plan_pieces(struct plan *p, uint64_t position, uint64_t count, char *
 			block = blocks_end = 0;
 			continue;
 		}
-		struct piece piece = {
-			.ref = ref, .segment_first = first, .codes = r ? load_word(&r->generation_offset) != 0 : indexed};
+		uint64_t generation = r ? load_word(&r->generation_offset) : 0;
+		struct piece piece = {.ref = ref, .segment_first = first, .indexed = r ? generation != 0 : indexed};
 		while (r && block < r->block_count && row >= r->block[block].first_row + r->block[block].rows)
 			blocks_end = r->block[block].first_row + r->block[block].rows, block++;
 		if (r && block < r->block_count) {
 			piece.first_row = r->block[block].first_row;
 			piece.rows = r->block[block].rows;
 			piece.new_rows = !has_rows(pool, r, block, p->layer);
+			piece.codes =
+				generation && ((const struct generation_record *)pool_at(pool, generation))->code_block[block];
 		} else {
 			if (block == SEGMENT_MAX_BLOCKS)
 				return refuse(why, MPIG_ELIMIT, "the open segment has its limit of %u blocks: seal it",
@@ -103,6 +110,7 @@ static int plan_pieces(struct plan *p, uint64_t position, uint64_t count, char *
 			piece.first_row = blocks_end;
 			piece.rows = block_capacity(blocks_end, end - at, count, p->frugal);
 			piece.new_block = piece.new_rows = true;
+			piece.codes = piece.indexed && c->spec->has_codes && piece.first_row + piece.rows > EXACT_ROWS;
 			piece.new_segment = !r && block == 0;
 			p->new_refs += piece.new_segment;
 		}
@@ -126,12 +134,12 @@ static int want_piece(struct plan *p, const struct piece *piece)
 		status |= extents_want(x, sizeof(struct segment_record), 0);
 		if (frames_bytes(spec))
 			status |= extents_want(x, frames_bytes(spec), 0);
-		if (piece->codes)
+		if (piece->indexed)
 			status |= extents_want(x, generation_bytes(spec->strips), 0);
 	}
 	if (piece->new_block) {
 		status |= extents_want(x, block_bytes(spec->strips, piece->rows), 0);
-		if (piece->codes && spec->has_codes)
+		if (piece->codes)
 			status |= extents_want(x, code_block_bytes(spec->strips), 0);
 	}
 	for (uint32_t h = 0; h < l->shape.kv_heads && !status; h++) {
@@ -214,9 +222,9 @@ static void build_block(struct store *s, struct plan *p, struct segment *seg, co
 	b->strips = spec->strips;
 	segment_grow(s, seg, bytes, USE_METADATA);
 	struct generation_record *g = segment_generation(s->pool, seg);
-	if (piece->codes) {
-		uint64_t code_offset = 0;
-		if (spec->has_codes) {
+	if (piece->indexed) {
+		uint64_t code_offset = 0; // also where a block was that had codes, before a truncation
+		if (piece->codes) {
 			code_offset = extents_next(&p->extents);
 			struct code_block_record *cb = pool_at(s->pool, code_offset);
 			record_init(&cb->header, RECORD_CODE_BLOCK, code_block_bytes(spec->strips));
@@ -281,7 +289,7 @@ static void publish_plan(struct store *s, struct plan *p)
 			piece->ref < old->count ? old->ref[piece->ref].segment : p->segment[piece->ref - old->count];
 		if (piece->new_segment) {
 			build_segment(s, p, seg);
-			if (piece->codes)
+			if (piece->indexed)
 				build_generation(s, p, seg);
 			p->snap->ref[old->count + made++] = (struct ref){seg, piece->segment_first};
 		}
