@@ -32,8 +32,9 @@ CLIENT_SRC := $(wildcard client-lib/src/*.c)
 CUDA_SRC   := $(filter-out cuda/image.c,$(wildcard cuda/*.c))
 CONFIG_SRC := $(wildcard config/*.c)
 DAEMON_SRC := $(filter-out daemon/main.c,$(wildcard daemon/*/*.c))
-CTL_SRC    := $(wildcard tools/magicpigctl/*.c)
-BENCH_SRC  := $(wildcard tools/magicpig-bench/*.c)
+TOOLS_SRC  := $(wildcard tools/common/*.c)
+CTL_SRC    := $(wildcard tools/magicpigctl/*.c) $(TOOLS_SRC)
+BENCH_SRC  := $(wildcard tools/magicpig-bench/*.c) $(TOOLS_SRC)
 TEST_SRC   := $(shell find tests -name 'test_*.c' 2>/dev/null)
 TESTLIB_SRC:= $(wildcard tests/lib/*.c)
 EXAMPLES   := $(wildcard client-lib/examples/*.c)
@@ -41,7 +42,7 @@ EXAMPLES   := $(wildcard client-lib/examples/*.c)
 obj = $(patsubst %.c,$(B)/obj/%.o,$(1))
 
 DAEMON_LIBS := -luring -lnuma -linih -lxxhash -lsystemd -lm
-CLIENT_LIBS := -lxxhash -lm
+CLIENT_LIBS := -lm
 CTL_LIBS    := -lncursesw -ltinfo -linih $(CLIENT_LIBS)
 TEST_LIBS   := $(shell pkg-config --libs check 2>/dev/null || echo -lcheck -lsubunit -lrt -lm)
 
@@ -92,6 +93,8 @@ $(B)/libtest.a: $(call obj,$(TESTLIB_SRC))
 	$(Q)rm -f $@ && ar rcs $@ $^
 # One object with only the public symbols left global: a program that links the static library meets none of our names.
 $(B)/obj/client-lib/src/%.o: VISIBILITY := -fvisibility=hidden
+# xxhash from its header, so that a program needs no second library for one hash.
+$(B)/obj/client-lib/src/%.o: CPPFLAGS += -DXXH_INLINE_ALL
 $(B)/obj/shm/%.o: VISIBILITY := -fvisibility=hidden
 $(B)/libmagicpig.a: $(call obj,$(CLIENT_SRC) $(SHM_SRC))
 	$(call say,AR,$@)
@@ -129,10 +132,10 @@ $(B)/tests/magicpigd: $(call obj,daemon/main.c) $(B)/libtest.a $(B)/libdaemon.a
 # The kernels: machine code for A100 and H100, and PTX for what is between and after them. Nothing is fused or approximated that the
 # source does not fuse: signatures agree with the daemon's to the bit.
 NVCC_FLAGS ?= -O3 -std=c++17 -fmad=false -lineinfo -gencode arch=compute_80,code=[sm_80,compute_80] -gencode arch=compute_90,code=[sm_90,compute_90]
-$(B)/cuda/kernels.fatbin: cuda/kernels.cu cuda/device.h shm/abi.h shm/status.h Makefile
-	$(call say,NVCC,$<)
+$(B)/cuda/kernels.fatbin: $(wildcard cuda/*.cu cuda/*.cuh) cuda/device.h shm/abi.h shm/status.h Makefile
+	$(call say,NVCC,cuda/kernels.cu)
 	$(Q)mkdir -p $(@D)
-	$(Q)$(NVCC) $(NVCC_FLAGS) -I. -fatbin -o $@ $<
+	$(Q)$(NVCC) $(NVCC_FLAGS) -I. -fatbin -o $@ cuda/kernels.cu
 $(B)/obj/cuda/%.o: VISIBILITY := -fvisibility=hidden
 $(B)/obj/cuda/image.o: ISA := -DMPIG_CUDA_FATBIN='"$(B)/cuda/kernels.fatbin"'
 $(B)/obj/cuda/image.o: $(B)/cuda/kernels.fatbin
@@ -169,7 +172,7 @@ $(B)/tests/%: $(B)/obj/tests/%.o $(B)/libtest.a $(B)/libdaemon.a $(B)/libmagicpi
 # The table of options and the commands' help go into manual pages and completions: what is documented is what there is.
 $(B)/config_man: $(call obj,tools/build/config_man.c) $(call obj,$(CONFIG_SRC) daemon/base/affinity.c daemon/base/log.c)
 	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^ -linih
-$(B)/man/%: man/%.scd.in tools/build/man-source tools/build/ctl-table client-lib/include/magicpig.h daemon/disk/FORMAT.md $(B)/config_man $(B)/magicpigctl | deps
+$(B)/man/%: man/%.scd.in tools/build/man-source tools/build/ctl-table client-lib/include/magicpig.h daemon/disk/FORMAT.md $(B)/config_man $(B)/magicpigctl $(B)/magicpig-bench | deps
 	$(call say,MAN,$@)
 	$(Q)mkdir -p $(@D)
 	$(Q)tools/build/man-source $* $(B) $(VERSION) > $@.scd && SOURCE_DATE_EPOCH=$(MAN_DATE) scdoc < $@.scd > $@.new && mv $@.new $@
@@ -269,6 +272,18 @@ bench: deps $(B)/magicpig-bench $(B)/magicpigd $(B)/tests/kernels/bench_kernels 
 	@$(TEST_ENV) $(B)/magicpig-bench --json $(B)/bench/report.json
 	@$(B)/tests/kernels/bench_kernels --json $(B)/bench/kernels.json
 
+# Each of them asserts what it is about; the figures are of those that passed. QUICK=1: in the form that `make check` runs.
+PERSIST_TESTS := store/test_crash store/test_attach store/test_errors disk/test_crash disk/test_errors disk/test_power_loss \
+                 integration/test_kill_points integration/test_warm_restart
+PERSIST_BENCHES := store/bench_forks disk/bench_disk
+.PHONY: persist-report
+persist-report: deps all $(PERSIST_TESTS:%=$(B)/tests/%) $(PERSIST_BENCHES:%=$(B)/tests/%) $(B)/tests/magicpigd ## what survives what, in figures (half an hour; QUICK=1: two minutes)
+	@mkdir -p $(B)/persist && rm -f $(B)/persist/figures
+	@$(TEST_ENV) MPIG_FIGURES=$(abspath $(B))/persist/figures $(if $(QUICK),,MPIG_LONG=1) \
+		tools/build/run-tests --limit 7200 $(PERSIST_TESTS:%=$(B)/tests/%)
+	@for bench in $(PERSIST_BENCHES:%=$(B)/tests/%); do MPIG_FIGURES=$(abspath $(B))/persist/figures $(TEST_ENV) $$bench || exit 1; done
+	@$(if $(QUICK),,MPIG_LONG=1) tools/build/persist-report $(B)/persist/figures $(B)/persist/report.json
+
 deps: ## install the Debian packages that are missing
 	@CC='$(CC)' tools/build/install-deps
 
@@ -319,12 +334,27 @@ uninstall: ## remove what install has put there
 clean: ## remove what was built (the Python environment, the demo's model and the captures of quality stay)
 	rm -rf build-asan build-tsan $(filter-out $(B)/venv $(B)/demo $(B)/quality,$(wildcard $(B)/*))
 
+.PHONY: wheel deb check-deb
+wheel: deps python-deps $(B)/libmagicpig.so.0 ## a Python wheel in build/wheel, with the library inside
+	@tools/build/wheel $(VENV)/bin/python $(B)/libmagicpig.so.0 $(B)/wheel
+
+deb: ## Debian packages in build/deb (Debian 12)
+	@tools/build/install-deps --deb
+	@tools/build/copy-tree $(B)/deb/magicpigd
+	cd $(B)/deb/magicpigd && dpkg-buildpackage -b -us -uc -j$(shell nproc) > ../build.log 2>&1 || { tail -n 40 ../build.log; exit 1; }
+	@rm -r $(B)/deb/magicpigd
+	@cd $(B)/deb && lintian --allow-root --fail-on error --suppress-tags bad-distribution-in-changes-file *.changes
+	@ls $(B)/deb/*.deb
+
+check-deb: deb ## install, start, upgrade, remove and purge the packages in a bare Debian 12 (root, minutes)
+	@tests/packages/check-deb $(B)/deb
+
 .PHONY: abi
 abi: $(B)/libmagicpig.so.0 ## write down the library's interface anew, for a release
 	CC='$(CC)' tools/build/abi-list $< > client-lib/abi/libmagicpig.so.0.abi
 
 format: ## run clang-format over all C files
-	$(CLANG_FORMAT) -i $(sort $(HEADERS) $(wildcard shm/*.c client-lib/*/*.c cuda/*.c cuda/*.cu config/*.c daemon/*.c daemon/*/*.c tools/*/*.c) \
+	$(CLANG_FORMAT) -i $(sort $(HEADERS) $(wildcard shm/*.c client-lib/*/*.c cuda/*.c cuda/*.cu cuda/*.cuh config/*.c daemon/*.c daemon/*/*.c tools/*/*.c) \
 		$(shell find tests -name '*.c'))
 
 -include $(shell find $(B)/obj -name '*.d' 2>/dev/null)

@@ -109,7 +109,7 @@ static int kernels_load(struct mpig_cuda *gpu)
 	} all[] = {{&gpu->kernel.sign, "mpig_sign"},     {&gpu->kernel.submit, "mpig_submit"},
 	           {&gpu->kernel.window, "mpig_window"}, {&gpu->kernel.wait, "mpig_wait"},
 	           {&gpu->kernel.merge, "mpig_merge"},   {&gpu->kernel.wait_items, "mpig_wait_items"},
-	           {&gpu->kernel.rounds, "mpig_rounds"}};
+	           {&gpu->kernel.rounds, "mpig_rounds"}, {&gpu->kernel.merge_fused, "mpig_merge_fused"}};
 	for (size_t i = 0; i < sizeof(all) / sizeof(all[0]) && rc == MPIG_OK; i++) {
 		int registers; // asking loads the code now: later it could wait for a kernel that waits
 		rc = cuda_error_of(d, d->module_function(all[i].function, gpu->module, all[i].name), all[i].name);
@@ -167,6 +167,7 @@ static int state_reset(struct mpig_cuda *gpu, uint64_t sequence, uint32_t sq_nex
 	struct gpu_state begin = {.sequence = sequence,
 	                          .sq_next = sq_next,
 	                          .known_head = sq_next - gpu->region.entries, // as if full: the first look checks it
+	                          .cq_published = cq_next,
 	                          .cq_next = cq_next};
 	int rc = cuda_error_of(d, d->fill(gpu->state, 0, bytes), "clearing the queue's state");
 	rc = rc ? rc : cuda_error_of(d, d->to_device(gpu->state, &begin, sizeof(begin)), "setting the queue's state");
@@ -210,7 +211,17 @@ static int begin(struct mpig_cuda *gpu)
 	rc = rc ? rc : memory_make(gpu);
 	if (rc == MPIG_OK)
 		gpu->info.stream_wait = probe_stream_wait(gpu->driver);
+	gpu->ready = rc == MPIG_OK;
 	return rc;
+}
+
+// What kernels have taken and not yet said so in the ring. They are done: this thread is the queue's client.
+static void give_places_back(struct mpig_cuda *gpu)
+{
+	struct mpig_queue_header *h = gpu->region.base;
+	struct gpu_state s;
+	if (gpu->driver->from_device(&s, gpu->state, sizeof(s)) == CU_OK)
+		__atomic_store_n(&h->cq_head, s.cq_next, __ATOMIC_RELEASE); // R2
 }
 
 // In reverse; what was not reached is NULL.
@@ -218,6 +229,8 @@ static void end(struct mpig_cuda *gpu)
 {
 	const struct driver *d = gpu->driver;
 	d->synchronize();
+	if (gpu->ready)
+		give_places_back(gpu);
 	if (gpu->state)
 		d->free(gpu->state);
 	if (gpu->report)

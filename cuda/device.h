@@ -8,11 +8,10 @@
 #define GPU_WARP 32u
 #define GPU_BLOCK 256u        // threads of a block, but of the fused wait and merge
 #define GPU_FUSED_BLOCK 1024u // ... there, one block
-#define GPU_FUSED_HEADS 64u   // heads that it takes
+#define GPU_FUSED_HEADS 32u   // heads that it takes
 #define GPU_PIECE_ROWS 64u    // own rows that one block attends
 #define GPU_WINDOW_THREADS 128u
 #define GPU_HEADS_AT_ONCE 4u // query heads that share a load of K and V
-#define GPU_NO_DATA (-1)
 
 enum gpu_slot_state { GPU_SLOT_FREE = 0, GPU_SLOT_OUT = 1, GPU_SLOT_DONE = 2 };
 
@@ -24,13 +23,13 @@ struct gpu_slot {
 
 // In the GPU's memory, followed by slots x struct gpu_slot. Written by kernels of one stream, in their order.
 struct gpu_state {
-	uint64_t sequence;   // of the next submission: its user_data
-	uint32_t sq_next;    // our copy of the ring's tail
-	uint32_t known_head; // last believed head of the daemon's
-	uint32_t cq_next;    // our copy of the completion ring's head
-	int32_t failed;      // status of the first failure; 0 = none
-	uint32_t arrived;    // blocks of the running submission that are done with their part
-	uint32_t reserved;
+	uint64_t sequence;     // of the next submission: its user_data
+	uint32_t sq_next;      // our copy of the ring's tail
+	uint32_t known_head;   // last believed head of the daemon's
+	uint32_t cq_published; // what the ring's head says: cq_next, or behind it
+	uint32_t cq_next;      // our copy of the completion ring's head
+	int32_t failed;        // status of the first failure; 0 = none
+	uint32_t arrived;      // blocks of the running submission that are done with their part
 };
 
 // In pinned host memory. Written by the GPU, `status` last (release); cleared by the host while nothing runs.
@@ -101,7 +100,9 @@ struct gpu_window {
 	int64_t kv_item, kv_page, kv_row, kv_head, page_stride;
 	uint64_t split, rows;
 	uint64_t sinks, ring_rows;
-	uint64_t part_out, part_lse; // float [heads][pieces][d_v], [heads][pieces]
+	uint64_t part_out, part_lse; // float [heads][pieces][d_v], [heads][pieces]: scratch
+	uint64_t own_out, own_lse;   // float [heads][d_v], [heads]
+	uint64_t counters;           // uint32_t [items][tokens][kv_heads], zero between kernels
 	uint32_t pieces, page_rows, q_dtype, kv_dtype;
 	float scale, softcap, alibi_slope_base;
 	uint32_t reserved;
@@ -111,12 +112,10 @@ struct gpu_merge {
 	struct gpu_queue queue;
 	struct gpu_shape shape;
 	uint64_t items;
-	uint64_t part_out, part_lse; // 0: the daemon's part alone
-	uint64_t own_lse;            // float [heads], written: LSE of the own rows, for the next submission; 0: not wanted
+	uint64_t own_out, own_lse; // float [heads][d_v], [heads]; 0: the daemon's part alone
 	uint64_t out, lse;
 	struct gpu_strides out_strides;
-	uint32_t pieces, out_dtype;
-	uint32_t wait, lse2; // wait: this launch, of one block, waits for the answers first
+	uint32_t out_dtype, lse2;
 };
 
 struct gpu_rounds {

@@ -205,11 +205,17 @@ static int memory_make(struct mpig_cuda_plan *p)
 {
 	const struct driver *d = p->gpu->driver;
 	uint64_t heads = (uint64_t)p->shape.items * p->shape.tokens * p->shape.query_heads, at = 0;
+	uint64_t counters = (uint64_t)p->shape.items * p->shape.tokens * p->shape.kv_heads * 4;
 	p->pieces = pieces_for(p);
 	const uint64_t bytes[] = {p->shape.items * sizeof(struct gpu_item),
-	                          (uint64_t)p->shape.items * p->shape.kv_heads * p->shape.d_k * 4, heads * 4,
-	                          heads * p->pieces * 4, heads * p->pieces * p->shape.d_v * 4};
-	CUdeviceptr *const parts[] = {&p->device_items, &p->balance, &p->own_lse, &p->part_lse, &p->part_out};
+	                          (uint64_t)p->shape.items * p->shape.kv_heads * p->shape.d_k * 4,
+	                          heads * 4,
+	                          heads * p->shape.d_v * 4,
+	                          counters,
+	                          heads * p->pieces * 4,
+	                          heads * p->pieces * p->shape.d_v * 4};
+	CUdeviceptr *const parts[] = {&p->device_items, &p->balance,  &p->own_lse, &p->own_out,
+	                              &p->counters,     &p->part_lse, &p->part_out};
 	for (size_t i = 0; i < sizeof(bytes) / sizeof(bytes[0]); i++)
 		at += align_up(bytes[i]);
 	float *none = malloc(heads * sizeof(*none));
@@ -226,6 +232,7 @@ static int memory_make(struct mpig_cuda_plan *p)
 			at += align_up(bytes[i]);
 		}
 		rc = rc ? rc : cuda_error_of(d, d->to_device(p->own_lse, none, heads * sizeof(*none)), "copying to the GPU");
+		rc = rc ? rc : cuda_error_of(d, d->fill(p->counters, 0, counters), "clearing GPU memory");
 		gpu_leave(p->gpu);
 	}
 	free(none);

@@ -28,9 +28,10 @@ struct mpig_cuda {
 	CUdevice device;
 	bool retained; // the context is the primary one, and ours to release
 	bool registered;
+	bool ready; // attached: the state on the GPU means something
 	CUmodule module;
 	struct {
-		CUfunction sign, submit, window, wait, wait_items, merge, rounds;
+		CUfunction sign, submit, window, wait, wait_items, merge, merge_fused, rounds;
 	} kernel;
 	struct gpu_queue args;     // what kernels are told of the queue
 	struct gpu_report *report; // pinned
@@ -46,7 +47,7 @@ struct mpig_cuda_plan {
 	struct gpu_shape shape;
 	struct gpu_item *items; // [contexts], as they are on the GPU
 	CUdeviceptr memory;     // all that follows is in it
-	CUdeviceptr device_items, balance, part_out, part_lse, own_lse;
+	CUdeviceptr device_items, balance, part_out, part_lse, own_out, own_lse, counters;
 	uint32_t pieces;
 	bool window_ran; // since the plan was made: its pieces mean something
 };

@@ -105,6 +105,9 @@ int mpig_cuda_window(mpig_cuda_plan *p, mpig_cuda_stream stream, const struct mp
 	                       .ring_rows = s.ring_rows,
 	                       .part_out = p->part_out,
 	                       .part_lse = p->part_lse,
+	                       .own_out = p->own_out,
+	                       .own_lse = p->own_lse,
+	                       .counters = p->counters,
 	                       .pieces = p->pieces,
 	                       .page_rows = s.page_rows,
 	                       .q_dtype = (uint32_t)p->spec.dtype,
@@ -136,23 +139,19 @@ int mpig_cuda_merge(mpig_cuda_plan *p, mpig_cuda_stream stream, const struct mpi
 	struct gpu_merge a = {.queue = p->gpu->args,
 	                      .shape = p->shape,
 	                      .items = p->device_items,
-	                      .part_out = own ? p->part_out : 0,
-	                      .part_lse = own ? p->part_lse : 0,
+	                      .own_out = own ? p->own_out : 0,
 	                      .own_lse = own ? p->own_lse : 0,
 	                      .out = s.out,
 	                      .lse = s.lse,
 	                      .out_strides = strides(s.out_context, s.out_token, s.out_head, &p->shape, p->shape.d_v),
-	                      .pieces = p->pieces,
 	                      .out_dtype = (uint32_t)s.out_dtype,
-	                      .wait = fused,
 	                      .lse2 = s.flags & MPIG_CUDA_LSE2};
-	unsigned grid = 1, block = heads_of(p) * GPU_WARP;
-	if (!fused) {
-		rc = gpu_launch(p->gpu, p->gpu->kernel.wait_items, "mpig_wait_items", 1, 1, GPU_WARP, stream, &a);
-		warp_grid(heads_of(p), 0, &grid, &block);
-	} else if (block > GPU_FUSED_BLOCK) {
-		block = GPU_FUSED_BLOCK;
-	}
+	unsigned grid, block;
+	if (fused)
+		return gpu_launch(p->gpu, p->gpu->kernel.merge_fused, "mpig_merge_fused", 1, 1, heads_of(p) * GPU_WARP, stream,
+		                  &a);
+	rc = gpu_launch(p->gpu, p->gpu->kernel.wait_items, "mpig_wait_items", 1, 1, GPU_WARP, stream, &a);
+	warp_grid(heads_of(p), 0, &grid, &block);
 	return rc ? rc : gpu_launch(p->gpu, p->gpu->kernel.merge, "mpig_merge", grid, 1, block, stream, &a);
 }
 

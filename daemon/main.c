@@ -130,7 +130,7 @@ static int check_one(struct disk *disk, const char *name)
 	struct disk_progress progress = {0};
 	struct disk_result result;
 	char why[MPIG_TEXT_BYTES];
-	int status = disk_check(disk, &root, name, &progress, &result, why);
+	int status = disk_check(disk, NULL, &root, name, &progress, &result, why);
 	if (status)
 		printf("%s: %s%s\n", name, why, status == MPIG_ECORRUPT ? "; put aside under damaged/" : "");
 	else

@@ -12,7 +12,10 @@
 #define MPIG_SHM_CONTROL_H
 
 #include <assert.h>
+#include <stdbool.h>
 #include <stdint.h>
+
+#include "shm/abi.h"
 
 #define MPIG_CONTROL_MAGIC 0x4347504du // "MPGC"
 #define MPIG_CONTROL_VERSION 1u
@@ -75,23 +78,34 @@ struct mpig_wire_layer {
 	uint8_t kind;             // enum mpig_layer_kind
 	uint8_t row_dtype;        // enum mpig_dtype: BF16, F16 or I8
 	uint8_t default_proposal; // enum mpig_proposal
-	uint8_t signature_bits;   // 0 (no signature index), 1, 2 or 4
+	uint8_t signature_bits;   // 0 (no signature index), 1, 2, 4, or MPIG_BITS_AUTO: chosen for each KV head
 	uint16_t query_heads;
 	uint16_t kv_heads;
 	uint16_t d_k;
 	uint16_t d_v;
-	uint16_t paper_k;       // 0 (no tables) or 1..16; cross-polytope: 0 or log2(2 d_pad), which it becomes
-	uint16_t paper_l;       // tables: 0 or 2..512
-	float scale;            // logits are scale * q.k; 0 = 1/sqrt(d_k)
-	float softcap;          // 0 = none; cap * tanh(s / cap)
-	float default_budget;   // share of rows; 0 = the daemon's way: by error
-	float alibi_slope_base; // 0 = none; slope of head h = base^(h+1) (ALiBi, section 3)
-	uint32_t window;        // SLIDING, CHUNKED: its width (informative)
-	uint8_t table_hash;     // enum mpig_table_hash
-	uint8_t table_balance;  // 1: the tables hash (k - mu) * a and q / a, a as for signatures; 0: k - mu and q
-	uint8_t reserved[26];
+	uint16_t paper_k;         // 0 (no tables) or 1..16; cross-polytope: 0 or log2(2 d_pad), which it becomes
+	uint16_t paper_l;         // tables: 0 or 2..512
+	float scale;              // logits are scale * q.k; 0 = 1/sqrt(d_k)
+	float softcap;            // 0 = none; cap * tanh(s / cap)
+	float default_budget;     // share of rows; 0 = the daemon's way: by error
+	float alibi_slope_base;   // 0 = none; slope of head h = base^(h+1) (ALiBi, section 3)
+	uint32_t window;          // SLIDING, CHUNKED: its width (informative)
+	uint8_t table_hash;       // enum mpig_table_hash
+	uint8_t table_balance;    // 1: the tables hash (k - mu) * a and q / a, a as for signatures; 0: k - mu and q
+	uint16_t signature_bytes; // AUTO: at most so many bytes of codes per row, mean over the KV heads; 0 = no limit
+	uint8_t reserved[24];
 };
 static_assert(sizeof(struct mpig_wire_layer) == 64, "wire format frozen");
+#define MPIG_BITS_AUTO 255
+static inline bool mpig_bits_fixed(uint32_t bits)
+{
+	return bits == 1 || bits == 2 || bits == 4;
+}
+// Bytes of one row of a signature index: its code and a factor.
+static inline uint32_t mpig_code_bytes(uint32_t d_k, uint32_t bits)
+{
+	return mpig_padded_dim(d_k) * bits / 8 + 2;
+}
 
 enum mpig_open_flags {
 	MPIG_OPEN_WRITE = 1u << 0, // take the writer lease
@@ -231,7 +245,7 @@ struct mpig_ctl_verify { // request and reply
 // What sampled answers showed about one KV head of a global layer, and how it is indexed.
 struct mpig_wire_head {
 	uint32_t layer, kv_head;
-	uint32_t signature_bits;    // 0 = no signature index
+	uint32_t signature_bits;    // of its codes; 0 = no signature index, MPIG_BITS_AUTO: not chosen yet
 	uint32_t signature_version; // 0 = none yet
 	uint64_t samples;           // answers looked at since the daemon began; 0: what follows is 0
 	uint64_t rows;              // the figures are of, in the last of them

@@ -204,6 +204,11 @@ struct mpig_drain_state {
 MPIG_API int mpig_daemon_drain(mpig_client *client, int what, struct mpig_drain_state *state);
 
 /* ---- contexts ------------------------------------------------------------------------------------------------------ */
+/* signature_bits: the daemon chooses 1, 2 or 4 for each KV head when it first builds an index, by what an answer costs at each: it
+ * measures how noisy estimates are for the queries that came with mpig_append. Without queries it takes 2. */
+#ifndef MPIG_SHM_CONTROL_H
+#define MPIG_BITS_AUTO 255
+#endif
 struct mpig_layer { /* zero = default wherever a default is named */
 	int kind;   /* enum mpig_layer_kind; only GLOBAL layers store rows */
 	int row_dtype; /* MPIG_BF16 (also for 0), MPIG_F16, MPIG_I8 (blocks of 32 values; K less a mean, over a scale per dimension) */
@@ -214,11 +219,12 @@ struct mpig_layer { /* zero = default wherever a default is named */
 	float alibi_slope_base;    /* 0 = none; slope of head h is base^(h+1) */
 	int default_proposal;      /* 0 = SIGNATURE if it has one, else PAPER or CROSSPOLYTOPE by its tables, else DENSE */
 	float default_budget;      /* share of rows; 0 = as the daemon is configured: by error */
-	int signature_bits;        /* 0 = none, 1, 2 or 4 */
+	int signature_bits;        /* 0 = none, 1, 2, 4, or MPIG_BITS_AUTO */
 	int paper_k, paper_l;      /* tables: 0, 0 = none; k 1..16 bits a hash, l 2..512 tables; k is 0 for cross-polytope */
 	int window;                /* SLIDING, CHUNKED: informative */
 	int table_hash;            /* enum mpig_table_hash of the tables */
-	int table_balance; /* 1: tables of balanced keys and queries, as signatures are; 0: of k - mean and q, as published */
+	int table_balance;   /* 1: tables of balanced keys and queries, as signatures are; 0: of k - mean and q, as published */
+	int signature_bytes; /* MPIG_BITS_AUTO: at most so many bytes of codes per row, mean over the KV heads; 0 = no limit */
 };
 struct mpig_spec {
 	size_t size;
@@ -294,7 +300,7 @@ MPIG_API int mpig_context_layers(mpig_client *client, const char *name, struct m
 struct mpig_head { /* a KV head of a global layer: how it is indexed, and what sampled answers showed about it */
 	size_t size;
 	int layer, kv_head;
-	int signature_bits;         /* 0 = no signature index */
+	int signature_bits;         /* of its codes; 0 = no signature index, MPIG_BITS_AUTO: not chosen yet */
 	uint32_t signature_version; /* 0 = none yet */
 	uint64_t samples;           /* answers looked at since the daemon began, one in 64; 0: what follows is 0 */
 	uint64_t rows;              /* that the figures are of, in the last of them */

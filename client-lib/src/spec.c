@@ -29,8 +29,12 @@ static int heads_check(const mpig_client *c, int i, const struct mpig_layer *l)
 static int index_check(const mpig_client *c, int i, const struct mpig_layer *l)
 {
 	int b = l->signature_bits;
-	if (b != 0 && b != 1 && b != 2 && b != 4)
-		return FIELD_ERROR(c, i, "signature_bits", b, "must be 0 (none), 1, 2 or 4");
+	if (b != 0 && b != 1 && b != 2 && b != 4 && b != MPIG_BITS_AUTO)
+		return FIELD_ERROR(c, i, "signature_bits", b, "must be 0 (none), 1, 2, 4 or MPIG_BITS_AUTO");
+	if (l->signature_bytes && (b != MPIG_BITS_AUTO || l->signature_bytes < (int)mpig_code_bytes((uint32_t)l->d_k, 1) ||
+	                           l->signature_bytes > UINT16_MAX))
+		return FIELD_ERROR(c, i, "signature_bytes", l->signature_bytes,
+		                   "a limit for MPIG_BITS_AUTO: 0, or at least the bytes of one bit (d_k / 8 + 2, d_k padded)");
 	if (l->table_hash < 0 || l->table_hash >= MPIG_HASH_COUNT)
 		return FIELD_ERROR(c, i, "table_hash", l->table_hash, "must be an enum mpig_table_hash");
 	if (l->table_balance != 0 && l->table_balance != 1)
@@ -49,11 +53,11 @@ static int index_check(const mpig_client *c, int i, const struct mpig_layer *l)
 	if (l->default_proposal < 0 || l->default_proposal >= MPIG_PROPOSAL_COUNT)
 		return FIELD_ERROR(c, i, "default_proposal", l->default_proposal, "must be an enum mpig_proposal");
 	if (l->default_proposal == MPIG_PROPOSAL_SIGNATURE && !b)
-		return FIELD_ERROR(c, i, "default_proposal", l->default_proposal, "SIGNATURE needs signature_bits 1, 2 or 4");
+		return FIELD_ERROR(c, i, "default_proposal", l->default_proposal, "SIGNATURE needs signature_bits");
 	if ((l->default_proposal == MPIG_PROPOSAL_TOPK_ESTIMATED ||
 	     l->default_proposal == MPIG_PROPOSAL_HEAVY_UNIFORM_ESTIMATED) &&
 	    !b)
-		return FIELD_ERROR(c, i, "default_proposal", l->default_proposal, "estimates need signature_bits 1, 2 or 4");
+		return FIELD_ERROR(c, i, "default_proposal", l->default_proposal, "estimates need signature_bits");
 	if (l->default_proposal == MPIG_PROPOSAL_PAPER && (!l->paper_l || l->table_hash != MPIG_HASH_SIMHASH))
 		return FIELD_ERROR(c, i, "default_proposal", l->default_proposal, "PAPER needs paper_k and paper_l, of SimHash");
 	if (l->default_proposal == MPIG_PROPOSAL_CROSSPOLYTOPE && l->table_hash != MPIG_HASH_CROSSPOLYTOPE)
@@ -105,6 +109,7 @@ static int layer_to_wire(const mpig_client *c, int i, const struct mpig_layer *l
 	                                   : l->paper_l        ? MPIG_PROPOSAL_PAPER
 	                                                       : MPIG_PROPOSAL_DENSE);
 	wire->signature_bits = (uint8_t)l->signature_bits;
+	wire->signature_bytes = (uint16_t)l->signature_bytes;
 	wire->query_heads = (uint16_t)l->query_heads;
 	wire->kv_heads = (uint16_t)l->kv_heads;
 	wire->d_k = (uint16_t)l->d_k;
@@ -145,6 +150,7 @@ void layer_from_wire(const struct mpig_wire_layer *wire, struct mpig_layer *laye
 		.default_proposal = wire->default_proposal,
 		.default_budget = wire->default_budget,
 		.signature_bits = wire->signature_bits,
+		.signature_bytes = wire->signature_bytes,
 		.paper_k = wire->paper_k,
 		.paper_l = wire->paper_l,
 		.table_hash = wire->table_hash,

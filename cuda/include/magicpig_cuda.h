@@ -161,7 +161,7 @@ enum mpig_cuda_flags {
 	MPIG_CUDA_LSE2 = 1,        /* lse in base 2, as FlashInfer's: log2(sum 2^(s log2 e)) */
 	MPIG_CUDA_DAEMON_ONLY = 2, /* out and lse are the daemon's part alone, for callers that merge by themselves */
 };
-/* Each launches one kernel (merge: two where B * T * query_heads > 64) on `stream` and returns; may be captured. Order: submit, then window
+/* Each launches one kernel (merge: two where B * T * query_heads > 32) on `stream` and returns; may be captured. Order: submit, then window
  * in any place before merge, or not at all (then the caller's own part is not merged). Errors: MPIG_EINVAL, MPIG_EIO. */
 MPIG_API int mpig_cuda_submit(mpig_cuda_plan *plan, mpig_cuda_stream stream, const struct mpig_cuda_step *step);
 MPIG_API int mpig_cuda_window(mpig_cuda_plan *plan, mpig_cuda_stream stream, const struct mpig_cuda_step *step);

@@ -156,3 +156,8 @@ bool disk_has(struct disk *d, const char *name)
 	pthread_mutex_unlock(&d->lock);
 	return has;
 }
+
+bool disk_is_known(struct disk *d)
+{
+	return atomic_load(&d->known);
+}

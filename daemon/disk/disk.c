@@ -12,6 +12,7 @@
 #include <unistd.h>
 #include <xxhash.h>
 
+#include "daemon/base/clock.h"
 #include "daemon/disk/private.h"
 
 int disk_fail(char *why, int status, const char *format, ...)
@@ -118,6 +119,60 @@ void disk_tidy(struct disk *d, int dir, const struct disk_segment_ref *ref, uint
 	}
 	if (list)
 		closedir(list);
+}
+
+// ---- damage ----------------------------------------------------------------------------------------------------------
+
+static bool segment_id(const char *name, uint8_t id[IMAGE_ID_BYTES])
+{
+	char again[FILE_NAME_BYTES];
+	unsigned byte;
+	for (uint32_t i = 0; i < IMAGE_ID_BYTES; i++) {
+		if (sscanf(name + 2 * i, "%2x", &byte) != 1)
+			return false;
+		id[i] = (uint8_t)byte;
+	}
+	segment_name(again, id, true);
+	return !strcmp(again, name);
+}
+
+static void forget_segments(struct disk *d, struct store *s, const char *name)
+{
+	int dir = disk_open(d->contexts, name, O_RDONLY | O_DIRECTORY, false);
+	DIR *list = dir < 0 ? NULL : list_directory(dir);
+	struct dirent *entry;
+	struct stat mine, shared;
+	uint8_t id[IMAGE_ID_BYTES];
+	while (list && (entry = readdir(list))) {
+		if (strlen(entry->d_name) <= 2 * IMAGE_ID_BYTES || !segment_id(entry->d_name, id))
+			continue;
+		if (fstatat(dir, entry->d_name, &mine, AT_SYMLINK_NOFOLLOW) == 0 &&
+		    fstatat(d->segments, entry->d_name, &shared, AT_SYMLINK_NOFOLLOW) == 0 && mine.st_ino != shared.st_ino)
+			continue; // a copy
+		(void)disk_unlink(d->segments, entry->d_name);
+		if (s)
+			store_segment_not_on_disk(s, id);
+	}
+	if (list)
+		closedir(list);
+	if (dir >= 0)
+		close(dir);
+}
+
+void disk_put_aside(struct disk *d, struct store *s, const char *name)
+{
+	char from[MPIG_NAME_BYTES + 16], to[MPIG_NAME_BYTES + 48];
+	if (s)
+		store_context_not_on_disk(s, name);
+	forget_segments(d, s, name);
+	snprintf(from, sizeof from, "contexts/%s", name);
+	snprintf(to, sizeof to, "damaged/%s.%016llx", name, (unsigned long long)real_ns());
+	int damaged = disk_rename(d->root, from, to) ? -1 : disk_open(d->root, "damaged", O_RDONLY | O_DIRECTORY, false);
+	if (damaged >= 0) { // its new name first
+		(void)(disk_sync(damaged, "damaged") || disk_sync(d->contexts, "contexts"));
+		close(damaged);
+	}
+	catalogue_remove(d, name);
 }
 
 // ---- opening ---------------------------------------------------------------------------------------------------------

@@ -39,7 +39,7 @@ int disk_save(struct disk *d, struct store *s, const struct credentials *who, co
 int disk_load(struct disk *d, struct store *s, const struct credentials *who, const char *name, struct disk_progress *progress,
               struct disk_result *result, char *why);
 // Reads all files of a context and compares them with their checksums; damage as in disk_load.
-int disk_check(struct disk *d, const struct credentials *who, const char *name, struct disk_progress *progress,
+int disk_check(struct disk *d, struct store *s, const struct credentials *who, const char *name, struct disk_progress *progress,
                struct disk_result *result, char *why);
 // Removes what is on disk of a context; what is in memory stays. The owner's business.
 int disk_erase(struct disk *d, struct store *s, const struct credentials *who, const char *name, char *why);
@@ -85,6 +85,8 @@ struct disk_saved {
 void disk_total(struct disk *d, uint64_t *contexts, uint64_t *bytes);     // any thread; bytes: of disk_saved, added up
 bool disk_find(struct disk *d, const char *name, struct disk_saved *out); // any thread
 bool disk_has(struct disk *d, const char *name);                          // any thread
+bool disk_is_known(
+	struct disk *d); // any thread: disk_recognise has ended; before, disk_has and disk_list do not know of all there is
 // Any thread. Contexts on disk that `who` may read, by name, those after `after`.
 uint32_t disk_list(struct disk *d, const struct credentials *who, const char *after, struct disk_saved *out, uint32_t max,
                    bool *more);

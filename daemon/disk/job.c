@@ -102,7 +102,7 @@ static int work(struct disk_jobs *jobs, struct job *j)
 	case DISK_LOAD:
 		return disk_load(jobs->disk, jobs->store, &j->who, j->name, &j->progress, &j->result, j->why);
 	case DISK_CHECK:
-		return disk_check(jobs->disk, &j->who, j->name, &j->progress, &j->result, j->why);
+		return disk_check(jobs->disk, jobs->store, &j->who, j->name, &j->progress, &j->result, j->why);
 	case DISK_ERASE:
 		return disk_erase(jobs->disk, jobs->store, &j->who, j->name, j->why);
 	case DISK_GC:

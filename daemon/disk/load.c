@@ -13,6 +13,7 @@
 
 struct loading {
 	struct disk *d;
+	struct store *store; // that is told of damage; NULL: there is none
 	struct io io;
 	int dir;
 	struct manifest manifest;
@@ -84,17 +85,6 @@ static int read_files(struct loading *l, struct making *m)
 	return status;
 }
 
-// A damaged context is put aside, so that nobody takes it for good again; its name is free.
-static void put_aside(struct loading *l, const char *name)
-{
-	char from[MPIG_NAME_BYTES + 16], to[MPIG_NAME_BYTES + 48];
-	snprintf(from, sizeof from, "contexts/%s", name);
-	snprintf(to, sizeof to, "damaged/%s.%016llx", name, (unsigned long long)real_ns());
-	if (!disk_rename(l->d->root, from, to))
-		(void)(disk_sync(l->d->contexts, "contexts") || disk_sync(l->d->root, "."));
-	catalogue_remove(l->d, name);
-}
-
 static void finish(struct loading *l, const char *name, int status)
 {
 	(void)io_drain(&l->io);
@@ -105,7 +95,7 @@ static void finish(struct loading *l, const char *name, int status)
 	if (l->dir >= 0)
 		close(l->dir);
 	if (status == MPIG_ECORRUPT)
-		put_aside(l, name);
+		disk_put_aside(l->d, l->store, name);
 	io_close(&l->io);
 }
 
@@ -121,7 +111,7 @@ static int begin(struct loading *l, const struct credentials *who, const char *n
 int disk_load(struct disk *d, struct store *s, const struct credentials *who, const char *name, struct disk_progress *progress,
               struct disk_result *result, char *why)
 {
-	struct loading l = {.d = d, .dir = -1, .progress = progress, .why = why};
+	struct loading l = {.d = d, .store = s, .dir = -1, .progress = progress, .why = why};
 	struct making *m = NULL;
 	int status = begin(&l, who, name);
 	if (!status)
@@ -142,10 +132,10 @@ int disk_load(struct disk *d, struct store *s, const struct credentials *who, co
 	return status;
 }
 
-int disk_check(struct disk *d, const struct credentials *who, const char *name, struct disk_progress *progress,
+int disk_check(struct disk *d, struct store *s, const struct credentials *who, const char *name, struct disk_progress *progress,
                struct disk_result *result, char *why)
 {
-	struct loading l = {.d = d, .dir = -1, .progress = progress, .why = why};
+	struct loading l = {.d = d, .store = s, .dir = -1, .progress = progress, .why = why};
 	int status = begin(&l, who, name);
 	if (!status)
 		status = read_files(&l, NULL);
@@ -237,7 +227,7 @@ static int recognise(struct loading *l, struct store *s, const char *name)
 		close(l->dir);
 	l->dir = -1;
 	if (status == MPIG_ECORRUPT)
-		put_aside(l, name);
+		disk_put_aside(l->d, l->store, name);
 	return status == MPIG_ENOENT ? 0 : status;
 }
 
@@ -246,7 +236,7 @@ uint32_t disk_recognise(struct disk *d, struct store *s, void (*tell)(void *arg,
 	char why[MPIG_TEXT_BYTES];
 	uint32_t bad = 0;
 	struct disk_progress none = {0};
-	struct loading l = {.d = d, .dir = -1, .progress = &none, .why = why};
+	struct loading l = {.d = d, .store = s, .dir = -1, .progress = &none, .why = why};
 	d->store = s;
 	DIR *list = list_directory(d->contexts);
 	struct dirent *entry;
@@ -264,5 +254,6 @@ uint32_t disk_recognise(struct disk *d, struct store *s, void (*tell)(void *arg,
 		io_close(&l.io);
 	if (list)
 		closedir(list);
+	atomic_store(&d->known, true);
 	return bad;
 }

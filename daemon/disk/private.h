@@ -14,6 +14,7 @@ struct disk {
 	int root, contexts, segments; // directories
 	char dir[256];
 	struct store *store;  // that is told what is on disk; NULL: none
+	atomic_bool known;    // disk_recognise has ended
 	pthread_mutex_t lock; // of what is saved
 	struct disk_saved *saved;
 	size_t saved_count, saved_capacity;
@@ -37,6 +38,10 @@ int io_move(struct io *io, int fd, const char *file, bool write, uint64_t offset
 
 // Removes the files of a context's directory that its manifest does not name, and those of them that no other context has.
 void disk_tidy(struct disk *d, int dir, const struct disk_segment_ref *ref, uint32_t count);
+
+// A damaged context is moved to damaged/, so that nobody takes it for good again; its name is free. Its segments' files are linked no more,
+// and what is in memory of it, or shares them, is not on disk (s may be NULL).
+void disk_put_aside(struct disk *d, struct store *s, const char *name);
 
 // segment_file.c
 struct segment_file { // opened and checked

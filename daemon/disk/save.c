@@ -184,6 +184,20 @@ static int check_owner(struct saving *s, const struct credentials *who, const ch
 	return status;
 }
 
+// The context's, made if there is none.
+static int open_directory(struct saving *s, const char *name)
+{
+	if (s->dir >= 0)
+		close(s->dir);
+	s->dir = -1;
+	int rc = disk_mkdir(s->d->contexts, name);
+	if (!rc)
+		rc = disk_sync(s->d->contexts, "contexts");
+	if (!rc && (s->dir = disk_open(s->d->contexts, name, O_RDONLY | O_DIRECTORY, false)) < 0)
+		rc = s->dir;
+	return rc ? disk_errno(s->why, rc, "cannot save", name) : 0;
+}
+
 int disk_save(struct disk *d, struct store *store, const struct credentials *who, const char *name, bool replace,
               struct disk_progress *progress, struct disk_result *result, char *why)
 {
@@ -195,13 +209,12 @@ int disk_save(struct disk *d, struct store *store, const struct credentials *who
 	image_release(s.image);
 	s.image = NULL;
 	int rc = io_open(&s.io, d->options.depth, d->options.chunk, d->options.rate);
-	if (!rc)
-		rc = disk_mkdir(d->contexts, name);
-	if (!rc)
-		rc = disk_sync(d->contexts, "contexts");
-	if (!rc && (s.dir = disk_open(d->contexts, name, O_RDONLY | O_DIRECTORY, false)) < 0)
-		rc = s.dir;
-	status = rc ? disk_errno(why, rc, "cannot save", name) : check_owner(&s, who, name, created_ns);
+	status = rc ? disk_errno(why, rc, "cannot save", name) : open_directory(&s, name);
+	status = status ? status : check_owner(&s, who, name, created_ns);
+	if (status == MPIG_ECORRUPT) { // what is there is of no use to anybody
+		disk_put_aside(d, store, name);
+		status = open_directory(&s, name);
+	}
 	for (int i = 0; i < TRIES && (status == MPIG_EAGAIN || (i == 0 && !status)); i++)
 		status = save_once(&s, store, who, name);
 	if (status == MPIG_EAGAIN)

@@ -113,7 +113,7 @@ static int append_head(struct job *j, uint32_t g, uint32_t unit, struct engine_s
 			set_frame(k, a->count - done, a->position + done, s->d_k, &w);
 		struct sig_params params = {.d_k = s->d_k,
 		                            .d_pad = layer->d_pad,
-		                            .bits = layer->wire.signature_bits,
+		                            .bits = w.params.bits,
 		                            .mu = w.params.mu,
 		                            .balance = w.params.balance,
 		                            .signs = a->signs};

@@ -53,6 +53,11 @@ static inline struct heavy *attend_heavy(const struct attend *a, uint32_t g, uin
 {
 	return a->heavy + ((size_t)g * a->main_units + unit) * a->queries + r;
 }
+// Bytes of a row's code and factor.
+static inline uint64_t attend_code_bytes(const struct attend *a, uint32_t g)
+{
+	return mpig_code_bytes(a->layer->shape.d_k, a->view.strip[g].params.bits);
+}
 // Rows of [first, first + n) that query r sees: a prefix.
 static inline uint32_t attend_visible(const struct attend *a, uint32_t r, uint64_t first, uint32_t n)
 {

@@ -103,12 +103,18 @@ struct append {
 	float *signs;
 };
 
+struct indexing { // indexing.c
+	uint32_t strips;
+	const struct layer **layer_of; // [strips]
+	double (*cost)[3];             // [strips] of widths, where they are to be chosen
+	float *signs[3];               // for d_pad 64, 128, 256
+};
+
 struct commit {
 	struct seal_plan plan;
-	bool sealing;                  // the plan is to be finished or given back
-	const struct layer **layer_of; // [strips]
-	uint32_t strips;
-	float *signs[3]; // for d_pad 64, 128, 256
+	bool sealing; // the plan is to be finished or given back
+	bool fitting; // this round fits parameters
+	struct indexing indexing;
 };
 
 struct job {

@@ -19,7 +19,7 @@ static struct sig_params strip_sig_params(const struct attend *a, uint32_t g)
 	const struct strip_params *p = &a->view.strip[g].params;
 	return (struct sig_params){.d_k = a->layer->shape.d_k,
 	                           .d_pad = a->layer->d_pad,
-	                           .bits = a->layer->wire.signature_bits,
+	                           .bits = p->bits,
 	                           .mu = p->mu,
 	                           .balance = p->balance,
 	                           .signs = a->signs};
@@ -29,7 +29,6 @@ void sign_queries(struct job *j, uint32_t g, uint32_t from, uint32_t to)
 {
 	struct attend *a = &j->attend;
 	struct sig_params params = strip_sig_params(a, g);
-	float offset = params.bits == 1 ? .5f : params.bits == 2 ? 1.5f : 7.5f;
 	float rotated[MPIG_MAX_HEAD_DIM];
 	for (uint32_t r = from; r < to; r++) {
 		struct sig_query *sq = signature_query(a, g, r);
@@ -41,20 +40,15 @@ void sign_queries(struct job *j, uint32_t g, uint32_t from, uint32_t to)
 				q_mu += q[d] * params.mu[d];
 		else
 			sig_encode_query(j->engine->kernels, &params, q, signature, &scale, &q_mu, rotated);
-		int32_t sum = 0, square = 0;
-		for (uint32_t d = 0; d < params.d_pad; d++) {
-			sum += signature[d];
-			square += signature[d] * signature[d];
-		}
+		*sq = sig_query_of(&params, signature, scale * a->layer->scale, q_mu * a->layer->scale);
+		if (a->delta <= 0)
+			continue;
 		// A verified answer takes each row for as large as the codes' noise may hide: that noise goes with g, as the estimate
 		// does, so that it is a part of the zero point.
-		float hidden = 0;
-		if (a->delta > 0)
-			hidden = (float)a->deviations * sig_noise(params.bits) * sqrtf((float)square);
-		*sq = (struct sig_query){.q = signature,
-		                         .factor = scale * a->layer->scale,
-		                         .zero = offset * (float)sum - hidden,
-		                         .bias = q_mu * a->layer->scale};
+		int32_t square = 0;
+		for (uint32_t d = 0; d < params.d_pad; d++)
+			square += signature[d] * signature[d];
+		sq->zero -= (float)a->deviations * sig_noise(params.bits) * sqrtf((float)square);
 	}
 }
 
@@ -86,9 +80,9 @@ void estimate_run(struct job *j, uint32_t g, uint32_t r0, uint32_t heads, const 
 	struct sig_query sq[SIG_MAX_HEADS];
 	for (uint32_t i = 0; i < heads; i++)
 		sq[i] = query_for_run(a, g, r0 + i, first);
-	const uint8_t *codes = span->codes + sig_code_bytes(a->layer->d_pad, a->layer->wire.signature_bits, row);
-	j->engine->kernels->sig_estimate(codes, span->factors + row, n, a->layer->d_pad, a->layer->wire.signature_bits, sq, heads,
-	                                 out, ld);
+	uint32_t bits = a->view.strip[g].params.bits;
+	const uint8_t *codes = span->codes + sig_code_bytes(a->layer->d_pad, bits, row);
+	j->engine->kernels->sig_estimate(codes, span->factors + row, n, a->layer->d_pad, bits, sq, heads, out, ld);
 	if (a->layer->wire.softcap <= 0)
 		return;
 	for (uint32_t i = 0; i < heads; i++) {
@@ -149,16 +143,16 @@ static void find_stretch(const struct attend *a, uint32_t g, uint32_t r, uint32_
 	s->span = NULL;
 }
 
-static const uint8_t *stretch_codes(const struct attend *a, const struct stretch *s, uint32_t row)
+static const uint8_t *stretch_codes(const struct attend *a, uint32_t g, const struct stretch *s, uint32_t row)
 {
-	return s->span->codes + sig_code_bytes(a->layer->d_pad, a->layer->wire.signature_bits, row);
+	return s->span->codes + sig_code_bytes(a->layer->d_pad, a->view.strip[g].params.bits, row);
 }
 
 // Stretches lie too far from one another for the hardware to guess the next.
-static void fetch_stretch(const struct attend *a, const struct stretch *s)
+static void fetch_stretch(const struct attend *a, uint32_t g, const struct stretch *s)
 {
-	const uint8_t *end = stretch_codes(a, s, s->row + s->rows);
-	for (const uint8_t *at = stretch_codes(a, s, s->row); at < end; at += 64)
+	const uint8_t *end = stretch_codes(a, g, s, s->row + s->rows);
+	for (const uint8_t *at = stretch_codes(a, g, s, s->row); at < end; at += 64)
 		__builtin_prefetch(at);
 	for (uint32_t i = 0; i < s->rows; i += 32)
 		__builtin_prefetch(s->span->factors + s->row + i);
@@ -177,7 +171,7 @@ static uint32_t pilot_estimates(struct job *j, uint32_t g, uint32_t r0, uint32_t
 		next.number++;
 		find_stretch(a, g, r0, stride, &next);
 		if (next.span)
-			fetch_stretch(a, &next);
+			fetch_stretch(a, g, &next);
 		estimate_run(j, g, r0, heads, now.span, now.row, now.rows, out + n, ld);
 		n += now.rows;
 	}
@@ -235,9 +229,9 @@ static double measure_noise(struct job *j, uint32_t g, uint32_t r, uint64_t turn
 	struct row_query asked;
 	attend_logits(a, g, r, span->first, span->frame, &asked);
 	float estimate[PILOT_RUN], product[PILOT_RUN];
-	const uint8_t *codes = span->codes + sig_code_bytes(layer->d_pad, layer->wire.signature_bits, row);
-	j->engine->kernels->sig_estimate(codes, span->factors + row, run, layer->d_pad, layer->wire.signature_bits, &query, 1,
-	                                 estimate, PILOT_RUN);
+	uint32_t bits = a->view.strip[g].params.bits;
+	const uint8_t *codes = span->codes + sig_code_bytes(layer->d_pad, bits, row);
+	j->engine->kernels->sig_estimate(codes, span->factors + row, run, layer->d_pad, bits, &query, 1, estimate, PILOT_RUN);
 	j->engine->kernels->scores[layer->rows.type](&layer->rows,
 	                                             span->rows + (size_t)(row - span->block_row) * layer->rows.stride, NULL, run,
 	                                             asked.q, 1, product, PILOT_RUN);
@@ -313,6 +307,6 @@ int signature_pre(struct job *j, uint32_t g, uint32_t unit, struct engine_scratc
 		}
 	}
 	if (end == a->queries) // codes that several pilots read count once
-		attend_count(a, 0, n * a->layer->code_bytes_per_row);
+		attend_count(a, 0, n * attend_code_bytes(a, g));
 	return 0;
 }

@@ -26,8 +26,8 @@ static void scan_span(struct job *j, uint32_t g, uint32_t r0, uint32_t heads, co
 		struct sig_query sq[SIG_MAX_HEADS];
 		for (uint32_t i = 0; i < heads; i++)
 			sq[i] = query_for_run(a, g, r0 + i, block_first);
-		k->sig_select(span->codes, span->factors, begin, end, layer->d_pad, layer->wire.signature_bits, sq, heads, noise,
-		              hits, rows, layer->rows.stride, row_bytes);
+		k->sig_select(span->codes, span->factors, begin, end, layer->d_pad, a->view.strip[g].params.bits, sq, heads,
+		              noise, hits, rows, layer->rows.stride, row_bytes);
 		return;
 	}
 	uint32_t from = begin & ~(SIG_GROUP - 1);
@@ -93,7 +93,7 @@ static int signature_main(struct job *j, uint32_t g, uint32_t unit, struct engin
 		}
 	}
 	uint64_t rows = row_set_count(&set);
-	attend_count(a, rows, rows * a->layer->rows.stride + scanned * a->layer->code_bytes_per_row);
+	attend_count(a, rows, rows * a->layer->rows.stride + scanned * attend_code_bytes(a, g));
 	return 0;
 }
 

@@ -104,7 +104,7 @@ int ranked_estimates(struct job *j, uint32_t g, uint32_t unit, struct engine_scr
 				uint32_t left = a->group_heads - i;
 				estimate_span(j, g, t * a->group_heads + i, left < batch ? left : batch, span, estimate);
 			}
-		attend_count(a, 0, (uint64_t)span->n * a->layer->code_bytes_per_row);
+		attend_count(a, 0, (uint64_t)span->n * attend_code_bytes(a, g));
 	}
 	return 0;
 }

@@ -50,10 +50,33 @@ struct sig_use {
 };
 double sig_cost(const struct sig_use *use, uint32_t bits); // of one answer of the group, in bytes of a scan
 uint32_t sig_best_bits(const struct sig_use *use); // a wider one only if it is cheaper; 0 if a number of use is not finite
+// The same before there are answers, measured: how far estimates at each width are from true logits, and how many rows an answer
+// without noise would draw.
+struct sig_sample {
+	struct sig_params params; // bits are ignored
+	const float *keys;        // [n + near][d_k]: n evenly spread over the rows, then those that a client attends itself
+	uint32_t n, near;
+	double rows; // that the first n stand for
+	const float *queries;
+	uint32_t query_count; // >= 1
+	float scale, softcap;
+	uint32_t heads, row_bytes;
+	double eps, floor_rows, cap_rows; // rows by error,
+	double budget_rows;               // or, if eps is 0, so many
+};
+bool sig_width_costs(const struct kernels *k, const struct sig_sample *sample,
+                     double cost[3]); // at 1, 2, 4 bits; false without memory
+// Widths of n strips that an answer reads one by one, from their costs (one that is not finite: not known, 2 bits): the cheapest of each, and
+// if their rows are more than `limit` bytes in the mean (0: no limit), narrower where that costs least for the bytes it saves. 1 bit
+// is the least there is.
+void sig_choose_widths(const double (*cost)[3], uint32_t n, uint32_t d_pad, uint32_t limit, uint8_t *bits);
 // Query side: q [d_k] fp32 -> out [d_pad] int8 and its scale (max |q'| / 127, round to nearest even), and q.mu.
 // This is the reference for the GPU kernel: same operations, same order.
 void sig_encode_query(const struct kernels *k, const struct sig_params *p, const float *q, int8_t *out, float *scale, float *q_mu,
                       float *scratch);
+
+// What a scan needs of a query in its signature. factor: layer scale * the signature's scale; bias: layer scale * q.mu.
+struct sig_query sig_query_of(const struct sig_params *p, const int8_t *signature, float factor, float bias);
 
 // ---- threshold -------------------------------------------------------------------------------------------------------
 // tau with repeat * sum_i min(1, exp(s_i - tau)) = budget rows, from n pilot estimates each standing for `repeat` rows. w is

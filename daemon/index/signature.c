@@ -244,3 +244,12 @@ float sig_noise(uint32_t bits)
 {
 	return bits == 1 ? .3014f : bits == 2 ? .3250f : .3187f;
 }
+
+struct sig_query sig_query_of(const struct sig_params *p, const int8_t *signature, float factor, float bias)
+{
+	float offset = p->bits == 1 ? .5f : p->bits == 2 ? 1.5f : 7.5f;
+	int32_t sum = 0;
+	for (uint32_t j = 0; j < p->d_pad; j++)
+		sum += signature[j];
+	return (struct sig_query){.q = signature, .factor = factor, .zero = offset * (float)sum, .bias = bias};
+}

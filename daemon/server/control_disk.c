@@ -127,8 +127,12 @@ int control_load(struct peer *p, struct request *r, const char *name)
 {
 	struct server *s = p->server;
 	struct disk_job_view view;
-	if (!s->disk || !s->options.disk.load_on_open || !disk_has(s->disk, name))
+	if (!s->disk || !s->options.disk.load_on_open)
 		return MPIG_ENOENT;
+	if (!disk_has(s->disk, name)) // soon after the start it is not known yet what there is
+		return disk_is_known(s->disk)
+		               ? MPIG_ENOENT
+		               : control_fail(r, MPIG_EAGAIN, "context '%s': the disk is being looked through", name);
 	if (p->loading && strcmp(p->loading_name, name) != 0)
 		p->loading = 0;
 	if (p->loading && disk_job_look(s->jobs, &p->who, p->loading, &view) == MPIG_OK && view.state == DISK_DONE) {

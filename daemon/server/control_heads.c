@@ -24,12 +24,12 @@ static int check_heads(struct request *r, const struct mpig_ctl_heads *in)
 	return MPIG_OK;
 }
 
-static uint32_t best_bits(const struct layer *layer, const struct head_numbers *seen)
+static uint32_t best_bits(const struct layer *layer, uint32_t bits, const struct head_numbers *seen)
 {
-	if (!seen->samples)
+	if (!seen->samples || !bits)
 		return 0;
 	struct sig_use use = {.d_pad = layer->d_pad,
-	                      .bits = layer->wire.signature_bits,
+	                      .bits = bits,
 	                      .heads = layer->shape.query_heads / layer->shape.kv_heads,
 	                      .row_bytes = layer->rows.stride,
 	                      .rows = (double)seen->rows,
@@ -38,13 +38,14 @@ static uint32_t best_bits(const struct layer *layer, const struct head_numbers *
 	return sig_best_bits(&use);
 }
 
-static struct mpig_wire_head describe(const struct context *c, uint32_t number, const struct layer *layer, uint32_t kv_head)
+static struct mpig_wire_head describe(struct context *c, uint32_t number, const struct layer *layer, uint32_t kv_head)
 {
 	struct head_numbers seen = heads_read(c, layer->first_strip + kv_head);
+	uint32_t bits = context_strip_bits(c, layer->first_strip + kv_head);
 	return (struct mpig_wire_head){
 		.layer = number,
 		.kv_head = kv_head,
-		.signature_bits = layer->wire.signature_bits,
+		.signature_bits = bits ? bits : layer->wire.signature_bits,
 		.signature_version = layer->wire.signature_bits ? context_signature_version(c) : 0,
 		.samples = seen.samples,
 		.rows = seen.rows,
@@ -53,11 +54,11 @@ static struct mpig_wire_head describe(const struct context *c, uint32_t number, 
 		.mass_1 = (float)seen.mass[0],
 		.mass_5 = (float)seen.mass[1],
 		.drawn = (float)seen.drawn,
-		.best_bits = best_bits(layer, &seen),
+		.best_bits = best_bits(layer, bits, &seen),
 	};
 }
 
-static void fill(const struct context *c, struct heads_reply *reply)
+static void fill(struct context *c, struct heads_reply *reply)
 {
 	uint32_t first = reply->page.first;
 	for (uint32_t i = 0; i < context_layer_count(c); i++) {

@@ -95,8 +95,9 @@ static struct params *find_params(struct attach *a, struct context *c, uint64_t 
 	}
 	if (p)
 		return p;
-	const struct params_record *r = record_at(a->s->pool, offset, RECORD_PARAMS, bytes);
+	struct params_record *r = record_at(a->s->pool, offset, RECORD_PARAMS, bytes);
 	if (!r || r->version != version || r->strips != c->spec->strips || r->bytes != bytes ||
+	    !params_bits_good(c->spec, params_bits(r)) ||
 	    (a->options->verify >= VERIFY_HEADER && r->header.checksum != record_checksum(r, bytes))) {
 		attach_damaged(a, c, "no valid parameters at %#" PRIx64, offset);
 		return NULL;

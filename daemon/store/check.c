@@ -3,6 +3,7 @@
 #include <inttypes.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
 
 #include "daemon/store/internal.h"
 
@@ -43,7 +44,8 @@ static bool check_codes(const struct block_use *u, const struct block_record *bl
 		return bad(why, "no code block of block %u at %#" PRIx64, u->b, offset);
 	for (uint32_t strip = 0; strip < spec->strips; strip++) {
 		const struct layer *l = spec_strip(spec, strip);
-		uint64_t codes = code_offsets(cb)[strip], bytes = block->rows * layer_code_bytes(l) + (uint64_t)u->rows * 2;
+		uint64_t codes = code_offsets(cb)[strip];
+		uint64_t bytes = block->rows * code_bytes(spec, generation_bits(u->g), strip) + (uint64_t)u->rows * 2;
 		bool wanted = l->code_bytes_per_row && block_rows((struct block_record *)block)[strip];
 		if (codes ? !l->code_bytes_per_row || !pool_inside(u->use->pool, codes, bytes) : wanted)
 			return bad(why, "codes of block %u, strip %u, cannot be at %#" PRIx64, u->b, strip, codes);
@@ -98,6 +100,9 @@ static bool check_head(const struct segment_use *use, const struct segment_recor
 	*g = record_at(use->pool, r->generation_offset, RECORD_GENERATION, generation_bytes(spec->strips));
 	if (!*g || (*g)->strips != spec->strips || !use->params_offset || (*g)->params_offset != use->params_offset)
 		return bad(why, "no index generation of these parameters at %#" PRIx64, r->generation_offset);
+	if (memcmp(generation_bits(*g), params_bits(pool_at(use->pool, use->params_offset)), spec->strips) != 0)
+		return bad(why, "codes of the generation at %#" PRIx64 " are not as wide as the parameters say",
+		           r->generation_offset);
 	return true;
 }
 

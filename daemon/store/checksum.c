@@ -58,8 +58,9 @@ static uint64_t hash_records(const struct pool *pool, const struct spec *spec, c
 	uint32_t rows = 0;
 	for (uint32_t b = 0; rows < sealed_rows; rows += r->block[b++].rows)
 		h = hash_block(pool, r, b, g, sums, h);
-	if (g)
-		h = hash_record(&g->header, offsetof(struct generation_record, code_block), sums, h);
+	if (g) // what the codes' extents are as large as, too
+		h = XXH3_64bits_withSeed(generation_bits(g), r->strips,
+		                         hash_record(&g->header, offsetof(struct generation_record, code_block), sums, h));
 	if (g && g->table_rows)
 		h = XXH3_64bits_withSeed(generation_tables(g), r->strips * sizeof(struct table_extent), h);
 	if (r->frames_offset)
@@ -114,15 +115,15 @@ static uint64_t block_content(const struct pool *pool, const struct spec *spec, 
 	return not_zero(h);
 }
 
-static uint64_t code_block_content(const struct pool *pool, const struct spec *spec, const struct segment_record *r, uint32_t b,
-                                   uint64_t code_block, uint32_t rows)
+static uint64_t code_block_content(const struct pool *pool, const struct spec *spec, const struct segment_record *r,
+                                   const struct generation_record *g, uint32_t b, uint32_t rows)
 {
-	struct code_block_record *cb = pool_at(pool, code_block);
+	struct code_block_record *cb = pool_at(pool, g->code_block[b]);
 	uint32_t used = used_rows(r, b, rows), groups = (used + SIG_GROUP - 1) / SIG_GROUP;
 	uint64_t h = used;
 	for (uint32_t strip = 0; strip < spec->strips; strip++) {
 		const unsigned char *codes = pool_at(pool, code_offsets(cb)[strip]);
-		uint64_t per_row = layer_code_bytes(spec_strip(spec, strip));
+		uint64_t per_row = code_bytes(spec, generation_bits(g), strip);
 		if (!code_offsets(cb)[strip])
 			continue;
 		h = XXH3_64bits_withSeed(codes, groups * SIG_GROUP * per_row, h);
@@ -143,7 +144,7 @@ struct content_sums *content_sums_new(const struct pool *pool, const struct spec
 	for (uint32_t b = 0, blocks = blocks_of(r, rows); sums && b < blocks; b++) {
 		sums->block[b] = block_content(pool, spec, r, b, rows);
 		if (g && g->code_block[b])
-			sums->code_block[b] = code_block_content(pool, spec, r, b, g->code_block[b], rows);
+			sums->code_block[b] = code_block_content(pool, spec, r, g, b, rows);
 	}
 	uint64_t tables = 0;
 	for (uint32_t strip = 0; sums && table && strip < spec->strips; strip++)
@@ -183,18 +184,17 @@ static void verify_block(const struct pool *pool, const struct segment *seg, uin
 	const struct segment_record *r = seg->record;
 	const struct generation_record *g = segment_generation(pool, seg);
 	const struct block_record *block = pool_at(pool, r->block[b].offset);
-	const struct code_block_record *cb = g && g->code_block[b] ? pool_at(pool, g->code_block[b]) : NULL;
+	struct code_block_record *cb = g && g->code_block[b] ? pool_at(pool, g->code_block[b]) : NULL;
 	uint64_t used = used_rows(r, b, r->sealed_rows), rows = 4, codes = 0;
 	for (uint32_t strip = 0; strip < seg->spec->strips; strip++) {
 		rows += spec_strip(seg->spec, strip)->rows.stride;
-		codes += spec_strip(seg->spec, strip)->code_bytes_per_row;
+		codes += cb && code_offsets(cb)[strip] ? 2 + code_bytes(seg->spec, generation_bits(g), strip) : 0;
 	}
 	compare(walk, block->header.checksum, block->header.checksum ? block_content(pool, seg->spec, r, b, r->sealed_rows) : 0,
 	        used * rows);
 	if (cb)
 		compare(walk, cb->header.checksum,
-		        cb->header.checksum ? code_block_content(pool, seg->spec, r, b, g->code_block[b], r->sealed_rows) : 0,
-		        used * codes);
+		        cb->header.checksum ? code_block_content(pool, seg->spec, r, g, b, r->sealed_rows) : 0, used * codes);
 }
 
 bool segment_verify_step(const struct pool *pool, const struct segment *seg, struct segment_walk *walk)

@@ -16,7 +16,7 @@
 //                   -> rows extent: capacity x row stride
 //              -> generation record: parameters, tables (offset, bytes) per strip, code blocks [n]
 //                   -> code block: codes offset per strip; codes extent: codes, then fp16 factors
-//       -> parameter record: mu and balance per strip                                     (checksummed)
+//       -> parameter record: per strip the width of its codes, mu and balance             (checksummed)
 //
 // A strip is numbered kv head by kv head over the GLOBAL layers: strip = first_strip[layer] + kv_head.
 // Rows above `committed` mean nothing. Of a sealed segment only what lies below sealed_rows exists: later blocks do not, the last
@@ -137,7 +137,8 @@ struct block_record {                // followed by u64 rows_offset[strips], the
 struct table_extent {
 	uint64_t offset, bytes;
 };
-struct generation_record {           // followed by struct table_extent[strips] (paper; offset 0 = none)
+// Followed by struct table_extent[strips] (paper; offset 0 = none) and u8 bits[strips], as in the parameters it was made with.
+struct generation_record {
 	struct record_header header; // checksum: of the tables; 0: none
 	uint64_t params_offset;
 	uint32_t version; // of the parameters
@@ -152,7 +153,9 @@ struct code_block_record {           // followed by u64 codes_offset[strips]
 	uint32_t rows, strips;
 };
 
-struct params_record {               // followed, per strip, by mu[d_k], balance[d_k] floats (d_k of the strip's layer)
+// Followed by u8 bits[strips] (1, 2 or 4; 0: no codes), and from the next multiple of 64 bytes on, per strip, by mu[d_k], balance[d_k]
+// floats (d_k of the strip's layer).
+struct params_record {
 	struct record_header header; // checksum: everything
 	uint32_t version, strips;
 	uint64_t bytes;

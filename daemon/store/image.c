@@ -258,6 +258,24 @@ void store_context_not_on_disk(struct store *s, const char *name)
 	store_unlock(s);
 }
 
+void store_segment_not_on_disk(struct store *s, const uint8_t id[IMAGE_ID_BYTES])
+{
+	store_lock(s);
+	for (int forget = 0; forget < 2; forget++) // all contexts first: they share it
+		for (size_t i = 0; i < s->count; i++) {
+			const struct snapshot *snap = atomic_load(&s->context[i]->snapshot);
+			for (uint32_t k = 0; k < snap->count; k++) {
+				struct segment *seg = snap->ref[k].segment;
+				if (memcmp(seg->id, id, IMAGE_ID_BYTES) != 0)
+					continue;
+				s->context[i]->on_disk = false;
+				if (forget)
+					memset(seg->id, 0, IMAGE_ID_BYTES);
+			}
+		}
+	store_unlock(s);
+}
+
 bool store_segment_on_disk(struct store *s, uint32_t uid, uint64_t offset, uint64_t checksum, const uint8_t id[IMAGE_ID_BYTES])
 {
 	bool found = false;

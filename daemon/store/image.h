@@ -60,7 +60,7 @@ struct image_context {
 	uint32_t layer_count, signature_version, segment_count;
 	struct mpig_wire_layer *layer;
 	uint64_t params_bytes; // 0: no index yet
-	uint8_t *params;       // mu and balance as the pool keeps them, without the record's head
+	uint8_t *params;       // as the pool keeps them, without the record's head: widths of codes, mu and balance
 	struct image_segment *segment;
 	bool foreign; // from a file that anybody may have written: nothing in it is shared or trusted, and it is not on disk
 };
@@ -81,6 +81,8 @@ void image_set_id(struct image *image, uint32_t segment, const uint8_t id[IMAGE_
 void image_saved(struct image *image);                                                                 // all of it is
 void image_release(struct image *image);
 void store_context_not_on_disk(struct store *s, const char *name); // not any more
+// Its file is gone or damaged: no context that uses the segment is on disk, and the next save writes it anew.
+void store_segment_not_on_disk(struct store *s, const uint8_t id[IMAGE_ID_BYTES]);
 // At start: tells the store that the segment whose record is at this offset, with this checksum, is on disk. False: no such one.
 bool store_segment_on_disk(struct store *s, uint32_t uid, uint64_t offset, uint64_t checksum, const uint8_t id[IMAGE_ID_BYTES]);
 

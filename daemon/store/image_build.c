@@ -17,7 +17,7 @@ static int want_block(const struct making *m, struct extents *x, const struct im
 		status = extents_want(x, (uint64_t)block->rows * l->rows.stride, node);
 		if (!block->has_codes || !l->code_bytes_per_row)
 			continue;
-		uint32_t n = code_ranges(l, block->rows, block->rows, whole);
+		uint32_t n = code_ranges(code_bytes(spec, m->from.params, strip), block->rows, block->rows, whole);
 		status |= extents_want(x, whole[n - 1].end, node);
 	}
 	return status;
@@ -78,6 +78,7 @@ static struct generation_record *build_generation(struct making *m, uint64_t off
 	g->params_offset = m->params->offset;
 	g->version = m->params->version;
 	g->strips = m->spec->strips;
+	memcpy(generation_bits(g), m->from.params, g->strips); // begin with them
 	g->header.checksum = from->has_tables ? from->table_content : 0;
 	return g;
 }

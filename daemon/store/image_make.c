@@ -46,6 +46,9 @@ static int check(const struct image_context *from, const struct spec *spec, char
 	if (from->identity.mode > 0777 || from->committed > MPIG_MAX_TOKENS || !from->committed != !from->segment_count ||
 	    from->params_bytes != params || !from->params != !from->signature_version)
 		return refuse(why, MPIG_ECORRUPT, "the image of '%s' contradicts itself", from->name);
+	if (from->params && !params_bits_good(spec, from->params))
+		return refuse(why, MPIG_ECORRUPT, "the parameters of the image of '%s' name impossible widths of codes",
+		              from->name);
 	for (uint32_t i = 0; i < from->segment_count; i++)
 		if (!segment_fits(from, spec, i))
 			return refuse(why, MPIG_ECORRUPT, "segment %u of the image of '%s' contradicts itself", i, from->name);

@@ -37,7 +37,8 @@ static void add(struct list *list, enum image_kind kind, uint32_t block, uint32_
 	}
 }
 
-static void add_block(struct list *list, const struct spec *spec, uint32_t b, const struct image_block *block, uint32_t used)
+static void add_block(struct list *list, const struct spec *spec, const uint8_t *bits, uint32_t b,
+                      const struct image_block *block, uint32_t used)
 {
 	add(list, IMAGE_TOKENS, b, 0, 0, (uint64_t)used * 4);
 	for (uint32_t strip = 0; strip < spec->strips; strip++) {
@@ -46,7 +47,7 @@ static void add_block(struct list *list, const struct spec *spec, uint32_t b, co
 		if (!block->has_codes || !l->code_bytes_per_row)
 			continue;
 		struct code_range range[2];
-		uint32_t n = code_ranges(l, block->rows, used, range);
+		uint32_t n = code_ranges(code_bytes(spec, bits, strip), block->rows, used, range);
 		for (uint32_t i = 0; i < n; i++)
 			add(list, IMAGE_CODES, b, strip, range[i].begin, range[i].end);
 	}
@@ -60,7 +61,8 @@ int parts_list(const struct pool *pool, const struct segment *seg, const struct 
 	struct generation_record *g = segment_generation(pool, seg);
 	for (uint32_t b = 0; b < shape->block_count; b++) {
 		uint32_t left = shape->rows - shape->block[b].first_row;
-		add_block(&list, spec, b, &shape->block[b], left < shape->block[b].rows ? left : shape->block[b].rows);
+		add_block(&list, spec, g ? generation_bits(g) : NULL, b, &shape->block[b],
+		          left < shape->block[b].rows ? left : shape->block[b].rows);
 	}
 	for (uint32_t strip = 0; shape->has_tables && strip < spec->strips; strip++)
 		add(&list, IMAGE_TABLE, 0, strip, 0, generation_tables(g)[strip].bytes);

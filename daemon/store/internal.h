@@ -268,10 +268,16 @@ static inline const struct layer *spec_strip(const struct spec *spec, uint32_t s
 {
 	return &spec->layer[spec->strip_layer[strip]];
 }
-static inline uint64_t layer_code_bytes(const struct layer *l)
+static inline uint8_t *params_bits(struct params_record *r)
 {
-	return (uint64_t)l->d_pad * l->wire.signature_bits / 8;
-} // of a row, codes only
+	return (uint8_t *)(r + 1);
+}
+bool params_bits_good(const struct spec *spec, const uint8_t *bits); // of every strip: one that its layer allows
+// Bytes of a row's codes, without its factor; bits [strips] of a generation or of parameters. 0: the strip has none.
+static inline uint64_t code_bytes(const struct spec *spec, const uint8_t *bits, uint32_t strip)
+{
+	return (uint64_t)spec_strip(spec, strip)->d_pad * bits[strip] / 8;
+}
 static inline uint64_t frames_bytes(const struct spec *spec)
 {
 	return spec->has_int8 ? spec->strips * ROW_FRAME(spec->max_d_k) * sizeof(float) : 0;
@@ -302,13 +308,14 @@ struct trash *segment_trash_new(const struct store *s, const struct segment *seg
 // Lists the surplus and takes it off the books. Then publish what makes it unreachable, then retire the list.
 void segment_trash_fill(struct store *s, struct segment *seg, uint32_t rows, bool trim, struct trash *trash);
 struct generation_record *segment_generation(const struct pool *pool, const struct segment *seg);
-float *segment_frame(const struct pool *pool, const struct segment *seg, uint32_t strip); // of a strip with int8 rows
+const uint8_t *generation_widths(const struct pool *pool, const struct segment_record *r); // bits of its generation; NULL: none
+float *segment_frame(const struct pool *pool, const struct segment *seg, uint32_t strip);  // of a strip with int8 rows
 struct code_range {
 	uint64_t begin, end;
 };
-// What a block of `rows` rows keeps of a strip's codes extent when `used` of them count: one or two ranges of whole granules.
+// What a block of `rows` rows keeps of a strip's codes extent (code_bytes of a row) when `used` of them count: one or two ranges of whole granules.
 // With used == rows this is the whole extent.
-uint32_t code_ranges(const struct layer *l, uint32_t rows, uint32_t used, struct code_range range[2]);
+uint32_t code_ranges(uint64_t per_row, uint32_t rows, uint32_t used, struct code_range range[2]);
 
 // checksum.c: what a sealed segment says about itself. 0 means none.
 uint64_t segment_checksum(const struct pool *pool, const struct spec *spec, const struct segment_record *r,

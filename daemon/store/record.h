@@ -44,6 +44,10 @@ static inline struct table_extent *generation_tables(struct generation_record *g
 {
 	return (struct table_extent *)(void *)(g + 1);
 }
+static inline uint8_t *generation_bits(const struct generation_record *g)
+{
+	return (uint8_t *)(generation_tables((struct generation_record *)g) + g->strips);
+}
 static inline struct segment_ref *list_refs(struct segment_list_record *l)
 {
 	return (struct segment_ref *)(void *)(l + 1);
@@ -58,7 +62,7 @@ static inline uint64_t code_block_bytes(uint32_t strips)
 }
 static inline uint64_t generation_bytes(uint32_t strips)
 {
-	return pool_round(sizeof(struct generation_record) + (uint64_t)strips * sizeof(struct table_extent));
+	return pool_round(sizeof(struct generation_record) + strips * (sizeof(struct table_extent) + UINT64_C(1)));
 }
 static inline uint64_t list_bytes(uint64_t count)
 {

@@ -49,10 +49,10 @@ struct seal_work {
 	uint64_t epoch;        // our pin
 	struct identity owner; // charged for `held` bytes until they belong to the segment
 	uint64_t held;
-	struct extents extents;
+	struct extents own, extents; // of the parameters, and of all else
 	struct trash *trash;
 	struct params *params;                // new, or NULL
-	void *params_record;                  // new or in force; NULL: the context has no index
+	uint64_t params_offset;               // new, of the open segment's generation, or in force; 0: the context has no index
 	struct generation_record *generation; // new or the open segment's; NULL likewise
 	uint64_t new_generation;              // its offset; 0: it is the open segment's
 	struct table_extent *table;           // [strips], or NULL
@@ -70,6 +70,7 @@ static void work_free(struct seal_work *w)
 		charge_fini(&w->params->charge);
 		free(w->params);
 	}
+	extents_fini(&w->own);
 	extents_fini(&w->extents);
 	free(w->table);
 	free(w->sums);
@@ -81,12 +82,18 @@ static void work_free(struct seal_work *w)
 static float *plan_mu(struct seal_plan *plan, uint32_t strip)
 {
 	const struct seal_work *w = plan->private_;
-	return spec_params(plan->context->spec, w->params_record, strip);
+	return spec_params(plan->context->spec, pool_at(plan->context->store->pool, w->params_offset), strip);
 }
 
 static float *plan_balance(struct seal_plan *plan, uint32_t strip)
 {
 	return plan_mu(plan, strip) + spec_strip(plan->context->spec, strip)->shape.d_k;
+}
+
+static uint8_t *plan_bits(struct seal_plan *plan)
+{
+	const struct seal_work *w = plan->private_;
+	return params_bits(pool_at(plan->context->store->pool, w->params_offset));
 }
 
 static uint32_t block_of(const struct seal_work *w, uint32_t row, uint32_t *block_row, uint32_t *n)
@@ -112,8 +119,8 @@ static uint8_t *plan_codes(struct seal_plan *plan, uint32_t strip, uint32_t row,
 	if (!offset)
 		return NULL;
 	uint8_t *codes = pool_at(pool, offset);
-	*factors = (uint16_t *)(void *)(codes + w->segment->record->block[b].rows *
-	                                                layer_code_bytes(spec_strip(plan->context->spec, strip)));
+	uint64_t per_row = code_bytes(plan->context->spec, generation_bits(w->generation), strip);
+	*factors = (uint16_t *)(void *)(codes + w->segment->record->block[b].rows * per_row);
 	return codes;
 }
 
@@ -141,9 +148,17 @@ static const float *plan_frame(struct seal_plan *plan, uint32_t strip)
 	return segment_frame(plan->context->store->pool, w->segment, strip);
 }
 
-// ---- begin -----------------------------------------------------------------------------------------------------------
+// ---- room for the index ----------------------------------------------------------------------------------------------
 
 typedef uint64_t table_bytes_fn(const struct layer *, uint32_t rows);
+
+static uint64_t code_extent(const struct store *s, const struct seal_work *w, uint32_t b, uint32_t strip)
+{
+	const struct spec *spec = w->segment->spec;
+	if (!spec_strip(spec, strip)->code_bytes_per_row)
+		return 0;
+	return w->segment->record->block[b].rows * (2 + code_bytes(spec, params_bits(pool_at(s->pool, w->params_offset)), strip));
+}
 
 // The same order as in build_all.
 static int want_all(struct store *s, const struct context *c, struct seal_work *w, const struct seal_plan *plan,
@@ -152,16 +167,14 @@ static int want_all(struct store *s, const struct context *c, struct seal_work *
 	const struct spec *spec = c->spec;
 	struct extents *x = &w->extents;
 	bool indexes = spec->has_codes || spec->has_tables, fresh = indexes && !w->segment->record->generation_offset;
-	int status = plan->needs_params ? extents_want(x, spec->params_bytes, 0) : 0;
-	if (fresh)
-		status |= extents_want(x, generation_bytes(spec->strips), 0);
+	int status = fresh ? extents_want(x, generation_bytes(spec->strips), 0) : 0;
 	for (uint32_t b = 0; plan->needs_codes && b < w->blocks && !status; b++) {
 		status |= extents_want(x, code_block_bytes(spec->strips), 0);
 		for (uint32_t strip = 0; strip < spec->strips && !status; strip++) {
 			const struct layer *l = spec_strip(spec, strip);
-			if (l->code_bytes_per_row)
-				status |= extents_want(x, w->segment->record->block[b].rows * l->code_bytes_per_row,
-				                       strip_node(s, l, strip - l->first_strip));
+			uint64_t bytes = code_extent(s, w, b, strip);
+			if (bytes)
+				status |= extents_want(x, bytes, strip_node(s, l, strip - l->first_strip));
 		}
 	}
 	for (uint32_t strip = 0; w->table && strip < spec->strips && !status; strip++) {
@@ -183,9 +196,9 @@ static void build_code_block(struct store *s, struct seal_work *w, uint32_t b)
 	cb->rows = w->segment->record->block[b].rows;
 	cb->strips = spec->strips;
 	for (uint32_t strip = 0; strip < spec->strips; strip++)
-		if (spec_strip(spec, strip)->code_bytes_per_row) {
+		if (code_extent(s, w, b, strip)) {
 			code_offsets(cb)[strip] = extents_next(&w->extents);
-			w->index_bytes += pool_round(cb->rows * spec_strip(spec, strip)->code_bytes_per_row);
+			w->index_bytes += pool_round(code_extent(s, w, b, strip));
 		}
 	w->generation->code_block[b] = offset;
 	w->metadata_bytes += code_block_bytes(spec->strips);
@@ -195,21 +208,7 @@ static void build_code_block(struct store *s, struct seal_work *w, uint32_t b)
 static void build_all(struct store *s, const struct context *c, struct seal_work *w, const struct seal_plan *plan)
 {
 	const struct spec *spec = c->spec;
-	const struct params *now = atomic_load(&c->params);
-	if (w->params) {
-		*w->params = (struct params){.offset = extents_next(&w->extents),
-		                             .bytes = spec->params_bytes,
-		                             .version = 1,
-		                             .refs = 1,
-		                             .charge = w->params->charge};
-		struct params_record *r = pool_at(s->pool, w->params->offset);
-		record_init(&r->header, RECORD_PARAMS, spec->params_bytes);
-		r->version = w->params->version;
-		r->strips = spec->strips;
-		r->bytes = spec->params_bytes;
-		now = w->params;
-	}
-	w->params_record = now ? pool_at(s->pool, now->offset) : NULL;
+	const struct params *now = w->params ? w->params : atomic_load(&c->params);
 	if (w->segment->record->generation_offset) {
 		w->generation = pool_at(s->pool, w->segment->record->generation_offset);
 	} else if (spec->has_codes || spec->has_tables) {
@@ -219,6 +218,7 @@ static void build_all(struct store *s, const struct context *c, struct seal_work
 		w->generation->params_offset = now->offset;
 		w->generation->version = now->version;
 		w->generation->strips = spec->strips;
+		memcpy(generation_bits(w->generation), params_bits(pool_at(s->pool, now->offset)), spec->strips);
 		w->metadata_bytes += generation_bytes(spec->strips);
 	}
 	for (uint32_t b = 0; plan->needs_codes && b < w->blocks; b++)
@@ -230,8 +230,68 @@ static void build_all(struct store *s, const struct context *c, struct seal_work
 		}
 }
 
-static int prepare(struct store *s, struct context *c, uint32_t index, uint32_t rows, table_bytes_fn *bytes_of,
-                   struct seal_plan *plan, char *why)
+// Bytes of what is to be allocated, against the quota of the context's owner, who is charged for them until they belong to something.
+static int hold(struct store *s, struct seal_work *w, struct extents *x, char *why)
+{
+	int status = quota_admit(s, &w->owner, extents_total(x), 0, why);
+	if (!status)
+		status = extents_alloc(s, x, why);
+	if (status)
+		return status;
+	w->held += extents_total(x);
+	account_add(s, &w->owner, extents_total(x));
+	return 0;
+}
+
+int context_seal_room(struct store *s, struct seal_plan *plan, table_bytes_fn *table_bytes, char *why)
+{
+	struct seal_work *w = plan->private_;
+	struct context *c = plan->context;
+	store_lock(s);
+	int status = context_alive(c, why);
+	if (!status && plan->needs_tables && !(w->table = calloc(c->spec->strips, sizeof *w->table)))
+		status = MPIG_ENOMEM;
+	if (!status)
+		status = want_all(s, c, w, plan, table_bytes);
+	if (status == MPIG_ENOMEM)
+		refuse(why, status, "the daemon has no memory to seal %u rows", w->rows);
+	if (!status)
+		status = hold(s, w, &w->extents, why);
+	if (!status)
+		build_all(s, c, w, plan);
+	else
+		extents_fini(&w->extents); // nothing was allocated
+	store_unlock(s);
+	return status;
+}
+
+// ---- begin -----------------------------------------------------------------------------------------------------------
+
+static int new_params(struct store *s, const struct context *c, struct seal_work *w, char *why)
+{
+	const struct spec *spec = c->spec;
+	struct params *p = w->params = calloc(1, sizeof *p);
+	if (!p || !(p->charge.who = calloc(CHARGE_OWNER, sizeof *p->charge.who)) || extents_want(&w->own, spec->params_bytes, 0))
+		return refuse(why, MPIG_ENOMEM, "the daemon has no memory to seal %u rows", w->rows);
+	p->charge.capacity = CHARGE_OWNER;
+	int status = hold(s, w, &w->own, why);
+	if (status)
+		return status;
+	p->offset = extents_next(&w->own);
+	p->bytes = spec->params_bytes;
+	p->version = p->refs = 1;
+	struct params_record *r = pool_at(s->pool, p->offset);
+	w->params_offset = p->offset;
+	record_init(&r->header, RECORD_PARAMS, p->bytes);
+	r->version = p->version;
+	r->strips = spec->strips;
+	r->bytes = p->bytes;
+	for (uint32_t strip = 0; strip < spec->strips; strip++)
+		params_bits(r)[strip] = spec_strip(spec, strip)->wire.signature_bits;
+	return 0;
+}
+
+static int prepare(struct store *s, struct context *c, uint32_t index, uint32_t rows, struct seal_plan *plan, char *why)
 {
 	const struct spec *spec = c->spec;
 	const struct snapshot *snap = atomic_load(&c->snapshot);
@@ -245,6 +305,7 @@ static int prepare(struct store *s, struct context *c, uint32_t index, uint32_t 
 		.needs_tables = spec->has_tables,
 		.mu = plan_mu,
 		.balance = plan_balance,
+		.bits = plan_bits,
 		.codes = plan_codes,
 		.table = plan_table,
 		.rows_at = plan_rows_at,
@@ -259,34 +320,25 @@ static int prepare(struct store *s, struct context *c, uint32_t index, uint32_t 
 	while (w->blocks < seg->record->block_count && seg->record->block[w->blocks].first_row < rows)
 		w->blocks++;
 	w->trash = segment_trash_new(s, seg, rows, true, 2 * (size_t)spec->strips);
-	if (plan->needs_params && (w->params = calloc(1, sizeof *w->params))) {
-		w->params->charge.who = calloc(CHARGE_OWNER, sizeof *w->params->charge.who);
-		w->params->charge.capacity = w->params->charge.who ? CHARGE_OWNER : 0;
-	}
-	if (plan->needs_tables)
-		w->table = calloc(spec->strips, sizeof *w->table);
-	int status = 0;
-	if (!w->trash || (plan->needs_params && (!w->params || !w->params->charge.who)) || (plan->needs_tables && !w->table) ||
-	    want_all(s, c, w, plan, bytes_of))
-		status = refuse(why, MPIG_ENOMEM, "the daemon has no memory to seal %u rows", rows);
-	if (!status)
-		status = quota_admit(s, &w->owner, extents_total(&w->extents), 0, why);
-	if (!status)
-		status = extents_alloc(s, &w->extents, why);
+	int status = w->trash ? 0 : refuse(why, MPIG_ENOMEM, "the daemon has no memory to seal %u rows", rows);
+	if (!status && plan->needs_params)
+		status = new_params(s, c, w, why);
 	if (status) {
 		work_free(w);
 		return status;
 	}
-	w->held = extents_total(&w->extents);
-	account_add(s, &w->owner, w->held);
-	build_all(s, c, w, plan);
+	const struct params *now = atomic_load(&c->params);
+	if (!w->params_offset)
+		w->params_offset = seg->record->generation_offset ? segment_generation(s->pool, seg)->params_offset : 0;
+	if (!w->params_offset && now)
+		w->params_offset = now->offset;
 	w->epoch = context_pin(c);
 	c->sealing = true;
 	plan->private_ = w;
 	return 0;
 }
 
-int context_seal_begin(struct store *s, struct context *c, table_bytes_fn *table_bytes, struct seal_plan *plan, char *why)
+int context_seal_begin(struct store *s, struct context *c, struct seal_plan *plan, char *why)
 {
 	uint32_t index = 0;
 	*plan = (struct seal_plan){.context = c};
@@ -298,7 +350,7 @@ int context_seal_begin(struct store *s, struct context *c, table_bytes_fn *table
 		writer_leave(s, c);
 		uint32_t rows = unsealed_rows(c, &index);
 		if (rows)
-			status = prepare(s, c, index, rows, table_bytes, plan, why);
+			status = prepare(s, c, index, rows, plan, why);
 	}
 	store_unlock(s);
 	if (status)
@@ -365,8 +417,10 @@ void context_seal_finish(struct store *s, struct seal_plan *plan, bool publish)
 	context_unpin_locked(c, w->epoch);
 	context_collect(s, c);
 	store_unlock(s);
-	if (give_back)
+	if (give_back) {
+		extents_give(s, &w->own);
 		extents_give(s, &w->extents);
+	}
 	work_free(w);
 	plan->private_ = NULL;
 }

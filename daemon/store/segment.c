@@ -30,6 +30,12 @@ float *segment_frame(const struct pool *pool, const struct segment *seg, uint32_
 	return (float *)pool_at(pool, seg->record->frames_offset) + strip * ROW_FRAME(seg->spec->max_d_k);
 }
 
+const uint8_t *generation_widths(const struct pool *pool, const struct segment_record *r)
+{
+	uint64_t offset = load_word(&r->generation_offset);
+	return offset ? generation_bits(pool_at(pool, offset)) : NULL;
+}
+
 // ---- extents of a segment --------------------------------------------------------------------------------------------
 // An extent of codes holds the codes of all `rows` rows of its block, then as many factors. Of a sealed block only `used` rows
 // count: what lies between the last used code and the first factor, and after the last used factor, is given back.
@@ -37,9 +43,9 @@ struct code_parts {
 	uint64_t lead, tail, end;
 }; // [0, lead) and [tail, end) stay; lead == tail: one piece
 
-static struct code_parts code_parts(const struct layer *l, uint32_t rows, uint32_t used)
+static struct code_parts code_parts(uint64_t per_row, uint32_t rows, uint32_t used)
 {
-	uint64_t per_row = layer_code_bytes(l), factors = rows * per_row;
+	uint64_t factors = rows * per_row;
 	struct code_parts p = {
 		.lead = pool_round((used + SIG_GROUP - 1) / SIG_GROUP * SIG_GROUP * per_row),
 		.tail = factors / POOL_GRANULE * POOL_GRANULE,
@@ -50,9 +56,9 @@ static struct code_parts code_parts(const struct layer *l, uint32_t rows, uint32
 	return p;
 }
 
-uint32_t code_ranges(const struct layer *l, uint32_t rows, uint32_t used, struct code_range range[2])
+uint32_t code_ranges(uint64_t per_row, uint32_t rows, uint32_t used, struct code_range range[2])
 {
-	struct code_parts p = code_parts(l, rows, used);
+	struct code_parts p = code_parts(per_row, rows, used);
 	range[0] = (struct code_range){0, p.lead == p.tail ? p.end : p.lead};
 	range[1] = (struct code_range){p.tail, p.end};
 	return p.lead == p.tail ? 1 : 2;
@@ -67,6 +73,7 @@ static void put(struct extent_sink *sink, uint64_t base, uint64_t begin, uint64_
 struct block_view {
 	struct block_record *record;
 	const uint64_t *codes; // NULL: the block has no codes
+	const uint8_t *bits;   // of its generation
 	uint64_t offset, code_block;
 	uint32_t first_row, rows;
 };
@@ -79,6 +86,7 @@ static struct block_view block_at(const struct pool *pool, const struct segment 
 		.first_row = seg->record->block[b].first_row,
 		.rows = seg->record->block[b].rows,
 		.code_block = g ? g->code_block[b] : 0,
+		.bits = g ? generation_bits(g) : NULL,
 	};
 	v.record = pool_at(pool, v.offset);
 	v.codes = v.code_block ? code_offsets(pool_at(pool, v.code_block)) : NULL;
@@ -93,7 +101,7 @@ static void block_extents(const struct segment *seg, const struct block_view *v,
 		if (rows)
 			put(sink, rows, 0, pool_round((uint64_t)used * l->rows.stride), USE_ROWS);
 		if (codes) {
-			struct code_parts p = code_parts(l, v->rows, used);
+			struct code_parts p = code_parts(code_bytes(seg->spec, v->bits, strip), v->rows, used);
 			put(sink, codes, 0, p.lead, USE_INDEX);
 			put(sink, codes, p.tail, p.end, USE_INDEX);
 		}
@@ -112,7 +120,8 @@ static void block_surplus(const struct segment *seg, const struct block_view *v,
 			put(sink, rows, pool_round((uint64_t)used * l->rows.stride),
 			    pool_round((uint64_t)v->rows * l->rows.stride), USE_ROWS);
 		if (codes) {
-			struct code_parts now = code_parts(l, v->rows, used), whole = code_parts(l, v->rows, v->rows);
+			uint64_t per_row = code_bytes(seg->spec, v->bits, strip);
+			struct code_parts now = code_parts(per_row, v->rows, used), whole = code_parts(per_row, v->rows, v->rows);
 			put(sink, codes, now.lead, now.tail, USE_INDEX);
 			put(sink, codes, now.end, whole.end, USE_INDEX);
 		}

@@ -37,8 +37,15 @@ static int check_shape(const struct mpig_wire_layer *w, uint32_t i, char *why)
 
 static int check_index(const struct mpig_wire_layer *w, uint32_t i, char *why)
 {
-	if (w->signature_bits != 0 && w->signature_bits != 1 && w->signature_bits != 2 && w->signature_bits != 4)
-		return refuse(why, MPIG_EINVAL, "layer %u: signature_bits is %u, must be 0, 1, 2 or 4", i, w->signature_bits);
+	bool automatic = w->signature_bits == MPIG_BITS_AUTO;
+	if (w->signature_bits != 0 && !mpig_bits_fixed(w->signature_bits) && !automatic)
+		return refuse(why, MPIG_EINVAL, "layer %u: signature_bits is %u, must be 0, 1, 2, 4 or %d (AUTO)", i,
+		              w->signature_bits, MPIG_BITS_AUTO);
+	uint32_t least = mpig_code_bytes(w->d_k, 1);
+	if (w->signature_bytes && (!automatic || w->signature_bytes < least))
+		return refuse(why, MPIG_EINVAL,
+		              "layer %u: signature_bytes is %u, must be 0, or with signature_bits AUTO at least %u", i,
+		              w->signature_bytes, least);
 	if (w->table_hash >= MPIG_HASH_COUNT)
 		return refuse(why, MPIG_EINVAL, "layer %u: table_hash is %u, must be below %d", i, w->table_hash,
 		              MPIG_HASH_COUNT);
@@ -128,13 +135,14 @@ static int resolve(struct layer *l, const struct mpig_wire_layer *wire, uint32_t
 	l->shape = (struct mpig_layer_shape){w->query_heads, w->kv_heads, w->d_k, w->d_v};
 	l->scale = w->scale;
 	l->d_pad = mpig_padded_dim(w->d_k);
-	l->code_bytes_per_row = w->signature_bits ? layer_code_bytes(l) + 2 : 0;
+	uint32_t least = w->signature_bits == MPIG_BITS_AUTO ? 1 : w->signature_bits;
+	l->code_bytes_per_row = least ? mpig_code_bytes(w->d_k, least) : 0;
 	return 0;
 }
 
-static void count_strips(struct spec *spec)
+static void count_strips(struct spec *spec, uint64_t strips)
 {
-	uint64_t at = (sizeof(struct params_record) + 63) / 64 * 64;
+	uint64_t at = (sizeof(struct params_record) + strips + 63) / 64 * 64;
 	for (uint32_t i = 0; i < spec->layer_count; i++) {
 		struct layer *l = &spec->layer[i];
 		spec->params_first[i] = at;
@@ -201,7 +209,7 @@ int spec_create(const struct mpig_wire_layer *layers, uint32_t count, struct spe
 		spec_unref(spec);
 		return status;
 	}
-	count_strips(spec);
+	count_strips(spec, strips);
 	*out = spec;
 	return 0;
 }
@@ -232,6 +240,16 @@ float *spec_params(const struct spec *spec, void *record, uint32_t strip)
 	const struct layer *l = &spec->layer[layer];
 	uint64_t at = spec->params_first[layer] + (uint64_t)(strip - l->first_strip) * 2 * l->wire.d_k * sizeof(float);
 	return (float *)(void *)((unsigned char *)record + at);
+}
+
+bool params_bits_good(const struct spec *spec, const uint8_t *bits)
+{
+	for (uint32_t strip = 0; strip < spec->strips; strip++) {
+		uint8_t asked = spec_strip(spec, strip)->wire.signature_bits;
+		if (asked == MPIG_BITS_AUTO ? !mpig_bits_fixed(bits[strip]) : bits[strip] != asked)
+			return false;
+	}
+	return true;
 }
 
 int strip_node(const struct store *s, const struct layer *l, uint32_t kv_head)

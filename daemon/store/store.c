@@ -267,6 +267,16 @@ uint32_t context_signature_version(const struct context *c)
 {
 	return atomic_load_explicit(&c->signature_version, memory_order_acquire);
 }
+uint32_t context_strip_bits(struct context *c, uint32_t strip)
+{
+	uint64_t epoch = context_pin(c);
+	const struct params *p = atomic_load(&c->params);
+	uint32_t bits = 0;
+	if (p && !context_dropped(c) && strip < c->spec->strips)
+		bits = params_bits(pool_at(c->store->pool, p->offset))[strip];
+	context_unpin(c, epoch);
+	return bits;
+}
 void *context_private(const struct context *c)
 {
 	return c->private_data;

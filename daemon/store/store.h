@@ -163,12 +163,14 @@ uint64_t context_seed(const struct context *c);
 uint64_t context_id(const struct context *c);
 uint32_t context_owner(const struct context *c); // uid
 uint32_t context_signature_version(const struct context *c);
+uint32_t context_strip_bits(struct context *c, uint32_t strip); // width of a strip's codes in force; 0: none (yet)
 bool context_dropped(const struct context *c);
 
 // ---- reading (no lock) -----------------------------------------------------------------------------------------------
 // Signature parameters of one strip, as pointers into the pool.
 struct strip_params {
 	const float *mu, *balance;
+	uint32_t bits; // of codes; 0: none
 };
 
 struct span {           // consecutive rows in memory: the part of one block inside the asked range, of one strip
@@ -251,11 +253,12 @@ void context_tokens(struct store *s, const struct context *c, uint64_t begin, ui
 struct seal_plan {
 	uint64_t first;    // token position of the segment's first row
 	uint32_t rows;     // committed rows of the open segment
-	bool needs_params; // the context has no signature parameters: fill params below
+	bool needs_params; // the context has no signature parameters: fill mu, balance and bits below
 	bool needs_codes;  // codes must be built (rows appended before there were parameters)
 	bool needs_tables; // some layer has SimHash tables
 	float *(*mu)(struct seal_plan *, uint32_t strip),
 		*(*balance)(struct seal_plan *, uint32_t strip); // [d_k]: to fill if needs_params, else those in force
+	uint8_t *(*bits)(struct seal_plan *); // [strips]: MPIG_BITS_AUTO is to be replaced if needs_params; else as in force
 	uint8_t *(*codes)(struct seal_plan *, uint32_t strip, uint32_t row, uint16_t **factors, uint32_t *block_row, uint32_t *n);
 	void *(*table)(struct seal_plan *, uint32_t strip);                                       // table_bytes(K, L, rows) bytes
 	const uint8_t *(*rows_at)(struct seal_plan *, uint32_t strip, uint32_t row, uint32_t *n); // consecutive rows from `row`
@@ -263,10 +266,14 @@ struct seal_plan {
 	struct context *context;
 	void *private_;
 };
-// Allocates everything a seal needs, for the earliest unsealed segment whose rows are all committed; the last segment waits while
-// rows beyond the committed ones are appended to it. Until context_seal_finish the memory stays, whatever is dropped. table_bytes(layer, rows) is asked for layers with tables (the index's business, not the store's).
-int context_seal_begin(struct store *s, struct context *c, uint64_t (*table_bytes)(const struct layer *, uint32_t rows),
-                       struct seal_plan *plan, char *why);
+// Begins with the earliest unsealed segment whose rows are all committed; the last segment waits while rows beyond the committed ones are
+// appended to it. Until context_seal_finish the memory stays, whatever is dropped. Rows can be read, and parameters filled.
+int context_seal_begin(struct store *s, struct context *c, struct seal_plan *plan, char *why);
+// Then: allocates the index, whose size follows from the widths in the parameters; after that codes and tables can be filled.
+// table_bytes(layer, rows) is asked for layers with tables (the index's business, not the store's). On failure nothing was allocated;
+// context_seal_finish is still to be called.
+int context_seal_room(struct store *s, struct seal_plan *plan, uint64_t (*table_bytes)(const struct layer *, uint32_t rows),
+                      char *why);
 // Publishes parameters, generation and sealed length, trims unused tails; or gives everything back.
 void context_seal_finish(struct store *s, struct seal_plan *plan, bool publish);
 // True when a commit should seal although it was not asked to (no parameters yet and >= 4,096 rows; tables wanted and >= 1,024

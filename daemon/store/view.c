@@ -63,7 +63,7 @@ static void add_spans(const struct builder *v, const struct segment *seg, const 
 	struct block_record *record = (void *)(v->base + load_word(&r->block[block].offset));
 	uint64_t code_block = g && l->code_bytes_per_row ? load_word(&g->code_block[block]) : 0;
 	const uint64_t *codes = code_block ? code_offsets((void *)(v->base + code_block)) : NULL;
-	uint64_t row_bytes = (uint64_t)common->block_row * l->rows.stride, factors_at = rows * layer_code_bytes(l);
+	uint64_t row_bytes = (uint64_t)common->block_row * l->rows.stride;
 	for (uint32_t h = 0; h < l->shape.kv_heads; h++) {
 		uint32_t strip = l->first_strip + h;
 		struct span *span = &v->view->strip[h].spans[v->view->span_count];
@@ -71,7 +71,8 @@ static void add_spans(const struct builder *v, const struct segment *seg, const 
 		span->rows = v->base + load_word(&block_rows(record)[strip]) + row_bytes;
 		if (codes) {
 			span->codes = v->base + load_word(&codes[strip]);
-			span->factors = (const uint16_t *)(const void *)(span->codes + factors_at);
+			uint64_t per_row = code_bytes(v->spec, generation_bits(g), strip);
+			span->factors = (const uint16_t *)(const void *)(span->codes + rows * per_row);
 		}
 		if (l->rows.type == ROW_I8)
 			span->frame = segment_frame(v->pool, seg, strip);
@@ -141,6 +142,7 @@ static int allocate(struct builder *v, uint32_t segments)
 		if (v->params) {
 			strip->params.mu = spec_params(v->spec, v->base + v->params->offset, l->first_strip + (uint32_t)h);
 			strip->params.balance = strip->params.mu + l->shape.d_k;
+			strip->params.bits = params_bits((void *)(v->base + v->params->offset))[l->first_strip + h];
 		}
 	}
 	return 0;

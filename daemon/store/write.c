@@ -9,8 +9,8 @@
 #define BULK_ROWS 64u // appends of fewer rows are decoding: their blocks grow more slowly
 #define DECODE_MAX_ROWS 1024u
 #define FRUGAL_ROWS 256u // of a block at least, once a segment is as long, where memory is short
-#define EXACT_ROWS                                                                                                               \
-	128u // a segment's first so many get no codes while they are few: a page of codes for each head would be most of what a branch costs
+// A segment's first so many get no codes while they are few: a page of codes for each head would be most of what a branch costs.
+#define EXACT_ROWS 128u
 
 // A reservation is planned block by block, everything it needs is allocated, and only then published.
 struct piece {
@@ -19,8 +19,8 @@ struct piece {
 	uint64_t segment_first;   // token
 	bool new_segment;         // this piece is its segment's first block, and the segment is new
 	bool new_block, new_rows; // the layer has no rows in the block yet
-	bool indexed;             // the segment has or will have a generation
-	bool codes;               // and the block codes
+	const uint8_t *bits;      // of the generation that the segment has or will have; NULL: none
+	bool codes;               // the block has or will have codes
 };
 
 struct plan {
@@ -77,7 +77,9 @@ static int plan_pieces(struct plan *p, uint64_t position, uint64_t count, char *
 	const struct context *c = p->c;
 	const struct pool *pool = c->store->pool;
 	const struct snapshot *snap = atomic_load(&c->snapshot);
-	bool indexed = atomic_load(&c->params) && (c->spec->has_codes || c->spec->has_tables);
+	const struct params *params = atomic_load(&c->params);
+	bool indexes = params && (c->spec->has_codes || c->spec->has_tables);
+	const uint8_t *bits = indexes ? params_bits(pool_at(pool, params->offset)) : NULL;
 	uint32_t ref = snapshot_find(snap, position);
 	if (ref == UINT32_MAX || snap->ref[ref].segment->record->sealed_rows)
 		ref = snap->count; // sealed rows never change: a new segment begins here
@@ -93,16 +95,14 @@ static int plan_pieces(struct plan *p, uint64_t position, uint64_t count, char *
 			block = blocks_end = 0;
 			continue;
 		}
-		uint64_t generation = r ? load_word(&r->generation_offset) : 0;
-		struct piece piece = {.ref = ref, .segment_first = first, .indexed = r ? generation != 0 : indexed};
+		struct piece piece = {.ref = ref, .segment_first = first, .bits = r ? generation_widths(pool, r) : bits};
 		while (r && block < r->block_count && row >= r->block[block].first_row + r->block[block].rows)
 			blocks_end = r->block[block].first_row + r->block[block].rows, block++;
 		if (r && block < r->block_count) {
 			piece.first_row = r->block[block].first_row;
 			piece.rows = r->block[block].rows;
 			piece.new_rows = !has_rows(pool, r, block, p->layer);
-			piece.codes =
-				generation && ((const struct generation_record *)pool_at(pool, generation))->code_block[block];
+			piece.codes = piece.bits && segment_generation(pool, snap->ref[ref].segment)->code_block[block];
 		} else {
 			if (block == SEGMENT_MAX_BLOCKS)
 				return refuse(why, MPIG_ELIMIT, "the open segment has its limit of %u blocks: seal it",
@@ -110,7 +110,7 @@ static int plan_pieces(struct plan *p, uint64_t position, uint64_t count, char *
 			piece.first_row = blocks_end;
 			piece.rows = block_capacity(blocks_end, end - at, count, p->frugal);
 			piece.new_block = piece.new_rows = true;
-			piece.codes = piece.indexed && c->spec->has_codes && piece.first_row + piece.rows > EXACT_ROWS;
+			piece.codes = piece.bits && c->spec->has_codes && piece.first_row + piece.rows > EXACT_ROWS;
 			piece.new_segment = !r && block == 0;
 			p->new_refs += piece.new_segment;
 		}
@@ -134,7 +134,7 @@ static int want_piece(struct plan *p, const struct piece *piece)
 		status |= extents_want(x, sizeof(struct segment_record), 0);
 		if (frames_bytes(spec))
 			status |= extents_want(x, frames_bytes(spec), 0);
-		if (piece->indexed)
+		if (piece->bits)
 			status |= extents_want(x, generation_bytes(spec->strips), 0);
 	}
 	if (piece->new_block) {
@@ -146,7 +146,7 @@ static int want_piece(struct plan *p, const struct piece *piece)
 		int node = strip_node(p->c->store, l, h);
 		status |= extents_want(x, (uint64_t)piece->rows * l->rows.stride, node);
 		if (piece->codes && l->code_bytes_per_row)
-			status |= extents_want(x, piece->rows * l->code_bytes_per_row, node);
+			status |= extents_want(x, piece->rows * (2 + code_bytes(spec, piece->bits, l->first_strip + h)), node);
 	}
 	return status;
 }
@@ -207,6 +207,7 @@ static void build_generation(struct store *s, struct plan *p, struct segment *se
 	g->params_offset = params->offset;
 	g->version = params->version;
 	g->strips = seg->spec->strips;
+	memcpy(generation_bits(g), params_bits(pool_at(s->pool, params->offset)), g->strips);
 	seg->record->generation_offset = offset;
 	segment_grow(s, seg, bytes, USE_METADATA);
 }
@@ -222,7 +223,7 @@ static void build_block(struct store *s, struct plan *p, struct segment *seg, co
 	b->strips = spec->strips;
 	segment_grow(s, seg, bytes, USE_METADATA);
 	struct generation_record *g = segment_generation(s->pool, seg);
-	if (piece->indexed) {
+	if (piece->bits) {
 		uint64_t code_offset = 0; // also where a block was that had codes, before a truncation
 		if (piece->codes) {
 			code_offset = extents_next(&p->extents);
@@ -248,14 +249,14 @@ static void build_rows(struct store *s, struct plan *p, struct segment *seg, con
 	const struct layer *l = p->layer;
 	struct block_record *b = pool_at(s->pool, seg->record->block[piece->block].offset);
 	const struct generation_record *g = piece->codes ? segment_generation(s->pool, seg) : NULL;
-	uint64_t row_bytes = pool_round((uint64_t)piece->rows * l->rows.stride),
-		 code_bytes = pool_round(piece->rows * l->code_bytes_per_row);
+	uint64_t row_bytes = pool_round((uint64_t)piece->rows * l->rows.stride);
 	for (uint32_t h = 0; h < l->shape.kv_heads; h++) {
 		uint64_t rows = extents_next(&p->extents);
 		if (g && l->code_bytes_per_row) {
 			struct code_block_record *cb = pool_at(s->pool, g->code_block[piece->block]);
 			pool_publish_word(s->pool, &code_offsets(cb)[l->first_strip + h], extents_next(&p->extents));
-			segment_grow(s, seg, code_bytes, USE_INDEX);
+			uint64_t per_row = 2 + code_bytes(seg->spec, piece->bits, l->first_strip + h);
+			segment_grow(s, seg, pool_round(piece->rows * per_row), USE_INDEX);
 		}
 		pool_publish_word(s->pool, &block_rows(b)[l->first_strip + h], rows);
 		segment_grow(s, seg, row_bytes, USE_ROWS);
@@ -289,7 +290,7 @@ static void publish_plan(struct store *s, struct plan *p)
 			piece->ref < old->count ? old->ref[piece->ref].segment : p->segment[piece->ref - old->count];
 		if (piece->new_segment) {
 			build_segment(s, p, seg);
-			if (piece->indexed)
+			if (piece->bits)
 				build_generation(s, p, seg);
 			p->snap->ref[old->count + made++] = (struct ref){seg, piece->segment_first};
 		}
@@ -406,11 +407,12 @@ void context_write_span(struct store *s, struct context *c, uint32_t layer, uint
 	if (p) {
 		out->params.mu = spec_params(c->spec, pool_at(s->pool, p->offset), strip);
 		out->params.balance = out->params.mu + l->shape.d_k;
+		out->params.bits = params_bits(pool_at(s->pool, p->offset))[strip];
 	}
 	const struct generation_record *g = segment_generation(s->pool, seg);
 	if (g && l->code_bytes_per_row && g->code_block[b]) {
 		out->codes = pool_at(s->pool, code_offsets(pool_at(s->pool, g->code_block[b]))[strip]);
-		out->factors = (uint16_t *)(void *)(out->codes + block->rows * layer_code_bytes(l));
+		out->factors = (uint16_t *)(void *)(out->codes + block->rows * code_bytes(c->spec, generation_bits(g), strip));
 	}
 	if (l->rows.type == ROW_I8) {
 		out->frame = segment_frame(s->pool, seg, strip);

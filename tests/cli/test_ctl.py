@@ -16,7 +16,7 @@ from cli_daemon import MAGICPIGCTL, MAGICPIGD, ctl
 
 OK, FAILED, USAGE, NO_DAEMON, NOT_FOUND, PERMISSION = range(6)
 COMMANDS = """status ls show drop fork verify save load saved fsck gc erase export import evict pin unpin persist ttl clients kill-client quota drain ping config reload
-    top health metrics version""".split()
+    top health metrics version analyze bench""".split()
 
 
 def open_terminal() -> tuple[int, int]:
@@ -236,6 +236,32 @@ def test_show_json(daemon, book):
     assert [(group["numbers"], group["kind"]) for group in context["layers"]] == [([0, 2, 3], "global"), ([1], "sliding")]
     assert context["layers"][0]["scale"] == pytest.approx(0.125)
     assert (context["layers"][0]["paper_k"], context["layers"][0]["paper_l"]) == (8, 75)
+
+
+def test_show_automatic_widths(daemon, client):
+    """Two KV heads, one without noise to speak of, and what the layer asked for beside what was chosen."""
+    import magicpig
+    import numpy
+
+    tokens, random = 4500, numpy.random.default_rng(5)
+    layer = magicpig.Layer(query_heads=4, kv_heads=2, d_k=64, signature_bits="auto", signature_bytes=30)
+    with client.create("widths", magicpig.Spec([layer], seed=7)) as context, client.queue() as queue:
+        assert [h.signature_bits for h in client.heads("widths")] == ["auto", "auto"]
+        k, v = (random.standard_normal((tokens, 2, 64), dtype=numpy.float32) for _ in range(2))
+        k *= numpy.array([0.02, 3], numpy.float32)[:, None]
+        queue.append(context, 0, 0, k, v, random.standard_normal((16, 4, 64), dtype=numpy.float32))
+        queue.commit(context, 0, numpy.arange(tokens, dtype=numpy.uint32), seal=True)
+        assert context.layers[0].signature_bits == "auto" and context.layers[0].signature_bytes == 30
+    quiet, noisy = (h.signature_bits for h in client.heads("widths"))
+    assert quiet == 1 and noisy in (2, 4)
+    shown = good(daemon.ctl("show", "--heads", "widths"))
+    assert "signature b=auto (at most 30 bytes a row)" in shown
+    (context,) = json.loads(good(daemon.ctl("show", "--heads", "--json", "widths")))
+    assert context["layers"][0]["signature_bits"] == "auto" and context["layers"][0]["signature_bytes"] == 30
+    assert [h["signature_bits"] for h in context["heads"]] == [quiet, noisy]
+    for wrong in (dict(signature_bits="auto", signature_bytes=9), dict(signature_bits=2, signature_bytes=30)):
+        with pytest.raises(magicpig.InvalidArgument, match="signature_bytes"):
+            client.create("wrong", magicpig.Spec([magicpig.Layer(query_heads=4, kv_heads=2, d_k=64, **wrong)]))
 
 
 def test_show_heads(daemon, client):

@@ -48,6 +48,7 @@ def test_what_is_installed(installed):
         "usr/share/man/man5/magicpigd.conf.5",
         "usr/share/man/man5/magicpig-format.5",
         "usr/share/man/man1/magicpigctl.1",
+        "usr/share/man/man1/magicpig-bench.1",
         "usr/share/man/man3/libmagicpig.3",
         "usr/share/bash-completion/completions/magicpigctl",
         "usr/share/bash-completion/completions/magicpigd",

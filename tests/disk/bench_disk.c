@@ -8,6 +8,7 @@
 #include "daemon/disk/disk.h"
 #include "daemon/disk/io.h"
 #include "tests/lib/client.h"
+#include "tests/lib/figures.h"
 #include "tests/lib/model.h"
 #include "tests/store/segments.h"
 
@@ -68,7 +69,7 @@ static void throughput(const char *directory, uint64_t mib)
 		append_all(c, i * 65536, 65536, tags);
 		must(commit(c, i * 65536, 65536, tags) == 0);
 		struct seal_plan plan;
-		must(context_seal_begin(f.store, c, test_table_bytes, &plan, f.why) == 0);
+		must(seal_begin(f.store, c, test_table_bytes, &plan, f.why) == 0);
 		context_seal_finish(f.store, &plan, true);
 	}
 	context_release(f.store, c, 1);
@@ -98,6 +99,11 @@ static void throughput(const char *directory, uint64_t mib)
 	       ROUNDS);
 	printf("save %.2f GB/s, plain writes %.2f: %.0f %%\nload %.2f GB/s, plain reads %.2f: %.0f %%\n", save, write,
 	       100 * save / write, load, read, 100 * load / read);
+	figures_put("disk.MiB", (double)(result.bytes >> 20));
+	figures_put("disk.save GB/s", save);
+	figures_put("disk.plain write GB/s", write);
+	figures_put("disk.load GB/s", load);
+	figures_put("disk.plain read GB/s", read);
 	unlink(path);
 	disk_destroy(disk);
 	free(tags);
@@ -161,8 +167,11 @@ static void latency(const char *directory)
 		if (saving)
 			must(pthread_create(&thread, NULL, save_all_the_time, &saver) == 0);
 		attend(&s, x, us);
-		printf("ATTEND of %d rows, %s: p50 %.0f us, p99 %.0f us\n", TOKENS, saving ? "while saving" : "nothing else",
-		       nth(us, ASKED, .5), nth(us, ASKED, .99));
+		double p50 = nth(us, ASKED, .5), p99 = nth(us, ASKED, .99);
+		printf("ATTEND of %d rows, %s: p50 %.0f us, p99 %.0f us\n", TOKENS, saving ? "while saving" : "nothing else", p50,
+		       p99);
+		figures_put(saving ? "attend.p50 us while saving" : "attend.p50 us", p50);
+		figures_put(saving ? "attend.p99 us while saving" : "attend.p99 us", p99);
 	}
 	saver.stop = 1;
 	pthread_join(thread, NULL);

@@ -99,7 +99,7 @@ static inline void act_check(int i, uint64_t *random)
 	struct disk_progress progress = {0};
 	struct disk_result result;
 	struct told *t = &report->slot[i];
-	int status = disk_check(disk, &root, t->name, &progress, &result, f.why);
+	int status = disk_check(disk, f.store, &root, t->name, &progress, &result, f.why);
 	must(status == (t->saved[0].exists ? 0 : t->name[0] ? MPIG_ENOENT : MPIG_EINVAL));
 	must(status || result.tokens == t->saved[0].committed);
 }

@@ -46,7 +46,7 @@ static void check_disk(void)
 		struct told *t = &report->slot[i];
 		struct disk_progress progress = {0};
 		struct disk_result result;
-		int status = t->name[0] ? disk_check(disk, &root, t->name, &progress, &result, f.why) : MPIG_ENOENT;
+		int status = t->name[0] ? disk_check(disk, f.store, &root, t->name, &progress, &result, f.why) : MPIG_ENOENT;
 		ck_assert_msg(status == 0 || status == MPIG_ENOENT, "%s", f.why);
 		if (status) {
 			must(!t->saved[0].exists || !t->saved[1].exists);
@@ -236,8 +236,8 @@ START_TEST(killed_at_any_point)
 		points += !one_point(seed, 1 + i * all / runs + next_below(&random, (uint32_t)(all / runs)));
 	ck_assert_uint_ge(points + 1, runs); // the last may lie behind the end: how much is punched out at once differs
 	ck_assert_uint_ge(second_kills, runs / 2);
-	figures_add("crash.points", (double)points);
-	figures_add("crash.points while starting again", (double)second_kills);
+	figures_add("crash.store and disk", (double)points);
+	figures_add("crash.starting again", (double)second_kills);
 }
 END_TEST
 

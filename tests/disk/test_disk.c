@@ -266,7 +266,7 @@ START_TEST(an_older_one)
 	c = create("book", 0);
 	grow(c, 20, false);
 	ck_assert_int_eq(disk_save(disk, f.store, &root, "book", false, &progress, &result, f.why), MPIG_EEXIST);
-	ck_assert_int_eq(disk_check(disk, &root, "book", &progress, &result, f.why), 0);
+	ck_assert_int_eq(disk_check(disk, f.store, &root, "book", &progress, &result, f.why), 0);
 	ck_assert_uint_eq(result.tokens, 310);
 	ck_assert_int_eq(save("book"), 0);
 	done_with(c, "book");
@@ -281,7 +281,7 @@ START_TEST(cancelled)
 	grow(c, 300, false);
 	progress = (struct disk_progress){.cancel = true};
 	ck_assert_int_eq(disk_save(disk, f.store, &root, "book", true, &progress, &result, f.why), MPIG_ESHUTDOWN);
-	ck_assert_int_eq(disk_check(disk, &root, "book", &progress, &result, f.why), MPIG_ENOENT);
+	ck_assert_int_eq(disk_check(disk, f.store, &root, "book", &progress, &result, f.why), MPIG_ENOENT);
 	done_with(c, "book");
 }
 END_TEST

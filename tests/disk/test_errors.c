@@ -54,7 +54,7 @@ static void make_book(void)
 static void check_on_disk(uint64_t one, uint64_t other)
 {
 	progress = (struct disk_progress){0};
-	ck_assert_msg(disk_check(disk, &root, "book", &progress, &result, f.why) == 0, "%s", f.why);
+	ck_assert_msg(disk_check(disk, f.store, &root, "book", &progress, &result, f.why) == 0, "%s", f.why);
 	must(result.tokens == one || result.tokens == other);
 	ck_assert_uint_eq(files_in("damaged"), 0);
 }
@@ -108,7 +108,7 @@ static void after_load(int status)
 static int try_check(void)
 {
 	progress = (struct disk_progress){0};
-	return disk_check(disk, &root, "book", &progress, &result, f.why);
+	return disk_check(disk, f.store, &root, "book", &progress, &result, f.why);
 }
 
 static void after_check(int status)
@@ -267,6 +267,8 @@ START_TEST(failing)
 	figures_doing("%s", "");
 	fprintf(stderr, "%s%s: %lu failures, %lu borne\n", t->name, no_ring ? " without a ring" : "", (unsigned long)failures,
 	        (unsigned long)borne);
+	figures_add("errors.refused", (double)failures);
+	figures_add("errors.borne", (double)borne);
 	ck_assert_uint_gt(failures, 10);
 	ck_assert_uint_gt(borne, 5);
 	disk_hook = NULL;

@@ -142,8 +142,8 @@ START_TEST(errors_while_saving)
 		failed += status != 0;
 		check_context("book", 650); // in memory nothing has changed
 		progress = (struct disk_progress){0};
-		ck_assert_msg(disk_check(disk, &root, "book", &progress, &result, f.why) == 0, "call %lu: %s", (unsigned long)k,
-		              f.why);
+		ck_assert_msg(disk_check(disk, f.store, &root, "book", &progress, &result, f.why) == 0, "call %lu: %s",
+		              (unsigned long)k, f.why);
 		ck_assert(result.tokens == 650 || (status && result.tokens == 340));
 		ck_assert_msg(save("book") == 0, "%s", f.why);
 		done_with(c, "book");
@@ -336,6 +336,65 @@ START_TEST(damaged_files)
 }
 END_TEST
 
+// What was found damaged is not what anything else relies on: neither what is in memory of it, nor those that share its files, count as
+// saved any more, and they are saved whole.
+START_TEST(damage_is_not_relied_on)
+{
+	char path[600], directory[128];
+	struct context *c = create("book", 1), *child;
+	grow(c, 300, true);
+	ck_assert_int_eq(store_context_fork(f.store, &root, c, 300, "child", &child, f.why), 0);
+	ck_assert_int_eq(save("book"), 0);
+	ck_assert_int_eq(save("child"), 0);
+	ck_assert_uint_eq(result.shared, 1);
+	context_release(f.store, c, 1);
+	context_unref(c);
+	context_unref(child);
+	snprintf(directory, sizeof directory, "%s/segments", where);
+	DIR *list = opendir(directory);
+	must(list);
+	for (struct dirent *e; (e = readdir(list));)
+		if (e->d_name[0] != '.') {
+			snprintf(path, sizeof path, "%s/%s", directory, e->d_name);
+			damage_file(path, 8192, false);
+		}
+	closedir(list);
+	progress = (struct disk_progress){0};
+	ck_assert_int_eq(disk_check(disk, f.store, &root, "book", &progress, &result, f.why), MPIG_ECORRUPT);
+	ck_assert_int_eq(store_context_evict(f.store, &root, "book", f.why), MPIG_EBUSY);
+	ck_assert_int_eq(store_context_evict(f.store, &root, "child", f.why), MPIG_EBUSY);
+	ck_assert_int_eq(save("child"), 0);
+	ck_assert_uint_eq(result.shared, 0);
+	ck_assert_int_eq(save("book"), 0);
+	ck_assert_uint_eq(result.shared, 1);
+	ck_assert_int_eq(store_context_evict(f.store, &root, "book", f.why), 0);
+	ck_assert_int_eq(store_context_evict(f.store, &root, "child", f.why), 0);
+	ck_assert_int_eq(load("book"), 0);
+	ck_assert_int_eq(load("child"), 0);
+	check_context("book", 300);
+	check_context("child", 300);
+	ck_assert_uint_eq(files_in("damaged"), 1);
+}
+END_TEST
+
+// A manifest that is damaged is in nobody's way.
+START_TEST(saved_over_damage)
+{
+	char path[200];
+	struct context *c = create("book", 1);
+	grow(c, 300, true);
+	ck_assert_int_eq(save("book"), 0);
+	snprintf(path, sizeof path, "%s/contexts/book/manifest", where);
+	damage_file(path, 100, false);
+	grow(c, 340, false);
+	ck_assert_msg(save("book") == 0, "%s", f.why);
+	ck_assert_uint_eq(files_in("damaged"), 1);
+	done_with(c, "book");
+	ck_assert_int_eq(load("book"), 0);
+	check_context("book", 340);
+}
+END_TEST
+
 static uint32_t told;
 
 static void hear(void *arg, bool failed, const char *text)
@@ -359,7 +418,9 @@ START_TEST(tidied_at_start)
 	open_disk();
 	ck_assert_uint_eq(files_in("segments"), 2);
 	told = 0;
+	ck_assert(!disk_is_known(disk));
 	ck_assert_uint_eq(disk_recognise(disk, NULL, hear, NULL), 1); // the manifest of 'bad' names another
+	ck_assert(disk_is_known(disk));
 	ck_assert_uint_eq(told, 1);
 	ck_assert_uint_eq(files_in("segments"), 1);
 	ck_assert_uint_eq(files_in("contexts"), 1);
@@ -414,6 +475,8 @@ int main(void)
 	tcase_add_test(t, order_of_calls);
 	tcase_add_test(t, truncated_meanwhile);
 	tcase_add_test(t, damaged_files);
+	tcase_add_test(t, damage_is_not_relied_on);
+	tcase_add_test(t, saved_over_damage);
 	tcase_add_test(t, tidied_at_start);
 	tcase_add_loop_test(t, another_version, 0, 2);
 	suite_add_tcase(suite, t);

@@ -67,7 +67,7 @@ static bool check_context(const char *name, uint64_t event)
 	struct disk_result result;
 	struct context *c;
 	uint32_t n = allowed(name, event, version), which = n;
-	int checked = disk_check(disk, &root, name, &progress, &result, f.why);
+	int checked = disk_check(disk, f.store, &root, name, &progress, &result, f.why);
 	int status = disk_load(disk, f.store, &root, name, &progress, &result, f.why);
 	ck_assert_msg(status == 0 || status == MPIG_ENOENT, "%s: %s", name, f.why);
 	must(checked == status);
@@ -226,7 +226,7 @@ static void tell_found(void)
 		struct disk_result result = {0};
 		if (!t->name[0])
 			continue;
-		int found = disk_check(disk, &root, t->name, &progress, &result, f.why) == 0, fits = 0, which = 0;
+		int found = disk_check(disk, f.store, &root, t->name, &progress, &result, f.why) == 0, fits = 0, which = 0;
 		for (int v = 0; v < 2; v++)
 			if (t->saved[v].exists == found && (!found || t->saved[v].committed == result.tokens))
 				which = v, fits++;

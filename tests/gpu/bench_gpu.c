@@ -392,6 +392,14 @@ static void attend(mpig_context *x)
 	     "from claim to completion, by its clock");
 	note("  beyond the daemon's", (double)quantile(extra, (size_t)steps, .5), "us", "");
 	device_forget(graph);
+	device_capture(stream);
+	for (unsigned i = 0; i < many; i++) {
+		MUST(mpig_cuda_submit(plan, stream, &t.step));
+		MUST(mpig_cuda_merge(plan, stream, &t.step));
+	}
+	double row = graph_us(&l, device_captured(stream)) / many;
+	note("attend, in a row", row, "us", "the same, one after another in a graph");
+	note("  beyond the daemon's", row - (double)quantile(service, (size_t)steps, .5), "us", "");
 	mpig_cuda_plan_destroy(plan);
 	tensors_free(&t);
 	lane_close(&l);

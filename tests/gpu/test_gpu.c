@@ -278,9 +278,11 @@ START_TEST(an_attached_queue_is_lent)
 	}
 	device_wait(stream);
 	ck_assert_cuda(mpig_cuda_failure(gpu, NULL), 0);
+	const void *base = gpu->region.base;
 	mpig_cuda_detach(gpu);
 	ck_assert_status(mpig_nop(queue), MPIG_OK);
 	attach(0);
+	ck_assert_ptr_eq(gpu->region.base, base); // nothing was in flight: no other region
 }
 END_TEST
 

@@ -503,8 +503,8 @@ START_TEST(killed_at_any_point)
 	for (uint64_t i = 0; i < runs; i++)
 		reached += one_point(seed, 1 + i * all / runs + model_random(&random) % (all / runs), empty, &second);
 	ck_assert_uint_ge(reached + 1, runs);
-	figures_add("crash.points of a daemon", (double)reached);
-	figures_add("crash.points while starting again", (double)second);
+	figures_add("crash.daemon", (double)reached);
+	figures_add("crash.starting again", (double)second);
 }
 END_TEST
 

@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 MAGICPIGD = os.environ.get("MAGICPIGD", str(ROOT / "build/magicpigd"))
 MAGICPIGCTL = os.environ.get("MAGICPIGCTL", str(ROOT / "build/magicpigctl"))
 PAGES = pathlib.Path(MAGICPIGCTL).parent / "man"
-NAMES = ["magicpigd.8", "magicpigd.conf.5", "magicpigctl.1", "libmagicpig.3", "magicpig-format.5"]
+NAMES = ["magicpigd.8", "magicpigd.conf.5", "magicpigctl.1", "magicpig-bench.1", "libmagicpig.3", "magicpig-format.5"]
 
 needs_man = pytest.mark.skipif(not shutil.which("man"), reason="needs man (package man-db)")
 

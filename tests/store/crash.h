@@ -59,7 +59,11 @@ static inline void do_create(int i, int kind)
 {
 	struct told *t = &report->slot[i];
 	struct mpig_wire_layer layer[2] = {
-		layer_of(2, 1, 64, kind == 1 ? MPIG_I8 : 0, kind < 2 ? 2 : 0, kind == 1 ? 2 : 0, kind == 1 ? 4 : 0),
+		layer_of(2, 1, 64, kind == 1 ? MPIG_I8 : 0,
+	                 kind == 0   ? MPIG_BITS_AUTO
+	                 : kind == 1 ? 2
+	                             : 0,
+	                 kind == 1 ? 2 : 0, kind == 1 ? 4 : 0),
 		layer_of(2, 2, 80, 0, 0, 0, 0),
 	};
 	name_slot(i);
@@ -95,7 +99,7 @@ static inline void do_append(int i, uint64_t n, uint64_t commit)
 static inline void do_seal(int i)
 {
 	struct seal_plan plan;
-	must(context_seal_begin(f.store, context[i], test_table_bytes, &plan, f.why) == 0);
+	must(seal_begin(f.store, context[i], test_table_bytes, &plan, f.why) == 0);
 	if (plan.rows)
 		seal_fill(context[i], &plan, report->slot[i].tags + plan.first);
 	context_seal_finish(f.store, &plan, true);

@@ -125,6 +125,11 @@ static inline int codes_are(const uint8_t *codes, const uint16_t *factors, uint3
 	return factors[row] == (uint16_t)mix(tag ^ strip);
 }
 
+static inline uint64_t code_width(const struct layer *l, uint32_t bits) // bytes of a row's codes
+{
+	return mpig_code_bytes(l->shape.d_k, bits) - 2;
+}
+
 // Appends rows [position, position + count) of one layer; tag of token t is tags[t - position].
 static inline int append_rows(struct fixture *f, struct context *c, uint32_t layer, uint64_t position, uint64_t count,
                               const uint64_t *tags)
@@ -143,7 +148,7 @@ static inline int append_rows(struct fixture *f, struct context *c, uint32_t lay
 				row_fill(span.rows + i * l->rows.stride, l->rows.stride, tags[at + i], l->first_strip + h);
 				if (span.codes)
 					codes_fill(span.codes, span.factors, span.block_row + (uint32_t)i,
-					           l->code_bytes_per_row - 2, tags[at + i], l->first_strip + h);
+					           code_width(l, span.params.bits), tags[at + i], l->first_strip + h);
 			}
 			at += n;
 		}
@@ -154,6 +159,25 @@ static inline int append_rows(struct fixture *f, struct context *c, uint32_t lay
 static inline uint64_t test_table_bytes(const struct layer *l, uint32_t rows)
 {
 	return (uint64_t)l->wire.paper_l * rows * 2 + 64;
+}
+
+// Both steps of beginning: with the widths that the layers name, or one of each where they are automatic.
+static inline int seal_begin(struct store *s, struct context *c, uint64_t (*table_bytes)(const struct layer *, uint32_t),
+                             struct seal_plan *plan, char *why)
+{
+	int status = context_seal_begin(s, c, plan, why);
+	if (status || !plan->rows)
+		return status;
+	uint8_t *bits = plan->needs_params ? plan->bits(plan) : NULL;
+	for (uint32_t strip = 0; bits && strip < context_strips(c); strip++)
+		if (bits[strip] == MPIG_BITS_AUTO)
+			bits[strip] = (uint8_t)(1u << strip % 3);
+	status = context_seal_room(s, plan, table_bytes, why);
+	if (status) {
+		context_seal_finish(s, plan, false);
+		*plan = (struct seal_plan){.context = c};
+	}
+	return status;
 }
 
 // Builds what a plan asks for; tag of the plan's row i is tags[i] (the same for all layers).
@@ -177,7 +201,7 @@ static inline void seal_fill(struct context *c, struct seal_plan *plan, const ui
 				for (uint32_t i = 0; i < m; i++) {
 					must(row_is(rows + (uint64_t)i * l->rows.stride, l->rows.stride, tags[row + i], strip));
 					if (codes)
-						codes_fill(codes, factors, block_row + i, l->code_bytes_per_row - 2,
+						codes_fill(codes, factors, block_row + i, code_width(l, plan->bits(plan)[strip]),
 						           tags[row + i], strip);
 				}
 				must(!codes || n == m);

@@ -23,8 +23,11 @@ static inline void close_all(void)
 
 static inline void make_spec(int kind, struct mpig_wire_layer layer[LAYERS])
 {
-	layer[0] = layer_of(4, 2, 64, kind == 1 ? MPIG_I8 : 0, kind < 2 ? 2 : 0, kind == 1 || kind == 3 ? 4 : 0,
-	                    kind == 1 || kind == 3 ? 8 : 0);
+	layer[0] = layer_of(4, 2, 64, kind == 1 ? MPIG_I8 : 0,
+	                    kind == 0   ? MPIG_BITS_AUTO
+	                    : kind == 1 ? 2
+	                                : 0,
+	                    kind == 1 || kind == 3 ? 4 : 0, kind == 1 || kind == 3 ? 8 : 0);
 	layer[1] = (struct mpig_wire_layer){.kind = MPIG_LAYER_SLIDING, .window = 64};
 	layer[2] = layer_of(3, 1, 80, MPIG_F16, kind < 2 ? 1 : 0, 0, 0);
 }
@@ -69,7 +72,7 @@ static inline int commit(struct context *c, uint64_t position, uint64_t n, const
 static inline uint32_t seal(struct context *c, const uint64_t *all)
 {
 	struct seal_plan plan;
-	ck_assert_msg(context_seal_begin(f.store, c, test_table_bytes, &plan, f.why) == 0, "%s", f.why);
+	ck_assert_msg(seal_begin(f.store, c, test_table_bytes, &plan, f.why) == 0, "%s", f.why);
 	if (plan.rows)
 		seal_fill(c, &plan, all + plan.first);
 	context_seal_finish(f.store, &plan, true);
@@ -94,7 +97,7 @@ static inline uint64_t check_view(const struct layer_view *v, const uint64_t *ta
 			for (uint32_t r = 0; r < span->n; r++) {
 				must(row_is(span->rows + (uint64_t)r * l->rows.stride, l->rows.stride, tags[at + r], strip));
 				must(!span->codes || codes_are(span->codes, span->factors, span->block_row + r,
-				                               l->code_bytes_per_row - 2, tags[at + r], strip));
+				                               code_width(l, s->params.bits), tags[at + r], strip));
 			}
 			coded += span->codes && h == 0 ? span->n : 0;
 			must((l->rows.type == ROW_I8) == (span->frame != NULL));

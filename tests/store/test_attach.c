@@ -2,6 +2,7 @@
 // is gone; every byte of the pool has one owner or is free; and work goes on.
 #include <time.h>
 
+#include "tests/lib/figures.h"
 #include "tests/store/crash.h"
 
 static uint64_t attach_killed_in;
@@ -86,8 +87,8 @@ static uint64_t check_strip(const struct layer_view *v, uint32_t h, const uint64
 		must(span->first == at);
 		for (uint32_t r = 0; r < span->n; r++) {
 			must(row_is(span->rows + (uint64_t)r * l->rows.stride, l->rows.stride, tags[at + r], strip));
-			must(!span->codes || codes_are(span->codes, span->factors, span->block_row + r, l->code_bytes_per_row - 2,
-			                               tags[at + r], strip));
+			must(!span->codes || codes_are(span->codes, span->factors, span->block_row + r,
+			                               code_width(l, v->strip[h].params.bits), tags[at + r], strip));
 		}
 		if (span->table != UINT32_MAX) {
 			const struct table_view *t = &v->strip[h].tables[span->table];
@@ -225,6 +226,8 @@ START_TEST(killed_at_any_point)
 	}
 	ck_assert_uint_gt(runs, 5);
 	ck_assert_uint_gt(attach_killed_in, 0);
+	figures_add("crash.store", (double)runs - 1);
+	figures_add("crash.starting again", (double)attach_killed_in);
 }
 END_TEST
 
@@ -799,7 +802,7 @@ static void make_large(const char *name, uint32_t rows)
 		must(context_commit(f.store, c, at, n, ids, f.why) == 0);
 		if (at)
 			break;
-		must(context_seal_begin(f.store, c, test_table_bytes, &plan, f.why) == 0 && plan.rows == n);
+		must(seal_begin(f.store, c, test_table_bytes, &plan, f.why) == 0 && plan.rows == n);
 		context_seal_finish(f.store, &plan, true);
 	}
 	context_release(f.store, c, 1);

@@ -43,6 +43,7 @@ START_TEST(bad_specs_are_refused_by_field_layer_value_and_limit)
 		{"d_k", "512", offsetof(struct mpig_wire_layer, d_k), 2, 512},
 		{"d_v", "100", offsetof(struct mpig_wire_layer, d_v), 2, 100},
 		{"signature_bits", "3", offsetof(struct mpig_wire_layer, signature_bits), 1, 3},
+		{"signature_bytes", "100", offsetof(struct mpig_wire_layer, signature_bytes), 2, 100}, // without AUTO
 		{"signature_bits", "8", offsetof(struct mpig_wire_layer, signature_bits), 1, 8},
 		{"paper_k", "0", offsetof(struct mpig_wire_layer, paper_k), 2, 0},
 		{"paper_k", "17", offsetof(struct mpig_wire_layer, paper_k), 2, 17},
@@ -61,7 +62,7 @@ START_TEST(bad_specs_are_refused_by_field_layer_value_and_limit)
 		{"default_budget", "2", offsetof(struct mpig_wire_layer, default_budget), 4, 0x40000000},
 		{"default_budget", "nan", offsetof(struct mpig_wire_layer, default_budget), 4, 0x7fc00000},
 		{"alibi_slope_base", "2", offsetof(struct mpig_wire_layer, alibi_slope_base), 4, 0x40000000},
-		{"reserved", "0", offsetof(struct mpig_wire_layer, reserved) + 25, 1, 1},
+		{"reserved", "0", offsetof(struct mpig_wire_layer, reserved) + 23, 1, 1},
 	};
 	struct context *c;
 	uint64_t used = pool_used(f.pool);

@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <sys/stat.h>
 
+#include "tests/lib/figures.h"
 #include "tests/store/crash.h"
 
 // ---- the parent ------------------------------------------------------------------------------------------------------
@@ -59,6 +60,7 @@ START_TEST(killed_at_any_point)
 		fixture_close(&f);
 	}
 	ck_assert_uint_gt(runs, 15);
+	figures_add("crash.store", (double)runs - 1);
 	ck_assert_uint_gt(report->points.publications, 300);
 	ck_assert_uint_gt(report->points.calls, 100);
 }

@@ -63,7 +63,8 @@ static void end_contexts(void)
 	context_unref(book);
 	free(tags);
 	close_all();
-	fprintf(stderr, "%lu failures, %lu borne\n", (unsigned long)failures, (unsigned long)tolerated);
+	figures_add("errors.refused", (double)failures);
+	figures_add("errors.borne", (double)tolerated);
 }
 
 // ---- trials ----------------------------------------------------------------------------------------------------------
@@ -162,7 +163,7 @@ static void undo_segment(void)
 static int try_seal(void)
 {
 	struct seal_plan plan;
-	int status = context_seal_begin(f.store, book, test_table_bytes, &plan, f.why);
+	int status = seal_begin(f.store, book, test_table_bytes, &plan, f.why);
 	if (!status)
 		context_seal_finish(f.store, &plan, false); // only what can fail: publishing cannot
 	return status;
@@ -285,6 +286,7 @@ START_TEST(of_making_a_pool)
 		}
 	}
 	ck_assert_uint_gt(failures, 40);
+	figures_add("errors.refused", (double)failures);
 }
 END_TEST
 
@@ -375,6 +377,7 @@ START_TEST(of_attaching)
 	}
 	figures_doing("%s", "");
 	ck_assert_uint_gt(failures, 40);
+	figures_add("errors.refused", (double)failures);
 	struct store_attached attached;
 	must(attach_pool(&attached) == 0);
 	store_destroy(f.store);

@@ -99,7 +99,7 @@ static void do_commit(struct model *m, uint64_t *random)
 static void do_seal(struct model *m, uint64_t *random)
 {
 	struct seal_plan plan;
-	int status = context_seal_begin(f.store, m->c, test_table_bytes, &plan, f.why);
+	int status = seal_begin(f.store, m->c, test_table_bytes, &plan, f.why);
 	must(status == 0 || status == MPIG_ENOSPC);
 	if (status || !plan.rows)
 		return;

@@ -122,7 +122,7 @@ START_TEST(a_seal_over_quota_is_refused_and_gives_back)
 	ck_assert_int_eq(fill(c, 0, 4096), 0);
 	uint64_t held = store_uid_bytes(f.store, 1), used = pool_used(f.pool);
 	struct seal_plan plan;
-	ck_assert_int_eq(context_seal_begin(f.store, c, test_table_bytes, &plan, f.why), MPIG_EQUOTA);
+	ck_assert_int_eq(seal_begin(f.store, c, test_table_bytes, &plan, f.why), MPIG_EQUOTA);
 	ck_assert_uint_eq(plan.rows, 0);
 	context_seal_finish(f.store, &plan, true);
 	ck_assert_uint_eq(store_uid_bytes(f.store, 1), held);

@@ -73,7 +73,7 @@ START_TEST(readers_run_beside_a_writer)
 			append_tagged(c, committed, what ? 1 + next_below(&random, 40) : 1000, step);
 		} else if (what < 16) {
 			struct seal_plan plan;
-			ck_assert_int_eq(context_seal_begin(f.store, c, test_table_bytes, &plan, f.why), 0);
+			ck_assert_int_eq(seal_begin(f.store, c, test_table_bytes, &plan, f.why), 0);
 			context_seal_finish(f.store, &plan, true);
 		} else {
 			uint64_t to = what == 19 ? next_below(&random, (uint32_t)committed + 1) : committed - committed / 50;

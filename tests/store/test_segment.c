@@ -271,9 +271,9 @@ START_TEST(drop_and_release_during_a_seal)
 		append_all(c, 0, 5000, tags);
 		ck_assert_int_eq(commit(c, 0, 5000, tags), 0);
 		struct seal_plan plan, second;
-		ck_assert_int_eq(context_seal_begin(f.store, c, test_table_bytes, &plan, f.why), 0);
+		ck_assert_int_eq(seal_begin(f.store, c, test_table_bytes, &plan, f.why), 0);
 		ck_assert(plan.needs_params && plan.needs_codes && plan.needs_tables);
-		ck_assert_int_eq(context_seal_begin(f.store, c, test_table_bytes, &second, f.why), MPIG_EBUSY);
+		ck_assert_int_eq(seal_begin(f.store, c, test_table_bytes, &second, f.why), MPIG_EBUSY);
 		ck_assert_int_eq(store_context_fork(f.store, &root, c, 10, "x", &child, f.why), MPIG_EBUSY);
 		context_release(f.store, c, 1);
 		ck_assert_int_eq(context_lease(f.store, c, &root, 2, f.why), MPIG_EBUSY);
@@ -303,7 +303,7 @@ START_TEST(an_abandoned_seal_changes_nothing)
 	used = pool_used(f.pool);
 	charged = store_uid_bytes(f.store, 0);
 	struct seal_plan plan;
-	ck_assert_int_eq(context_seal_begin(f.store, c, test_table_bytes, &plan, f.why), 0);
+	ck_assert_int_eq(seal_begin(f.store, c, test_table_bytes, &plan, f.why), 0);
 	ck_assert_uint_gt(pool_used(f.pool), used);
 	context_seal_finish(f.store, &plan, false);
 	ck_assert_uint_eq(pool_used(f.pool), used);

@@ -89,9 +89,14 @@ static inline uint64_t walk_stride(const struct mpig_wire_layer *l)
 	return (2 * (k + v) + 63) / 64 * 64;
 }
 
-static inline uint64_t walk_code_bytes(const struct mpig_wire_layer *l)
+// The widths of codes stand behind the generation's tables, and behind the head of the parameters.
+static inline uint64_t walk_code_bytes(const struct walk *w, const struct mpig_wire_layer *l, const struct generation_record *g,
+                                       uint32_t strip)
 {
-	return (uint64_t)(l->d_k <= 64 ? 64 : l->d_k <= 128 ? 128 : 256) * l->signature_bits / 8;
+	uint8_t bits = ((const uint8_t *)(g + 1))[sizeof(struct table_extent) * g->strips + strip];
+	must(bits == w->base[g->params_offset + sizeof(struct params_record) + strip]);
+	must(l->signature_bits == MPIG_BITS_AUTO ? bits == 1 || bits == 2 || bits == 4 : bits == l->signature_bits);
+	return (uint64_t)(l->d_k <= 64 ? 64 : l->d_k <= 128 ? 128 : 256) * bits / 8;
 }
 
 static inline void walk_block(struct walk *w, const struct walk_context *c, const struct generation_record *g, uint32_t b,
@@ -113,7 +118,7 @@ static inline void walk_block(struct walk *w, const struct walk_context *c, cons
 			walk_mark(w, rows[s], used * walk_stride(l));
 		if (!codes || !codes[s])
 			continue;
-		uint64_t per_row = walk_code_bytes(l), factors = block->rows * per_row;
+		uint64_t per_row = walk_code_bytes(w, l, g, s), factors = block->rows * per_row;
 		uint64_t lead = walk_round((used + 15) / 16 * 16 * per_row), tail = factors / POOL_GRANULE * POOL_GRANULE;
 		if (lead < tail) {
 			walk_mark(w, codes[s], lead);
@@ -145,7 +150,7 @@ static inline void walk_segment(struct walk *w, const struct walk_context *c, ui
 	must((r->frames_offset != 0) == c->int8);
 	const struct generation_record *g = NULL;
 	if (r->generation_offset) {
-		uint64_t bytes = sizeof *g + sizeof(struct table_extent) * c->strips;
+		uint64_t bytes = sizeof *g + (sizeof(struct table_extent) + 1) * c->strips;
 		g = walk_record(w, r->generation_offset, RECORD_GENERATION, bytes);
 		walk_mark(w, r->generation_offset, bytes);
 		must(g->params_offset == c->slot->params_offset);
@@ -192,7 +197,7 @@ static inline void walk_context(struct walk *w, uint64_t offset, struct walk_con
 	must(spec->checksum == walk_checksum(spec, spec_bytes));
 	walk_mark(w, r->spec_offset, spec_bytes);
 	c->layer = (const void *)(spec + 1);
-	uint64_t params = (sizeof(struct params_record) + 63) / 64 * 64;
+	uint64_t params = 0;
 	for (uint32_t i = 0; i < r->layer_count; i++) {
 		if (c->layer[i].kind != MPIG_LAYER_GLOBAL)
 			continue;
@@ -202,6 +207,7 @@ static inline void walk_context(struct walk *w, uint64_t offset, struct walk_con
 		c->int8 |= c->layer[i].row_dtype == MPIG_I8;
 		params += 8ull * c->layer[i].kv_heads * c->layer[i].d_k;
 	}
+	params += (sizeof(struct params_record) + c->strips + 63) / 64 * 64;
 	if (c->slot->params_offset) {
 		const struct params_record *p = walk_record(w, c->slot->params_offset, RECORD_PARAMS, params);
 		must(p->header.checksum == walk_checksum(p, p->bytes));

@@ -29,6 +29,14 @@ static void put_string(FILE *file, const char *value)
 	static const char short_escapes[] = "\bb\ff\nn\rr\tt\"\"\\\\";
 	putc('"', file);
 	for (const uint8_t *text = (const uint8_t *)value; *text;) {
+		size_t plain = 0; // most of all text: no look at each character by itself
+		while (text[plain] >= 0x20 && text[plain] < 0x7f && text[plain] != '"' && text[plain] != '\\')
+			plain++;
+		if (plain) {
+			fwrite(text, 1, plain, file);
+			text += plain;
+			continue;
+		}
 		const char *escape = NULL;
 		for (const char *e = short_escapes; *e && !escape; e += 2)
 			if ((uint8_t)*e == *text)
@@ -50,8 +58,8 @@ static void put_string(FILE *file, const char *value)
 static void indent(const struct json *json)
 {
 	putc('\n', json->file);
-	for (int i = 0; i < json->depth; i++)
-		fputs("  ", json->file);
+	static const char spaces[2 * JSON_MAX_DEPTH + 1] = "                                ";
+	fwrite(spaces, 1, 2 * (size_t)json->depth, json->file);
 }
 
 static void begin_value(struct json *json, const char *key)
@@ -129,16 +137,24 @@ void json_string(struct json *json, const char *key, const char *value)
 void json_hex(struct json *json, const char *key, const uint8_t *bytes, size_t count)
 {
 	begin_value(json, key);
+	static const char digits[] = "0123456789abcdef";
 	putc('"', json->file);
-	for (size_t i = 0; i < count; i++)
-		fprintf(json->file, "%02x", bytes[i]);
+	for (size_t i = 0; i < count; i++) {
+		putc(digits[bytes[i] >> 4], json->file);
+		putc(digits[bytes[i] & 15], json->file);
+	}
 	putc('"', json->file);
 }
 
 void json_uint(struct json *json, const char *key, uint64_t value)
 {
+	char text[20];
+	size_t at = sizeof(text);
 	begin_value(json, key);
-	fprintf(json->file, "%" PRIu64, value);
+	do
+		text[--at] = (char)('0' + value % 10);
+	while ((value /= 10) != 0);
+	fwrite(text + at, 1, sizeof(text) - at, json->file);
 }
 
 void json_int(struct json *json, const char *key, int64_t value)

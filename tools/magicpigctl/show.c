@@ -43,7 +43,8 @@ static bool layers_equal(const struct mpig_layer *a, const struct mpig_layer *b)
 	       a->softcap == b->softcap && a->alibi_slope_base == b->alibi_slope_base &&
 	       a->default_proposal == b->default_proposal && a->default_budget == b->default_budget &&
 	       a->signature_bits == b->signature_bits && a->paper_k == b->paper_k && a->paper_l == b->paper_l &&
-	       a->window == b->window && a->table_hash == b->table_hash && a->table_balance == b->table_balance;
+	       a->window == b->window && a->table_hash == b->table_hash && a->table_balance == b->table_balance &&
+	       a->signature_bytes == b->signature_bytes;
 }
 
 // Whether an earlier layer is equal, so that this one is in that one's group.
@@ -72,6 +73,20 @@ static void print_numbers(const struct mpig_layer *layers, int first, int count)
 	fputs(": ", stdout);
 }
 
+static const char *text_bits(char text[TEXT_SHORT], int bits)
+{
+	snprintf(text, TEXT_SHORT, "%d", bits);
+	return bits == MPIG_BITS_AUTO ? "auto" : text;
+}
+
+static void json_bits(struct json *json, int bits)
+{
+	if (bits == MPIG_BITS_AUTO)
+		json_string(json, "signature_bits", "auto");
+	else
+		json_int(json, "signature_bits", bits);
+}
+
 static void print_layer(const struct mpig_layer *l)
 {
 	printf("%s, %d/%d heads, d %d", kind_name(l->kind), l->query_heads, l->kv_heads, l->d_k);
@@ -84,8 +99,11 @@ static void print_layer(const struct mpig_layer *l)
 		return;
 	}
 	printf(", %s", dtype_name(l->row_dtype));
+	char bits[TEXT_SHORT];
 	if (l->signature_bits)
-		printf(", signature b=%d", l->signature_bits);
+		printf(", signature b=%s", text_bits(bits, l->signature_bits));
+	if (l->signature_bytes)
+		printf(" (at most %d bytes a row)", l->signature_bytes);
 	if (l->paper_l)
 		printf(", %s (%d,%d)%s", l->table_hash == MPIG_HASH_CROSSPOLYTOPE ? "cross-polytope" : "paper", l->paper_k,
 		       l->paper_l, l->table_balance ? " balanced" : "");
@@ -120,7 +138,8 @@ static void group_json(struct json *json, const struct mpig_layer *layers, int f
 	json_float(json, "alibi_slope_base", l->alibi_slope_base);
 	json_string(json, "default_proposal", proposal_name(l->default_proposal));
 	json_float(json, "default_budget", l->default_budget);
-	json_int(json, "signature_bits", l->signature_bits);
+	json_bits(json, l->signature_bits);
+	json_int(json, "signature_bytes", l->signature_bytes);
 	json_int(json, "paper_k", l->paper_k);
 	json_int(json, "paper_l", l->paper_l);
 	json_string(json, "table_hash", l->table_hash == MPIG_HASH_CROSSPOLYTOPE ? "crosspolytope" : "simhash");
@@ -211,7 +230,7 @@ static void heads_json(struct json *json, const struct mpig_head *heads, int cou
 		json_object(json, NULL);
 		json_int(json, "layer", h->layer);
 		json_int(json, "kv_head", h->kv_head);
-		json_int(json, "signature_bits", h->signature_bits);
+		json_bits(json, h->signature_bits);
 		json_uint(json, "signature_version", h->signature_version);
 		json_uint(json, "samples", h->samples);
 		json_uint(json, "rows", h->rows);
@@ -246,7 +265,7 @@ static void print_heads(const struct mpig_head *heads, int count)
 		char text[TEXT_SHORT];
 		cell(table, "%d", h->layer);
 		cell(table, "%d", h->kv_head);
-		cell(table, "%d", h->signature_bits);
+		table_cell(table, text_bits(text, h->signature_bits));
 		cell(table, "%u", h->signature_version);
 		table_cell(table, text_count(text, h->samples));
 		if (!h->samples) {

@@ -55,14 +55,21 @@ static size_t column_width(const struct table *table, size_t column)
 	return width;
 }
 
+static void pad(FILE *file, size_t columns)
+{
+	while (columns--)
+		putc(' ', file);
+}
+
 static void print_cell(const struct table *table, FILE *file, size_t column, const char *text, size_t width)
 {
 	size_t fill = width - text_width(text);
 	bool last = column + 1 == table->columns;
 	if (right_aligned(table, column))
-		fprintf(file, "%*s%s", (int)fill, "", text);
-	else
-		fprintf(file, "%s%*s", text, last ? 0 : (int)fill, "");
+		pad(file, fill);
+	fputs(text, file);
+	if (!right_aligned(table, column) && !last)
+		pad(file, fill);
 	fputs(last ? "\n" : "  ", file);
 }
 

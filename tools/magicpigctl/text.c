@@ -124,22 +124,37 @@ char *text_share(char out[TEXT_SHORT], double share)
 	return out;
 }
 
+// Names that were looked up last: a table of contexts asks for the same few again and again, and each look reads files.
+struct known_name {
+	bool known, group;
+	uint32_t id;
+	char name[TEXT_SHORT];
+};
+
+static char *name_of(char out[TEXT_SHORT], uint32_t id, bool group)
+{
+	static struct known_name known[16];
+	struct known_name *k = &known[(id ^ (group ? 8u : 0u)) % 16];
+	if (!k->known || k->id != id || k->group != group) {
+		const struct passwd *user = group ? NULL : getpwuid(id);
+		const struct group *entry = group ? getgrgid(id) : NULL;
+		*k = (struct known_name){.known = true, .group = group, .id = id};
+		if (user || entry)
+			text_printable(k->name, sizeof(k->name), user ? user->pw_name : entry->gr_name);
+		else
+			snprintf(k->name, sizeof(k->name), "%" PRIu32, id);
+	}
+	return memcpy(out, k->name, sizeof(k->name));
+}
+
 char *text_uid(char out[TEXT_SHORT], uint32_t uid)
 {
-	const struct passwd *entry = getpwuid(uid);
-	if (entry)
-		return text_printable(out, TEXT_SHORT, entry->pw_name);
-	snprintf(out, TEXT_SHORT, "%" PRIu32, uid);
-	return out;
+	return name_of(out, uid, false);
 }
 
 char *text_gid(char out[TEXT_SHORT], uint32_t gid)
 {
-	const struct group *entry = getgrgid(gid);
-	if (entry)
-		return text_printable(out, TEXT_SHORT, entry->gr_name);
-	snprintf(out, TEXT_SHORT, "%" PRIu32, gid);
-	return out;
+	return name_of(out, gid, true);
 }
 
 char *text_utc(char out[TEXT_SHORT], uint64_t realtime_ns)
@@ -154,6 +169,10 @@ char *text_utc(char out[TEXT_SHORT], uint64_t realtime_ns)
 // Reads one character; returns its bytes (1 where it is not valid here) and whether a terminal prints it.
 static size_t next_character(const char *text, wchar_t *wide, bool *prints)
 {
+	if (*text >= ' ' && *text < 0x7f) { // in every locale
+		*wide = (wchar_t)*text;
+		return *prints = true;
+	}
 	mbstate_t state = {0};
 	size_t length = mbrtowc(wide, text, strlen(text), &state);
 	bool valid = length != (size_t)-1 && length != (size_t)-2 && length != 0;
@@ -185,6 +204,11 @@ size_t text_width(const char *text)
 {
 	size_t columns = 0;
 	while (*text) {
+		if (*text >= ' ' && *text < 0x7f) { // one column, in every locale
+			text++;
+			columns++;
+			continue;
+		}
 		wchar_t wide;
 		bool prints;
 		text += next_character(text, &wide, &prints);

@@ -80,6 +80,7 @@ class Layer(Structure):
         ("window", c_int),
         ("table_hash", c_int),
         ("table_balance", c_int),
+        ("signature_bytes", c_int),
     ]
 
 

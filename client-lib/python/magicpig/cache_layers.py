@@ -128,8 +128,8 @@ class GlobalLayer(CacheLayerMixin):
         heads = query.shape[1]
         stats.head_tokens += tokens * heads
         stats.exact_rows += heads * (tokens * (key.shape[2] - tokens) + tokens * (tokens + 1) // 2)
-        for begin, ticket, result in pending:
-            cache.channel.wait(ticket)
+        for asked in pending:
+            begin, result = asked[0], cache.channel.answer(asked)
             part = slice(begin, begin + result.out.shape[0])
             merge(out[part], lse[part], result.out, result.lse)
             stats.rows_attended += int(result.rows.sum())
@@ -155,6 +155,13 @@ class GlobalLayer(CacheLayerMixin):
         self.dtype, self.device = keys.dtype, keys.device
         self.rows, self.length, self.is_initialized = _Rows(keys, values, 2 * self.cache.options.window), length, True
         self.keys, self.values = self.rows.view()
+
+    def append_again(self, begin: int) -> None:
+        """Rows begin..length, which a daemon took with it. They are held: of a prompt all, later at least the last step's."""
+        keys, values = self.rows.view()
+        new = slice(self.rows.count - (self.length - begin), self.rows.count)
+        queries = None if self.cache.sealed else self.recent_queries
+        self.cache.channel.append_again(self.index, begin, keys[:, :, new], values[:, :, new], queries)
 
     def drop_last(self, length: int) -> None:
         """Back to `length` tokens, which must be within the rows held at the end."""
@@ -221,6 +228,18 @@ class SlidingLayer(DynamicSlidingWindowLayer):
         self.keys, self.values = self.cache.channel.read(self.index, begin, length - begin)
         self.dtype, self.device = self.keys.dtype, self.keys.device
         self.cumulative_length, self.is_initialized = length, True
+
+    def append_again(self, begin: int) -> None:
+        if not self.cache.keep_sliding:
+            return
+        count, held = self.length - begin, self.keys.shape[2]
+        if count > held:
+            raise RuntimeError(
+                f"the daemon went away with {count} rows of layer {self.index} that were not committed, of which its sliding "
+                f"window holds {held} here: run the prompt again"
+            )
+        new = slice(held - count, held)
+        self.cache.channel.append_again(self.index, begin, self.keys[:, :, new], self.values[:, :, new])
 
     def drop_last(self, length: int) -> None:
         if self.length > length:

@@ -3,17 +3,33 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Sequence, TypeVar
 
 import torch
 
 from .client import Client, Context
-from .errors import Again, Error
+from .errors import Again, Error, OutOfRange, Retry
 from .options import Options, Stats
 from .records import AttendResult, Completion, Layer
 
 _MIN_SLOT_BYTES = 256 * 1024
 _SEAL_TIMEOUT_MS = 600_000  # sealing indexes a whole prompt
+_TRIES = 8  # of a call during which the daemon goes away
+
+_T = TypeVar("_T")
+Pending = tuple[int, int, AttendResult, Callable[[], tuple[int, AttendResult]]]  # first query token, ticket, result, the same again
+
+
+def again(call: Callable[[], _T]) -> _T:
+    """What call() returns. It is made again when the daemon goes away meanwhile: the library connects to its successor, which
+    has all that was committed. NoDaemon if none comes within the client's reconnect_ms."""
+    for left in reversed(range(_TRIES)):
+        try:
+            return call()
+        except Retry:
+            if not left:
+                raise
+    raise AssertionError("not reached")
 
 
 def token_major(states: torch.Tensor) -> torch.Tensor:
@@ -38,6 +54,7 @@ class Channel:
     ):
         self.context, self.table, self.options, self.stats = context, table, options, stats
         self._homes = homes
+        self.lost = False  # a daemon went away with rows that were not committed: nothing is appended until they are again
         self._appends: deque[int] = deque()  # tickets of this step's rows
         self._polled: dict[int, Completion] = {}  # taken by poll() before anybody waited for them
         per_token = max(layer.query_heads * ((layer.d_k + (layer.d_v or layer.d_k)) * 4 + 32) for layer in table)
@@ -57,7 +74,21 @@ class Channel:
             raise ValueError(f"layer {index}: the model's scale {scale} or soft cap {softcap} is not the context's")
 
     def append(self, index: int, position: int, keys, values, queries: torch.Tensor | None = None) -> None:
+        if self.lost:
+            return
+        try:
+            self.append_again(index, position, keys, values, queries)
+        except (Retry, OutOfRange):  # of range: those before went with a daemon
+            self.lost = True
+
+    def append_again(self, index: int, position: int, keys, values, queries: torch.Tensor | None = None) -> None:
+        """With every error raised."""
         self._queue.append(self.context, index, position, token_major(keys), token_major(values), queries)
+
+    def reconnect(self) -> int:
+        """The tokens that a daemon has committed, which lives."""
+        self._queue.nop()
+        return self.context.committed
 
     def submit_append(self, index: int, position: int, keys, values) -> None:
         """Without waiting; collect() or discard() sees to the completions."""
@@ -67,25 +98,30 @@ class Channel:
         most = max(1, (_MIN_SLOT_BYTES - 8192) // per_row)
         for begin in range(0, k.shape[0], most):
             part = slice(begin, begin + most)
-            ticket = self._when_room(
-                lambda: self._queue.submit_append(self.context, index, position + begin, k[part], v[part])
-            )
-            self._appends.append(ticket)
+            if self.lost:
+                return
+            try:
+                ticket = self._when_room(
+                    lambda: self._queue.submit_append(self.context, index, position + begin, k[part], v[part])
+                )
+            except Retry:
+                self.lost = True
+            else:
+                self._appends.append(ticket)
 
     def submit_attend(
         self, index: int, q: torch.Tensor, position: int, end: int, lse: torch.Tensor | None
-    ) -> list[tuple[int, int, AttendResult]]:
-        """Asks for rows sinks..end: (first query token, ticket, result) for each slot's worth of queries; none if the range
-        is empty. lse [T, heads]: of the client's exact part, which only an adaptive budget looks at."""
+    ) -> list[Pending]:
+        """Asks for rows sinks..end, a slot's worth of queries at a time; none if the range is empty. lse [T, heads]: of the client's exact part, which only an adaptive budget looks at."""
         options, begin = self.options, self.options.sinks
         if end <= begin or options.proposal == "window":
             return []
         sampled = options.sampled_layers is None or index in options.sampled_layers
         self.stats.rows_visible += q.shape[0] * q.shape[1] * (end - begin)
-        pending: list[tuple[int, int, AttendResult]] = []
+        pending: list[Pending] = []
         for first in range(0, q.shape[0], self._request_tokens):
             part = slice(first, first + self._request_tokens)
-            submit: Callable[[], Any] = lambda: self._queue.submit_attend(
+            submit: Callable[[], Any] = lambda part=part, first=first: self._queue.submit_attend(
                 self.context,
                 index,
                 q[part],
@@ -98,9 +134,24 @@ class Channel:
                 error_target=options.error_target if sampled else 0.0,
                 window_lse=None if lse is None else lse[part],
             )
-            ticket, result = self._when_room(submit)
-            pending.append((first, ticket, result))
+            ticket, result = again(lambda: self._when_room(submit))
+            pending.append((first, ticket, result, submit))
         return pending
+
+    def answer(self, pending: Pending) -> AttendResult:
+        """Waits for it. It reads committed rows only, so that any daemon answers the same."""
+        _, ticket, result, submit = pending
+
+        def ask() -> AttendResult:
+            number, answer = self._when_room(submit)
+            self.wait(number)
+            return answer
+
+        try:
+            self.wait(ticket)
+        except Retry:
+            return again(ask)
+        return result
 
     def _when_room(self, submit: Callable[[], Any]) -> Any:
         """Submits; while the queue is full, waits for the oldest append, or for the oldest request to leave its slot."""
@@ -109,7 +160,7 @@ class Channel:
                 return submit()
             except Again:
                 if self._appends:
-                    self.wait(self._appends.popleft())
+                    self._wait_append()
                 else:
                     self._polled.update((completion.ticket, completion) for completion in self._queue.poll())
 
@@ -127,14 +178,20 @@ class Channel:
         k = torch.empty(count, layer.kv_heads, layer.d_k)
         v = torch.empty(count, layer.kv_heads, layer.d_v or layer.d_k)
         if count:
-            self._queue.read(self.context, index, position, count, k, v)
+            again(lambda: self._queue.read(self.context, index, position, count, k, v))
         home = self._homes(index)
         return tuple(x.transpose(0, 1)[None].to(home.device, home.dtype) for x in (k, v))
 
-    def collect(self) -> None:
-        """Waits for every row submitted; raises the first error."""
-        while self._appends:
+    def _wait_append(self) -> None:
+        try:
             self.wait(self._appends.popleft())
+        except (Retry, OutOfRange):
+            self.lost = True
+
+    def collect(self) -> None:
+        """Waits for every row submitted; raises the first error that is not a daemon's going away."""
+        while self._appends:
+            self._wait_append()
 
     def discard(self) -> None:
         """Waits for every row submitted; what went wrong with them does not matter any more."""
@@ -148,7 +205,7 @@ class Channel:
         self._queue.commit(self.context, position, tokens, seal=seal)
 
     def truncate(self, position: int) -> None:
-        self._queue.truncate(self.context, position)
+        again(lambda: self._queue.truncate(self.context, position))
 
     def close(self) -> None:
         self._queue.close()

@@ -10,6 +10,7 @@ import ctypes
 import os
 import weakref
 from ctypes import byref, c_uint64, c_void_p
+from dataclasses import replace
 from typing import Any, Callable, Iterator
 
 from . import _lib, errors
@@ -30,6 +31,7 @@ from .records import (
     Spec,
     Verification,
     choice,
+    bits_name,
     record,
 )
 
@@ -289,7 +291,8 @@ class Client:
         raw = (_lib.Head * max(1, count))()
         raw[0].size = ctypes.sizeof(_lib.Head)
         count = min(count, self._check(lib.mpig_context_heads(handle, name.encode(), raw, count)))
-        return [record(Head, raw[i]) for i in range(count)]
+        heads = [record(Head, raw[i]) for i in range(count)]
+        return [replace(head, signature_bits=bits_name(head.signature_bits)) for head in heads]
 
     def contexts(self) -> Iterator[ContextInfo]:
         """Every context this process may read."""

@@ -45,7 +45,7 @@ def layer_table(
     model: torch.nn.Module,
     *,
     row_dtype: str = "bf16",
-    signature_bits: int = 2,
+    signature_bits: int | str = 2,
     paper: tuple[int, int] = (0, 0),
     keep_sliding: bool = True,
 ) -> list[Layer]:

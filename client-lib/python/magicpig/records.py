@@ -33,6 +33,13 @@ _KIND_NAMES = {code: name for name, code in LAYER_KINDS.items()}
 _ROW_DTYPES = ("bf16", "f16", "i8")
 
 
+BITS_AUTO = 255
+
+
+def bits_name(raw: int) -> int | str:
+    return "auto" if raw == BITS_AUTO else raw
+
+
 def choice(table: dict[str, int], value: str, what: str) -> int:
     if value not in table:
         raise ValueError(f"{what}: {value!r} is not one of {', '.join(table)}")
@@ -42,7 +49,8 @@ def choice(table: dict[str, int], value: str, what: str) -> int:
 @dataclass
 class Layer:
     """One layer of a spec; zero means the daemon's default. `paper` is (K, L) of the hash tables, (0, 0) for none, (0, L) for
-    cross-polytope ones; `table_balance`: they hash balanced keys, as signatures do."""
+    cross-polytope ones; `table_balance`: they hash balanced keys, as signatures do. `signature_bits` is 0 (none), 1, 2, 4 or "auto": chosen
+    for each KV head by what answers cost, with at most `signature_bytes` of codes a row (mean over the KV heads; 0: no limit)."""
 
     query_heads: int = 0
     kv_heads: int = 0
@@ -55,11 +63,12 @@ class Layer:
     alibi_slope_base: float = 0.0
     default_proposal: str = "default"
     default_budget: float = 0.0
-    signature_bits: int = 0
+    signature_bits: int | str = 0
     paper: tuple[int, int] = (0, 0)
     window: int = 0
     table_hash: str = "simhash"
     table_balance: bool = False
+    signature_bytes: int = 0
 
     def _pack(self) -> _lib.Layer:
         if self.row_dtype not in _ROW_DTYPES:
@@ -76,12 +85,13 @@ class Layer:
             alibi_slope_base=self.alibi_slope_base,
             default_proposal=choice(PROPOSALS, self.default_proposal, "default_proposal"),
             default_budget=self.default_budget,
-            signature_bits=self.signature_bits,
+            signature_bits=BITS_AUTO if self.signature_bits == "auto" else int(self.signature_bits),
             paper_k=self.paper[0],
             paper_l=self.paper[1],
             window=self.window,
             table_hash=choice(TABLE_HASHES, self.table_hash, "table_hash"),
             table_balance=int(self.table_balance),
+            signature_bytes=self.signature_bytes,
         )
 
     @classmethod
@@ -98,11 +108,12 @@ class Layer:
             alibi_slope_base=raw.alibi_slope_base,
             default_proposal=_PROPOSAL_NAMES.get(raw.default_proposal, str(raw.default_proposal)),
             default_budget=raw.default_budget,
-            signature_bits=raw.signature_bits,
+            signature_bits=bits_name(raw.signature_bits),
             paper=(raw.paper_k, raw.paper_l),
             window=raw.window,
             table_hash=_HASH_NAMES.get(raw.table_hash, str(raw.table_hash)),
             table_balance=bool(raw.table_balance),
+            signature_bytes=raw.signature_bytes,
         )
 
 
@@ -194,7 +205,7 @@ class Head:
 
     layer: int
     kv_head: int
-    signature_bits: int
+    signature_bits: int | str  # "auto": not chosen yet
     signature_version: int
     samples: int
     rows: int

@@ -9,6 +9,9 @@ daemon. At its end (the first one-token step, or seal()) the daemon indexes them
 and a recent window of `window` to 2 * `window` rows. From then on every step attends exactly to those, asks the daemon for
 all rows between, and merges the two by their LSE; the step's own rows join the daemon's when the forward pass ends.
 
+A daemon that is killed or restarted meanwhile is waited for (the client's reconnect_ms): its successor has what was committed, gets
+the rest once more, and gives the same answers. The model does not notice.
+
 One sequence at a time (batch size 1), without padding. Layers with a sliding window attend locally; their rows are kept in
 the daemon too (without an index), so that another process can reopen the context.
 """
@@ -30,9 +33,9 @@ from transformers.masking_utils import sdpa_mask
 from . import model_spec
 from .arrays import token_array
 from .cache_layers import GlobalLayer, SlidingLayer, attend_locally, clear_pending, take_pending
-from .channel import Channel
+from .channel import Channel, again
 from .client import Client, Context
-from .errors import AccessDenied, Busy, NotFound
+from .errors import AccessDenied, Busy, NotFound, Retry
 from .model_spec import attention_modules, fingerprint, layer_table, sliding_windows, text_config
 from .options import Options, Stats
 from .records import Layer, Spec
@@ -121,7 +124,7 @@ class MagicPigCache(Cache):
     """The KV of one sequence: the beginning and the recent end here, everything in the daemon's context `cache.context`.
 
     Keyword options are those of Options, and of the spec of a new context: row_dtype (bf16, f16, i8), signature_bits (0 =
-    no such index), paper=(K, L) (tables, (0, 0) = none), keep_sliding, mode, context_seed. A cache belongs to one thread at
+    no such index, "auto": chosen for each KV head), paper=(K, L) (tables, (0, 0) = none), keep_sliding, mode, context_seed. A cache belongs to one thread at
     a time. close() gives the context back; the KV stays in the daemon."""
 
     def __init__(
@@ -132,7 +135,7 @@ class MagicPigCache(Cache):
         *,
         fingerprint: bytes | None = None,
         row_dtype: str = "bf16",
-        signature_bits: int = 2,
+        signature_bits: int | str = 2,
         paper: tuple[int, int] = (0, 0),
         keep_sliding: bool = True,
         mode: int = 0o600,
@@ -287,7 +290,7 @@ class MagicPigCache(Cache):
         if not self.sealed:
             self._held = step if self._held is None else np.concatenate([self._held, step])
             return
-        self.channel.commit(self._committed, step)
+        self._commit(step)
         before, self._committed = self.window_start, end
         self._trim(before)
         self.stats.steps += 1
@@ -312,9 +315,29 @@ class MagicPigCache(Cache):
 
     def _commit_held(self, seal: bool) -> None:
         tokens = np.zeros(0, np.uint32) if self._held is None else self._held
-        self.channel.commit(self._committed, tokens, seal=seal)
+        self._commit(tokens, seal)
         self._committed += int(tokens.size)
         self._held = None
+
+    def _commit(self, tokens: np.ndarray, seal: bool = False) -> None:
+        """Commits these tokens after those that are. A daemon that goes away takes rows that are not committed with it: its
+        successor gets them again. What it had committed without our hearing of it may be committed once more."""
+
+        def attempt() -> None:
+            if self.channel.lost:
+                self.channel.discard()
+                done = self.channel.reconnect()
+                for layer in self.layers:
+                    if done < layer.length:
+                        layer.append_again(max(done, self._committed))
+                self.channel.lost = False
+            try:
+                self.channel.commit(self._committed, tokens, seal=seal)
+            except Retry:
+                self.channel.lost = True
+                raise
+
+        again(attempt)
 
     def _abandon_step(self) -> None:
         """The last forward pass failed half way: forget its rows. Rows the daemon has of it were never committed."""

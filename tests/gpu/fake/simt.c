@@ -158,6 +158,14 @@ DEVICE void store_release(uint32_t *p, uint32_t v)
 {
 	__atomic_store_n(p, v, __ATOMIC_RELEASE);
 }
+DEVICE void fence_release(void)
+{
+	__atomic_thread_fence(__ATOMIC_ACQ_REL);
+}
+DEVICE void store_relaxed(uint32_t *p, uint32_t v)
+{
+	__atomic_store_n(p, v, __ATOMIC_RELAXED);
+}
 DEVICE uint64_t load_word(const uint64_t *p)
 {
 	return __atomic_load_n(p, __ATOMIC_RELAXED);
@@ -235,6 +243,7 @@ TWIN(mpig_window, gpu_window)
 TWIN(mpig_wait, gpu_wait)
 TWIN(mpig_wait_items, gpu_merge)
 TWIN(mpig_merge, gpu_merge)
+TWIN(mpig_merge_fused, gpu_merge)
 TWIN(mpig_rounds, gpu_rounds)
 
 const struct simt_kernel *simt_find(const char *name)
@@ -245,7 +254,8 @@ const struct simt_kernel *simt_find(const char *name)
 		{"mpig_window", run_mpig_window, sizeof(struct gpu_window), GPU_WINDOW_THREADS},
 		{"mpig_wait", run_mpig_wait, sizeof(struct gpu_wait), GPU_WARP},
 		{"mpig_wait_items", run_mpig_wait_items, sizeof(struct gpu_merge), GPU_WARP},
-		{"mpig_merge", run_mpig_merge, sizeof(struct gpu_merge), GPU_FUSED_BLOCK},
+		{"mpig_merge", run_mpig_merge, sizeof(struct gpu_merge), GPU_BLOCK},
+		{"mpig_merge_fused", run_mpig_merge_fused, sizeof(struct gpu_merge), GPU_FUSED_BLOCK},
 		{"mpig_rounds", run_mpig_rounds, sizeof(struct gpu_rounds), GPU_WARP},
 	};
 	for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++)

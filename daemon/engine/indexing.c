@@ -1,0 +1,201 @@
+#include "daemon/engine/indexing.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon/engine/recent.h"
+
+enum {
+	SINK_ROWS = 4,      // attention sinks are outliers: they are left out of the mean
+	FIT_ROWS = 4096,    // rows that a fit looks at, evenly spread
+	ENCODE_ROWS = 4096, // rows of one unit
+	NEAR_ROWS = 64,     // last rows, which a client is taken to attend itself where a width is chosen
+};
+
+uint64_t engine_table_bytes(const struct layer *layer, uint32_t rows)
+{
+	return layer->wire.paper_l ? table_bytes(layer->wire.paper_k, layer->wire.paper_l, rows) : 0;
+}
+
+static const float *signs_of(const struct indexing *x, const struct layer *layer)
+{
+	return x->signs[layer->d_pad == 64 ? 0 : layer->d_pad == 128 ? 1 : 2];
+}
+
+// Keys [begin, begin + n * step) of a strip, every step-th, as fp32.
+static void decode_keys(const struct layer *layer, struct seal_plan *plan, uint32_t strip, uint32_t begin, uint32_t n,
+                        uint32_t step, float *keys)
+{
+	const float *frame = plan->frame(plan, strip);
+	uint32_t d_k = layer->shape.d_k, known = 0, first = 0;
+	const uint8_t *rows = NULL;
+	float v[MPIG_MAX_HEAD_DIM];
+	for (uint32_t i = 0; i < n; i++) {
+		uint32_t row = begin + i * step;
+		if (!rows || row - first >= known) {
+			first = row;
+			rows = plan->rows_at(plan, strip, row, &known);
+		}
+		row_decode(&layer->rows, rows + (size_t)(row - first) * layer->rows.stride, frame, keys + (size_t)i * d_k, v);
+	}
+}
+
+// ---- parameters ------------------------------------------------------------------------------------------------------
+
+// Costs of the widths, by the queries that came with the rows. An answer takes what the daemon takes by itself. keys: n of the fit, with
+// room for those that the client is taken to attend itself.
+static void measure_widths(const struct job *j, const struct indexing *x, struct seal_plan *plan, uint32_t strip, float *keys,
+                           uint32_t n, uint32_t first)
+{
+	const struct layer *layer = x->layer_of[strip];
+	const struct engine *e = j->engine;
+	double rows = plan->rows, share = (double)layer->wire.default_budget;
+	struct sig_sample sample = {
+		.params = {.d_k = layer->shape.d_k,
+	                   .d_pad = layer->d_pad,
+	                   .mu = plan->mu(plan, strip),
+	                   .balance = plan->balance(plan, strip),
+	                   .signs = signs_of(x, layer)},
+		.keys = keys,
+		.n = n,
+		.near = first + (plan->rows < NEAR_ROWS ? plan->rows : NEAR_ROWS),
+		.rows = rows,
+		.scale = layer->scale,
+		.softcap = layer->wire.softcap,
+		.heads = layer->shape.query_heads / layer->shape.kv_heads,
+		.row_bytes = layer->rows.stride,
+		.eps = share > 0 ? 0 : (double)e->error_target,
+		.floor_rows = floor_rows((double)e->budget_floor, plan->rows),
+		.cap_rows = (double)e->budget_cap * rows,
+		.budget_rows = (share > 0 ? share : (double)e->default_budget) * rows,
+	};
+	float *near = keys + (size_t)n * layer->shape.d_k;
+	uint32_t last = sample.near - first;
+	decode_keys(layer, plan, strip, 0, first, 1, near);
+	decode_keys(layer, plan, strip, plan->rows - last, last, 1, near + (size_t)first * layer->shape.d_k);
+	sample.queries = recent_queries(j->request.context, strip, layer->shape.d_k, &sample.query_count);
+	double *cost = x->cost[strip];
+	if (!sample.query_count || !sig_width_costs(e->kernels, &sample, cost))
+		cost[0] = cost[1] = cost[2] = (double)NAN;
+}
+
+int indexing_fit(struct job *j, const struct indexing *x, struct seal_plan *plan, uint32_t strip, struct engine_scratch *s)
+{
+	const struct layer *layer = x->layer_of[strip];
+	uint32_t d_k = layer->shape.d_k, begin = plan->first == 0 && plan->rows > 2 * SINK_ROWS ? SINK_ROWS : 0;
+	uint32_t rows = plan->rows - begin, step = (rows + FIT_ROWS - 1) / FIT_ROWS, n = (rows + step - 1) / step;
+	float *keys = scratch_get(s, (size_t)(n + SINK_ROWS + NEAR_ROWS) * d_k * sizeof(float));
+	if (!keys)
+		return job_fail(j, MPIG_ENOMEM, "no memory to fit %u rows", n);
+	decode_keys(layer, plan, strip, begin, n, step, keys);
+	const float *rms = recent_rms(j->request.context, strip);
+	sig_fit(keys, n, rms, rms ? 1 : 0, d_k, plan->mu(plan, strip), plan->balance(plan, strip));
+	if (layer->wire.signature_bits == MPIG_BITS_AUTO)
+		measure_widths(j, x, plan, strip, keys, n, begin);
+	return 0;
+}
+
+void indexing_widths(const struct job *j, const struct indexing *x, struct seal_plan *plan)
+{
+	for (uint32_t i = 0; i < context_layer_count(j->request.context); i++) {
+		const struct layer *layer = context_layer(j->request.context, i);
+		if (layer && layer->wire.signature_bits == MPIG_BITS_AUTO)
+			sig_choose_widths(x->cost + layer->first_strip, layer->shape.kv_heads, layer->d_pad,
+			                  layer->wire.signature_bytes, plan->bits(plan) + layer->first_strip);
+	}
+}
+
+// ---- codes and tables ------------------------------------------------------------------------------------------------
+
+static int encode_chunk(struct job *j, const struct indexing *x, struct seal_plan *plan, uint32_t strip, uint32_t begin,
+                        struct engine_scratch *s)
+{
+	const struct layer *layer = x->layer_of[strip];
+	if (!plan->needs_codes || !layer->wire.signature_bits)
+		return 0;
+	uint32_t end = plan->rows - begin < ENCODE_ROWS ? plan->rows : begin + ENCODE_ROWS, d_k = layer->shape.d_k;
+	float *keys = scratch_get(s, ((size_t)(end - begin) * d_k + MPIG_MAX_HEAD_DIM) * sizeof(float));
+	if (!keys)
+		return job_fail(j, MPIG_ENOMEM, "no memory to sign %u rows", end - begin);
+	float *rotated = keys + (size_t)(end - begin) * d_k;
+	decode_keys(layer, plan, strip, begin, end - begin, 1, keys);
+	struct sig_params params = {.d_k = d_k,
+	                            .d_pad = layer->d_pad,
+	                            .bits = plan->bits(plan)[strip],
+	                            .mu = plan->mu(plan, strip),
+	                            .balance = plan->balance(plan, strip),
+	                            .signs = signs_of(x, layer)};
+	for (uint32_t row = begin; row < end;) {
+		uint16_t *factors;
+		uint32_t block_row, n;
+		uint8_t *codes = plan->codes(plan, strip, row, &factors, &block_row, &n);
+		for (uint32_t i = 0; i < n && row < end; i++, row++)
+			sig_encode(j->engine->kernels, &params, keys + (size_t)(row - begin) * d_k, codes, factors, block_row + i,
+			           rotated);
+	}
+	return 0;
+}
+
+static int build_table(struct job *j, const struct indexing *x, struct seal_plan *plan, uint32_t strip, struct engine_scratch *s)
+{
+	const struct layer *layer = x->layer_of[strip];
+	if (!plan->needs_tables || !layer->wire.paper_l)
+		return 0;
+	struct hash_set *set = hash_set_get(j->engine->hashes, context_seed(j->request.context), layer);
+	size_t key_bytes = (size_t)plan->rows * layer->shape.d_k * sizeof(float);
+	float *keys = set ? scratch_get(s, key_bytes + (size_t)plan->rows * set->params.L * sizeof(uint16_t)) : NULL;
+	if (!keys) {
+		hash_set_put(j->engine->hashes, set);
+		return job_fail(j, MPIG_ENOMEM, "no memory for the tables of %u rows", plan->rows);
+	}
+	decode_keys(layer, plan, strip, 0, plan->rows, 1, keys);
+	struct table_params params = hash_set_params(set, layer, plan->mu(plan, strip), plan->balance(plan, strip));
+	table_build(j->engine->kernels, &params, keys, plan->rows, plan->table(plan, strip),
+	            (uint16_t *)((uint8_t *)keys + key_bytes));
+	hash_set_put(j->engine->hashes, set);
+	return 0;
+}
+
+uint32_t indexing_units(const struct seal_plan *plan)
+{
+	return (plan->rows + ENCODE_ROWS - 1) / ENCODE_ROWS + 1;
+}
+
+int indexing_unit(struct job *j, const struct indexing *x, struct seal_plan *plan, uint32_t strip, uint32_t unit,
+                  struct engine_scratch *s)
+{
+	return unit + 1 < indexing_units(plan) ? encode_chunk(j, x, plan, strip, unit * ENCODE_ROWS, s)
+	                                       : build_table(j, x, plan, strip, s);
+}
+
+// ---- what all of it needs --------------------------------------------------------------------------------------------
+
+static void carve_arrays(struct indexing *x, struct carve *m)
+{
+	x->layer_of = carve(m, x->strips, sizeof(*x->layer_of));
+	x->cost = carve(m, x->strips, sizeof(*x->cost));
+	for (uint32_t i = 0; i < 3; i++)
+		x->signs[i] = carve(m, 3 * (64u << i), sizeof(float));
+}
+
+int indexing_init(struct job *j, struct indexing *x)
+{
+	const struct context *context = j->request.context;
+	x->strips = context_strips(context);
+	struct carve m = {0};
+	carve_arrays(x, &m);
+	j->memory = memory_get(&j->engine->memory, m.used);
+	if (!j->memory)
+		return job_fail(j, MPIG_ENOMEM, "no memory for %u strips", x->strips);
+	m = (struct carve){.base = j->memory};
+	carve_arrays(x, &m);
+	for (uint32_t i = 0; i < context_layer_count(context); i++) {
+		const struct layer *layer = context_layer(context, i);
+		for (uint32_t g = 0; layer && g < layer->shape.kv_heads; g++)
+			x->layer_of[layer->first_strip + g] = layer;
+	}
+	for (uint32_t i = 0; i < 3; i++)
+		sig_signs(context_seed(context), 0, 0, 64u << i, x->signs[i]);
+	return 0;
+}

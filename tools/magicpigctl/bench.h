@@ -1,0 +1,45 @@
+// magicpigctl bench: what its parts share.
+#ifndef MAGICPIGCTL_BENCH_H
+#define MAGICPIGCTL_BENCH_H
+
+#include <signal.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "tools/common/roofline.h"
+
+#include <magicpig.h>
+
+struct bench_options {
+	uint64_t tokens;
+	int query_heads, kv_heads, d;
+	float budget;     // of sampled answers
+	double seconds;   // of measuring answers, about
+	unsigned flights; // requests kept in flight where throughput is measured
+};
+
+struct bench_times {     // of one kind of request
+	double *ns;      // each one's round trip
+	double *service; // its time inside the daemon
+	uint64_t count, room;
+	double bytes, rows; // sums: looked at; rows fetched
+	double busy_s;      // that these took, one after another or in flight together
+};
+struct bench_figures {
+	struct bench_times nop, dense, sampled, piped; // piped: sampled, `flights` at a time
+	double append_bytes_per_s, seal_s;             // K and V as stored
+	double row_bytes;
+	struct roofline_rates roof;
+	struct roofline_options roof_options;
+};
+
+extern volatile sig_atomic_t bench_interrupted;
+
+// Measures on a context of its own, named `name`, which it drops. 0, MPIG_EAGAIN when interrupted, or a status (mpig_last_error says more;
+// of the roofline: errno). figures: to be freed, whatever is returned.
+int bench_run(mpig_client *client, const char *name, const struct bench_options *options, struct bench_figures *figures);
+void bench_free(struct bench_figures *figures);
+double bench_percentile(struct bench_times *times, double share); // sorts them
+double bench_service(struct bench_times *times);                  // the median, ns; sorts them
+
+#endif
