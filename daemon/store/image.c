@@ -127,7 +127,9 @@ static int describe(const struct store *s, struct context *c, struct image *imag
 	struct image_context *out = &image->context;
 	*out = (struct image_context){
 		.identity = c->identity,
+		.policy = c->policy,
 		.created_ns = c->created_ns,
+		.used_ns = atomic_load(&c->used_ns),
 		.seed = c->seed,
 		.committed = context_committed(c),
 		.layer_count = c->spec->layer_count,
@@ -255,6 +257,9 @@ void image_saved(struct image *image)
 	c->on_disk = memcmp(&c->identity, &image->context.identity, sizeof c->identity) == 0;
 	c->disk_tokens = image->context.committed;
 	c->disk_cuts = image->cuts;
+	bool same = !context_dropped(c) && atomic_load(&c->cuts) == image->cuts;
+	saved_put(image->store, same ? c : NULL, &image->context);
+	c->policy_stale = memcmp(&c->policy, &image->context.policy, sizeof c->policy) != 0;
 	store_unlock(image->store);
 }
 
