@@ -861,6 +861,7 @@ int main(void)
 	tcase_add_loop_test(t, damaged_at_random, 0, 2);
 	suite_add_tcase(suite, t);
 	t = tcase_create("refusals");
+	tcase_set_timeout(t, 120);
 	tcase_add_test(t, refused_and_left_alone);
 	tcase_add_test(t, nothing_to_open);
 	tcase_add_test(t, two_nodes);
