@@ -114,7 +114,8 @@ static int describe_segments(const struct store *s, const struct context *c, str
 		return MPIG_ENOMEM;
 	for (; out->segment_count < count; out->segment_count++) {
 		uint32_t i = out->segment_count;
-		if (describe_segment(s->pool, snap->ref[i].segment, image->params, snap->ref[i].first, ref_rows(c, snap, i), &out->segment[i]))
+		if (describe_segment(s->pool, snap->ref[i].segment, image->params, snap->ref[i].first, ref_rows(c, snap, i),
+		                     &out->segment[i]))
 			return MPIG_ENOMEM;
 		image->segment[i] = snap->ref[i].segment;
 		image->segment[i]->refs++;

@@ -20,7 +20,10 @@ struct fixture {
 
 static inline void fixture_pool(struct fixture *f, uint64_t bytes, uint32_t nodes)
 {
+	char line[96];
 	snprintf(f->dir, sizeof f->dir, "/dev/shm/mpig-test-%d", (int)getpid());
+	snprintf(line, sizeof line, "rm -rf %s", f->dir); // of a test that was killed and had our number
+	must(access(f->dir, F_OK) != 0 || system(line) == 0);
 	struct pool_options o = {.dir = f->dir, .instance = "test", .bytes = bytes, .nodes = nodes};
 	ck_assert_msg(pool_create(&o, &f->pool, f->why, sizeof f->why) == 0, "%s", f->why);
 }
