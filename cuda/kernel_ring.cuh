@@ -190,8 +190,8 @@ DEVICE struct completion load_completion(const uint64_t *place)
 {
 	uint64_t words[sizeof(struct mpig_cqe) / 8];
 	UNROLL
-	for (uint32_t w = 0; w < sizeof(struct mpig_cqe) / 8; w++)
-		words[w] = load_word(place + w);
+	for (uint32_t w = 0; w < sizeof(struct mpig_cqe) / 8; w += 2)
+		load_pair(place + w, words + w);
 	struct completion c;
 	c.user_data = words[0];
 	c.status = (int32_t)(uint32_t)words[1];
