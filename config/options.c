@@ -49,7 +49,7 @@ static const struct option table[] = {
 	{"workers", "look_us", OPTION_DURATION, AT(workers.look_ns), "1ms", 0, 1e10, false,
          "How often a sleeping worker looks at a queue whose writer, a GPU, cannot wake it. 0: never."},
 	{"engine", "error_target", OPTION_SHARE, AT(engine.error_target), "0.055", 0, 1, false,
-         "Relative error of the mass that sets the rows where neither request nor layer names a share. 0: default_budget."},
+         "Deviation of the mass that rows are chosen for where neither request nor layer names a share. 0: default_budget."},
 	{"engine", "budget_floor", OPTION_SHARE, AT(engine.budget_floor), "0.005", 1e-6, 1, false,
          "Least share of rows under an error target; beyond 96K rows it falls as 1/sqrt(rows)."},
 	{"engine", "budget_cap", OPTION_SHARE, AT(engine.budget_cap), "0.08", 1e-6, 1, false,
