@@ -166,7 +166,7 @@ static int want_all(struct store *s, const struct context *c, struct seal_work *
 {
 	const struct spec *spec = c->spec;
 	struct extents *x = &w->extents;
-	bool indexes = spec->has_codes || spec->has_tables, fresh = indexes && !w->segment->record->generation_offset;
+	bool indexes = spec->has_codes || spec->has_tables, fresh = indexes && !w->segment->record->generation[0].offset;
 	int status = fresh ? extents_want(x, generation_bytes(spec->strips), 0) : 0;
 	for (uint32_t b = 0; plan->needs_codes && b < w->blocks && !status; b++) {
 		status |= extents_want(x, code_block_bytes(spec->strips), 0);
@@ -209,8 +209,8 @@ static void build_all(struct store *s, const struct context *c, struct seal_work
 {
 	const struct spec *spec = c->spec;
 	const struct params *now = w->params ? w->params : atomic_load(&c->params);
-	if (w->segment->record->generation_offset) {
-		w->generation = pool_at(s->pool, w->segment->record->generation_offset);
+	if (w->segment->record->generation[0].offset) {
+		w->generation = segment_generation(s->pool, w->segment);
 	} else if (spec->has_codes || spec->has_tables) {
 		w->new_generation = extents_next(&w->extents);
 		w->generation = pool_at(s->pool, w->new_generation);
@@ -301,7 +301,7 @@ static int prepare(struct store *s, struct context *c, uint32_t index, uint32_t 
 		.rows = rows,
 		.context = c,
 		.needs_params = (spec->has_codes || spec->has_tables) && !atomic_load(&c->params),
-		.needs_codes = spec->has_codes && !seg->record->generation_offset,
+		.needs_codes = spec->has_codes && !seg->record->generation[0].offset,
 		.needs_tables = spec->has_tables,
 		.mu = plan_mu,
 		.balance = plan_balance,
@@ -329,7 +329,7 @@ static int prepare(struct store *s, struct context *c, uint32_t index, uint32_t 
 	}
 	const struct params *now = atomic_load(&c->params);
 	if (!w->params_offset)
-		w->params_offset = seg->record->generation_offset ? segment_generation(s->pool, seg)->params_offset : 0;
+		w->params_offset = seg->record->generation[0].offset ? seg->record->generation[0].params : 0;
 	if (!w->params_offset && now)
 		w->params_offset = now->offset;
 	w->epoch = context_pin(c);
@@ -385,7 +385,7 @@ static void publish_seal(struct store *s, struct context *c, struct seal_work *w
 	if (w->params)
 		publish_params(s, c, w);
 	if (w->new_generation)
-		pool_publish_word(s->pool, &r->generation_offset, w->new_generation);
+		generation_publish(s->pool, r, 0, w->new_generation);
 	if (w->table) {
 		pool_publish(s->pool, generation_tables(w->generation), w->table, seg->spec->strips * sizeof *w->table);
 		pool_publish_word32(s->pool, &w->generation->table_rows, w->rows);
