@@ -182,6 +182,21 @@ struct content_sums *content_sums_new(const struct pool *pool, const struct spec
 	return sums;
 }
 
+void generation_sums(const struct pool *pool, const struct spec *spec, const struct segment_record *r, struct generation_record *g,
+                     uint32_t rows)
+{
+	uint64_t tables = 0;
+	for (uint32_t b = 0, blocks = blocks_of(r, rows); b < blocks; b++)
+		if (g->code_block[b])
+			((struct code_block_record *)pool_at(pool, g->code_block[b]))->header.checksum =
+				code_block_content(pool, spec, r, g, b, rows);
+	for (uint32_t strip = 0; g->table_rows && strip < spec->strips; strip++)
+		tables += table_content(pool, &generation_tables(g)[strip], strip);
+	if (g->table_rows)
+		g->header.checksum = checksum_of_sum(tables);
+	g->records = generation_checksum(pool, r, g, rows);
+}
+
 void content_sums_publish(struct pool *pool, const struct segment_record *r, struct generation_record *g,
                           const struct content_sums *sums, uint32_t rows)
 {

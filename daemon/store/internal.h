@@ -143,7 +143,7 @@ struct context {
 	// the writer's side
 	_Alignas(64) _Atomic uint64_t *rows; // appended, per layer
 	uint64_t reserved; // end of what has been handed to the writer; above `committed`: it may be writing there
-	bool sealing;
+	bool sealing, reindexing;
 	_Atomic bool writing; // holds a pin of epoch write_epoch; whoever clears it gives the pin back
 	uint64_t write_epoch;
 	_Atomic uint64_t holder;
@@ -294,6 +294,11 @@ struct generation_record *segment_generation(const struct pool *pool, const stru
 const uint8_t *generation_widths(const struct pool *pool, const struct segment_record *r); // likewise, its bits; NULL: none
 // Where the id of its file is kept, for contexts with these parameters; NULL: nowhere, since it has other generations only.
 uint8_t *segment_id(struct segment *seg, uint64_t params_offset);
+// The generation leaves its slot and its segment's books; its extents go into trash, or if that is NULL back to the pool.
+void generation_drop(struct store *s, struct segment *seg, uint32_t slot, struct trash *trash);
+size_t generation_extent_count(const struct pool *pool, const struct segment *seg, uint32_t slot);
+void generation_surplus(const struct pool *pool, const struct segment *seg, const struct generation_record *g, uint32_t rows,
+                        struct extent_sink *sink); // what is left over when `rows` rows count
 // Extents of one generation of a segment of `rows` rows.
 void generation_extents(const struct pool *pool, const struct segment *seg, const struct generation_record *g, uint64_t offset,
                         uint32_t rows, struct extent_sink *sink);
@@ -318,6 +323,9 @@ struct content_sums {                            // of what its records lead to;
 // are none. NULL without memory.
 struct content_sums *content_sums_new(const struct pool *pool, const struct spec *spec, const struct segment_record *r,
                                       const struct generation_record *g, const struct table_extent *table, uint32_t rows);
+// All checksums of a generation that nobody reaches yet.
+void generation_sums(const struct pool *pool, const struct spec *spec, const struct segment_record *r, struct generation_record *g,
+                     uint32_t rows);
 void content_sums_publish(struct pool *pool, const struct segment_record *r, struct generation_record *g,
                           const struct content_sums *sums, uint32_t rows);
 struct segment_walk { // of a verification, part by part: blocks, then codes and tables of each generation

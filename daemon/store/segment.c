@@ -188,6 +188,16 @@ void generation_extents(const struct pool *pool, const struct segment *seg, cons
 	put(sink, offset, 0, g->header.bytes, USE_METADATA);
 }
 
+void generation_surplus(const struct pool *pool, const struct segment *seg, const struct generation_record *g, uint32_t rows,
+                        struct extent_sink *sink)
+{
+	for (uint32_t b = 0; b < seg->record->block_count; b++) {
+		uint32_t used = rows_used(seg->record, b, rows);
+		if (used && used < seg->record->block[b].rows)
+			code_extents(pool, seg, g, b, used, true, sink);
+	}
+}
+
 void segment_extents(const struct pool *pool, const struct segment *seg, struct extent_sink *sink)
 {
 	const struct segment_record *r = seg->record;
@@ -278,6 +288,40 @@ static void free_put(struct extent_sink *sink, uint64_t offset, uint64_t bytes, 
 	pool_free(((struct freeing_sink *)sink)->pool, offset, bytes);
 }
 
+struct drop_sink {
+	struct extent_sink sink;
+	struct store *store;
+	struct segment *segment;
+	struct trash *trash;
+};
+static void drop_put(struct extent_sink *sink, uint64_t offset, uint64_t bytes, enum extent_use use)
+{
+	struct drop_sink *d = (struct drop_sink *)sink;
+	segment_shrink(d->store, d->segment, bytes, use);
+	if (d->trash)
+		trash_add(d->trash, offset, bytes);
+	else
+		pool_free(d->store->pool, offset, bytes);
+}
+
+size_t generation_extent_count(const struct pool *pool, const struct segment *seg, uint32_t slot)
+{
+	struct counting_sink counter = {.sink = {count_put}};
+	const struct segment_record *r = seg->record;
+	generation_extents(pool, seg, generation_at(pool, r, slot), r->generation[slot].offset, r->sealed_rows, &counter.sink);
+	return counter.count;
+}
+
+void generation_drop(struct store *s, struct segment *seg, uint32_t slot, struct trash *trash)
+{
+	struct drop_sink sink = {.sink = {drop_put}, .store = s, .segment = seg, .trash = trash};
+	struct segment_record *r = seg->record;
+	uint64_t offset = r->generation[slot].offset;
+	pool_publish_word(s->pool, &r->generation[slot].offset, 0);
+	memset(seg->id[slot], 0, sizeof seg->id[slot]);
+	generation_extents(s->pool, seg, pool_at(s->pool, offset), offset, r->sealed_rows, &sink.sink);
+}
+
 // Extents are put innermost first, records after what they lead to: a record is never read after it was freed.
 static void segment_destroy(struct store *s, struct garbage *g)
 {
@@ -306,10 +350,29 @@ static void params_destroy(struct store *s, struct garbage *g)
 	free(p);
 }
 
+// Nobody reads with these parameters any more: what was made with them goes, before their own memory does.
+static void drop_generations(struct store *s, uint64_t params_offset)
+{
+	for (size_t i = 0; i < s->count; i++) {
+		const struct snapshot *snap = atomic_load(&s->context[i]->snapshot);
+		for (uint32_t k = 0; k < snap->count; k++) {
+			struct segment *seg = snap->ref[k].segment;
+			uint32_t slot = generation_slot(seg->record, params_offset);
+			if (slot == GENERATIONS || !seg->record->sealed_rows)
+				continue;
+			struct trash *trash = trash_new(generation_extent_count(s->pool, seg, slot));
+			generation_drop(s, seg, slot, trash);
+			if (trash)
+				store_bury(s, &trash->garbage);
+		}
+	}
+}
+
 void params_put(struct store *s, struct params *p)
 {
 	if (!p || --p->refs)
 		return;
+	drop_generations(s, p->offset);
 	s->metadata_bytes -= p->bytes;
 	p->garbage.destroy = params_destroy;
 	store_bury(s, &p->garbage);
