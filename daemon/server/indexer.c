@@ -11,7 +11,7 @@
 #include "daemon/base/clock.h"
 #include "daemon/engine/reindex.h"
 
-#define LOOK_NS UINT64_C(60000000000) // between looks for drift
+#define LOOK_NS UINT64_C(60000000000)
 #define WAIT_NS UINT64_C(2000000)     // while a client is between an append and its commit
 #define PATIENCE 30000u               // of these: a minute
 #define BELOW_WORKERS 10              // nice
@@ -173,7 +173,7 @@ static void *run(void *arg)
 {
 	struct indexer *x = arg;
 	setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), BELOW_WORKERS); // of this thread only
-	uint64_t next = mono_ns() + LOOK_NS;
+	uint64_t pause = x->options.look_ns ? x->options.look_ns : LOOK_NS, next = mono_ns() + pause;
 	pthread_mutex_lock(&x->lock);
 	while (!x->stop) {
 		struct job *j = first_waiting(x);
@@ -183,7 +183,7 @@ static void *run(void *arg)
 		} else if (drift > 0 && mono_ns() >= next) {
 			pthread_mutex_unlock(&x->lock);
 			look_around(x, drift);
-			next = mono_ns() + LOOK_NS;
+			next = mono_ns() + pause;
 			pthread_mutex_lock(&x->lock);
 		} else if (drift > 0) {
 			struct timespec until = timespec_of(next);

@@ -12,6 +12,7 @@ struct indexer_options {
 	struct engine *engine;
 	struct store *store;
 	double drift; // by how much the noise's variance may be above that of a new fit, as a share; 0: no context is indexed by itself
+	uint64_t look_ns; // between looks for drift; 0: a minute
 	void (*tell)(void *arg, bool failed, const char *text);
 	void *arg;
 };
