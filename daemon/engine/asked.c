@@ -70,7 +70,8 @@ void asked_note(struct context *c, const struct layer *layer, uint32_t strip, co
 	pthread_mutex_unlock(&a->lock);
 }
 
-uint64_t asked_read(const struct context *c, const struct layer *layer, uint32_t strip, float *rms, float *queries, uint32_t *count)
+uint64_t asked_read(const struct context *c, const struct layer *layer, uint32_t strip, float *rms, float *queries,
+                    uint32_t *count)
 {
 	struct asked *a = context_companion(c, COMPANION_ASKED);
 	uint32_t d_k = layer->shape.d_k;

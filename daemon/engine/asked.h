@@ -12,7 +12,8 @@
 
 void asked_note(struct context *c, const struct layer *layer, uint32_t strip, const float *q); // forgotten without memory
 // How many were noted, ever. rms [d_k] and queries [ASKED_QUERIES][d_k] are written, of which *kept count; all of it if any was noted.
-uint64_t asked_read(const struct context *c, const struct layer *layer, uint32_t strip, float *rms, float *queries, uint32_t *kept);
+uint64_t asked_read(const struct context *c, const struct layer *layer, uint32_t strip, float *rms, float *queries,
+                    uint32_t *kept);
 void asked_forget(struct context *c); // from here on they count anew
 
 #endif

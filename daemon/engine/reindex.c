@@ -177,7 +177,7 @@ static int fit(struct engine_reindex *x, struct engine_scratch *s, char *why)
 		}
 	}
 	if (status) {
-		strcpy(why, status == MPIG_ENOTSUP   ? "it holds no tokens"
+		strcpy(why, status == MPIG_ENOTSUP  ? "it holds no tokens"
 		            : status == MPIG_ENOENT ? "the context was dropped"
 		            : status == MPIG_ERANGE ? "it was truncated meanwhile"
 		                                    : "no memory to fit its parameters");
@@ -194,7 +194,8 @@ static int fit(struct engine_reindex *x, struct engine_scratch *s, char *why)
 	return 0;
 }
 
-int engine_reindex_begin(struct engine *e, struct context *c, struct engine_scratch *scratch, struct engine_reindex **out, char *why)
+int engine_reindex_begin(struct engine *e, struct context *c, struct engine_scratch *scratch, struct engine_reindex **out,
+                         char *why)
 {
 	struct engine_reindex *x = calloc(1, sizeof(*x));
 	if (!x || !(x->job = calloc(1, sizeof(*x->job)))) {

@@ -8,9 +8,10 @@
 
 struct engine_reindex;
 // Keeps a reference to the context. 0, or a negative status with `why` (reindex_begin in store.h).
-int engine_reindex_begin(struct engine *e, struct context *c, struct engine_scratch *scratch, struct engine_reindex **out, char *why);
+int engine_reindex_begin(struct engine *e, struct context *c, struct engine_scratch *scratch, struct engine_reindex **out,
+                         char *why);
 enum { REINDEX_DONE = 0, REINDEX_MORE = 1, REINDEX_WAIT = 2 }; // WAIT: rows are being appended; ask again in a while
-int engine_reindex_step(struct engine_reindex *x, struct engine_scratch *scratch, char *why); // or a negative status: end it
+int engine_reindex_step(struct engine_reindex *x, struct engine_scratch *scratch, char *why);  // or a negative status: end it
 void engine_reindex_progress(const struct engine_reindex *x, uint64_t *done, uint64_t *total); // rows, any thread
 void engine_reindex_end(struct engine_reindex *x); // what was not switched to is given back; NULL is nothing
 

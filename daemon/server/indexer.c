@@ -12,9 +12,9 @@
 #include "daemon/engine/reindex.h"
 
 #define LOOK_NS UINT64_C(60000000000)
-#define WAIT_NS UINT64_C(2000000)     // while a client is between an append and its commit
-#define PATIENCE 30000u               // of these: a minute
-#define BELOW_WORKERS 10              // nice
+#define WAIT_NS UINT64_C(2000000) // while a client is between an append and its commit
+#define PATIENCE 30000u           // of these: a minute
+#define BELOW_WORKERS 10          // nice
 
 struct job {
 	uint64_t number; // 0: free
@@ -79,7 +79,8 @@ static int index_again(struct indexer *x, struct context *c, struct job *j, char
 			break;
 		}
 		if (status == REINDEX_WAIT && ++waited > PATIENCE) {
-			snprintf(why, MPIG_TEXT_BYTES, "rows beyond its committed tokens were there for a minute: commit or truncate them");
+			snprintf(why, MPIG_TEXT_BYTES,
+			         "rows beyond its committed tokens were there for a minute: commit or truncate them");
 			status = MPIG_EBUSY;
 			break;
 		}
@@ -107,7 +108,8 @@ static void look_at(struct indexer *x, struct context *c, const char *name, doub
 		return;
 	status = index_again(x, c, NULL, why);
 	if (status)
-		snprintf(text, sizeof text, "context '%s' is not indexed again, though its index has drifted (%.2f): %s", name, drift, why);
+		snprintf(text, sizeof text, "context '%s' is not indexed again, though its index has drifted (%.2f): %s", name,
+		         drift, why);
 	else
 		snprintf(text, sizeof text, "context '%s' is indexed again: its index had drifted (%.2f)", name, drift);
 	if (status != MPIG_ENOENT && status != MPIG_ESHUTDOWN)

@@ -30,6 +30,7 @@ struct indexer_view {
 };
 // Keeps a reference to the context. A context that waits already is not listed twice. MPIG_ELIMIT: too many wait.
 int indexer_begin(struct indexer *x, uint32_t uid, struct context *c, uint64_t *job, char *why);
-int indexer_look(struct indexer *x, uint32_t uid, uint64_t job, struct indexer_view *view); // MPIG_ENOENT: forgotten, or another user's
+int indexer_look(struct indexer *x, uint32_t uid, uint64_t job,
+                 struct indexer_view *view); // MPIG_ENOENT: forgotten, or another user's
 
 #endif

@@ -1,5 +1,5 @@
-#include "daemon/server/indexer.h"
 #include "daemon/server/reload.h"
+#include "daemon/server/indexer.h"
 
 #include <grp.h>
 #include <stdio.h>

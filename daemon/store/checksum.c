@@ -70,7 +70,8 @@ static uint64_t hash_generation(const struct pool *pool, const struct segment_re
 		h = hash_codes(pool, r, b, g, sums, h);
 	h = XXH3_64bits_withSeed(generation_bits(g), r->strips, h);
 	if (g->table_rows)
-		h = XXH3_64bits_withSeed(generation_tables((struct generation_record *)g), r->strips * sizeof(struct table_extent), h);
+		h = XXH3_64bits_withSeed(generation_tables((struct generation_record *)g),
+		                         r->strips * sizeof(struct table_extent), h);
 	return not_zero(h);
 }
 
@@ -182,8 +183,8 @@ struct content_sums *content_sums_new(const struct pool *pool, const struct spec
 	return sums;
 }
 
-void generation_sums(const struct pool *pool, const struct spec *spec, const struct segment_record *r, struct generation_record *g,
-                     uint32_t rows)
+void generation_sums(const struct pool *pool, const struct spec *spec, const struct segment_record *r,
+                     struct generation_record *g, uint32_t rows)
 {
 	uint64_t tables = 0;
 	for (uint32_t b = 0, blocks = blocks_of(r, rows); b < blocks; b++)

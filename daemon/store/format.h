@@ -114,13 +114,14 @@ struct segment_ref {
 };
 
 struct segment_record {
-	struct record_header header; // checksum, when sealed: of these but for the generations, its blocks' records, the frames (checksum.c)
+	struct record_header
+		header; // checksum, when sealed: of these but for the generations, its blocks' records, the frames (checksum.c)
 	struct {
 		uint64_t offset; // 0 = none; stored last
 		uint64_t params; // offset of the parameters it was made with
-	} generation[2];             // for contexts with other parameters there may be another; an open segment has the first at most
-	uint64_t frames_offset;      // int8 keys: float [strips][2 max d_k], a row_frame each; 0 = none
-	uint32_t sealed_rows;        // 0 = open
+	} generation[2];         // for contexts with other parameters there may be another; an open segment has the first at most
+	uint64_t frames_offset;  // int8 keys: float [strips][2 max d_k], a row_frame each; 0 = none
+	uint32_t sealed_rows;    // 0 = open
 	uint32_t block_count;
 	uint32_t strips, reserved;
 	struct {

@@ -114,7 +114,8 @@ static int describe_segments(const struct store *s, const struct context *c, str
 		return MPIG_ENOMEM;
 	for (; out->segment_count < count; out->segment_count++) {
 		uint32_t i = out->segment_count;
-		if (describe_segment(s->pool, snap->ref[i].segment, image->params, snap->ref[i].first, ref_rows(c, snap, i), &out->segment[i]))
+		if (describe_segment(s->pool, snap->ref[i].segment, image->params, snap->ref[i].first, ref_rows(c, snap, i),
+		                     &out->segment[i]))
 			return MPIG_ENOMEM;
 		image->segment[i] = snap->ref[i].segment;
 		image->segment[i]->refs++;
@@ -275,9 +276,9 @@ void store_segment_not_on_disk(struct store *s, const uint8_t id[IMAGE_ID_BYTES]
 			const struct snapshot *snap = atomic_load(&s->context[i]->snapshot);
 			for (uint32_t k = 0; k < snap->count; k++) {
 				uint8_t *mine = snap->ref[k].segment->id[0], *other = snap->ref[k].segment->id[1];
-				uint8_t *gone = !memcmp(mine, id, IMAGE_ID_BYTES)  ? mine
+				uint8_t *gone = !memcmp(mine, id, IMAGE_ID_BYTES)    ? mine
 				                : !memcmp(other, id, IMAGE_ID_BYTES) ? other
-				                                                      : NULL;
+				                                                     : NULL;
 				if (gone)
 					s->context[i]->on_disk = false;
 				if (gone && forget)

@@ -181,12 +181,14 @@ bool making_wants(const struct making *m, uint32_t segment)
 
 int making_parts(const struct making *m, uint32_t segment, struct image_part **parts, size_t *count)
 {
-	return parts_list(m->segment[segment], segment_generation(m->store->pool, m->segment[segment]), &m->from.segment[segment], parts, count);
+	return parts_list(m->segment[segment], segment_generation(m->store->pool, m->segment[segment]), &m->from.segment[segment],
+	                  parts, count);
 }
 
 void making_write(struct making *m, uint32_t segment, const struct image_part *part, const void *bytes)
 {
-	memcpy(part_memory(m->store->pool, m->segment[segment], segment_generation(m->store->pool, m->segment[segment]), part), bytes, part->bytes);
+	memcpy(part_memory(m->store->pool, m->segment[segment], segment_generation(m->store->pool, m->segment[segment]), part),
+	       bytes, part->bytes);
 }
 
 // ---- the end ---------------------------------------------------------------------------------------------------------
@@ -216,7 +218,8 @@ static void book(struct making *m)
 		if (!m->shared[i])
 			segment_extents(m->store->pool, m->segment[i], &sink.sink);
 		if (m->from.segment[i].sealed && !m->from.foreign)
-			memcpy(segment_id(m->segment[i], m->params ? m->params->offset : 0), m->from.segment[i].id, IMAGE_ID_BYTES);
+			memcpy(segment_id(m->segment[i], m->params ? m->params->offset : 0), m->from.segment[i].id,
+			       IMAGE_ID_BYTES);
 	}
 	if (m->own.count) {
 		charge_grow(m->store, &m->params->charge, m->params->bytes);

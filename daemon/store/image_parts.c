@@ -53,8 +53,8 @@ static void add_block(struct list *list, const struct spec *spec, const uint8_t 
 	}
 }
 
-int parts_list(const struct segment *seg, struct generation_record *g, const struct image_segment *shape, struct image_part **parts,
-               size_t *count)
+int parts_list(const struct segment *seg, struct generation_record *g, const struct image_segment *shape,
+               struct image_part **parts, size_t *count)
 {
 	struct list list = {0};
 	const struct spec *spec = seg->spec;

@@ -93,7 +93,7 @@ struct segment {
 	uint32_t refs;     // contexts
 	uint64_t rows_bytes, index_bytes, metadata_bytes;
 	struct charge charge;
-	bool damaged;   // found so while attaching
+	bool damaged;      // found so while attaching
 	uint8_t id[2][16]; // sealed and on disk: of its file, for each generation (none: the first); else zero
 };
 
@@ -302,7 +302,7 @@ void generation_surplus(const struct pool *pool, const struct segment *seg, cons
 // Extents of one generation of a segment of `rows` rows.
 void generation_extents(const struct pool *pool, const struct segment *seg, const struct generation_record *g, uint64_t offset,
                         uint32_t rows, struct extent_sink *sink);
-float *segment_frame(const struct pool *pool, const struct segment *seg, uint32_t strip);  // of a strip with int8 rows
+float *segment_frame(const struct pool *pool, const struct segment *seg, uint32_t strip); // of a strip with int8 rows
 struct code_range {
 	uint64_t begin, end;
 };
@@ -314,9 +314,9 @@ uint32_t code_ranges(uint64_t per_row, uint32_t rows, uint32_t used, struct code
 uint64_t segment_checksum(const struct pool *pool, const struct spec *spec, const struct segment_record *r,
                           uint32_t sealed_rows); // its records but for generations, and the frames of int8 keys
 uint64_t generation_checksum(const struct pool *pool, const struct segment_record *r, const struct generation_record *g,
-                             uint32_t sealed_rows); // a generation's records
+                             uint32_t sealed_rows);                                           // a generation's records
 uint64_t segment_identity(const struct segment_record *r, const struct generation_record *g); // of both; g: NULL or one of its
-struct content_sums {                            // of what its records lead to; 0: it is not there
+struct content_sums { // of what its records lead to; 0: it is not there
 	uint64_t block[SEGMENT_MAX_BLOCKS], code_block[SEGMENT_MAX_BLOCKS], tables;
 };
 // Of the segment's first `rows` rows, which do not change any more: token ids and rows, codes and tables. g, table [strips]: NULL if there
@@ -324,8 +324,8 @@ struct content_sums {                            // of what its records lead to;
 struct content_sums *content_sums_new(const struct pool *pool, const struct spec *spec, const struct segment_record *r,
                                       const struct generation_record *g, const struct table_extent *table, uint32_t rows);
 // All checksums of a generation that nobody reaches yet.
-void generation_sums(const struct pool *pool, const struct spec *spec, const struct segment_record *r, struct generation_record *g,
-                     uint32_t rows);
+void generation_sums(const struct pool *pool, const struct spec *spec, const struct segment_record *r,
+                     struct generation_record *g, uint32_t rows);
 void content_sums_publish(struct pool *pool, const struct segment_record *r, struct generation_record *g,
                           const struct content_sums *sums, uint32_t rows);
 struct segment_walk { // of a verification, part by part: blocks, then codes and tables of each generation

@@ -144,7 +144,8 @@ static int start(struct reindex *x, uint32_t i, table_bytes_fn *table_bytes, str
 	int status = 0;
 	if (free_slot(seg->record) == GENERATIONS)
 		status = refuse(why, MPIG_EBUSY,
-		                "segment %u of '%s' is shared with forks that have %u other indexes of it: index those again, or drop them",
+		                "segment %u of '%s' is shared with forks that have %u other indexes of it: index those again, or "
+		                "drop them",
 		                i, c->name, GENERATIONS);
 	if (!status && work_want(s, w, plan, table_bytes))
 		status = refuse(why, MPIG_ENOMEM, "the daemon has no memory to index '%s' again", c->name);
@@ -292,7 +293,8 @@ int reindex_switch(struct reindex *x, char *why)
 	uint32_t index;
 	if (!status) {
 		seal_as_it_is(s, c);
-		status = unsealed_rows(c, &index) ? refuse(why, MPIG_ENOMEM, "the daemon has no memory to seal '%s'", c->name) : 0;
+		status =
+			unsealed_rows(c, &index) ? refuse(why, MPIG_ENOMEM, "the daemon has no memory to seal '%s'", c->name) : 0;
 	}
 	if (!status)
 		publish_switch(x);

@@ -11,7 +11,7 @@ struct seal_work {
 	uint64_t epoch;        // our pin
 	struct identity owner; // charged for `held` bytes until they belong to the segment
 	uint64_t held;
-	bool fresh;            // it gets a generation
+	bool fresh;                  // it gets a generation
 	struct extents own, extents; // of the parameters, and of all else
 	struct trash *trash;
 	struct params *params;                // new, or NULL

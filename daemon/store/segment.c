@@ -136,8 +136,8 @@ static void block_extents(const struct pool *pool, const struct segment *seg, ui
 	struct block_record *record = pool_at(pool, r->block[b].offset);
 	for (uint32_t strip = 0; strip < seg->spec->strips; strip++)
 		if (block_rows(record)[strip])
-			put(sink, block_rows(record)[strip], 0, pool_round((uint64_t)used * spec_strip(seg->spec, strip)->rows.stride),
-			    USE_ROWS);
+			put(sink, block_rows(record)[strip], 0,
+			    pool_round((uint64_t)used * spec_strip(seg->spec, strip)->rows.stride), USE_ROWS);
 	put(sink, r->block[b].offset, 0, block_bytes(seg->spec->strips, r->block[b].rows), USE_METADATA);
 }
 

@@ -281,7 +281,8 @@ int reindex_begin(struct store *s, struct context *c, struct reindex **out, char
 float *reindex_mu(const struct reindex *x, uint32_t strip), *reindex_balance(const struct reindex *x, uint32_t strip);
 uint8_t *reindex_bits(const struct reindex *x); // as layers name them; MPIG_BITS_AUTO is to be replaced
 // The next segment without a new generation: 1, and the plan is as one of sealing; 0: there is none. MPIG_EBUSY: it has two others.
-int reindex_next(struct reindex *x, uint64_t (*table_bytes)(const struct layer *, uint32_t rows), struct seal_plan *plan, char *why);
+int reindex_next(struct reindex *x, uint64_t (*table_bytes)(const struct layer *, uint32_t rows), struct seal_plan *plan,
+                 char *why);
 void reindex_done(struct reindex *x, struct seal_plan *plan, bool publish); // with a plan from reindex_next
 // 0: done. 1: rows came meanwhile, go on with reindex_next. MPIG_EAGAIN: somebody is between an append and its commit; ask again.
 int reindex_switch(struct reindex *x, char *why);

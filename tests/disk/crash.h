@@ -127,12 +127,14 @@ static inline void act_evict(int i, uint64_t *random)
 }
 
 static const struct action all_actions[] = {
-	{"create", 4, false, act_create},    {"load", 3, false, act_load},     {"erase", 1, false, act_erase},
-	{"check", 1, false, act_check},      {"append", 12, true, act_append}, {"seal", 5, true, act_seal},
-	{"reindex", 2, true, act_reindex},
-	{"truncate", 2, true, act_truncate}, {"chmod", 1, true, act_chmod},    {"fork", 3, true, act_fork},
-	{"drop", 1, true, act_drop},         {"save", 5, true, act_save},      {"evict", 2, true, act_evict},
-	{"erase", 1, true, act_erase},       {"check", 1, true, act_check},    {NULL, 0, 0, NULL},
+	{"create", 4, false, act_create},  {"load", 3, false, act_load},
+	{"erase", 1, false, act_erase},    {"check", 1, false, act_check},
+	{"append", 12, true, act_append},  {"seal", 5, true, act_seal},
+	{"reindex", 2, true, act_reindex}, {"truncate", 2, true, act_truncate},
+	{"chmod", 1, true, act_chmod},     {"fork", 3, true, act_fork},
+	{"drop", 1, true, act_drop},       {"save", 5, true, act_save},
+	{"evict", 2, true, act_evict},     {"erase", 1, true, act_erase},
+	{"check", 1, true, act_check},     {NULL, 0, 0, NULL},
 };
 
 // ---- contents --------------------------------------------------------------------------------------------------------

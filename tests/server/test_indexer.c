@@ -110,7 +110,8 @@ START_TEST(drifted)
 	for (int phase = 0; phase < 2; phase++) {
 		turn_queries(phase);
 		for (uint64_t i = 0; i < 64 * 12 && context_signature_version(c) == 1; i++) {
-			struct mpig_sqe e = {.count = 1, .end = ROWS, .proposal = MPIG_PROPOSAL_SIGNATURE, .budget = .02f, .seed = i};
+			struct mpig_sqe e = {
+				.count = 1, .end = ROWS, .proposal = MPIG_PROPOSAL_SIGNATURE, .budget = .02f, .seed = i};
 			struct answer a = fixture_attend(&f, c, &e, NULL, q);
 			ck_assert_int_eq(a.result.status, 0);
 			answer_free(&a);

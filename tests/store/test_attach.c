@@ -564,7 +564,8 @@ static uint32_t list_records(int slot, uint64_t *out)
 	out[n++] = s->params_offset;
 	for (uint32_t i = 0; i < s->segment_count; i++) {
 		const struct segment_record *r = (const void *)(image + ref[i].segment_offset);
-		const struct generation_record *g = r->generation[0].offset ? (const void *)(image + r->generation[0].offset) : NULL;
+		const struct generation_record *g =
+			r->generation[0].offset ? (const void *)(image + r->generation[0].offset) : NULL;
 		out[n++] = offset_in(r);
 		if (g)
 			out[n++] = r->generation[0].offset;

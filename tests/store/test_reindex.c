@@ -47,7 +47,8 @@ START_TEST(readers_keep_what_they_began_with)
 		ck_assert_int_eq(layer_view_get(f.store, c, 0, 0, 6000, &now), 0);
 		check_view(&now, tags);
 		ck_assert_uint_eq(now.signature_version, version);
-		ck_assert(coded(&now) == coded(&old) && (!coded(&now) || now.strip[0].spans[0].codes != old.strip[0].spans[0].codes));
+		ck_assert(coded(&now) == coded(&old) &&
+		          (!coded(&now) || now.strip[0].spans[0].codes != old.strip[0].spans[0].codes));
 		layer_view_free(f.store, &now);
 		check_view(&old, tags);
 	}
