@@ -93,8 +93,7 @@ static const struct option table[] = {
          "Bytes a second that saving and loading may take. 0: no limit."},
 	{"disk", "persist", OPTION_PERSIST, AT(disk.persist), "none", 0, 0, true,
          "What is saved unasked: none; shutdown, all at a clean stop; idle, also what nobody used for disk.idle; commit, also "
-         "what was "
-         "committed, within about a second."},
+         "what was committed. Contexts may have a policy of their own."},
 	{"disk", "idle", OPTION_DURATION, AT(disk.idle_ns), "60s", 0, 1e14, true, "When persist = idle."},
 	{"disk", "load_on_open", OPTION_BOOL, AT(disk.load_on_open), "yes", 0, 0, true,
          "Whether opening a context that is on disk only brings it back."},

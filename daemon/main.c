@@ -1,10 +1,12 @@
 // magicpigd: the command line around server_run.
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "config/options.h"
+#include "daemon/base/clock.h"
 #include "daemon/base/log.h"
 #include "daemon/disk/disk.h"
 #include "daemon/server/server.h"
@@ -14,10 +16,12 @@
 
 struct command_line {
 	const char *config;    // NULL: none
-	const char *directory; // of FSCK
+	const char *directory; // of FSCK and GC
+	bool dry;              // GC
+	const char *days;      // GC: of damaged contexts; NULL: they stay
 	const char *set[256];
 	int set_count;
-	enum { RUN, HELP, VERSION, PRINT_CONFIG, FSCK } what;
+	enum { RUN, HELP, VERSION, PRINT_CONFIG, FSCK, GC } what;
 };
 
 static void print_help(FILE *out)
@@ -29,6 +33,9 @@ static void print_help(FILE *out)
 	        "  --set section.key=VALUE   the same as --section.key=VALUE\n"
 	        "  --print-config            print a configuration file with every option at its default\n"
 	        "  --fsck DIRECTORY          compare all that is saved in a disk.dir, which no daemon uses, with its checksums\n"
+	        "  --gc DIRECTORY            remove from such a directory what killed saves left, and segments no context has\n"
+	        "  --dry-run                 with --gc: only say what would be removed\n"
+	        "  --damaged-days N          with --gc: also damaged contexts that were put aside at least N days ago\n"
 	        "  --help, --version\n\n"
 	        "It runs in the foreground and logs to stderr. SIGTERM or SIGINT: stop when requests in progress are done; "
 	        "again: at once.\n"
@@ -78,6 +85,12 @@ static int parse(struct command_line *c, int argc, char **argv)
 			c->what = PRINT_CONFIG;
 		else if ((value = value_of("--fsck", argc, argv, &i)) != NULL)
 			c->what = FSCK, c->directory = value;
+		else if ((value = value_of("--gc", argc, argv, &i)) != NULL)
+			c->what = GC, c->directory = value;
+		else if ((value = value_of("--damaged-days", argc, argv, &i)) != NULL)
+			c->days = value;
+		else if (strcmp(argv[i], "--dry-run") == 0)
+			c->dry = true;
 		else if ((value = value_of("--config", argc, argv, &i)) != NULL)
 			c->config = value;
 		else if ((value = value_of("--set", argc, argv, &i)) != NULL)
@@ -89,7 +102,7 @@ static int parse(struct command_line *c, int argc, char **argv)
 		if (status != 0)
 			return status;
 	}
-	return 0;
+	return (c->dry || c->days) && c->what != GC ? usage("--dry-run and --damaged-days belong to --gc", "") : 0;
 }
 
 static int load(void *arg, struct options *options, char *why)
@@ -126,24 +139,32 @@ static int check_one(struct disk *disk, const char *name)
 	return status;
 }
 
+static int open_offline(const char *directory, bool leave, struct disk **disk)
+{
+	struct disk_options options = {.dir = directory, .depth = 8, .chunk = 1 << 20, .leave = leave};
+	char why[MPIG_TEXT_BYTES];
+	if (access(directory, R_OK | W_OK) != 0) {
+		fprintf(stderr, "magicpigd: %s: %m\n", directory);
+		return EXIT_USAGE;
+	}
+	if (disk_create(&options, disk, why) == MPIG_OK)
+		return 0;
+	fprintf(stderr, "magicpigd: %s\n", why);
+	return EXIT_FAILURE;
+}
+
 // The owners of contexts may be anybody: whoever may read the directory may check it.
 static int fsck(const char *directory)
 {
 	enum { PAGE = 64 };
 	static const struct credentials root;
 	static struct disk_saved page[PAGE];
-	struct disk_options options = {.dir = directory, .depth = 8, .chunk = 1 << 20};
 	struct disk *disk;
-	char why[MPIG_TEXT_BYTES], after[MPIG_NAME_BYTES] = "";
+	char after[MPIG_NAME_BYTES] = "";
 	bool more = true;
-	if (access(directory, R_OK | W_OK) != 0) {
-		fprintf(stderr, "magicpigd: %s: %m\n", directory);
-		return EXIT_USAGE;
-	}
-	if (disk_create(&options, &disk, why) != MPIG_OK) {
-		fprintf(stderr, "magicpigd: %s\n", why);
-		return EXIT_FAILURE;
-	}
+	int failed = open_offline(directory, false, &disk);
+	if (failed)
+		return failed;
 	bool bad = disk_recognise(disk, NULL, say, NULL) != 0;
 	while (more) {
 		uint32_t count = disk_list(disk, &root, after, page, PAGE, &more);
@@ -154,6 +175,33 @@ static int fsck(const char *directory)
 	}
 	disk_destroy(disk);
 	return bad ? EXIT_FAILURE : EXIT_SUCCESS;
+}
+
+static int gc(const struct command_line *c)
+{
+	struct disk_gc_options options = {.dry = c->dry, .tell = say};
+	struct disk_gc_result result;
+	struct disk *disk;
+	char why[MPIG_TEXT_BYTES], *end;
+	if (c->days) {
+		errno = 0;
+		unsigned long days = strtoul(c->days, &end, 10);
+		uint64_t now = real_ns(), age = days * UINT64_C(86400000000000);
+		if (errno || end == c->days || *end || *c->days == '-' || days > 100000)
+			return usage("--damaged-days: a number of days is expected", c->days);
+		options.damaged_before_ns = now > age ? now - age : 1;
+	}
+	int failed = open_offline(c->directory, true, &disk);
+	if (failed)
+		return failed;
+	int status = disk_gc(disk, &options, &result, why);
+	if (status)
+		fprintf(stderr, "magicpigd: %s\n", why);
+	else
+		printf("%u left by saves, %u segments no context has, %u damaged contexts: %llu bytes%s\n", result.leftovers,
+		       result.orphans, result.damaged, (unsigned long long)result.bytes, c->dry ? " would be free" : " are free");
+	disk_destroy(disk);
+	return status ? EXIT_FAILURE : EXIT_SUCCESS;
 }
 
 int main(int argc, char **argv)
@@ -174,6 +222,8 @@ int main(int argc, char **argv)
 		return EXIT_SUCCESS;
 	case FSCK:
 		return fsck(c.directory);
+	case GC:
+		return gc(&c);
 	case RUN:
 		break;
 	}

@@ -6,7 +6,7 @@
 //   HELLO        ------------------->   versions, epoch, instance, limits
 //   QUEUE_CREATE [old memfd]  ------>   geometry + memfd, eventfd (SCM_RIGHTS)
 //   CREATE / OPEN / OPEN_PREFIX ---->   context record, bound to the client's handle
-//   CLOSE, DROP, LIST, SHOW, FORK, CHMOD, STATUS, PING, CONFIG_GET, VERIFY, HEADS, REINDEX, DISK, SAVED, EVICT, PIN,
+//   CLOSE, DROP, LIST, SHOW, FORK, CHMOD, STATUS, PING, CONFIG_GET, VERIFY, HEADS, REINDEX, DISK, SAVED, EVICT, POLICY,
 //   SIGNATURE, STREAM, CLIENTS, KILL, QUOTA, DRAIN, CONFIGURE
 #ifndef MPIG_SHM_CONTROL_H
 #define MPIG_SHM_CONTROL_H
@@ -50,7 +50,7 @@ enum mpig_control_op {
 	MPIG_CTL_DISK = 18,      // begins work on disk, and looks at it again until it is done
 	MPIG_CTL_SAVED = 19,     // a page of what is on disk a message
 	MPIG_CTL_EVICT = 20,     // a context that is on disk leaves memory
-	MPIG_CTL_PIN = 21,       // mode 1: it stays in memory; 0: it need not
+	MPIG_CTL_POLICY = 21,    // how long a context is kept, and where
 	MPIG_CTL_REINDEX = 23,   // a context gets a new index, while it is served; asked again until it is done
 	MPIG_CTL_SIGNATURE = 22, // what a client needs to compute signatures of a layer: a page of KV heads a message
 	MPIG_CTL_STREAM = 24,    // a context leaves, or comes, as a stream of bytes; the reply brings the socket for it
@@ -111,7 +111,7 @@ static inline uint32_t mpig_code_bytes(uint32_t d_k, uint32_t bits)
 enum mpig_open_flags {
 	MPIG_OPEN_WRITE = 1u << 0, // take the writer lease
 	MPIG_OPEN_FORK = 1u << 1,  // OPEN_PREFIX: fork at the matched length under a new name
-	MPIG_OPEN_LOAD = 1u << 2,  // OPEN: bring it back if it is on disk; MPIG_EAGAIN while that goes on: ask again
+	MPIG_OPEN_LOAD = 1u << 2,  // bring it back if it is on disk; MPIG_EAGAIN while that goes on: ask again
 	MPIG_OPEN_FLAGS = 0x07
 };
 
@@ -143,6 +143,28 @@ struct mpig_ctl_queue_destroy {
 	uint32_t reserved;
 };
 
+enum mpig_persist {                // when a context is saved unasked
+	MPIG_PERSIST_DEFAULT = 0,  // as the daemon is configured (disk.persist)
+	MPIG_PERSIST_NONE = 1,     // never
+	MPIG_PERSIST_SHUTDOWN = 2, // at a clean stop
+	MPIG_PERSIST_IDLE = 3,     // also when nobody has used it for idle_s
+	MPIG_PERSIST_COMMIT = 4,   // also soon after each commit
+	MPIG_PERSIST_COUNT
+};
+enum mpig_policy_flags {
+	MPIG_POLICY_ERASE = 1u << 0, // at the end of its time it is erased from disk, too
+	MPIG_POLICY_FLAGS = 0x01
+};
+struct mpig_wire_policy { // of a context: what its owner wants to become of it. All zero: as the daemon is configured
+	uint64_t
+		pinned_until_ns; // CLOCK_REALTIME: it does not leave memory by itself before; 0 = it may; UINT64_MAX = never does
+	uint32_t persist;        // enum mpig_persist
+	uint32_t idle_s;         // IDLE: seconds; 0 = disk.idle
+	uint32_t ttl_s;          // leaves memory when unused for so long; 0 = never
+	uint32_t flags;          // enum mpig_policy_flags
+};
+static_assert(sizeof(struct mpig_wire_policy) == 24, "wire format, pool and files frozen");
+
 struct mpig_ctl_create {
 	struct mpig_control_header h;
 	char name[MPIG_NAME_BYTES];
@@ -153,10 +175,11 @@ struct mpig_ctl_create {
 	uint32_t flags;
 	uint64_t seed;            // of rotations and hash directions; 0 = chosen by the daemon
 	uint64_t expected_tokens; // 0 = unknown; checked against quota and pool before anything is built
-	uint8_t reserved[32];
+	struct mpig_wire_policy policy;
+	uint8_t reserved[8];
 };
 
-struct mpig_ctl_open { // OPEN, SHOW (handle ignored), DROP, EVICT, PIN (mode), FORK (new_name), CHMOD, CLOSE (handle only)
+struct mpig_ctl_open { // OPEN, SHOW (handle ignored), DROP, EVICT, FORK (new_name), CHMOD, CLOSE (handle only)
 	struct mpig_control_header h;
 	char name[MPIG_NAME_BYTES];
 	char new_name[MPIG_NAME_BYTES]; // FORK; OPEN_PREFIX with MPIG_OPEN_FORK
@@ -196,7 +219,9 @@ struct mpig_wire_context {
 	uint32_t writer_pid;        // 0 = no lease
 	uint32_t handle;
 	uint32_t flags; // enum mpig_context_flags
-	uint8_t reserved[60];
+	uint32_t reserved0;
+	struct mpig_wire_policy policy;
+	uint8_t reserved[32];
 };
 
 struct mpig_ctl_context_reply { // CREATE, OPEN, OPEN_PREFIX, FORK, SHOW
@@ -269,7 +294,25 @@ struct mpig_ctl_signature { // request and reply; the reply is followed by count
 	uint8_t reserved[32];
 };
 
-enum mpig_disk_work { MPIG_DISK_SAVE = 1, MPIG_DISK_LOAD = 2, MPIG_DISK_CHECK = 3, MPIG_DISK_ERASE = 4, MPIG_DISK_WORKS };
+enum mpig_policy_set { MPIG_SET_PERSIST = 1u << 0, MPIG_SET_PIN = 1u << 1, MPIG_SET_TTL = 1u << 2, MPIG_SET_ALL = 0x07 };
+
+struct mpig_ctl_policy { // request and reply (reply: the policy in force)
+	struct mpig_control_header h;
+	char name[MPIG_NAME_BYTES];
+	uint32_t set; // enum mpig_policy_set: which parts of the policy are to be changed
+	uint32_t reserved0;
+	struct mpig_wire_policy policy; // fields of parts that are not set are zero
+	uint8_t reserved[32];
+};
+
+enum mpig_disk_work {
+	MPIG_DISK_SAVE = 1,
+	MPIG_DISK_LOAD = 2,
+	MPIG_DISK_CHECK = 3,
+	MPIG_DISK_ERASE = 4,
+	MPIG_DISK_GC = 5,
+	MPIG_DISK_WORKS
+};
 enum mpig_disk_state { MPIG_DISK_WAITING = 0, MPIG_DISK_RUNNING = 1, MPIG_DISK_DONE = 2 };
 
 // Work on disk takes longer than a request may: it is begun with job = 0, and looked at with the job of the reply until `state` is
@@ -283,8 +326,12 @@ struct mpig_ctl_disk { // request and reply
 	uint64_t done, total;          // reply: bytes of the work
 	uint64_t tokens, bytes, moved; // reply, when done: of the context; of its files; that were written or read now
 	uint32_t segments, shared;     // reply, when done: of the context; that were there already
-	uint64_t reserved0;
-	uint8_t reserved[32];
+	uint32_t dry;                  // GC, request: 1 = only count
+	uint32_t damaged_days;         // GC, request: damaged contexts put aside longer ago go, too; UINT32_MAX = none do
+	uint32_t leftovers,
+		orphans;  // GC, reply, when done: files of cut-off saves; segment files that no context had; `bytes` are free
+	uint32_t damaged; // GC, reply, when done: contexts
+	uint8_t reserved[20];
 };
 
 enum mpig_stream_way { MPIG_STREAM_EXPORT = 1, MPIG_STREAM_IMPORT = 2 };
@@ -304,7 +351,7 @@ struct mpig_wire_saved { // a context on disk
 	char fingerprint[64];
 	uint64_t committed, bytes, saved_ns;
 	uint32_t uid, gid, mode, reserved0;
-	uint8_t reserved[24];
+	struct mpig_wire_policy policy; // as it was saved
 };
 static_assert(sizeof(struct mpig_wire_saved) == 256, "wire format frozen");
 

@@ -100,6 +100,13 @@ enum mpig_table_hash { MPIG_HASH_SIMHASH = 0, MPIG_HASH_CROSSPOLYTOPE = 1 }; /* 
 #endif
 #ifndef MPIG_SHM_CONTROL_H
 enum mpig_layer_kind { MPIG_LAYER_GLOBAL = 0, MPIG_LAYER_SLIDING = 1, MPIG_LAYER_CHUNKED = 2 };
+enum mpig_persist {                            /* when a context is saved unasked */
+	            MPIG_PERSIST_DEFAULT = 0,  /* as the daemon is configured (disk.persist) */
+	            MPIG_PERSIST_NONE = 1,     /* never */
+	            MPIG_PERSIST_SHUTDOWN = 2, /* at a clean stop of the daemon */
+	            MPIG_PERSIST_IDLE = 3,     /* also when nobody has used it for a while */
+	            MPIG_PERSIST_COMMIT = 4    /* also soon after each commit */
+};
 #endif
 
 #define MPIG_INIT(type)                                                                                                          \
@@ -228,6 +235,10 @@ struct mpig_spec {
 	unsigned mode;            /* permission bits as of a file; 0 = 0600 */
 	uint64_t seed;            /* of rotations and hash directions; 0 = chosen by the daemon */
 	uint64_t expected_tokens; /* 0 = unknown; refused early if it cannot fit */
+	int persist;              /* enum mpig_persist; see mpig_context_persist */
+	uint32_t idle_s;          /* MPIG_PERSIST_IDLE: seconds; 0 = disk.idle */
+	uint32_t ttl_s;           /* see mpig_context_ttl; 0 = none */
+	int ttl_erase;
 };
 struct mpig_context_info {
 	size_t size;
@@ -239,6 +250,10 @@ struct mpig_context_info {
 	uint64_t parent_id, fork_tokens, matched, seed;
 	uint32_t uid, gid, mode, layer_count, global_layers, segments, signature_version, readers, writer_pid;
 	uint32_t flags; /* enum mpig_context_flags */
+	int persist;    /* enum mpig_persist, and what belongs to it */
+	uint32_t idle_s, ttl_s;
+	int ttl_erase;
+	uint64_t pinned_until_ns; /* CLOCK_REALTIME; 0 = not pinned, UINT64_MAX = until it is unpinned */
 };
 #ifndef MPIG_SHM_CONTROL_H
 enum mpig_context_flags {
@@ -266,7 +281,8 @@ struct mpig_open_options {
 MPIG_API int mpig_context_open(mpig_client *client, const char *name, const struct mpig_open_options *options,
                                mpig_context **context);
 /* Opens the readable context of this fingerprint with the longest common prefix of `tokens`; *matched (may be NULL) is its
- * length. Without fork_name the context itself is opened. */
+ * length. Without fork_name the context itself is opened. One that is on the daemon's disk only counts as well, after those in memory that match
+ * as far, and is brought back first. */
 MPIG_API int mpig_context_open_prefix(mpig_client *client, const uint32_t *tokens, uint64_t count,
                                       const struct mpig_open_options *options, mpig_context **context, uint64_t *matched);
 /* A new context `new_name` sharing the first `tokens` committed tokens; nothing is copied; the fork's lease is taken. */
@@ -347,13 +363,33 @@ MPIG_API int mpig_context_load(mpig_client *client, const char *name, const stru
                                struct mpig_disk_result *result);
 /* Takes a context out of memory that is on disk as it is and that nobody has open, else MPIG_EBUSY. Owner only. */
 MPIG_API int mpig_context_evict(mpig_client *client, const char *name);
-/* Whether the daemon may do so by itself when memory is short; holds until the daemon ends. Owner only. */
+/* Whether a context must stay in memory: when memory is short, and when its time is over. Holds over restarts, and comes back with a context that
+ * is loaded. Owner only, as the three below. */
 MPIG_API int mpig_context_pin(mpig_client *client, const char *name, int pinned);
+/* The same for so many seconds from now. */
+MPIG_API int mpig_context_pin_for(mpig_client *client, const char *name, uint64_t seconds);
+/* When it is saved unasked: enum mpig_persist; idle_s as in mpig_spec. MPIG_ENOTSUP: the daemon keeps nothing on disk. */
+MPIG_API int mpig_context_persist(mpig_client *client, const char *name, int persist, uint32_t idle_s);
+/* A context that nobody has open and nobody has used for ttl_s seconds leaves memory (0: never). If it is to be saved by its persist, or the daemon's, it is
+ * saved first, and stays if that fails; with MPIG_PERSIST_NONE what is not on disk is gone. erase: it is erased from disk as well, whatever persist says.
+ * A pinned context stays. Use is attending, reading, appending and committing; time goes on while no daemon runs. */
+MPIG_API int mpig_context_ttl(mpig_client *client, const char *name, uint32_t ttl_s, int erase);
 /* Reads a saved context and compares it with its checksums. Errors as of loading. */
 MPIG_API int mpig_saved_check(mpig_client *client, const char *name, const struct mpig_disk_options *options,
                               struct mpig_disk_result *result);
 /* Removes what is saved of a context; what is in memory stays. Owner only. */
 MPIG_API int mpig_saved_erase(mpig_client *client, const char *name);
+#define MPIG_GC_NO_DAMAGED UINT32_MAX
+struct mpig_gc_result {
+	size_t size;
+	uint32_t leftovers; /* files that saves left which were cut off */
+	uint32_t orphans;   /* segment files that no context had */
+	uint32_t damaged;   /* contexts that had been put aside because they were damaged */
+	uint64_t bytes;     /* that are free now */
+};
+/* Removes from the daemon's disk what nothing needs, and damaged contexts that were put aside at least damaged_days ago (MPIG_GC_NO_DAMAGED: none
+ * of them). dry: only counts. Administrators only (MPIG_EACCES). result may be NULL. */
+MPIG_API int mpig_saved_gc(mpig_client *client, int dry, uint32_t damaged_days, struct mpig_gc_result *result);
 /* Writes a whole context (rows, index, token ids, seed) into fd, which may be a pipe: one stream with checksums throughout, described in
  * daemon/disk/FORMAT.md. What is on disk only is loaded first. This process writes; the daemon opens nothing. fd is left behind what was written; on
  * failure what was written is worth nothing. The caller must be allowed to read the context. Errors: MPIG_EIO (fd), MPIG_EAGAIN (truncated or
@@ -374,6 +410,10 @@ struct mpig_saved_info {
 	uint8_t fingerprint[64];
 	uint64_t committed, bytes, saved_ns; /* tokens; of its files; CLOCK_REALTIME */
 	uint32_t uid, gid, mode;
+	int persist; /* as in mpig_context_info, when it was saved or changed last */
+	uint32_t idle_s, ttl_s;
+	int ttl_erase;
+	uint64_t pinned_until_ns;
 };
 /* Saved contexts the caller may read, by name, those after `after` ("" or NULL: from the first); returns how many were filled, 0 at the
  * end. infos[0].size must be set: it is the stride of the array. Right after the daemon's start the list may still grow. */

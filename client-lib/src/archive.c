@@ -32,7 +32,7 @@ static void progress(struct move *m, uint64_t bytes)
 		m->options.progress(m->options.argument, m->done, m->total);
 }
 
-static int begin(struct move *m, uint32_t way, const char *name)
+static int begin_once(struct move *m, uint32_t way, const char *name)
 {
 	mpig_client *c = m->client;
 	struct mpig_ctl_stream request = {.way = way};
@@ -51,6 +51,18 @@ static int begin(struct move *m, uint32_t way, const char *name)
 	m->socket = fds[0];
 	m->done = m->total = 0;
 	return MPIG_OK;
+}
+
+// The daemon may still be ending the one before.
+static int begin(struct move *m, uint32_t way, const char *name)
+{
+	uint64_t deadline = deadline_in(1000);
+	int rc = begin_once(m, way, name);
+	while (rc == MPIG_ELIMIT && now_ns() < deadline) {
+		usleep(10000);
+		rc = begin_once(m, way, name);
+	}
+	return rc;
 }
 
 // All of it, or fewer bytes at the end; -1: an error.

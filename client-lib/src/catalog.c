@@ -4,6 +4,7 @@
 #include <string.h>
 #include <time.h>
 
+#define NS_PER_S UINT64_C(1000000000)
 #define LIST_END UINT64_MAX // cursor after the last page
 
 static void info_from_wire(const struct mpig_wire_context *w, struct mpig_context_info *info)
@@ -32,6 +33,11 @@ static void info_from_wire(const struct mpig_wire_context *w, struct mpig_contex
 		.readers = w->readers,
 		.writer_pid = w->writer_pid,
 		.flags = w->flags,
+		.persist = (int)w->policy.persist,
+		.idle_s = w->policy.idle_s,
+		.ttl_s = w->policy.ttl_s,
+		.ttl_erase = w->policy.flags & MPIG_POLICY_ERASE,
+		.pinned_until_ns = w->policy.pinned_until_ns,
 	};
 	memcpy(info->name, w->name, sizeof(info->name));
 	info->name[sizeof(info->name) - 1] = 0;
@@ -70,9 +76,48 @@ int mpig_context_evict(mpig_client *c, const char *name)
 	return name_only(c, MPIG_CTL_EVICT, name, 0);
 }
 
+static int policy_call(mpig_client *c, const char *name, uint32_t set, struct mpig_wire_policy policy)
+{
+	if (client_forked(c))
+		return MPIG_EFORK;
+	int rc = name_check(c, "name", name);
+	if (rc)
+		return rc;
+	struct mpig_ctl_policy request = {.set = set, .policy = policy};
+	memcpy(request.name, name, strlen(name));
+	pthread_mutex_lock(&c->lock);
+	rc = client_call(c, MPIG_CTL_POLICY, &request, sizeof(request), -1, sizeof(request), NULL);
+	pthread_mutex_unlock(&c->lock);
+	return rc;
+}
+
 int mpig_context_pin(mpig_client *c, const char *name, int pinned)
 {
-	return name_only(c, MPIG_CTL_PIN, name, pinned != 0);
+	return policy_call(c, name, MPIG_SET_PIN, (struct mpig_wire_policy){.pinned_until_ns = pinned ? UINT64_MAX : 0});
+}
+
+int mpig_context_pin_for(mpig_client *c, const char *name, uint64_t seconds)
+{
+	struct timespec now;
+	clock_gettime(CLOCK_REALTIME, &now);
+	uint64_t left = UINT64_MAX / NS_PER_S - (uint64_t)now.tv_sec - 1;
+	if (!seconds || seconds > left)
+		return client_forked(c) ? MPIG_EFORK
+		                        : error_set(c, MPIG_EINVAL, "seconds = %llu: must be 1..%llu",
+		                                    (unsigned long long)seconds, (unsigned long long)left);
+	uint64_t until = ((uint64_t)now.tv_sec + seconds) * NS_PER_S + (uint64_t)now.tv_nsec;
+	return policy_call(c, name, MPIG_SET_PIN, (struct mpig_wire_policy){.pinned_until_ns = until});
+}
+
+int mpig_context_persist(mpig_client *c, const char *name, int persist, uint32_t idle_s)
+{
+	return policy_call(c, name, MPIG_SET_PERSIST, (struct mpig_wire_policy){.persist = (uint32_t)persist, .idle_s = idle_s});
+}
+
+int mpig_context_ttl(mpig_client *c, const char *name, uint32_t ttl_s, int erase)
+{
+	return policy_call(c, name, MPIG_SET_TTL,
+	                   (struct mpig_wire_policy){.ttl_s = ttl_s, .flags = erase ? MPIG_POLICY_ERASE : 0});
 }
 
 int mpig_context_chmod(mpig_client *c, const char *name, unsigned mode, uint32_t uid, uint32_t gid)

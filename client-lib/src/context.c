@@ -262,6 +262,10 @@ int mpig_context_create(mpig_client *c, const char *name, const struct mpig_spec
 	request->layer_count = (uint32_t)s.layer_count;
 	request->seed = s.seed;
 	request->expected_tokens = s.expected_tokens;
+	request->policy = (struct mpig_wire_policy){.persist = (uint32_t)s.persist,
+	                                            .idle_s = s.idle_s,
+	                                            .ttl_s = s.ttl_s,
+	                                            .flags = s.ttl_erase ? MPIG_POLICY_ERASE : 0};
 	pthread_mutex_lock(&c->lock);
 	mpig_context *x = NULL;
 	rc = rc ? rc : context_allocate(c, &x);
@@ -307,6 +311,20 @@ static int open_with(mpig_client *c, uint16_t op, struct mpig_ctl_open *request,
 	return rc;
 }
 
+// What is on disk only is brought back first: the daemon says so until it is there.
+static int open_or_load(mpig_client *c, uint16_t op, struct mpig_ctl_open *request, int fd, bool writer, mpig_context **context,
+                        uint64_t *matched)
+{
+	long pause = 1000000;
+	int rc = open_with(c, op, request, fd, writer, context, matched);
+	while (rc == MPIG_EAGAIN) {
+		nanosleep(&(struct timespec){.tv_nsec = pause}, NULL);
+		pause = pause < 20000000 ? pause + pause / 2 : pause;
+		rc = open_with(c, op, request, fd, writer, context, matched);
+	}
+	return rc;
+}
+
 int mpig_context_open(mpig_client *c, const char *name, const struct mpig_open_options *options, mpig_context **context)
 {
 	struct mpig_open_options o;
@@ -319,12 +337,7 @@ int mpig_context_open(mpig_client *c, const char *name, const struct mpig_open_o
 	struct mpig_ctl_open request = {.flags = MPIG_OPEN_LOAD | (o.mode == MPIG_WRITE ? MPIG_OPEN_WRITE : 0)};
 	memcpy(request.name, name, strlen(name));
 	fingerprint_hash(o.fingerprint, o.fingerprint_bytes, request.fingerprint);
-	do { // a context on disk is brought back first
-		rc = open_with(c, MPIG_CTL_OPEN, &request, -1, o.mode == MPIG_WRITE, context, NULL);
-		if (rc == MPIG_EAGAIN)
-			nanosleep(&(struct timespec){.tv_nsec = 2000000}, NULL);
-	} while (rc == MPIG_EAGAIN);
-	return rc;
+	return open_or_load(c, MPIG_CTL_OPEN, &request, -1, o.mode == MPIG_WRITE, context, NULL);
 }
 
 // The token ids in a sealed memfd: no size limit of a datagram, and nothing for the daemon to map.
@@ -368,7 +381,8 @@ int mpig_context_open_prefix(mpig_client *c, const uint32_t *tokens, uint64_t co
 		return error_set(c, MPIG_EINVAL, "count = %llu: must be 1..%llu, with tokens not NULL", (unsigned long long)count,
 		                 (unsigned long long)MPIG_MAX_TOKENS);
 	bool writer = o.mode == MPIG_WRITE || o.fork_name;
-	struct mpig_ctl_open request = {.flags = (writer ? MPIG_OPEN_WRITE : 0) | (o.fork_name ? MPIG_OPEN_FORK : 0),
+	struct mpig_ctl_open request = {.flags = MPIG_OPEN_LOAD | (writer ? MPIG_OPEN_WRITE : 0) |
+	                                         (o.fork_name ? MPIG_OPEN_FORK : 0),
 	                                .tokens = count,
 	                                .min_tokens = o.min_tokens ? o.min_tokens : 1};
 	if (o.fork_name)
@@ -379,7 +393,7 @@ int mpig_context_open_prefix(mpig_client *c, const uint32_t *tokens, uint64_t co
 	rc = tokens_fd(c, tokens, count, &fd);
 	if (rc)
 		return rc;
-	rc = open_with(c, MPIG_CTL_OPEN_PREFIX, &request, fd, writer, context, &common);
+	rc = open_or_load(c, MPIG_CTL_OPEN_PREFIX, &request, fd, writer, context, &common);
 	close(fd);
 	if (rc == MPIG_OK && matched)
 		*matched = common;

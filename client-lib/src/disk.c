@@ -10,7 +10,8 @@
 // One request; part->job is 0 to begin, and what the reply said after that.
 static int ask(mpig_client *c, const char *name, struct mpig_ctl_disk *part)
 {
-	struct mpig_ctl_disk request = {.work = part->work, .job = part->job};
+	struct mpig_ctl_disk request = {
+		.work = part->work, .job = part->job, .dry = part->dry, .damaged_days = part->damaged_days};
 	memcpy(request.name, name, strlen(name));
 	pthread_mutex_lock(&c->lock); // for one request only: other threads' calls go between
 	int rc = client_call(c, MPIG_CTL_DISK, &request, sizeof(request), -1, sizeof(request), NULL);
@@ -20,11 +21,11 @@ static int ask(mpig_client *c, const char *name, struct mpig_ctl_disk *part)
 	return rc;
 }
 
-static int until_done(mpig_client *c, uint32_t work, const char *name, const struct mpig_disk_options *o,
-                      struct mpig_ctl_disk *part)
+// part: what is asked for; then the answer.
+static int until_done(mpig_client *c, const char *name, const struct mpig_disk_options *o, struct mpig_ctl_disk *part)
 {
 	long pause = LOOK_FIRST_NS;
-	*part = (struct mpig_ctl_disk){.work = work};
+	const uint32_t dry = part->dry, days = part->damaged_days;
 	int rc = ask(c, name, part);
 	while (rc == MPIG_OK && part->state != MPIG_DISK_DONE) {
 		if (o->progress)
@@ -32,6 +33,8 @@ static int until_done(mpig_client *c, uint32_t work, const char *name, const str
 		struct timespec t = {.tv_nsec = pause};
 		nanosleep(&t, NULL);
 		pause = pause < LOOK_LAST_NS ? 2 * pause : pause;
+		part->dry = dry;
+		part->damaged_days = days;
 		rc = ask(c, name, part);
 	}
 	if (rc == MPIG_OK && o->progress)
@@ -45,10 +48,10 @@ static int disk_work(mpig_client *c, uint32_t work, const char *name, const stru
 	if (client_forked(c))
 		return MPIG_EFORK;
 	struct mpig_disk_options o;
-	struct mpig_ctl_disk part;
+	struct mpig_ctl_disk part = {.work = work};
 	int rc = name_check(c, "name", name);
 	rc = rc ? rc : options_copy(c, "mpig_disk_options", options, &o, sizeof(o));
-	rc = rc ? rc : until_done(c, work, name, &o, &part);
+	rc = rc ? rc : until_done(c, name, &o, &part);
 	if (rc || !result)
 		return rc;
 	struct mpig_disk_result known = {
@@ -82,6 +85,20 @@ int mpig_saved_erase(mpig_client *c, const char *name)
 	return disk_work(c, MPIG_DISK_ERASE, name, NULL, NULL);
 }
 
+int mpig_saved_gc(mpig_client *c, int dry, uint32_t damaged_days, struct mpig_gc_result *result)
+{
+	if (client_forked(c))
+		return MPIG_EFORK;
+	static const struct mpig_disk_options silent = MPIG_INIT(struct mpig_disk_options);
+	struct mpig_ctl_disk part = {.work = MPIG_DISK_GC, .dry = dry != 0, .damaged_days = damaged_days};
+	int rc = until_done(c, "", &silent, &part);
+	if (rc || !result)
+		return rc;
+	struct mpig_gc_result known = {
+		.leftovers = part.leftovers, .orphans = part.orphans, .damaged = part.damaged, .bytes = part.bytes};
+	return options_return(c, "mpig_gc_result", result, &known, sizeof(known));
+}
+
 static int take_page(mpig_client *c, struct mpig_saved_info *infos, uint32_t max)
 {
 	const struct mpig_ctl_saved *page = (const void *)c->reply;
@@ -98,6 +115,11 @@ static int take_page(mpig_client *c, struct mpig_saved_info *infos, uint32_t max
 			.uid = w[i].uid,
 			.gid = w[i].gid,
 			.mode = w[i].mode,
+			.persist = (int)w[i].policy.persist,
+			.idle_s = w[i].policy.idle_s,
+			.ttl_s = w[i].policy.ttl_s,
+			.ttl_erase = w[i].policy.flags & MPIG_POLICY_ERASE,
+			.pinned_until_ns = w[i].policy.pinned_until_ns,
 		};
 		uint8_t *place = (uint8_t *)infos + i * stride;
 		memcpy(known.name, w[i].name, sizeof(known.name) - 1);

@@ -195,6 +195,7 @@ static int begin(struct reading *r, const struct credentials *who, const char *n
 {
 	struct image_context *c = &r->manifest.context;
 	c->foreign = true;
+	c->policy = (struct mpig_wire_policy){0};
 	c->identity.uid = who->uid;
 	c->identity.gid = who->gid;
 	for (uint32_t i = 0; i < c->segment_count; i++)

@@ -28,7 +28,10 @@ static bool is_at(const struct disk *d, size_t i, const char *name)
 void catalogue_put(struct disk *d, const struct manifest *m)
 {
 	struct disk_saved entry = {.identity = m->context.identity,
+	                           .policy = m->context.policy,
+	                           .created_ns = m->context.created_ns,
 	                           .committed = m->context.committed,
+	                           .used_ns = m->used_ns,
 	                           .saved_ns = m->saved_ns,
 	                           .bytes = m->file_bytes};
 	memcpy(entry.name, m->context.name, sizeof entry.name);
@@ -60,6 +63,8 @@ void catalogue_put(struct disk *d, const struct manifest *m)
 
 void catalogue_remove(struct disk *d, const char *name)
 {
+	if (d->store)
+		store_saved_remove(d->store, name);
 	pthread_mutex_lock(&d->lock);
 	size_t i = position(d, name);
 	if (is_at(d, i, name)) {
@@ -68,6 +73,40 @@ void catalogue_remove(struct disk *d, const char *name)
 		memmove(&d->saved[i], &d->saved[i + 1], (d->saved_count - i) * sizeof d->saved[0]);
 	}
 	pthread_mutex_unlock(&d->lock);
+}
+
+void catalogue_used(struct disk *d, const char *name, uint64_t used_ns)
+{
+	pthread_mutex_lock(&d->lock);
+	size_t i = position(d, name);
+	if (is_at(d, i, name) && d->saved[i].used_ns < used_ns)
+		d->saved[i].used_ns = used_ns;
+	pthread_mutex_unlock(&d->lock);
+}
+
+bool catalogue_next_mortal(struct disk *d, const char *after, struct disk_saved *out)
+{
+	bool found = false;
+	pthread_mutex_lock(&d->lock);
+	for (size_t i = position(d, after); i < d->saved_count && !found; i++) {
+		const struct disk_saved *saved = &d->saved[i];
+		found = strcmp(saved->name, after) && saved->policy.ttl_s && saved->policy.flags & MPIG_POLICY_ERASE;
+		if (found)
+			*out = *saved;
+	}
+	pthread_mutex_unlock(&d->lock);
+	return found;
+}
+
+bool disk_find(struct disk *d, const char *name, struct disk_saved *out)
+{
+	pthread_mutex_lock(&d->lock);
+	size_t i = position(d, name);
+	bool has = is_at(d, i, name);
+	if (has)
+		*out = d->saved[i];
+	pthread_mutex_unlock(&d->lock);
+	return has;
 }
 
 uint32_t disk_list(struct disk *d, const struct credentials *who, const char *after, struct disk_saved *out, uint32_t max,

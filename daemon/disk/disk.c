@@ -64,12 +64,14 @@ void segment_name(char name[FILE_NAME_BYTES], const uint8_t id[IMAGE_ID_BYTES], 
 	strcpy(name + 2 * IMAGE_ID_BYTES, sealed ? ".seg" : ".open");
 }
 
-int file_bytes(int fd, uint64_t *bytes)
+int file_bytes(int fd, uint64_t *bytes, uint64_t *changed_ns)
 {
 	struct stat st;
 	if (fstat(fd, &st))
 		return -errno;
 	*bytes = S_ISREG(st.st_mode) ? (uint64_t)st.st_size : 0;
+	if (changed_ns)
+		*changed_ns = (uint64_t)st.st_mtim.tv_sec * UINT64_C(1000000000) + (uint64_t)st.st_mtim.tv_nsec;
 	return 0;
 }
 
@@ -249,7 +251,8 @@ int disk_create(const struct disk_options *options, struct disk **out, char *why
 		disk_destroy(d);
 		return status;
 	}
-	tidy_segments(d);
+	if (!options->leave)
+		tidy_segments(d);
 	*out = d;
 	return 0;
 }

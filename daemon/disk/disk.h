@@ -13,6 +13,7 @@ struct disk_options {
 	uint64_t rate;   // bytes a second; 0 = unlimited
 	uint64_t (*table_bytes)(const struct layer *, uint32_t rows);
 	uint8_t pool_id[16];
+	bool leave; // nothing is removed at once
 };
 // MPIG_EBUSY: another daemon uses the directory; MPIG_EACCES, MPIG_EIO, MPIG_ENOMEM. What a killed daemon left unfinished is removed.
 int disk_create(const struct disk_options *options, struct disk **disk, char *why);
@@ -42,6 +43,13 @@ int disk_check(struct disk *d, struct store *s, const struct credentials *who, c
                struct disk_result *result, char *why);
 // Removes what is on disk of a context; what is in memory stays. The owner's business.
 int disk_erase(struct disk *d, struct store *s, const struct credentials *who, const char *name, char *why);
+// Reads the token ids of a context, for searches. 0, or why not; then it is not asked for again.
+int disk_place(struct disk *d, struct store *s, const struct unplaced *of, char *why);
+// What is on disk of that context, if anything, gets its policy. 0, or why not.
+int disk_note_policy(struct disk *d, const struct changed_policy *changed, char *why);
+// Once in a while: contexts on disk only whose time is over are erased, if that is their policy. Tells of each.
+void disk_expire(struct disk *d, struct store *s, uint64_t now_ns, void (*tell)(void *arg, bool failed, const char *text),
+                 void *arg);
 // Whether `who` may do this to what is on disk: 0, MPIG_ENOENT, or MPIG_EACCES and why.
 int disk_access(struct disk *d, const struct credentials *who, const char *name, enum access want, char *why);
 void disk_set_rate(struct disk *d, uint64_t rate); // of the operations that begin from now on. The thread that does them
@@ -50,14 +58,33 @@ void disk_set_rate(struct disk *d, uint64_t rate); // of the operations that beg
 // may be NULL.
 uint32_t disk_recognise(struct disk *d, struct store *s, void (*tell)(void *arg, bool failed, const char *text), void *arg);
 
+// Removes what nothing needs: files in contexts' directories that no manifest names, segment files that no context has, and damaged contexts that were
+// put aside before that time (0: none of them). With nothing else at work on the disk. dry: only counts; of segments, those are counted that one removal makes
+// orphans. MPIG_EIO, MPIG_EACCES, ...: not all could be removed.
+struct disk_gc_options {
+	bool dry;
+	uint64_t damaged_before_ns;                             // CLOCK_REALTIME
+	void (*tell)(void *arg, bool failed, const char *text); // of each file; NULL: nobody listens
+	void *arg;
+};
+struct disk_gc_result {
+	uint32_t leftovers, orphans, damaged; // files; files; contexts
+	uint64_t bytes;                       // that are free now
+};
+int disk_gc(struct disk *d, const struct disk_gc_options *options, struct disk_gc_result *result, char *why);
+
 struct disk_saved {
 	char name[MPIG_NAME_BYTES];
 	uint8_t fingerprint[64];
 	struct identity identity;
-	uint64_t committed, bytes, saved_ns;
+	struct mpig_wire_policy policy;
+	uint64_t created_ns, committed, bytes, saved_ns;
+	uint64_t
+		used_ns; // last use as far as the disk knows: of the context when it was saved or, since, of what was loaded from it
 };
-void disk_total(struct disk *d, uint64_t *contexts, uint64_t *bytes); // any thread; bytes: of disk_saved, added up
-bool disk_has(struct disk *d, const char *name);                      // any thread
+void disk_total(struct disk *d, uint64_t *contexts, uint64_t *bytes);     // any thread; bytes: of disk_saved, added up
+bool disk_find(struct disk *d, const char *name, struct disk_saved *out); // any thread
+bool disk_has(struct disk *d, const char *name);                          // any thread
 bool disk_is_known(
 	struct disk *d); // any thread: disk_recognise has ended; before, disk_has and disk_list do not know of all there is
 // Any thread. Contexts on disk that `who` may read, by name, those after `after`.

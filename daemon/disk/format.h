@@ -55,7 +55,9 @@ struct disk_manifest { // followed by layers, segments, parameters, and the XXH3
 	uint64_t created_ns, saved_ns, seed, committed, params_bytes;
 	uint32_t uid, gid, mode;
 	uint32_t layer_count, signature_version, segment_count;
-	uint8_t reserved[64];
+	struct mpig_wire_policy policy;
+	uint64_t used_ns; // as of the save
+	uint8_t reserved[32];
 };
 static_assert(sizeof(struct disk_manifest) == 360, "format frozen: make another version");
 

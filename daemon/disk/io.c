@@ -75,6 +75,13 @@ int disk_link(int from_dir, int to_dir, const char *name)
 	return after(&call, rc && errno == EEXIST ? 0 : rc);
 }
 
+int disk_touch(int dir, const char *name)
+{
+	struct disk_call call = {.call = "touch", .file = name, .dir = dir};
+	int error = before(&call);
+	return error ? -error : after(&call, utimensat(dir, name, NULL, AT_SYMLINK_NOFOLLOW));
+}
+
 int disk_unlink(int dir, const char *name)
 {
 	struct disk_call call = {.call = "unlink", .file = name, .dir = dir};

@@ -57,6 +57,7 @@ int disk_mkdir(int dir, const char *name); // one that exists is fine
 int disk_sync(int fd, const char *name);
 int disk_rename(int dir, const char *from, const char *to);
 int disk_link(int from_dir, int to_dir, const char *name); // the same name; one that exists is fine
+int disk_touch(int dir, const char *name);                 // its time of modification is now
 int disk_unlink(int dir, const char *name);
 int disk_rmdir(int dir, const char *name);
 

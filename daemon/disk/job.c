@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "daemon/base/clock.h"
 #include "daemon/disk/private.h"
@@ -22,6 +23,8 @@ struct job {
 	struct disk_progress progress;
 	int status;
 	struct disk_result result;
+	struct disk_gc_options gc; // of DISK_GC
+	struct disk_gc_result gc_result;
 	char why[MPIG_TEXT_BYTES];
 };
 
@@ -54,7 +57,8 @@ void disk_jobs_counts(struct disk_jobs *jobs, struct disk_counts *counts)
 	                               .loads = atomic_load(&jobs->loads),
 	                               .errors = atomic_load(&jobs->errors),
 	                               .evictions = atomic_load(&jobs->evictions)};
-	disk_total(jobs->disk, &counts->contexts, &counts->bytes);
+	if (jobs->disk)
+		disk_total(jobs->disk, &counts->contexts, &counts->bytes);
 }
 
 static struct job *first_waiting(struct disk_jobs *jobs)
@@ -68,8 +72,30 @@ static struct job *first_waiting(struct disk_jobs *jobs)
 	return first;
 }
 
+__attribute__((format(printf, 3, 4))) static void tell(const struct disk_jobs *jobs, bool failed, const char *format, ...)
+{
+	char text[2 * MPIG_TEXT_BYTES];
+	va_list args;
+	va_start(args, format);
+	vsnprintf(text, sizeof text, format, args);
+	va_end(args);
+	if (jobs->policy.tell)
+		jobs->policy.tell(jobs->policy.arg, failed, text);
+}
+
+// Before anything else is done with what is on disk: it may be loaded with what is noted here.
+static void note_policies(struct disk_jobs *jobs)
+{
+	struct changed_policy changed;
+	char why[MPIG_TEXT_BYTES];
+	while (store_next_changed_policy(jobs->store, &changed))
+		if (jobs->disk && disk_note_policy(jobs->disk, &changed, why))
+			tell(jobs, true, "the policy of context '%s' is not on disk: %s", changed.name, why);
+}
+
 static int work(struct disk_jobs *jobs, struct job *j)
 {
+	note_policies(jobs);
 	switch (j->work) {
 	case DISK_SAVE:
 		return disk_save(jobs->disk, jobs->store, &j->who, j->name, true, &j->progress, &j->result, j->why);
@@ -79,6 +105,8 @@ static int work(struct disk_jobs *jobs, struct job *j)
 		return disk_check(jobs->disk, jobs->store, &j->who, j->name, &j->progress, &j->result, j->why);
 	case DISK_ERASE:
 		return disk_erase(jobs->disk, jobs->store, &j->who, j->name, j->why);
+	case DISK_GC:
+		return disk_gc(jobs->disk, &j->gc, &j->gc_result, j->why);
 	case DISK_WORKS:
 		break;
 	}
@@ -91,24 +119,13 @@ static int work(struct disk_jobs *jobs, struct job *j)
 #define RETRY_NS UINT64_C(60000000000) // after a save that failed
 #define PAUSE 4                        // times as long as the save before took: an open segment is written whole each time
 
-__attribute__((format(printf, 3, 4))) static void tell(const struct disk_jobs *jobs, bool failed, const char *format, ...)
-{
-	char text[2 * MPIG_TEXT_BYTES];
-	va_list args;
-	va_start(args, format);
-	vsnprintf(text, sizeof text, format, args);
-	va_end(args);
-	if (jobs->policy.tell)
-		jobs->policy.tell(jobs->policy.arg, failed, text);
-}
-
 // The next one that is not on disk. False: there was none.
-static bool save_next(struct disk_jobs *jobs, uint64_t idle_since_ns)
+static bool save_next(struct disk_jobs *jobs, bool stopping)
 {
 	static const struct credentials root;
 	struct disk_result result;
 	char name[MPIG_NAME_BYTES], why[MPIG_TEXT_BYTES];
-	if (!store_next_unsaved(jobs->store, idle_since_ns, &jobs->cursor, name)) {
+	if (!store_next_unsaved(jobs->store, &jobs->policy.otherwise, stopping, &jobs->cursor, name)) {
 		jobs->cursor = 0;
 		return false;
 	}
@@ -137,22 +154,78 @@ static void evict(struct disk_jobs *jobs)
 	}
 }
 
+// Saved by the rule, or erased, as one asks for whose time is over. On failure it stays in memory, and is tried again later.
+static void expire_on_disk(struct disk_jobs *jobs, const struct expiry *e)
+{
+	static const struct credentials root;
+	struct disk_result result;
+	struct disk_saved saved;
+	char why[MPIG_TEXT_BYTES];
+	int status = 0;
+	if (e->what == EXPIRED_SAVE) {
+		status = disk_save(jobs->disk, jobs->store, &root, e->name, false, &jobs->own, &result, why);
+		count(jobs, DISK_SAVE, status);
+	} else if (disk_find(jobs->disk, e->name, &saved) && saved.created_ns == e->created_ns && saved.identity.uid == e->uid) {
+		status = disk_erase(jobs->disk, jobs->store, &root, e->name, why);
+	}
+	if (!status && e->what == EXPIRED_ERASE && store_drop_expired(jobs->store, e))
+		tell(jobs, false, "context '%s' is erased: unused for its time", e->name);
+	if (!status || status == MPIG_ENOENT || status == MPIG_ESHUTDOWN)
+		return;
+	tell(jobs, true, "context '%s' stays in memory though its time is over: it cannot be %s: %s", e->name,
+	     e->what == EXPIRED_SAVE ? "saved" : "erased", why);
+	store_not_expired_before(jobs->store, e->name, real_ns() + RETRY_NS);
+}
+
+static void expire(struct disk_jobs *jobs)
+{
+	struct expiry e;
+	store_note_uses(jobs->store);
+	while (!atomic_load(&jobs->own.cancel) && store_next_expired(jobs->store, &jobs->policy.otherwise, jobs->disk, &e)) {
+		if (e.what == EXPIRED_LEFT)
+			tell(jobs, false, "context '%s' leaves memory, unused for its time: %s", e.name,
+			     e.lost ? "it was not to be kept" : "it is on disk");
+		else
+			expire_on_disk(jobs, &e);
+	}
+	if (jobs->disk)
+		disk_expire(jobs->disk, jobs->store, real_ns(), jobs->policy.tell, jobs->policy.arg);
+}
+
+// The token ids of what is on disk, a few contexts at a time: the first in line must not wait for all of them. True: there are more.
+static bool place_some(struct disk_jobs *jobs)
+{
+	enum { SOME = 16 };
+	struct unplaced of;
+	char why[MPIG_TEXT_BYTES];
+	uint32_t n = 0;
+	while (n < SOME && !atomic_load(&jobs->own.cancel) && store_next_unplaced(jobs->store, &of)) {
+		int status = disk_place(jobs->disk, jobs->store, &of, why);
+		if (status && status != MPIG_ENOENT)
+			tell(jobs, true, "context '%s' on disk cannot be found by its tokens: %s", of.name, why);
+		n++;
+	}
+	return n == SOME;
+}
+
 // True: something was saved, and there may be more.
 static bool own_work(struct disk_jobs *jobs)
 {
+	note_policies(jobs);
+	expire(jobs);
+	if (!jobs->disk)
+		return false;
 	evict(jobs);
-	return jobs->policy.save && mono_ns() >= jobs->retry_ns && save_next(jobs, real_ns() - jobs->policy.idle_ns);
+	return mono_ns() >= jobs->retry_ns && save_next(jobs, false);
 }
 
 static void wait_for_work(struct disk_jobs *jobs)
 {
-	if (!jobs->policy.save && jobs->policy.high >= 1) {
-		pthread_cond_wait(&jobs->wake, &jobs->lock);
-		return;
-	}
 	pthread_mutex_unlock(&jobs->lock);
-	bool more = own_work(jobs);
+	bool more = own_work(jobs), places = jobs->disk && place_some(jobs);
 	pthread_mutex_lock(&jobs->lock);
+	if (places)
+		return;
 	uint64_t next = mono_ns() + LOOK_NS;
 	struct timespec until = timespec_of(more && jobs->retry_ns < next ? jobs->retry_ns : next);
 	if (!jobs->stop && !first_waiting(jobs))
@@ -162,13 +235,15 @@ static void wait_for_work(struct disk_jobs *jobs)
 static void take_policy(struct disk_jobs *jobs)
 {
 	jobs->policy = jobs->next_policy;
-	disk_set_rate(jobs->disk, jobs->policy.rate);
+	if (jobs->disk)
+		disk_set_rate(jobs->disk, jobs->policy.rate);
 }
 
 static void *run(void *arg)
 {
 	struct disk_jobs *jobs = arg;
-	disk_recognise(jobs->disk, jobs->store, jobs->policy.tell, jobs->policy.arg);
+	if (jobs->disk)
+		disk_recognise(jobs->disk, jobs->store, jobs->policy.tell, jobs->policy.arg);
 	pthread_mutex_lock(&jobs->lock);
 	while (!jobs->stop) {
 		take_policy(jobs);
@@ -189,7 +264,7 @@ static void *run(void *arg)
 	pthread_mutex_unlock(&jobs->lock);
 	atomic_store(&jobs->own.cancel, false);
 	jobs->cursor = 0;
-	while (save_all && save_next(jobs, UINT64_MAX))
+	while (save_all && jobs->disk && save_next(jobs, true))
 		;
 	return NULL;
 }
@@ -292,11 +367,11 @@ static struct job *find_waiting(struct disk_jobs *jobs, enum disk_work work, uin
 }
 
 static int begin_locked(struct disk_jobs *jobs, enum disk_work work, const struct credentials *who, const char *name,
-                        uint64_t *number, char *why)
+                        const struct disk_gc_options *gc, uint64_t *number, char *why)
 {
 	uint32_t count = 0;
 	struct job *j = find_waiting(jobs, work, who->uid, name, &count);
-	if (j) {
+	if (j && !gc) {
 		*number = j->number;
 		return 0;
 	}
@@ -311,6 +386,8 @@ static int begin_locked(struct disk_jobs *jobs, enum disk_work work, const struc
 	*j = (struct job){.number = ++jobs->last, .work = work, .who = *who, .groups = groups};
 	j->who.groups = groups;
 	strcpy(j->name, name);
+	if (gc)
+		j->gc = *gc;
 	*number = j->number;
 	pthread_cond_signal(&jobs->wake);
 	return 0;
@@ -322,7 +399,17 @@ int disk_job_begin(struct disk_jobs *jobs, enum disk_work work, const struct cre
 	if (strnlen(name, MPIG_NAME_BYTES) == MPIG_NAME_BYTES)
 		return disk_fail(why, MPIG_EINVAL, "the name is too long");
 	pthread_mutex_lock(&jobs->lock);
-	int status = begin_locked(jobs, work, who, name, job, why);
+	int status = begin_locked(jobs, work, who, name, NULL, job, why);
+	pthread_mutex_unlock(&jobs->lock);
+	return status;
+}
+
+int disk_job_begin_gc(struct disk_jobs *jobs, const struct credentials *who, const struct disk_gc_options *options, uint64_t *job,
+                      char *why)
+{
+	pthread_mutex_lock(&jobs->lock);
+	struct disk_gc_options all = {options->dry, options->damaged_before_ns, jobs->policy.tell, jobs->policy.arg};
+	int status = begin_locked(jobs, DISK_GC, who, "", &all, job, why);
 	pthread_mutex_unlock(&jobs->lock);
 	return status;
 }
@@ -345,6 +432,7 @@ int disk_job_look(struct disk_jobs *jobs, const struct credentials *who, uint64_
 			break;
 		view->status = j->status;
 		view->result = j->result;
+		view->gc = j->gc_result;
 		memcpy(view->why, j->why, sizeof view->why);
 	}
 	pthread_mutex_unlock(&jobs->lock);

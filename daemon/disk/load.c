@@ -122,8 +122,11 @@ int disk_load(struct disk *d, struct store *s, const struct credentials *who, co
 		status = making_finish(m, why);
 	else
 		making_cancel(m);
-	if (!status)
+	if (!status) {
+		(void)disk_touch(l.dir, "manifest"); // its time on disk begins again; without that, somewhat early
+		catalogue_used(d, name, real_ns());
 		*result = l.result;
+	}
 	PROBE4(load, name, status, l.result.tokens, l.result.moved);
 	finish(&l, name, status);
 	return status;
@@ -139,6 +142,50 @@ int disk_check(struct disk *d, struct store *s, const struct credentials *who, c
 	if (!status)
 		*result = l.result;
 	finish(&l, name, status);
+	return status;
+}
+
+// ---- found by their tokens -------------------------------------------------------------------------------------------
+
+struct placing {
+	struct store *store;
+	const struct unplaced *of;
+	uint64_t first; // token of the segment's first row
+};
+
+static int place(void *arg, uint32_t row, const uint32_t *tokens, uint32_t n)
+{
+	const struct placing *p = arg;
+	return store_place_saved(p->store, p->of, p->first + row, tokens, n);
+}
+
+static int place_all(struct loading *l, struct placing *p)
+{
+	const struct image_context *c = &l->manifest.context;
+	int status = 0;
+	for (uint32_t i = 0; i < c->segment_count && !status; i++) {
+		const struct image_segment *seg = &c->segment[i];
+		uint64_t end = i + 1 < c->segment_count ? c->segment[i + 1].first : c->committed;
+		p->first = seg->first;
+		if (end < seg->first || end - seg->first > seg->rows)
+			return disk_fail(l->why, MPIG_ECORRUPT, "the manifest of '%s' contradicts its segments", c->name);
+		status = segment_file_tokens(&l->io, &l->file[i], seg, (uint32_t)(end - seg->first), place, p, l->why);
+	}
+	return status;
+}
+
+int disk_place(struct disk *d, struct store *s, const struct unplaced *of, char *why)
+{
+	static const struct credentials root;
+	struct disk_progress none = {0};
+	struct loading l = {.d = d, .dir = -1, .progress = &none, .why = why};
+	struct placing p = {.store = s, .of = of};
+	int status = begin(&l, &root, of->name);
+	if (!status)
+		status = place_all(&l, &p);
+	finish(&l, of->name, status);
+	if (status)
+		store_give_up_placing(s, of); // if it is the same still
 	return status;
 }
 
@@ -171,8 +218,10 @@ static int recognise(struct loading *l, struct store *s, const char *name)
 		disk_tidy(l->d, l->dir, NULL, 0);
 		(void)disk_rmdir(l->d->contexts, name);
 	}
-	if (!status && s)
+	if (!status && s) {
 		tell_segments(l, s);
+		store_saved_put(s, &l->manifest.context);
+	}
 	manifest_free(&l->manifest);
 	if (l->dir >= 0)
 		close(l->dir);
@@ -188,6 +237,7 @@ uint32_t disk_recognise(struct disk *d, struct store *s, void (*tell)(void *arg,
 	uint32_t bad = 0;
 	struct disk_progress none = {0};
 	struct loading l = {.d = d, .store = s, .dir = -1, .progress = &none, .why = why};
+	d->store = s;
 	DIR *list = list_directory(d->contexts);
 	struct dirent *entry;
 	bool ready = list && !io_open(&l.io, 1, d->options.chunk, 0);

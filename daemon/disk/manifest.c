@@ -37,6 +37,8 @@ uint8_t *manifest_encode(const struct manifest *m, uint64_t *bytes)
 		.uid = c->identity.uid,
 		.gid = c->identity.gid,
 		.mode = c->identity.mode,
+		.policy = c->policy,
+		.used_ns = c->used_ns,
 		.layer_count = c->layer_count,
 		.signature_version = c->signature_version,
 		.segment_count = c->segment_count,
@@ -98,6 +100,8 @@ static int take_parts(const uint8_t *data, const struct disk_manifest *h, struct
 	struct image_context *c = &m->context;
 	*c = (struct image_context){
 		.identity = {h->uid, h->gid, h->mode},
+		.policy = h->policy,
+		.used_ns = h->used_ns,
 		.created_ns = h->created_ns,
 		.seed = h->seed,
 		.committed = h->committed,
@@ -109,6 +113,7 @@ static int take_parts(const uint8_t *data, const struct disk_manifest *h, struct
 	memcpy(c->fingerprint, h->fingerprint, sizeof c->fingerprint);
 	memcpy(m->pool_id, h->pool_id, sizeof m->pool_id);
 	m->saved_ns = h->saved_ns;
+	m->used_ns = h->used_ns;
 	m->file_bytes = h->file_bytes;
 	c->layer = take(&at, h->layer_count * sizeof *c->layer);
 	m->segment = take(&at, h->segment_count * sizeof *m->segment);
@@ -160,11 +165,11 @@ int manifest_decode(const uint8_t *data, uint64_t bytes, const char *of, struct 
 int manifest_read(struct io *io, int dir, const char *name, struct manifest *m, char *why)
 {
 	*m = (struct manifest){0};
-	uint64_t bytes = 0;
+	uint64_t bytes = 0, touched = 0;
 	int fd = disk_open(dir, "manifest", O_RDONLY, false);
 	if (fd == -ENOENT)
 		return disk_fail(why, MPIG_ENOENT, "no context '%s' is on disk", name);
-	int rc = fd < 0 ? fd : file_bytes(fd, &bytes);
+	int rc = fd < 0 ? fd : file_bytes(fd, &bytes, &touched);
 	if (!rc && (bytes > DISK_MANIFEST_MAX || bytes < sizeof(struct disk_manifest) + sizeof(uint64_t))) {
 		close(fd);
 		return disk_fail(why, MPIG_ECORRUPT, "the manifest of '%s' is damaged: its length is %llu", name,
@@ -182,5 +187,7 @@ int manifest_read(struct io *io, int dir, const char *name, struct manifest *m, 
 		manifest_free(m);
 		status = disk_fail(why, MPIG_ECORRUPT, "the manifest of '%s' is another context's", name);
 	}
+	if (!status && touched > m->used_ns)
+		m->used_ns = touched;
 	return status;
 }

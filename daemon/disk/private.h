@@ -13,6 +13,7 @@ struct disk {
 	struct disk_options options;
 	int root, contexts, segments; // directories
 	char dir[256];
+	struct store *store;  // that is told what is on disk; NULL: none
 	atomic_bool known;    // disk_recognise has ended
 	pthread_mutex_t lock; // of what is saved
 	struct disk_saved *saved;
@@ -31,7 +32,8 @@ static inline uint64_t page_round(uint64_t bytes)
 {
 	return (bytes + DISK_PAGE - 1) & ~(uint64_t)(DISK_PAGE - 1);
 }
-int file_bytes(int fd, uint64_t *bytes); // 0 or -errno; what is not a regular file has none
+// 0 or -errno; what is not a regular file has none. changed_ns: the time of modification, or NULL.
+int file_bytes(int fd, uint64_t *bytes, uint64_t *changed_ns);
 int io_move(struct io *io, int fd, const char *file, bool write, uint64_t offset, void *data, uint64_t bytes); // 0 or -errno
 
 // Removes the files of a context's directory that its manifest does not name, and those of them that no other context has.
@@ -59,6 +61,9 @@ int segment_file_open(struct io *io, int dir, const struct disk_segment_ref *ref
 // Sections in order, each checked before it is handed over (m NULL: only checked).
 int segment_file_read(struct io *io, const struct segment_file *file, struct making *m, uint32_t segment,
                       struct disk_progress *progress, char *why);
+// The ids of the first `used` tokens of a segment, in order and in pieces; what `put` answers ends it.
+int segment_file_tokens(struct io *io, const struct segment_file *file, const struct image_segment *shape, uint32_t used,
+                        int (*put)(void *arg, uint32_t row, const uint32_t *tokens, uint32_t n), void *arg, char *why);
 void segment_file_close(struct segment_file *file);
 
 static inline uint32_t segment_flags(const struct image_segment *seg)
@@ -86,6 +91,7 @@ struct manifest {
 	struct disk_segment_ref *segment;
 	uint8_t pool_id[16];
 	uint64_t saved_ns, file_bytes;
+	uint64_t used_ns; // the latest that is known of the context's last use
 };
 uint8_t *manifest_encode(const struct manifest *m, uint64_t *bytes); // the caller frees it; NULL without memory
 // `of`: whose it should be, for the texts.
@@ -97,5 +103,8 @@ void manifest_free(struct manifest *m);
 // catalogue.c
 void catalogue_put(struct disk *d, const struct manifest *m);
 void catalogue_remove(struct disk *d, const char *name);
+void catalogue_used(struct disk *d, const char *name, uint64_t used_ns); // since then at the earliest
+// The next entry after `after` ("": the first) that is to be erased when its time is over.
+bool catalogue_next_mortal(struct disk *d, const char *after, struct disk_saved *out);
 
 #endif

@@ -142,7 +142,7 @@ static int save_image(struct saving *s)
 	int rc = disk_sync(s->dir, c->name);
 	if (rc)
 		return disk_errno(s->why, rc, "cannot make durable", c->name);
-	struct manifest m = {.context = *c, .segment = s->ref, .saved_ns = real_ns()};
+	struct manifest m = {.context = *c, .segment = s->ref, .saved_ns = real_ns(), .used_ns = c->used_ns};
 	memcpy(m.pool_id, s->d->options.pool_id, sizeof m.pool_id);
 	status = manifest_write(&s->io, s->dir, &m, s->why);
 	if (status)
@@ -271,6 +271,7 @@ int disk_erase(struct disk *d, struct store *store, const struct credentials *wh
 		status = rc ? disk_errno(why, rc, "cannot erase", name) : 0;
 	}
 	if (!status) {
+		store_saved_remove(store, name);
 		catalogue_remove(d, name);
 		disk_tidy(d, s.dir, NULL, 0);
 		(void)disk_rmdir(d->contexts, name);

@@ -250,7 +250,7 @@ int segment_file_open(struct io *io, int dir, const struct disk_segment_ref *ref
 		return damaged(why, file->name, "it is missing");
 	if (file->fd < 0)
 		return disk_errno(why, file->fd, "cannot open", file->name);
-	int rc = file_bytes(file->fd, &bytes);
+	int rc = file_bytes(file->fd, &bytes, NULL);
 	if (!rc && bytes < sizeof file->header)
 		return damaged(why, file->name, "it is too short");
 	if (!rc)
@@ -338,6 +338,42 @@ static int read_all(struct io *io, const struct segment_file *file, struct makin
 	}
 	(void)io_drain(io); // what is still in flight lands in our own buffers
 	return status;
+}
+
+static int read_section(struct io *io, const struct segment_file *file, const struct disk_section *s, uint8_t *data, char *why)
+{
+	if (s->offset % DISK_PAGE || s->bytes > IMAGE_PART_MAX || s->offset > file->header.index_offset ||
+	    page_round(s->bytes) > file->header.index_offset - s->offset)
+		return damaged(why, file->name, "its sections overlap or leave gaps");
+	int rc = io_move(io, file->fd, file->name, false, s->offset, data, page_round(s->bytes));
+	if (rc)
+		return disk_errno(why, rc, "cannot read", file->name);
+	return XXH3_64bits(data, s->bytes) == s->checksum ? 0
+	                                                  : damaged(why, file->name, "its token ids do not have their checksum");
+}
+
+int segment_file_tokens(struct io *io, const struct segment_file *file, const struct image_segment *shape, uint32_t used,
+                        int (*put)(void *arg, uint32_t row, const uint32_t *tokens, uint32_t n), void *arg, char *why)
+{
+	uint8_t *data = malloc(IMAGE_PART_MAX);
+	uint32_t row = 0;
+	int status = data ? 0 : disk_fail(why, MPIG_ENOMEM, "the daemon has no memory to read token ids");
+	for (uint64_t i = 0; i < file->header.section_count && row < used && !status; i++) {
+		const struct disk_section *s = &file->section[i];
+		if (s->kind != IMAGE_TOKENS)
+			continue;
+		if (s->block >= shape->block_count || shape->block[s->block].first_row + s->at / 4 != row || !s->bytes ||
+		    s->bytes % 4)
+			status = damaged(why, file->name, "its token ids are not where they belong");
+		else
+			status = read_section(io, file, s, data, why);
+		uint32_t n = (uint32_t)(s->bytes / 4) < used - row ? (uint32_t)(s->bytes / 4) : used - row;
+		if (!status)
+			status = put(arg, row, (const uint32_t *)(const void *)data, n);
+		row += n;
+	}
+	free(data);
+	return !status && row < used ? damaged(why, file->name, "token ids are missing") : status;
 }
 
 int segment_file_read(struct io *io, const struct segment_file *file, struct making *m, uint32_t segment,

@@ -16,12 +16,21 @@ const char *const control_access_names[CONTROL_ACCESS_COUNT] = {
 	[CONTROL_READ] = "who may read the context",
 	[CONTROL_OPEN] = "who may read the context; with MPIG_OPEN_WRITE, who may write it",
 	[CONTROL_OWN] = "the context's owner",
-	[CONTROL_DISK] = "to save and erase: the owner; to load and check: who may read",
+	[CONTROL_DISK] = "to save and erase: the owner; to load and check: who may read; to collect garbage: administrators",
 	[CONTROL_STREAM] = "to export: who may read the context; to import: anybody, and owns what is made",
 	[CONTROL_OWN_USER] = "anybody, on connections and limits of their own user; administrators: of all",
 	[CONTROL_DRAIN] = "to look: anybody; to begin and to end: administrators",
 	[CONTROL_ADMIN] = "administrators",
 };
+
+static int check_administrator(struct peer *p, struct request *r)
+{
+	if (peer_administers(p))
+		return MPIG_OK;
+	return control_fail(r, MPIG_EACCES,
+	                    "only root, the daemon's user and members of daemon.admin_group may do this; uid %u may not",
+	                    p->who.uid);
+}
 
 static int check_disk(struct peer *p, struct request *r, const struct mpig_ctl_disk *in)
 {
@@ -34,6 +43,8 @@ static int check_disk(struct peer *p, struct request *r, const struct mpig_ctl_d
 	struct server *s = p->server;
 	if (in->job || !s->disk || in->work < MPIG_DISK_SAVE || in->work >= MPIG_DISK_WORKS)
 		return MPIG_OK; // jobs are their owners'; the rest is refused by the operation
+	if (in->work == MPIG_DISK_GC)
+		return check_administrator(p, r);
 	int status = MPIG_OK;
 	if (in->work == MPIG_DISK_SAVE)
 		status = store_context_access(s->store, &p->who, in->name, ACCESS_OWN, r->why);
@@ -48,7 +59,8 @@ int control_access_check(struct peer *p, struct request *r, enum control_access 
 	                      offsetof(struct mpig_ctl_disk, name) == sizeof(struct mpig_control_header),
 	              "operations on a context have its name behind the header");
 	static_assert(offsetof(struct mpig_ctl_signature, name) == sizeof(struct mpig_control_header) &&
-	                      offsetof(struct mpig_ctl_stream, name) == sizeof(struct mpig_control_header),
+	                      offsetof(struct mpig_ctl_stream, name) == sizeof(struct mpig_control_header) &&
+	                      offsetof(struct mpig_ctl_policy, name) == sizeof(struct mpig_control_header),
 	              "and these");
 	const char *name = (const char *)(r->header + 1);
 	const struct mpig_ctl_open *open = (const void *)r->header;
@@ -70,11 +82,7 @@ int control_access_check(struct peer *p, struct request *r, enum control_access 
 			return MPIG_OK;
 		__attribute__((fallthrough));
 	case CONTROL_ADMIN:
-		if (peer_administers(p))
-			return MPIG_OK;
-		return control_fail(r, MPIG_EACCES,
-		                    "only root, the daemon's user and members of daemon.admin_group may do this; uid %u may not",
-		                    p->who.uid);
+		return check_administrator(p, r);
 	case CONTROL_OPEN:
 		want = open->flags & MPIG_OPEN_WRITE ? ACCESS_WRITE : ACCESS_READ;
 		break;

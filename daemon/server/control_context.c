@@ -41,6 +41,15 @@ static int check_open(struct request *r, const struct mpig_ctl_open *in)
 	return MPIG_OK;
 }
 
+// What only a disk can keep is not promised without one.
+static int check_policy(struct peer *p, struct request *r, const struct mpig_wire_policy *policy)
+{
+	bool disk = policy->persist > MPIG_PERSIST_NONE || policy->flags & MPIG_POLICY_ERASE;
+	if (disk && !p->server->disk)
+		return control_fail(r, MPIG_ENOTSUP, "this daemon keeps nothing on disk: set disk.dir in its configuration");
+	return MPIG_OK;
+}
+
 static int check_handle(struct peer *p, struct request *r, uint32_t handle)
 {
 	int status = session_free_handle(p->session, handle);
@@ -99,6 +108,9 @@ int control_create(struct peer *p, struct request *r)
 		                    "CREATE: name must end with a zero within %u bytes, flags and reserved must be zero",
 		                    MPIG_NAME_BYTES);
 	int status = check_handle(p, r, in->handle);
+	if (status != MPIG_OK)
+		return status;
+	status = check_policy(p, r, &in->policy);
 	if (status != MPIG_OK)
 		return status;
 	struct context *c;
@@ -190,17 +202,24 @@ int control_open_prefix(struct peer *p, struct request *r)
 		status = read_tokens(r, in->tokens, &tokens);
 	if (status != MPIG_OK)
 		return status;
-	struct context *c;
-	uint64_t matched = 0, least = in->min_tokens ? in->min_tokens : 1;
-	status = store_context_open_prefix(p->server->store, &p->who, (const uint8_t *)in->fingerprint, tokens, in->tokens, least,
-	                                   &c, &matched, r->why);
+	const struct prefix_query query = {
+		.fingerprint = (const uint8_t *)in->fingerprint,
+		.tokens = tokens,
+		.count = in->tokens,
+		.min_tokens = in->min_tokens,
+		.saved = in->flags & MPIG_OPEN_LOAD && p->server->disk && p->server->options.disk.load_on_open,
+	};
+	struct prefix_found found = {0};
+	status = store_find_prefix(p->server->store, &p->who, &query, &found, r->why);
 	free(tokens);
+	if (status == MPIG_OK && !found.context)
+		status = control_load(p, r, found.saved); // never 0: the client asks again
 	bool fork = in->flags & MPIG_OPEN_FORK;
 	if (status == MPIG_OK && fork)
-		status = fork_context(p, r, &c, matched, in->new_name);
+		status = fork_context(p, r, &found.context, found.matched, in->new_name);
 	if (status != MPIG_OK)
 		return status;
-	status = bind_and_reply(p, r, c, in->handle, fork || in->flags & MPIG_OPEN_WRITE, matched);
+	status = bind_and_reply(p, r, found.context, in->handle, fork || in->flags & MPIG_OPEN_WRITE, found.matched);
 	server_refresh_stats(p->server);
 	return status;
 }
@@ -262,15 +281,22 @@ int control_evict(struct peer *p, struct request *r)
 	return reply_empty(p, r);
 }
 
-int control_pin(struct peer *p, struct request *r)
+int control_policy(struct peer *p, struct request *r)
 {
-	const struct mpig_ctl_open *in = (const void *)r->header;
-	int status = check_open(r, in);
-	if (status == MPIG_OK && in->mode > 1)
-		return control_fail(r, MPIG_EPROTO, "PIN: mode is %u, must be 0 or 1", in->mode);
+	const struct mpig_ctl_policy *in = (const void *)r->header;
+	if (!terminated(in->name, sizeof in->name))
+		return control_fail(r, MPIG_EPROTO, "POLICY: name must end with a zero within %u bytes", MPIG_NAME_BYTES);
+	if (in->reserved0 || !zero(in->reserved, sizeof in->reserved) || !in->set || in->set & ~(uint32_t)MPIG_SET_ALL)
+		return control_fail(r, MPIG_EPROTO,
+		                    "POLICY: set names no part or one that is not known, or reserved fields are not zero");
+	struct mpig_ctl_policy reply = {.set = in->set};
+	int status = check_policy(p, r, &in->policy);
 	if (status == MPIG_OK)
-		status = store_context_pin(p->server->store, &p->who, in->name, in->mode, r->why);
-	return status == MPIG_OK ? reply_empty(p, r) : status;
+		status = store_context_policy(p->server->store, &p->who, in->name, in->set, &in->policy, &reply.policy, r->why);
+	if (status != MPIG_OK)
+		return status;
+	memcpy(reply.name, in->name, sizeof reply.name);
+	return control_reply(p, r, &reply, sizeof reply, NULL, 0);
 }
 
 int control_chmod(struct peer *p, struct request *r)

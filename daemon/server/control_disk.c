@@ -2,6 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "daemon/base/clock.h"
 #include "daemon/base/log.h"
 #include "daemon/disk/job.h"
 #include "daemon/server/peer.h"
@@ -14,26 +15,40 @@ static int check_disk(struct peer *p, struct request *r, const struct mpig_ctl_d
 	if (!memchr(in->name, 0, sizeof in->name))
 		return control_fail(r, MPIG_EPROTO, "DISK: name must end with a zero within %u bytes", MPIG_NAME_BYTES);
 	if (in->state || in->done || in->total || in->tokens || in->bytes || in->moved || in->segments || in->shared ||
-	    in->reserved0 || memcmp(in->reserved, zeros, sizeof in->reserved) != 0)
+	    in->leftovers || in->orphans || in->damaged || in->dry > 1 || memcmp(in->reserved, zeros, sizeof in->reserved) != 0)
 		return control_fail(r, MPIG_EPROTO, "DISK: fields of the reply and reserved bytes must be zero in a request");
+	if (in->work != MPIG_DISK_GC && (in->dry || in->damaged_days))
+		return control_fail(r, MPIG_EPROTO, "DISK: dry and damaged_days belong to GC");
 	if (in->work < MPIG_DISK_SAVE || in->work >= MPIG_DISK_WORKS)
 		return control_fail(r, MPIG_EPROTO, "DISK: work %u is not known", in->work);
-	if (!p->server->jobs)
+	if (!p->server->disk)
 		return control_fail(r, MPIG_ENOTSUP, "this daemon keeps nothing on disk: set disk.dir in its configuration");
 	if (!in->job && p->server->draining)
 		return control_fail(r, MPIG_ESHUTDOWN, "the daemon is shutting down; connect again when it is back");
 	return MPIG_OK;
 }
 
+static int begin_gc(struct disk_jobs *jobs, struct peer *p, struct request *r, const struct mpig_ctl_disk *in, uint64_t *job)
+{
+	uint64_t now = real_ns(), age = in->damaged_days * UINT64_C(86400000000000);
+	struct disk_gc_options options = {.dry = in->dry,
+	                                  .damaged_before_ns = in->damaged_days == UINT32_MAX ? 0
+	                                                       : now > age                    ? now - age
+	                                                                                      : 1};
+	return disk_job_begin_gc(jobs, &p->who, &options, job, r->why);
+}
+
 int control_disk(struct peer *p, struct request *r)
 {
-	static_assert((int)MPIG_DISK_ERASE == (int)DISK_ERASE && (int)MPIG_DISK_WORKS == (int)DISK_WORKS, "the same numbers");
+	static_assert((int)MPIG_DISK_GC == (int)DISK_GC && (int)MPIG_DISK_WORKS == (int)DISK_WORKS, "the same numbers");
 	const struct mpig_ctl_disk *in = (const void *)r->header;
 	struct disk_jobs *jobs = p->server->jobs;
 	struct disk_job_view view;
 	uint64_t job = in->job;
 	int status = check_disk(p, r, in);
-	if (status == MPIG_OK && !job)
+	if (status == MPIG_OK && !job && in->work == MPIG_DISK_GC)
+		status = begin_gc(jobs, p, r, in, &job);
+	else if (status == MPIG_OK && !job)
 		status = disk_job_begin(jobs, (enum disk_work)in->work, &p->who, in->name, &job, r->why);
 	if (status != MPIG_OK)
 		return status;
@@ -57,7 +72,12 @@ int control_disk(struct peer *p, struct request *r)
 		.moved = view.result.moved,
 		.segments = view.result.segments,
 		.shared = view.result.shared,
+		.leftovers = view.gc.leftovers,
+		.orphans = view.gc.orphans,
+		.damaged = view.gc.damaged,
 	};
+	if (in->work == MPIG_DISK_GC)
+		reply.bytes = view.gc.bytes;
 	memcpy(reply.name, in->name, sizeof reply.name);
 	return control_reply(p, r, &reply, sizeof reply, NULL, 0);
 }
@@ -90,6 +110,7 @@ int control_saved(struct peer *p, struct request *r)
 		out->uid = saved[i].identity.uid;
 		out->gid = saved[i].identity.gid;
 		out->mode = saved[i].identity.mode;
+		out->policy = saved[i].policy;
 	}
 	if (status == MPIG_OK) {
 		reply->page.more = more;
@@ -106,7 +127,7 @@ int control_load(struct peer *p, struct request *r, const char *name)
 {
 	struct server *s = p->server;
 	struct disk_job_view view;
-	if (!s->jobs || !s->options.disk.load_on_open)
+	if (!s->disk || !s->options.disk.load_on_open)
 		return MPIG_ENOENT;
 	if (!disk_has(s->disk, name)) // soon after the start it is not known yet what there is
 		return disk_is_known(s->disk)

@@ -1,11 +1,12 @@
 #include "daemon/server/reload.h"
-#include "daemon/server/indexer.h"
+#include <assert.h>
 
 #include <grp.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "daemon/base/log.h"
+#include "daemon/server/indexer.h"
 #include "daemon/server/peer.h"
 #include "daemon/server/service.h"
 #include "shm/status.h"
@@ -26,9 +27,10 @@ int server_find_group(const char *option, const char *name, uint32_t *gid, char 
 
 struct disk_policy server_disk_policy(const struct options *o)
 {
+	static_assert((int)PERSIST_NONE + 1 == (int)MPIG_PERSIST_NONE && (int)PERSIST_COMMIT + 1 == (int)MPIG_PERSIST_COMMIT,
+	              "the option's words are those of contexts, but for default");
 	return (struct disk_policy){
-		.save = o->disk.persist == PERSIST_IDLE || o->disk.persist == PERSIST_COMMIT,
-		.idle_ns = o->disk.persist == PERSIST_IDLE ? o->disk.idle_ns : 0,
+		.otherwise = {.persist = (uint32_t)o->disk.persist + 1, .idle_ns = o->disk.idle_ns},
 		.rate = o->disk.rate,
 		.high = (double)o->disk.evict_high,
 		.low = (double)o->disk.evict_low,

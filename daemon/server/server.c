@@ -23,7 +23,7 @@
 // ---- statistics ------------------------------------------------------------------------------------------------------
 static void refresh_disk(struct server *s)
 {
-	if (!s->jobs)
+	if (!s->disk)
 		return;
 	struct mpig_stats *stats = s->stats.stats;
 	struct disk_counts counts;
@@ -53,7 +53,7 @@ void server_refresh_stats(struct server *s)
 	refresh_disk(s);
 	stats_set(&stats->flags, (s->drained ? MPIG_STATS_DRAINED : 0) | (s->draining ? MPIG_STATS_STOPPING : 0) |
 	                                 (s->started && !s->draining && !s->drained ? MPIG_STATS_READY : 0) |
-	                                 (s->jobs ? MPIG_STATS_DISK : 0));
+	                                 (s->disk ? MPIG_STATS_DISK : 0));
 }
 
 // ---- idle work -------------------------------------------------------------------------------------------------------

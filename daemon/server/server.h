@@ -35,8 +35,8 @@ struct server {
 	struct pool *pool;
 	struct store *store;
 	struct engine *engine;
-	struct disk *disk;      // NULL: nothing is kept on disk
-	struct disk_jobs *jobs; // likewise
+	struct disk *disk; // NULL: nothing is kept on disk
+	struct disk_jobs *jobs;
 	struct indexer *indexer;
 	struct streams *streams;
 	struct stats_file stats;

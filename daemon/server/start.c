@@ -196,8 +196,6 @@ static int start_streams(struct server *s)
 static int start_disk(struct server *s)
 {
 	const struct options *o = &s->options;
-	if (!o->disk.dir[0])
-		return 0;
 	struct disk_options disk = {.dir = o->disk.dir,
 	                            .depth = o->disk.queue_depth,
 	                            .chunk = o->disk.chunk,
@@ -205,7 +203,7 @@ static int start_disk(struct server *s)
 	                            .table_bytes = engine_table_bytes};
 	char why[MPIG_TEXT_BYTES];
 	memcpy(disk.pool_id, pool_superblock(s->pool)->instance_id, sizeof disk.pool_id);
-	int status = disk_create(&disk, &s->disk, why);
+	int status = o->disk.dir[0] ? disk_create(&disk, &s->disk, why) : MPIG_OK;
 	if (status != MPIG_OK) {
 		log_error("disk.dir: %s", why);
 		return -1;
@@ -355,7 +353,7 @@ void server_stop(struct server *s)
 	streams_destroy(s->streams);
 	indexer_stop(s->indexer);
 	// Leases are given back by now, and with them what was not committed.
-	bool save = s->started && complete && !s->hurry && s->options.disk.persist != PERSIST_NONE;
+	bool save = s->started && complete && !s->hurry && s->disk; // whichever contexts' policy says so
 	if (save)
 		service_status("Saving contexts to %s", s->options.disk.dir);
 	disk_jobs_stop(s->jobs, save, service_progress, NULL);

@@ -329,6 +329,10 @@ static void read_context(struct attach *a, struct context *c)
 		return;
 	}
 	c->identity = (struct identity){slot->uid, slot->gid, slot->mode};
+	c->policy = slot->policy;
+	c->policy_stale = true;
+	if (c->record->used_ns && c->policy.ttl_s) // its time goes on while no daemon runs
+		c->used_ns = c->record->used_ns;
 	if (committed > MPIG_MAX_TOKENS) {
 		attach_damaged(a, c, "%" PRIu64 " tokens are more than a context can hold", committed);
 		committed = 0;

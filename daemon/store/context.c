@@ -140,6 +140,7 @@ static struct context *context_new(struct store *s, const struct context_draft *
 	c->spec = spec;
 	atomic_fetch_add(&spec->refs, 1);
 	c->identity = draft->identity;
+	c->policy = draft->policy;
 	c->id = s->next_id++;
 	c->parent_id = draft->parent_id;
 	c->fork_tokens = draft->fork_tokens;
@@ -253,6 +254,9 @@ void context_announce(struct store *s, struct context *c)
 	struct context **chain = &s->by_name[name_bucket(c->name)];
 	c->name_next = *chain;
 	*chain = c;
+	struct saved *saved = saved_find(s, c->name);
+	if (saved)
+		saved->in_memory = true;
 }
 
 static int check_expected(const struct store *s, const struct identity *owner, const struct spec *spec, uint64_t tokens,
@@ -284,13 +288,16 @@ int store_context_create(struct store *s, const struct credentials *who, const s
 	if (body->mode > 0777)
 		return refuse(why, MPIG_EINVAL, "mode is %#o, must be at most 0777", body->mode);
 	struct spec *spec;
-	int status = spec_create(layers, body->layer_count, &spec, why);
+	int status = policy_check(&body->policy, why);
+	if (!status)
+		status = spec_create(layers, body->layer_count, &spec, why);
 	if (status)
 		return status;
 	struct context_draft draft = {
 		.name = body->name,
 		.fingerprint = (const uint8_t *)body->fingerprint,
 		.identity = {who->uid, who->gid, body->mode ? body->mode : 0600},
+		.policy = body->policy,
 		.seed = body->seed ? body->seed : random_seed(s),
 	};
 	struct context *c;
@@ -354,7 +361,8 @@ static void fill_info(const struct context *c, struct mpig_wire_context *out)
 		.writer_pid = atomic_load(&c->holder) ? c->writer_pid : 0,
 		.flags = c->damage ? MPIG_CONTEXT_QUARANTINED : 0,
 	};
-	out->flags |= c->pinned ? MPIG_CONTEXT_PINNED : 0;
+	out->flags |= context_pinned(c->store, c) ? MPIG_CONTEXT_PINNED : 0;
+	out->policy = c->policy;
 	if (context_is_saved(c))
 		out->flags |= MPIG_CONTEXT_SAVED;
 	memcpy(out->name, c->name, sizeof out->name);

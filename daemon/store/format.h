@@ -7,7 +7,8 @@
 //       word:      state (LIVE, DROPPED,          one store drops a context
 //                  QUARANTINED)                   found damaged when attached
 //       word:      committed                      one release store commits
-//       slots A, B: owner, group, mode, segment list, parameters    the newer one with a valid checksum counts
+//       word:      used_ns                        of contexts with a TTL; stored now and then
+//       slots A, B: owner, group, mode, policy, segment list, parameters    the newer one with a valid checksum counts
 //       -> spec: layer_count x struct mpig_wire_layer                                     (checksummed)
 //       -> segment list: {segment offset, first token, length} x count                    (checksummed)
 //            segment record: blocks [n], sealed rows, generation, frames of int8 keys
@@ -33,8 +34,8 @@
 #define POOL_GRANULE 4096u
 #define POOL_MAX_CONTEXTS 65536u
 #define SEGMENT_MAX_ROWS 65536u
-#define SEGMENT_MAX_BLOCKS 320u // 65,536 rows of 256, with room for short last blocks
-#define BLOCK_MIN_ROWS 256u
+#define SEGMENT_MAX_BLOCKS 248u // their record fits a granule; write.c makes no more
+#define BLOCK_MIN_ROWS 16u
 #define BLOCK_MAX_ROWS 4096u
 
 // Feature masks as ext4's: an unknown compat bit is ignored, an unknown ro_compat bit allows reading, an unknown incompat bit refuses.
@@ -83,6 +84,7 @@ struct context_slot { // two of them; pool_publish() writes the older one whole
 	uint64_t params_offset; // 0 = none yet
 	uint32_t segment_count, signature_version;
 	uint32_t uid, gid, mode, reserved;
+	struct mpig_wire_policy policy;
 	uint64_t checksum; // XXH3 of the above
 };
 
@@ -97,6 +99,7 @@ struct context_record {
 	uint32_t layer_count, reserved;
 	uint64_t state;     // enum context_state
 	uint64_t committed; // tokens
+	uint64_t used_ns;   // CLOCK_REALTIME, of the last use as far as it was noted; 0: not noted
 	struct context_slot slot[2];
 };
 

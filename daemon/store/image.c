@@ -128,7 +128,9 @@ static int describe(const struct store *s, struct context *c, struct image *imag
 	struct image_context *out = &image->context;
 	*out = (struct image_context){
 		.identity = c->identity,
+		.policy = c->policy,
 		.created_ns = c->created_ns,
+		.used_ns = atomic_load(&c->used_ns),
 		.seed = c->seed,
 		.committed = context_committed(c),
 		.layer_count = c->spec->layer_count,
@@ -256,6 +258,9 @@ void image_saved(struct image *image)
 	c->on_disk = memcmp(&c->identity, &image->context.identity, sizeof c->identity) == 0;
 	c->disk_tokens = image->context.committed;
 	c->disk_cuts = image->cuts;
+	bool same = !context_dropped(c) && atomic_load(&c->cuts) == image->cuts;
+	saved_put(image->store, same ? c : NULL, &image->context);
+	c->policy_stale = memcmp(&c->policy, &image->context.policy, sizeof c->policy) != 0;
 	store_unlock(image->store);
 }
 
@@ -275,14 +280,14 @@ void store_segment_not_on_disk(struct store *s, const uint8_t id[IMAGE_ID_BYTES]
 		for (size_t i = 0; i < s->count; i++) {
 			const struct snapshot *snap = atomic_load(&s->context[i]->snapshot);
 			for (uint32_t k = 0; k < snap->count; k++) {
-				uint8_t *mine = snap->ref[k].segment->id[0], *other = snap->ref[k].segment->id[1];
-				uint8_t *gone = !memcmp(mine, id, IMAGE_ID_BYTES)    ? mine
-				                : !memcmp(other, id, IMAGE_ID_BYTES) ? other
-				                                                     : NULL;
-				if (gone)
+				struct segment *seg = snap->ref[k].segment;
+				for (uint32_t slot = 0; slot < GENERATIONS; slot++) {
+					if (memcmp(seg->id[slot], id, IMAGE_ID_BYTES) != 0)
+						continue;
 					s->context[i]->on_disk = false;
-				if (gone && forget)
-					memset(gone, 0, IMAGE_ID_BYTES);
+					if (forget)
+						memset(seg->id[slot], 0, IMAGE_ID_BYTES);
+				}
 			}
 		}
 	store_unlock(s);

@@ -55,7 +55,8 @@ struct image_context {
 	char name[MPIG_NAME_BYTES];
 	uint8_t fingerprint[64];
 	struct identity identity;
-	uint64_t created_ns, seed, committed;
+	struct mpig_wire_policy policy;
+	uint64_t created_ns, used_ns, seed, committed;
 	uint32_t layer_count, signature_version, segment_count;
 	struct mpig_wire_layer *layer;
 	uint64_t params_bytes; // 0: no index yet
@@ -85,15 +86,58 @@ void store_segment_not_on_disk(struct store *s, const uint8_t id[IMAGE_ID_BYTES]
 // At start: tells the store that the segment whose record is at this offset, with this checksum, is on disk. False: no such one.
 bool store_segment_on_disk(struct store *s, uint32_t uid, uint64_t offset, uint64_t checksum, const uint8_t id[IMAGE_ID_BYTES]);
 
+// ---- searches ----------------------------------------------------------------------------------------------------------
+// What is on disk is found by its tokens, too. A save tells so by itself (image_saved); whoever finds manifests tells it here, and brings the tokens
+// later: store_next_unplaced says of which, store_place_saved takes them in order, in pieces of any length. MPIG_ENOENT: it was replaced
+// meanwhile; MPIG_ENOMEM.
+void store_saved_put(struct store *s, const struct image_context *from);
+void store_saved_remove(struct store *s, const char *name);
+struct unplaced {
+	char name[MPIG_NAME_BYTES];
+	uint64_t number; // of its state
+};
+bool store_next_unplaced(struct store *s, struct unplaced *out); // false: there is none
+int store_place_saved(struct store *s, const struct unplaced *of, uint64_t position, const uint32_t *tokens, uint64_t count);
+void store_give_up_placing(struct store *s, const struct unplaced *of); // they cannot be read
+
 // ---- policies ----------------------------------------------------------------------------------------------------------
-// The first context after *cursor (an id, 0 to begin) of which not all is on disk and that nobody has used since; advances the cursor.
-bool store_next_unsaved(struct store *s, uint64_t idle_since_ns, uint64_t *cursor, char name[MPIG_NAME_BYTES]);
+struct persist_default {  // of contexts whose policy does not say
+	uint32_t persist; // enum mpig_persist but DEFAULT
+	uint64_t idle_ns;
+};
+// The first context after *cursor (an id, 0 to begin) of which not all is on disk and that is to be saved now, or because the daemon stops;
+// advances the cursor.
+bool store_next_unsaved(struct store *s, const struct persist_default *otherwise, bool stopping, uint64_t *cursor,
+                        char name[MPIG_NAME_BYTES]);
+// A context that nobody has used for its TTL, has open, or pinned. What is on disk as it is, or is not to be saved by its policy, has left memory already
+// (EXPIRED_LEFT). The others are to be saved first (EXPIRED_SAVE), or erased from disk and then dropped by store_drop_expired (EXPIRED_ERASE).
+// False: there is none. disk: whether there is one at all.
+enum expired { EXPIRED_LEFT, EXPIRED_SAVE, EXPIRED_ERASE };
+struct expiry {
+	enum expired what;
+	bool lost; // LEFT: it was not on disk
+	char name[MPIG_NAME_BYTES];
+	uint64_t created_ns;
+	uint32_t uid;
+};
+bool store_next_expired(struct store *s, const struct persist_default *otherwise, bool disk, struct expiry *out);
+bool store_drop_expired(struct store *s, const struct expiry *of);                   // false: it is in use again
+void store_not_expired_before(struct store *s, const char *name, uint64_t until_ns); // it is not asked for before
+uint64_t store_used_ns(struct store *s, const char *name, uint64_t created_ns);      // 0: that one is not in memory
+void store_note_uses(struct store *s); // into the pool, for those whose time a restart must not begin again
+// A context whose policy was changed, so that what is on disk should be told; one that has left memory since, too. False: there is none.
+struct changed_policy {
+	struct changed_policy *next; // inside
+	char name[MPIG_NAME_BYTES];
+	struct mpig_wire_policy policy;
+	uint64_t created_ns;
+	uint32_t uid;
+};
+bool store_next_changed_policy(struct store *s, struct changed_policy *out);
 // Drops the least recently used of the contexts that are on disk as they are and that nobody has open. False: there is none.
 bool store_evict(struct store *s, char name[MPIG_NAME_BYTES]);
 // The owner's business. MPIG_EBUSY: it is not on disk as it is, pinned, or open.
 int store_context_evict(struct store *s, const struct credentials *who, const char *name, char *why);
-int store_context_pin(struct store *s, const struct credentials *who, const char *name, bool pinned,
-                      char *why); // until the daemon ends
 
 // ---- making ----------------------------------------------------------------------------------------------------------
 struct making;

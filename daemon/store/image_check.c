@@ -48,7 +48,8 @@ static int check_block(const struct making *m, const struct making_checks *check
 			return refuse(why, MPIG_ECORRUPT, "segment %u, block %u, strip %u: a row has a NaN or an infinity", i, b,
 			              strip);
 		uint64_t codes = g && g->code_block[b] ? code_offsets(pool_at(pool, g->code_block[b]))[strip] : 0;
-		if (codes && !finite_halves(pool_at(pool, codes + block->rows * code_bytes(m->spec, generation_bits(g), strip)), used))
+		if (codes &&
+		    !finite_halves(pool_at(pool, codes + block->rows * code_bytes(m->spec, generation_bits(g), strip)), used))
 			return refuse(why, MPIG_ECORRUPT, "segment %u, block %u, strip %u: the index has a NaN or an infinity", i,
 			              b, strip);
 	}

@@ -40,7 +40,7 @@ static bool segment_fits(const struct image_context *from, const struct spec *sp
 static int check(const struct image_context *from, const struct spec *spec, char *why)
 {
 	char text[MPIG_TEXT_BYTES];
-	if (name_valid(from->name, "name", text))
+	if (name_valid(from->name, "name", text) || policy_check(&from->policy, text))
 		return refuse(why, MPIG_ECORRUPT, "the image: %.200s", text);
 	uint64_t params = from->params ? spec->params_bytes - sizeof(struct params_record) : 0;
 	if (from->identity.mode > 0777 || from->committed > MPIG_MAX_TOKENS || !from->committed != !from->segment_count ||
@@ -258,6 +258,7 @@ static int announce(struct making *m, char *why)
 		.name = m->from.name,
 		.fingerprint = m->from.fingerprint,
 		.identity = m->from.identity,
+		.policy = m->from.policy,
 		.seed = m->from.seed,
 		.segment_count = m->from.segment_count,
 	};
@@ -279,7 +280,10 @@ static int announce(struct making *m, char *why)
 	c->on_disk = !m->from.foreign;
 	c->disk_tokens = m->from.committed;
 	context_announce(s, c);
-	s->prefix.late = true;
+	const struct saved *saved = saved_find(s, c->name);
+	if (!saved || m->from.foreign || saved->created_ns != c->created_ns || saved->committed != m->from.committed ||
+	    !prefix_share_end(&c->prefix, &saved->prefix, saved->committed))
+		s->prefix.late = true;
 	m->params = NULL;
 	memset(m->segment, 0, m->from.segment_count * sizeof(struct segment *));
 	return 0;

@@ -17,6 +17,7 @@
 #define MPIG_STORE_INTERNAL_H
 
 #include "daemon/store/format.h"
+#include "daemon/store/image.h"
 #include "daemon/store/pool.h"
 #include "daemon/store/record.h"
 #include "daemon/store/store.h"
@@ -109,6 +110,25 @@ struct snapshot { // the segments of a context; the rows of one end where the ne
 	struct ref ref[];
 };
 
+struct prefix_end {               // where a sequence of token ids ends in the tree of its fingerprint
+	struct prefix_node *node; // NULL: it has no place
+	uint64_t tokens;
+	struct prefix_end *next, **link; // others that end on the same edge
+	bool saved;                      // of a struct saved; otherwise of a struct context
+};
+
+// A context on disk, as far as searches must know of it: it may be in memory as well (then it is not looked at), or have left.
+struct saved {
+	struct saved *next;
+	struct prefix_end prefix;
+	struct identity identity;
+	uint8_t fingerprint[64];
+	char name[MPIG_NAME_BYTES];
+	uint64_t created_ns, committed, number; // number: of this state of it
+	bool in_memory;                         // there is a context of that name
+	bool given_up;                          // its tokens could not be read
+};
+
 struct context {
 	struct store *store;
 	_Atomic uint32_t refs;
@@ -136,8 +156,10 @@ struct context {
 	struct garbage *garbage[2]; // by epoch
 	uint32_t draining;          // truncations whose rows may not be overwritten yet
 	_Atomic uint64_t cuts;      // truncations of committed tokens
-	bool pinned;                // stays in memory
-	bool on_disk;               // its first disk_tokens tokens, as they were after disk_cuts truncations
+	struct mpig_wire_policy policy;
+	uint64_t patient_until_ns; // its time is over, but what that asks for failed: not tried before
+	bool policy_stale;         // what is on disk may have been saved with another
+	bool on_disk;              // its first disk_tokens tokens, as they were after disk_cuts truncations
 	uint64_t disk_tokens, disk_cuts;
 
 	// the writer's side
@@ -155,9 +177,7 @@ struct context {
 		void (*release)(void *data);
 	} companion[COMPANIONS];
 
-	struct prefix_node *prefix; // where its committed tokens end in the tree of its fingerprint; NULL: it has none
-	uint64_t prefix_end;
-	struct context *prefix_next, **prefix_link;
+	struct prefix_end prefix; // where its committed tokens end
 	struct garbage drop;
 };
 
@@ -186,7 +206,11 @@ struct store {
 	uint64_t next_id, metadata_bytes;
 	uint32_t next_slot;
 	struct prefix_index prefix;
-	struct garbage *dead; // destroyed when the lock is released
+	struct saved *saved[NAME_BUCKETS]; // by name
+	uint64_t saved_number;
+	bool saved_late;                // some have no place yet
+	struct garbage *dead;           // destroyed when the lock is released
+	struct changed_policy *changed; // of contexts that left memory before anybody asked; the oldest first
 };
 
 // store.c
@@ -369,6 +393,7 @@ struct context_draft { // a context being made
 	const char *name;
 	const uint8_t *fingerprint;
 	struct identity identity;
+	struct mpig_wire_policy policy;
 	uint64_t seed, parent_id, fork_tokens;
 	uint32_t segment_count;
 	struct need more; // what the owner will be charged for beyond the context's own records
@@ -391,10 +416,26 @@ int context_find(const struct store *s, const struct credentials *who, const cha
                  char *why);
 uint64_t context_own_bytes(const struct context *c);   // record, spec, list
 void context_drop(struct store *s, struct context *c); // owner.c
-bool context_is_saved(const struct context *c);        // policy.c: all that is committed is on disk
+// policy.c
+bool context_is_saved(const struct context *c);             // all that is committed is on disk
+void policy_left(struct store *s, const struct context *c); // it leaves memory: what is on disk may not know its policy
+static inline bool context_pinned(const struct store *s, const struct context *c)
+{
+	return c->policy.pinned_until_ns && c->policy.pinned_until_ns > store_now(s);
+}
 void context_free_records(struct store *s, const struct context *c, const struct snapshot *snap);
 
+// saved.c
+struct saved *saved_find(const struct store *s, const char *name); // NULL: that is not on disk
+void saved_put(struct store *s, const struct context *like,
+               const struct image_context *from); // like: has the same tokens; or NULL
+void saved_free_all(struct store *s);
+
 // prefix.c
+int prefix_extend_end(struct store *s, struct prefix_end *end, const uint8_t fingerprint[64], const uint32_t *token,
+                      uint64_t count);
+void prefix_cut_end(struct store *s, struct prefix_end *end, uint64_t tokens);
+bool prefix_share_end(struct prefix_end *end, const struct prefix_end *with, uint64_t tokens); // false: that has no such place
 // The context has `count` more tokens. MPIG_ENOMEM: the tree is as before.
 int prefix_extend(struct store *s, struct context *c, const uint32_t *token, uint64_t count);
 void prefix_cut(struct store *s, struct context *c, uint64_t tokens); // it has only so many; 0: it is gone

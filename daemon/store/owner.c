@@ -120,6 +120,9 @@ static void unlink_context(struct store *s, struct context *c)
 		link = &(*link)->name_next;
 	*link = c->name_next;
 	prefix_cut(s, c, 0);
+	struct saved *saved = saved_find(s, c->name);
+	if (saved)
+		saved->in_memory = false;
 	size_t i = 0;
 	while (s->context[i] != c)
 		i++;
@@ -133,6 +136,7 @@ void context_drop(struct store *s, struct context *c)
 	uint64_t *table = pool_at(s->pool, pool_superblock(s->pool)->contexts_offset);
 	pool_publish_word(s->pool, &table[c->table_slot], 0);
 	atomic_store(&c->dropped, true);
+	policy_left(s, c);
 	unlink_context(s, c);
 	const struct snapshot *snap = atomic_load(&c->snapshot);
 	struct params *p = atomic_load(&c->params);

@@ -104,23 +104,23 @@ static void unhang(struct prefix_index *index, struct prefix_node *n)
 		n->next->link = n->link;
 }
 
-void prefix_end_at(struct context *c, struct prefix_node *n, uint64_t end)
+void prefix_end_at(struct prefix_end *end, struct prefix_node *n, uint64_t tokens)
 {
-	c->prefix = n;
-	c->prefix_end = end;
-	c->prefix_next = n->ends;
-	c->prefix_link = &n->ends;
-	if (c->prefix_next)
-		c->prefix_next->prefix_link = &c->prefix_next;
-	n->ends = c;
+	end->node = n;
+	end->tokens = tokens;
+	end->next = n->ends;
+	end->link = &n->ends;
+	if (end->next)
+		end->next->link = &end->next;
+	n->ends = end;
 }
 
-void prefix_end_nowhere(struct context *c)
+void prefix_end_nowhere(struct prefix_end *end)
 {
-	*c->prefix_link = c->prefix_next;
-	if (c->prefix_next)
-		c->prefix_next->prefix_link = c->prefix_link;
-	c->prefix = NULL;
+	*end->link = end->next;
+	if (end->next)
+		end->next->link = end->link;
+	end->node = NULL;
 }
 
 // `upper`, empty and with room for them, takes the first `keep` ids of n and everything that ends on them, and n below itself.
@@ -136,12 +136,12 @@ static void split(struct prefix_index *index, struct prefix_node *n, uint64_t ke
 	memmove(n->token, n->token + keep, n->n * sizeof *n->token);
 	hang(index, parent, upper);
 	hang(index, upper, n);
-	for (struct context *c = n->ends, *next; c; c = next) {
-		next = c->prefix_next;
-		if (c->prefix_end > n->begin)
+	for (struct prefix_end *e = n->ends, *next; e; e = next) {
+		next = e->next;
+		if (e->tokens > n->begin)
 			continue;
-		prefix_end_nowhere(c);
-		prefix_end_at(c, upper, c->prefix_end);
+		prefix_end_nowhere(e);
+		prefix_end_at(e, upper, e->tokens);
 	}
 }
 
@@ -190,8 +190,8 @@ void prefix_tidy(struct prefix_index *index, struct prefix_node *n)
 	}
 	if (!n->child) {
 		uint64_t end = 0;
-		for (const struct context *c = n->ends; c; c = c->prefix_next)
-			end = c->prefix_end > end ? c->prefix_end : end;
+		for (const struct prefix_end *e = n->ends; e; e = e->next)
+			end = e->tokens > end ? e->tokens : end;
 		n->n = end - n->begin;
 	} else if (!n->ends && !n->child->next) {
 		join(index, n);

@@ -10,7 +10,7 @@ struct prefix_node {                                       // the edge that lead
 	struct prefix_node *bucket_next;                   // of the table that finds a child by its first token
 	uint64_t begin, n, capacity;                       // token[0..n) are those at positions begin..begin+n; a root has none
 	uint32_t *token;
-	struct context *ends; // begin < prefix_end <= begin + n
+	struct prefix_end *ends; // begin < tokens <= begin + n
 };
 
 struct prefix_tree {
@@ -39,9 +39,9 @@ uint64_t prefix_descend(const struct prefix_index *index, struct prefix_place *a
 // Makes the tree hold `count` more ids after a place where it does not have the first of them; returns the node where they end. NULL: no
 // memory, and the tree is as before.
 struct prefix_node *prefix_grow(struct prefix_index *index, const struct prefix_place *at, const uint32_t *token, uint64_t count);
-// A context ends at a node; no longer ends anywhere; after it has left: what no context needs any more goes.
-void prefix_end_at(struct context *c, struct prefix_node *n, uint64_t end);
-void prefix_end_nowhere(struct context *c);
+// A sequence ends at a node; no longer ends anywhere; after it has left: what none needs any more goes.
+void prefix_end_at(struct prefix_end *end, struct prefix_node *n, uint64_t tokens);
+void prefix_end_nowhere(struct prefix_end *end);
 void prefix_tidy(struct prefix_index *index, struct prefix_node *n);
 
 #endif

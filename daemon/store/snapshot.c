@@ -88,5 +88,6 @@ void slot_fill(const struct context *c, const struct snapshot *snap, struct cont
 		.uid = c->identity.uid,
 		.gid = c->identity.gid,
 		.mode = c->identity.mode,
+		.policy = c->policy,
 	};
 }

@@ -5,6 +5,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "daemon/store/image.h"
 #include "daemon/store/internal.h"
 
 int refuse(char *why, int status, const char *format, ...)
@@ -61,6 +62,8 @@ void store_destroy(struct store *s)
 	for (size_t i = 0; i < s->count; i++)
 		context_collect(s, s->context[i]);
 	store_unlock(s);
+	for (struct changed_policy ignored; s->changed;)
+		(void)store_next_changed_policy(s, &ignored);
 	for (size_t i = 0; i < s->count; i++) {
 		struct context *c = s->context[i];
 		prefix_cut(s, c, 0);
@@ -84,6 +87,7 @@ void store_destroy(struct store *s)
 		atomic_store(&c->dropped, true);
 		context_unref(c);
 	}
+	saved_free_all(s);
 	prefix_close(s);
 	free(s->context);
 	free(s->account);

@@ -102,9 +102,27 @@ int store_context_open(struct store *s, const struct credentials *who, const cha
 int store_context_open_prefix(struct store *s, const struct credentials *who, const uint8_t fingerprint[64],
                               const uint32_t *tokens, uint64_t count, uint64_t min_tokens, struct context **context,
                               uint64_t *matched, char *why);
+struct prefix_query {
+	const uint8_t *fingerprint;
+	const uint32_t *tokens;
+	uint64_t count, min_tokens;
+	bool saved; // contexts that are on disk only count, too
+};
+struct prefix_found {
+	struct context *context;     // a reference; NULL: the best one is on disk only
+	char saved[MPIG_NAME_BYTES]; // then this is its name
+	uint64_t matched;
+};
+int store_find_prefix(struct store *s, const struct credentials *who, const struct prefix_query *query,
+                      struct prefix_found *found, char *why);
 int store_context_fork(struct store *s, const struct credentials *who, struct context *parent, uint64_t tokens,
                        const char *new_name, struct context **child, char *why);
 int store_context_drop(struct store *s, const struct credentials *who, const char *name, char *why);
+// Changes the parts that `set` (enum mpig_policy_set) names; *out is the policy then in force. The owner's business. MPIG_EINVAL: contradictory.
+int store_context_policy(struct store *s, const struct credentials *who, const char *name, uint32_t set,
+                         const struct mpig_wire_policy *policy, struct mpig_wire_policy *out, char *why);
+// Is it one? 0 or MPIG_EINVAL.
+int policy_check(const struct mpig_wire_policy *policy, char *why);
 int store_context_chmod(struct store *s, const struct credentials *who, const char *name, uint32_t mode, uint32_t uid,
                         uint32_t gid, char *why);
 // Contexts with id > *cursor that `who` may read, ascending; returns how many were written, advances *cursor (0 = end).

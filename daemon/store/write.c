@@ -8,6 +8,9 @@
 
 #define BULK_ROWS 64u // appends of fewer rows are decoding: their blocks grow more slowly
 #define DECODE_MAX_ROWS 1024u
+#define FRUGAL_ROWS 256u // of a block at least, once a segment is as long, where memory is short
+// A segment's first so many get no codes while they are few: a page of codes for each head would be most of what a branch costs.
+#define EXACT_ROWS 128u
 
 // A reservation is planned block by block, everything it needs is allocated, and only then published.
 struct piece {
@@ -17,6 +20,7 @@ struct piece {
 	bool new_segment;         // this piece is its segment's first block, and the segment is new
 	bool new_block, new_rows; // the layer has no rows in the block yet
 	const uint8_t *bits;      // of the generation that the segment has or will have; NULL: none
+	bool codes;               // the block has or will have codes
 };
 
 struct plan {
@@ -54,8 +58,9 @@ static uint32_t power_of_two_below(uint32_t n)
 static uint32_t block_capacity(uint32_t row, uint64_t left, uint64_t count, bool frugal)
 {
 	uint32_t limit = count >= BULK_ROWS ? BLOCK_MAX_ROWS : DECODE_MAX_ROWS;
-	uint64_t wanted = (left + BLOCK_MIN_ROWS - 1) / BLOCK_MIN_ROWS * BLOCK_MIN_ROWS,
-		 so_far = frugal ? 0 : power_of_two_below(row);
+	uint32_t least = row < SEGMENT_MAX_ROWS / 2 ? FRUGAL_ROWS : 2 * FRUGAL_ROWS; // so that 248 blocks hold 65,536 rows
+	uint64_t wanted = (left + BLOCK_MIN_ROWS - 1) / BLOCK_MIN_ROWS * BLOCK_MIN_ROWS, so_far = power_of_two_below(row);
+	so_far = frugal && so_far > least ? least : so_far;
 	wanted = wanted > so_far ? wanted : so_far;
 	wanted = wanted < BLOCK_MIN_ROWS ? BLOCK_MIN_ROWS : wanted > limit ? limit : wanted;
 	return (uint32_t)(wanted < SEGMENT_MAX_ROWS - row ? wanted : SEGMENT_MAX_ROWS - row);
@@ -97,6 +102,7 @@ static int plan_pieces(struct plan *p, uint64_t position, uint64_t count, char *
 			piece.first_row = r->block[block].first_row;
 			piece.rows = r->block[block].rows;
 			piece.new_rows = !has_rows(pool, r, block, p->layer);
+			piece.codes = piece.bits && segment_generation(pool, snap->ref[ref].segment)->code_block[block];
 		} else {
 			if (block == SEGMENT_MAX_BLOCKS)
 				return refuse(why, MPIG_ELIMIT, "the open segment has its limit of %u blocks: seal it",
@@ -104,6 +110,7 @@ static int plan_pieces(struct plan *p, uint64_t position, uint64_t count, char *
 			piece.first_row = blocks_end;
 			piece.rows = block_capacity(blocks_end, end - at, count, p->frugal);
 			piece.new_block = piece.new_rows = true;
+			piece.codes = piece.bits && c->spec->has_codes && piece.first_row + piece.rows > EXACT_ROWS;
 			piece.new_segment = !r && block == 0;
 			p->new_refs += piece.new_segment;
 		}
@@ -132,13 +139,13 @@ static int want_piece(struct plan *p, const struct piece *piece)
 	}
 	if (piece->new_block) {
 		status |= extents_want(x, block_bytes(spec->strips, piece->rows), 0);
-		if (piece->bits && spec->has_codes)
+		if (piece->codes)
 			status |= extents_want(x, code_block_bytes(spec->strips), 0);
 	}
 	for (uint32_t h = 0; h < l->shape.kv_heads && !status; h++) {
 		int node = strip_node(p->c->store, l, h);
 		status |= extents_want(x, (uint64_t)piece->rows * l->rows.stride, node);
-		if (piece->bits && l->code_bytes_per_row)
+		if (piece->codes && l->code_bytes_per_row)
 			status |= extents_want(x, piece->rows * (2 + code_bytes(spec, piece->bits, l->first_strip + h)), node);
 	}
 	return status;
@@ -218,8 +225,8 @@ static void build_block(struct store *s, struct plan *p, struct segment *seg, co
 	segment_grow(s, seg, bytes, USE_METADATA);
 	struct generation_record *g = segment_generation(s->pool, seg);
 	if (piece->bits) {
-		uint64_t code_offset = 0;
-		if (spec->has_codes) {
+		uint64_t code_offset = 0; // also where a block was that had codes, before a truncation
+		if (piece->codes) {
 			code_offset = extents_next(&p->extents);
 			struct code_block_record *cb = pool_at(s->pool, code_offset);
 			record_init(&cb->header, RECORD_CODE_BLOCK, code_block_bytes(spec->strips));
@@ -242,7 +249,7 @@ static void build_rows(struct store *s, struct plan *p, struct segment *seg, con
 {
 	const struct layer *l = p->layer;
 	struct block_record *b = pool_at(s->pool, seg->record->block[piece->block].offset);
-	const struct generation_record *g = piece->bits ? segment_generation(s->pool, seg) : NULL;
+	const struct generation_record *g = piece->codes ? segment_generation(s->pool, seg) : NULL;
 	uint64_t row_bytes = pool_round((uint64_t)piece->rows * l->rows.stride);
 	for (uint32_t h = 0; h < l->shape.kv_heads; h++) {
 		uint64_t rows = extents_next(&p->extents);

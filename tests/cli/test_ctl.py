@@ -9,13 +9,14 @@ import re
 import shutil
 import socket
 import subprocess
+import time
 
 import pytest
 from cli_daemon import MAGICPIGCTL, MAGICPIGD, ctl
 
 OK, FAILED, USAGE, NO_DAEMON, NOT_FOUND, PERMISSION = range(6)
-COMMANDS = """status ls show drop fork verify save load saved fsck erase export import evict pin unpin clients kill-client quota drain ping config reload
-    top health metrics version analyze bench plan""".split()
+COMMANDS = """status ls show drop fork verify save load saved fsck gc erase export import evict pin unpin persist ttl clients kill-client quota drain ping
+    config reload top health metrics version analyze bench plan""".split()
 
 
 def open_terminal() -> tuple[int, int]:
@@ -504,6 +505,57 @@ def test_evict(daemon, client, book):
     assert daemon.ctl("pin", "book").returncode == NOT_FOUND
 
 
+def test_how_long_it_is_kept(daemon, client, book):
+    assert good(daemon.ctl("pin", "book")) == "book: pinned\n"
+    assert re.fullmatch(r"book: pinned for (2 h|1 h 59 min)[^,]*\n", good(daemon.ctl("pin", "book", "--ttl", "2h")))
+    assert good(daemon.ctl("unpin", "book")) == "book: -\n"
+    assert good(daemon.ctl("persist", "book", "idle", "5min")) == "book: idle 5 min\n"
+    assert good(daemon.ctl("persist", "book", "none")) == "book: not saved\n"
+    assert re.fullmatch(r"book: not saved, ttl 7 d[^,]*, then erased\n", good(daemon.ctl("ttl", "book", "7d", "--erase")))
+    assert good(daemon.ctl("persist", "book", "default")).startswith("book: ttl 7 d")
+    (seen,) = json.loads(good(daemon.ctl("--json", "persist", "book", "commit")))
+    wanted = {"persist": "commit", "idle_s": 0, "ttl_s": 7 * 86400, "ttl_erase": True, "pinned_until_ns": 0}
+    assert seen == {"name": "book", **wanted}
+    (listed,) = [c for c in json.loads(good(daemon.ctl("ls", "--json"))) if c["name"] == "book"]
+    assert {key: listed[key] for key in wanted} == wanted
+    assert re.search(r"^NAME .* KEPT$", good(daemon.ctl("ls")), re.M) and "commit, ttl 7 d" in good(daemon.ctl("ls"))
+    assert re.search(r"^  kept +commit, ttl 7 d", good(daemon.ctl("show", "book")), re.M)
+    good(daemon.ctl("save", "book"))
+    (saved,) = json.loads(good(daemon.ctl("saved", "--json")))
+    assert {key: saved[key] for key in wanted} == wanted
+    assert "commit, ttl 7 d" in good(daemon.ctl("saved"))
+    assert good(daemon.ctl("ttl", "book", "none")) == "book: commit\n"
+    client.persist("book", "idle", 7)
+    client.ttl("book", 60, erase=True)
+    client.pin("book", seconds=100)
+    info = client.info("book")
+    assert (info.persist, info.idle_s, info.ttl_s, info.ttl_erase) == ("idle", 7, 60, True) and info.pinned_until_ns > info.used_ns
+    client.ttl("book", 0), client.persist("book", "default"), client.pin("book", False)
+    client.erase_saved("book")
+    with pytest.raises(ValueError):
+        client.persist("book", "never")
+    assert daemon.ctl("ttl", "nothing", "1h").returncode == NOT_FOUND
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["persist", "book"],
+        ["persist", "book", "never"],
+        ["persist", "book", "commit", "5min"],
+        ["persist", "book", "idle", "0"],
+        ["ttl", "book"],
+        ["ttl", "book", "5 minutes"],
+        ["ttl", "book", "none", "--erase"],
+        ["ttl", "book", "9999999999"],
+        ["pin", "--ttl", "soon", "book"],
+    ],
+    ids=" ".join,
+)
+def test_usage_of_keeping(daemon, arguments):
+    assert daemon.ctl(*arguments).returncode == USAGE
+
+
 def test_fsck_without_a_daemon(daemon, book, tmp_path):
     good(daemon.ctl("save", "book"))
     copy = tmp_path / "disk"
@@ -522,6 +574,43 @@ def test_fsck_without_a_daemon(daemon, book, tmp_path):
     assert result.returncode == 1 and "the manifest of 'book' is damaged" in result.stdout
     assert good(fsck(copy)) == ""
     good(daemon.ctl("erase", "--yes", "book"))
+
+
+def test_gc(daemon, client, book, tmp_path):
+    disk = daemon.directory / "disk"
+    good(daemon.ctl("save", "book"))
+    nothing = "0 left by saves, 0 segments no context has, 0 damaged contexts: 0 B are free\n"
+    assert good(daemon.ctl("gc")) == nothing
+    (segment,) = (disk / "segments").iterdir()
+    (disk / "segments" / ("0" * 32 + ".seg")).write_bytes(bytes(1000))
+    (disk / "contexts" / "book" / "writing.tmp").write_bytes(bytes(200))
+    (disk / "contexts" / "cut-off").mkdir()
+    os.link(segment, disk / "contexts" / "cut-off" / segment.name)
+    old, new = "lost.0000000000000001", f"lost.{time.time_ns():016x}"
+    for name in (old, new, "notes"):
+        (disk / "damaged" / name).mkdir()
+        (disk / "damaged" / name / "manifest").write_bytes(bytes(10))
+    wanted = {"leftovers": 2, "orphans": 1, "damaged": 0, "bytes": 1200, "removed": False}
+    assert json.loads(good(daemon.ctl("gc", "--dry-run", "--json"))) == wanted
+    assert client.gc(dry_run=True, damaged_days=30).damaged == 1
+    copy = tmp_path / "disk"
+    shutil.copytree(disk, copy)
+    copy.chmod(0o700)
+    offline = [MAGICPIGD, "--gc", str(copy), "--damaged-days", "30"]
+    told = good(subprocess.run([*offline, "--dry-run"], capture_output=True, text=True, timeout=60))
+    assert "contexts/book/writing.tmp" in told.replace("book/", "contexts/book/") and "would be free" in told
+    assert (copy / "damaged" / old).exists()
+    assert "1 damaged contexts" in good(subprocess.run(offline, capture_output=True, text=True, timeout=60))
+    assert not (copy / "damaged" / old).exists() and (copy / "damaged" / new).exists()
+    assert json.loads(good(daemon.ctl("gc", "--json"))) == {**wanted, "removed": True}
+    assert good(daemon.ctl("gc")) == nothing and not (disk / "contexts" / "cut-off").exists()
+    assert re.search(r"0{32}\.seg: a segment no context has, 1000 bytes; removed", daemon.log_text())
+    assert client.gc(damaged_days=0).damaged == 2 and (disk / "damaged" / "notes").exists()
+    assert re.fullmatch(r"book: good, .*\n", good(daemon.ctl("fsck")))
+    shutil.rmtree(disk / "damaged" / "notes")
+    good(daemon.ctl("erase", "--yes", "book"))
+    assert daemon.ctl("gc", "now").returncode == daemon.ctl("gc", "--damaged", "x").returncode == USAGE
+    assert subprocess.run([MAGICPIGD, "--dry-run"], capture_output=True, timeout=60).returncode == USAGE
 
 
 def test_fsck_finds_damage(daemon, book):
@@ -561,6 +650,9 @@ def as_nobody(daemon, mode: int, *arguments: str):
 def test_another_users_context_cannot_be_seen_or_dropped(daemon, book):
     assert as_nobody(daemon, 0o666, "ls").stdout == b"no contexts\n"
     assert as_nobody(daemon, 0o666, "verify").stdout == b""
+    assert as_nobody(daemon, 0o666, "export", "book", "/tmp/none.mpig").returncode == PERMISSION
+    assert as_nobody(daemon, 0o666, "gc").returncode == PERMISSION
+    assert as_nobody(daemon, 0o666, "pin", "book").returncode == PERMISSION
     assert as_nobody(daemon, 0o666, "verify", "book").returncode in (NOT_FOUND, PERMISSION)
     assert as_nobody(daemon, 0o666, "drop", "--yes", "book").returncode in (NOT_FOUND, PERMISSION)
     assert good(daemon.ctl("ls", "-1")) == "book\n"

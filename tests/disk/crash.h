@@ -110,9 +110,9 @@ static inline void act_evict(int i, uint64_t *random)
 	struct told *t = &report->slot[i];
 	context_release(f.store, context[i], (uint64_t)i + 1);
 	context_unref(context[i]);
-	must(store_context_pin(f.store, &root, t->name, true, f.why) == 0);
+	must(pin(&f, t->name, &root, UINT64_MAX) == 0);
 	must(store_context_evict(f.store, &root, t->name, f.why) == MPIG_EBUSY);
-	must(store_context_pin(f.store, &root, t->name, false, f.why) == 0);
+	must(pin(&f, t->name, &root, 0) == 0);
 	t->exists = 0;
 	if (next_below(random, 4) && store_context_evict(f.store, &root, t->name, f.why) == 0) {
 		must(t->saved[0].exists && t->saved[0].committed == t->committed);

@@ -201,15 +201,17 @@ END_TEST
 // Nothing that is not on disk as it is, or that somebody has open, leaves memory; the least recently used goes first.
 START_TEST(evicted)
 {
+	static const struct persist_default at_once = {.persist = MPIG_PERSIST_COMMIT};
+	static const struct persist_default idle = {.persist = MPIG_PERSIST_IDLE, .idle_ns = UINT64_C(60000000000)};
 	char name[MPIG_NAME_BYTES] = "";
 	uint64_t cursor = 0;
 	struct context *a = create("a", 0), *b = create("b", 0);
 	grow(a, 300, true);
 	grow(b, 300, true);
 	must(!store_evict(f.store, name));
-	must(store_next_unsaved(f.store, UINT64_MAX, &cursor, name) && !strcmp(name, "a"));
-	must(store_next_unsaved(f.store, UINT64_MAX, &cursor, name) && !strcmp(name, "b"));
-	must(!store_next_unsaved(f.store, UINT64_MAX, &cursor, name));
+	must(store_next_unsaved(f.store, &at_once, false, &cursor, name) && !strcmp(name, "a"));
+	must(store_next_unsaved(f.store, &at_once, false, &cursor, name) && !strcmp(name, "b"));
+	must(!store_next_unsaved(f.store, &at_once, false, &cursor, name));
 	ck_assert_int_eq(save("a"), 0);
 	ck_assert_int_eq(save("b"), 0);
 	must(!store_evict(f.store, name)); // both are open
@@ -222,18 +224,18 @@ START_TEST(evicted)
 	must(store_evict(f.store, name) && !strcmp(name, "a"));
 	must(!store_evict(f.store, name));
 	cursor = 0;
-	must(store_next_unsaved(f.store, UINT64_MAX, &cursor, name) && !strcmp(name, "b"));
-	must(!store_next_unsaved(f.store, 1, &(uint64_t){0}, name)); // used since
+	must(store_next_unsaved(f.store, &at_once, false, &cursor, name) && !strcmp(name, "b"));
+	must(!store_next_unsaved(f.store, &idle, false, &(uint64_t){0}, name)); // used since
 	ck_assert_int_eq(save("b"), 0);
 	ck_assert_int_eq(load("a"), 0);
 	struct credentials other = user(9);
-	ck_assert_int_eq(store_context_pin(f.store, &other, "a", true, f.why), MPIG_EACCES);
+	ck_assert_int_eq(pin(&f, "a", &other, UINT64_MAX), MPIG_EACCES);
 	ck_assert_int_eq(store_context_evict(f.store, &other, "a", f.why), MPIG_EACCES);
-	ck_assert_int_eq(store_context_pin(f.store, &root, "a", true, f.why), 0);
+	ck_assert_int_eq(pin(&f, "a", &root, UINT64_MAX), 0);
 	ck_assert_int_eq(store_context_evict(f.store, &root, "a", f.why), MPIG_EBUSY);
 	must(store_evict(f.store, name) && !strcmp(name, "b"));
 	must(!store_evict(f.store, name)); // pinned
-	ck_assert_int_eq(store_context_pin(f.store, &root, "a", false, f.why), 0);
+	ck_assert_int_eq(pin(&f, "a", &root, 0), 0);
 	ck_assert_int_eq(store_context_evict(f.store, &root, "a", f.why), 0);
 	ck_assert_int_eq(store_context_evict(f.store, &root, "a", f.why), MPIG_ENOENT);
 	ck_assert_int_eq(load("a"), 0);

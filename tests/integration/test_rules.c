@@ -72,9 +72,10 @@ static const struct promise promises[] = {
 	{MPIG_CTL_DISK, "DISK load", 0, MPIG_DISK_LOAD, READERS},
 	{MPIG_CTL_DISK, "DISK check", 0, MPIG_DISK_CHECK, READERS},
 	{MPIG_CTL_DISK, "DISK erase", 0, MPIG_DISK_ERASE, WRITERS},
+	{MPIG_CTL_DISK, "DISK gc", 0, MPIG_DISK_GC, ADMINS},
 	{MPIG_CTL_SAVED, "SAVED", 0, 0, ALL},
 	{MPIG_CTL_EVICT, "EVICT", 0, 0, WRITERS},
-	{MPIG_CTL_PIN, "PIN", 0, 0, WRITERS},
+	{MPIG_CTL_POLICY, "POLICY", 0, 0, WRITERS},
 	{MPIG_CTL_REINDEX, "REINDEX", 0, 0, WRITERS},
 	{MPIG_CTL_SIGNATURE, "SIGNATURE", 0, 0, READERS},
 	{MPIG_CTL_STREAM, "STREAM export", 0, MPIG_STREAM_EXPORT, READERS},
@@ -112,6 +113,7 @@ static union request {
 	struct mpig_ctl_heads heads;
 	struct mpig_ctl_reindex reindex;
 	struct mpig_ctl_disk disk;
+	struct mpig_ctl_policy policy;
 	struct mpig_ctl_saved saved;
 	struct mpig_ctl_configure configure;
 	struct mpig_ctl_signature signature;
@@ -169,7 +171,12 @@ static size_t compose(const struct promise *p, uint32_t queue_id, int *fd)
 	case MPIG_CTL_DISK:
 		strcpy(request.disk.name, name);
 		request.disk.work = p->work;
+		request.disk.dry = p->work == MPIG_DISK_GC;
 		return sizeof request.disk;
+	case MPIG_CTL_POLICY:
+		strcpy(request.policy.name, name);
+		request.policy.set = MPIG_SET_PIN;
+		return sizeof request.policy;
 	case MPIG_CTL_SAVED:
 		return sizeof request.saved;
 	case MPIG_CTL_SIGNATURE:

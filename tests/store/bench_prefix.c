@@ -1,5 +1,5 @@
 // Opens by longest token prefix among many contexts: prints the median time of a search. Only token ids matter, so the contexts have
-// no rows and no pool.
+// no rows and no pool. Of every other pair one is on disk only.
 //
 //   bench_prefix [CONTEXTS [TOKENS]]        default 10000 8192
 #include <time.h>
@@ -29,30 +29,42 @@ static uint32_t token_of(uint64_t context, uint64_t position)
 	return (uint32_t)mix(position < shared ? trunk << 40 | position : (context + 100) << 40 | position) % 50000;
 }
 
-static void search_all(struct fixture *f, uint64_t contexts, uint64_t tokens, uint32_t uid, const char *what)
+static void search_all(struct fixture *f, uint64_t contexts, uint64_t tokens, uint32_t uid, bool saved, const char *what)
 {
 	static double us[SEARCHES];
 	uint32_t *query = malloc(tokens * sizeof *query);
-	uint64_t random = 1, sum = 0;
+	uint64_t random = 1, sum = 0, on_disk = 0;
 	for (int i = 0; i < SEARCHES; i++) {
 		uint64_t like = next_below(&random, (uint32_t)contexts), branch = next_below(&random, (uint32_t)tokens);
 		for (uint64_t t = 0; t < tokens; t++)
 			query[t] = t < branch ? token_of(like, t) : UINT32_MAX;
 		uint8_t fingerprint[64] = {1};
 		struct credentials who = user(uid);
-		struct context *c = NULL;
-		uint64_t matched = 0;
 		double start = now_us();
-		int status = store_context_open_prefix(f->store, &who, fingerprint, query, tokens, 1, &c, &matched, f->why);
+		struct prefix_query q = {
+			.fingerprint = fingerprint, .tokens = query, .count = tokens, .min_tokens = 1, .saved = saved};
+		struct prefix_found found = {0};
+		int status = store_find_prefix(f->store, &who, &q, &found, f->why);
 		us[i] = now_us() - start;
-		sum += matched;
-		if (!status)
-			context_unref(c);
+		sum += found.matched;
+		on_disk += !status && !found.context;
+		if (found.context)
+			context_unref(found.context);
 	}
 	qsort(us, SEARCHES, sizeof us[0], ascending);
-	printf("%-32s p50 %8.1f us  p99 %8.1f us  longest %8.1f us  (%.0f tokens matched on average)\n", what, us[SEARCHES / 2],
-	       us[SEARCHES * 99 / 100], us[SEARCHES - 1], (double)sum / SEARCHES);
+	printf("%-32s p50 %8.1f us  p99 %8.1f us  longest %8.1f us  (%.0f tokens matched on average, %.0f %% on disk)\n", what,
+	       us[SEARCHES / 2], us[SEARCHES * 99 / 100], us[SEARCHES - 1], (double)sum / SEARCHES,
+	       100. * (double)on_disk / SEARCHES);
 	free(query);
+}
+
+static int put_on_disk(struct fixture *f, uint64_t i, const uint32_t *token, uint64_t tokens)
+{
+	struct image_context c = {.identity = {1, 1, 0600}, .fingerprint = {1}, .created_ns = i, .committed = tokens};
+	struct unplaced of;
+	snprintf(c.name, sizeof c.name, "context %llu", (unsigned long long)i);
+	store_saved_put(f->store, &c);
+	return !store_next_unplaced(f->store, &of) || store_place_saved(f->store, &of, 0, token, tokens);
 }
 
 int main(int argc, char **argv)
@@ -77,7 +89,7 @@ int main(int argc, char **argv)
 		for (uint64_t t = 0; t < tokens; t++)
 			token[t] = token_of(i, t);
 		double start = now_us();
-		if (prefix_extend(f.store, &all[i], token, tokens)) {
+		if (i / 2 % 2 ? put_on_disk(&f, i, token, tokens) : prefix_extend(f.store, &all[i], token, tokens)) {
 			fprintf(stderr, "no memory for context %llu\n", (unsigned long long)i);
 			return 1;
 		}
@@ -85,8 +97,9 @@ int main(int argc, char **argv)
 	}
 	printf("%llu contexts of %llu tokens added in %.2f s\n", (unsigned long long)contexts, (unsigned long long)tokens,
 	       spent * 1e-6);
-	search_all(&f, contexts, tokens, 1, "as their owner");
-	search_all(&f, contexts, tokens, 2, "as somebody who may read none");
+	search_all(&f, contexts, tokens, 1, true, "as their owner");
+	search_all(&f, contexts, tokens, 1, false, "as their owner, in memory");
+	search_all(&f, contexts, tokens, 2, true, "as somebody who may read none");
 	for (uint64_t i = 0; i < contexts; i++)
 		prefix_cut(f.store, &all[i], 0);
 	free(all);

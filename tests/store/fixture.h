@@ -77,6 +77,13 @@ static inline struct credentials user(uint32_t uid)
 	return (struct credentials){.uid = uid, .gid = uid, .pid = 1000 + uid};
 }
 
+static inline int pin(const struct fixture *f, const char *name, const struct credentials *who, uint64_t until_ns)
+{
+	struct mpig_wire_policy policy = {.pinned_until_ns = until_ns}, now;
+	char why[MPIG_TEXT_BYTES];
+	return store_context_policy(f->store, who, name, MPIG_SET_PIN, &policy, &now, why);
+}
+
 // ---- rows with a meaning: `tag` is one writing of one token in one layer ----------------------------------------------
 
 static inline void row_fill(uint8_t *row, uint32_t stride, uint64_t tag, uint32_t strip)

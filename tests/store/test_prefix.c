@@ -266,6 +266,139 @@ START_TEST(agrees_through_a_life)
 }
 END_TEST
 
+// ---- on disk too -------------------------------------------------------------------------------------------------------
+
+static void put_on_disk(int i, uint64_t *random)
+{
+	struct image_context c = {.identity = {held[i].uid, 0, held[i].mode},
+	                          .fingerprint = {held[i].fingerprint},
+	                          .created_ns = 1 + (uint64_t)i,
+	                          .committed = held[i].n};
+	struct unplaced of;
+	struct credentials who = user(held[i].uid);
+	snprintf(c.name, sizeof c.name, "c%d", i);
+	store_saved_put(f.store, &c);
+	must(store_next_unplaced(f.store, &of) && !strcmp(of.name, c.name));
+	for (uint64_t at = 0, n; at < held[i].n; at += n) {
+		n = 1 + next_below(random, (uint32_t)(held[i].n - at));
+		must(store_place_saved(f.store, &of, at, held[i].token + at, n) == 0);
+	}
+	must(!store_next_unplaced(f.store, &of));
+	context_release(f.store, held[i].c, 1);
+	context_unref(held[i].c);
+	must(store_context_drop(f.store, &who, c.name, f.why) == 0);
+	held[i].c = NULL;
+}
+
+static uint64_t best_of(const struct credentials *who, uint8_t fingerprint, const uint32_t *token, uint64_t n, bool saved)
+{
+	uint64_t best = 0;
+	for (int i = 0; i < CONTEXTS; i++) {
+		if (held[i].fingerprint != fingerprint || (who->uid && who->uid != held[i].uid && held[i].mode == 0600) ||
+		    (!held[i].c && !saved))
+			continue;
+		uint64_t same = 0;
+		while (same < n && same < held[i].n && held[i].token[same] == token[same])
+			same++;
+		best = same > best ? same : best;
+	}
+	return best;
+}
+
+START_TEST(agrees_with_half_on_disk)
+{
+	uint64_t random = 50 + (uint64_t)_i, memory = 0, disk = 0;
+	for (int i = 0; i < CONTEXTS; i++) {
+		make(i, &random);
+		append(i, 1 + next_below(&random, 1500));
+		if (i % 2)
+			put_on_disk(i, &random);
+	}
+	for (int query = 0; query < 300; query++) {
+		uint32_t token[MOST], base = next_below(&random, CONTEXTS), branch = next_below(&random, MOST),
+				      n = next_below(&random, MOST) + 1;
+		for (uint32_t t = 0; t < MOST; t++)
+			token[t] = t < branch ? held[base].token[t] : next_below(&random, 50);
+		struct credentials who = user(next_below(&random, 3));
+		uint8_t fingerprint[64] = {(uint8_t)(1 + next_below(&random, 2))};
+		struct prefix_query q = {.fingerprint = fingerprint, .tokens = token, .count = n, .saved = query % 3 != 0};
+		struct prefix_found found;
+		uint64_t best = best_of(&who, fingerprint[0], token, n, q.saved);
+		int status = store_find_prefix(f.store, &who, &q, &found, f.why);
+		must(status == (best ? 0 : MPIG_ENOENT));
+		if (status)
+			continue;
+		must(found.matched == best && (q.saved || found.context));
+		if (best_of(&who, fingerprint[0], token, n, false) == best)
+			must(found.context); // what is in memory comes first
+		int i = 0;
+		while (found.context ? held[i].c != found.context : atoi(found.saved + 1) != i)
+			i++;
+		must(held[i].n >= best && !memcmp(held[i].token, token, best * sizeof *token));
+		memory += found.context != NULL;
+		disk += !found.context;
+		if (found.context)
+			context_unref(found.context);
+	}
+	ck_assert(memory > 20 && disk > 5);
+	for (int i = 0; i < CONTEXTS; i++) {
+		char name[16];
+		struct credentials who = user(held[i].uid);
+		snprintf(name, sizeof name, "c%d", i);
+		store_saved_remove(f.store, name);
+		if (!held[i].c)
+			continue;
+		context_release(f.store, held[i].c, 1);
+		context_unref(held[i].c);
+		must(store_context_drop(f.store, &who, name, f.why) == 0);
+	}
+	ck_assert_ptr_null(f.store->prefix.tree);
+	ck_assert_uint_eq(f.store->prefix.nodes, 0);
+}
+END_TEST
+
+// A context of the same name in memory hides what is on disk of it; a state that was replaced takes no more tokens.
+START_TEST(of_the_same_name)
+{
+	uint64_t random = 3;
+	struct credentials root = user(0);
+	struct prefix_found found;
+	struct unplaced of, later;
+	make(0, &random);
+	held[0].uid = 0;
+	append(0, 900);
+	struct image_context c = {.name = "c0", .fingerprint = {held[0].fingerprint}, .committed = 1000};
+	uint8_t fingerprint[64] = {held[0].fingerprint};
+	struct prefix_query q = {.fingerprint = fingerprint, .tokens = held[0].token, .count = 1000, .saved = true};
+	store_saved_put(f.store, &c);
+	must(store_next_unplaced(f.store, &of));
+	ck_assert_int_eq(store_place_saved(f.store, &of, 0, held[0].token, 500), 0);
+	ck_assert_int_eq(store_place_saved(f.store, &of, 400, held[0].token, 100), MPIG_ENOENT); // out of order
+	ck_assert_int_eq(store_place_saved(f.store, &of, 500, held[0].token, 501), MPIG_ENOENT); // too many
+	ck_assert_int_eq(store_place_saved(f.store, &of, 500, held[0].token + 500, 500), 0);
+	ck_assert_int_eq(store_find_prefix(f.store, &root, &q, &found, f.why), 0);
+	must(found.context && found.matched == 900);
+	context_unref(found.context);
+	context_release(f.store, held[0].c, 1);
+	context_unref(held[0].c);
+	ck_assert_int_eq(store_context_drop(f.store, &root, "c0", f.why), 0);
+	ck_assert_int_eq(store_find_prefix(f.store, &root, &q, &found, f.why), 0);
+	must(!found.context && found.matched == 1000 && !strcmp(found.saved, "c0"));
+	c.committed = 700;
+	store_saved_put(f.store, &c); // it was saved again
+	ck_assert_int_eq(store_find_prefix(f.store, &root, &q, &found, f.why), MPIG_ENOENT);
+	ck_assert_int_eq(store_place_saved(f.store, &of, 0, held[0].token, 700), MPIG_ENOENT);
+	must(store_next_unplaced(f.store, &later));
+	store_give_up_placing(f.store, &of); // is not this one
+	ck_assert_int_eq(store_place_saved(f.store, &later, 0, held[0].token, 700), 0);
+	ck_assert_int_eq(store_find_prefix(f.store, &root, &q, &found, f.why), 0);
+	must(found.matched == 700);
+	store_give_up_placing(f.store, &later);
+	ck_assert_int_eq(store_find_prefix(f.store, &root, &q, &found, f.why), MPIG_ENOENT);
+	must(!store_next_unplaced(f.store, &later));
+}
+END_TEST
+
 int main(void)
 {
 	Suite *suite = suite_create("prefix");
@@ -274,6 +407,8 @@ int main(void)
 	tcase_add_checked_fixture(t, setup, teardown);
 	tcase_add_loop_test(t, agrees_with_comparing_everything, 0, 10);
 	tcase_add_loop_test(t, agrees_through_a_life, 0, 10);
+	tcase_add_loop_test(t, agrees_with_half_on_disk, 0, 10);
+	tcase_add_test(t, of_the_same_name);
 	tcase_add_test(t, of_equal_matches_the_one_with_least_beyond);
 	tcase_add_test(t, a_fork_is_found_as_its_parent_is);
 	suite_add_tcase(suite, t);

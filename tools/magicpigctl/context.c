@@ -1,4 +1,5 @@
 #include "context.h"
+#include "policy.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -35,6 +36,8 @@ void context_json(struct json *json, const struct mpig_context_info *info)
 	json_bool(json, "quarantined", info->flags & MPIG_CONTEXT_QUARANTINED);
 	json_bool(json, "saved", info->flags & MPIG_CONTEXT_SAVED);
 	json_bool(json, "pinned", info->flags & MPIG_CONTEXT_PINNED);
+	struct policy policy = policy_of(info);
+	policy_json(json, &policy);
 }
 
 int context_each(mpig_client *client, int (*each)(void *argument, const struct mpig_context_info *info), void *argument)

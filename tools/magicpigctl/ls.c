@@ -7,6 +7,7 @@
 
 #include "context.h"
 #include "ctl.h"
+#include "policy.h"
 #include "text.h"
 
 struct contexts {
@@ -70,8 +71,8 @@ static void print_json(const struct contexts *contexts)
 
 static void print_table(const struct contexts *contexts)
 {
-	static const char *const titles[] = {"NAME",   "OWNER",   "MODE", ">TOKENS", ">ROWS",
-	                                     ">INDEX", ">LAYERS", "OPEN", "CREATED", "USED"};
+	static const char *const titles[] = {"NAME",    "OWNER", "MODE",    ">TOKENS", ">ROWS", ">INDEX",
+	                                     ">LAYERS", "OPEN",  "CREATED", "USED",    "KEPT"};
 	struct timespec now;
 	clock_gettime(CLOCK_REALTIME, &now);
 	uint64_t now_ns = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
@@ -94,6 +95,8 @@ static void print_table(const struct contexts *contexts)
 		                                                         : "-");
 		table_cell(table, text_ago(cell, info->created_ns, now_ns));
 		table_cell(table, text_ago(cell, info->used_ns, now_ns));
+		struct policy policy = policy_of(info);
+		table_cell(table, policy_text(text, sizeof(text), &policy));
 	}
 	table_print(table, stdout);
 	table_destroy(table);

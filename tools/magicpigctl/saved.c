@@ -4,6 +4,7 @@
 #include "context.h"
 #include "ctl.h"
 #include "json.h"
+#include "policy.h"
 #include "text.h"
 
 struct listing {
@@ -17,6 +18,7 @@ static int show(void *argument, const struct mpig_saved_info *info)
 	struct listing *l = argument;
 	char name[256], cell[TEXT_SHORT], mode[16];
 	snprintf(mode, sizeof(mode), "%04o", info->mode);
+	struct policy policy = policy_of_saved(info);
 	l->shown++;
 	if (!l->table) {
 		json_object(&l->json, NULL);
@@ -28,6 +30,7 @@ static int show(void *argument, const struct mpig_saved_info *info)
 		json_uint(&l->json, "uid", info->uid);
 		json_uint(&l->json, "gid", info->gid);
 		json_string(&l->json, "mode", mode);
+		policy_json(&l->json, &policy);
 		json_object_end(&l->json);
 		return 0;
 	}
@@ -36,13 +39,14 @@ static int show(void *argument, const struct mpig_saved_info *info)
 	table_cell(l->table, text_bytes(cell, info->bytes));
 	table_cell(l->table, text_uid(cell, info->uid));
 	table_cell(l->table, text_utc(cell, info->saved_ns));
+	table_cell(l->table, policy_text(name, sizeof(name), &policy));
 	return 0;
 }
 
 static int run(const struct ctl_command *self, int argc, char **argv)
 {
 	static const struct option options[] = {CTL_GLOBAL_OPTIONS, {NULL, 0, NULL, 0}};
-	static const char *const titles[] = {"NAME", ">TOKENS", ">ON DISK", "OWNER", "SAVED"};
+	static const char *const titles[] = {"NAME", ">TOKENS", ">ON DISK", "OWNER", "SAVED", "KEPT"};
 	while (ctl_option(self, argc, argv, "h", options) != -1)
 		continue;
 	if (optind < argc)
@@ -52,7 +56,7 @@ static int run(const struct ctl_command *self, int argc, char **argv)
 	int failure = ctl_connect(self, &client);
 	if (failure)
 		return failure;
-	l.table = ctl_globals.json ? NULL : table_create(5, titles);
+	l.table = ctl_globals.json ? NULL : table_create(6, titles);
 	json_begin(&l.json, stdout);
 	if (!l.table)
 		json_array(&l.json, NULL);

@@ -8,6 +8,7 @@
 
 #include "context.h"
 #include "ctl.h"
+#include "policy.h"
 #include "text.h"
 
 #define MAX_LAYERS 512
@@ -179,14 +180,16 @@ static void print_sizes(const struct mpig_context_info *info)
 
 static void print_context(const struct mpig_context_info *info, const struct mpig_layer *layers, int count)
 {
-	char name[sizeof(info->name)], owner[TEXT_SHORT], group[TEXT_SHORT], tokens[TEXT_SHORT], indexed[TEXT_SHORT];
+	char name[sizeof(info->name)], owner[TEXT_SHORT], group[TEXT_SHORT], tokens[TEXT_SHORT], indexed[TEXT_SHORT], kept[256];
 	printf("%s%s%s\n", text_on(TEXT_BOLD), text_printable(name, sizeof(name), info->name), text_off());
 	printf("  tokens        %s committed, %s indexed, in %u segment%s\n", text_count(tokens, info->committed),
 	       text_count(indexed, info->indexed), info->segments, info->segments == 1 ? "" : "s");
 	print_sizes(info);
-	if (info->flags & (MPIG_CONTEXT_SAVED | MPIG_CONTEXT_PINNED))
-		printf("  disk          %s%s\n", info->flags & MPIG_CONTEXT_SAVED ? "all of it is saved" : "not saved as it is",
-		       info->flags & MPIG_CONTEXT_PINNED ? ", pinned in memory" : "");
+	if (info->flags & MPIG_CONTEXT_SAVED)
+		puts("  disk          all of it is saved");
+	struct policy policy = policy_of(info);
+	if (*policy_text(kept, sizeof(kept), &policy) != '-')
+		printf("  kept          %s\n", kept);
 	printf("  owner         %s:%s, mode %04o\n", text_uid(owner, info->uid), text_gid(group, info->gid), info->mode);
 	print_times(info);
 	printf("  open          by %u", info->readers);

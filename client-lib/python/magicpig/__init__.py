@@ -48,6 +48,7 @@ from .records import (
     DaemonStatus,
     DiskResult,
     DrainState,
+    GcResult,
     Head,
     Layer,
     Quota,

@@ -94,6 +94,10 @@ class Spec(Structure):
         ("mode", c_uint),
         ("seed", c_uint64),
         ("expected_tokens", c_uint64),
+        ("persist", c_int),
+        ("idle_s", c_uint32),
+        ("ttl_s", c_uint32),
+        ("ttl_erase", c_int),
     ]
 
 
@@ -125,6 +129,11 @@ class ContextInfo(Structure):
         ("readers", c_uint32),
         ("writer_pid", c_uint32),
         ("flags", c_uint32),
+        ("persist", c_int),
+        ("idle_s", c_uint32),
+        ("ttl_s", c_uint32),
+        ("ttl_erase", c_int),
+        ("pinned_until_ns", c_uint64),
     ]
 
 
@@ -179,6 +188,16 @@ class DiskResult(Structure):
     ]
 
 
+class GcResult(Structure):
+    _fields_ = [
+        ("size", c_size_t),
+        ("leftovers", c_uint32),
+        ("orphans", c_uint32),
+        ("damaged", c_uint32),
+        ("bytes", c_uint64),
+    ]
+
+
 class SavedInfo(Structure):
     _fields_ = [
         ("size", c_size_t),
@@ -190,6 +209,11 @@ class SavedInfo(Structure):
         ("uid", c_uint32),
         ("gid", c_uint32),
         ("mode", c_uint32),
+        ("persist", c_int),
+        ("idle_s", c_uint32),
+        ("ttl_s", c_uint32),
+        ("ttl_erase", c_int),
+        ("pinned_until_ns", c_uint64),
     ]
 
 
@@ -326,6 +350,7 @@ STRUCTS = {
     "mpig_verification": Verification,
     "mpig_disk_options": DiskOptions,
     "mpig_disk_result": DiskResult,
+    "mpig_gc_result": GcResult,
     "mpig_saved_info": SavedInfo,
     "mpig_open_options": OpenOptions,
     "mpig_queue_options": QueueOptions,
@@ -364,6 +389,10 @@ FUNCTIONS: dict[str, tuple[object, list[object]]] = {
     "mpig_context_load": (c_int, [_handle, c_char_p, POINTER(DiskOptions), POINTER(DiskResult)]),
     "mpig_context_evict": (c_int, [_handle, c_char_p]),
     "mpig_context_pin": (c_int, [_handle, c_char_p, c_int]),
+    "mpig_context_pin_for": (c_int, [_handle, c_char_p, c_uint64]),
+    "mpig_context_persist": (c_int, [_handle, c_char_p, c_int, c_uint32]),
+    "mpig_context_ttl": (c_int, [_handle, c_char_p, c_uint32, c_int]),
+    "mpig_saved_gc": (c_int, [_handle, c_int, c_uint32, POINTER(GcResult)]),
     "mpig_context_export_file": (c_int, [_handle, c_char_p, c_char_p, POINTER(DiskOptions), POINTER(DiskResult)]),
     "mpig_context_import": (c_int, [_handle, c_int, c_char_p, POINTER(DiskOptions), POINTER(DiskResult)]),
     "mpig_saved_check": (c_int, [_handle, c_char_p, POINTER(DiskOptions), POINTER(DiskResult)]),

@@ -17,17 +17,20 @@ from . import _lib, errors
 from .arrays import token_array
 from .queue import Queue
 from .records import (
+    PERSISTS,
     ClientInfo,
     ContextInfo,
     DaemonStatus,
     DiskResult,
     DrainState,
+    GcResult,
     Head,
     Layer,
     Quota,
     SavedInfo,
     Spec,
     Verification,
+    choice,
     bits_name,
     record,
 )
@@ -130,6 +133,10 @@ class Client:
             mode=spec.mode,
             seed=spec.seed,
             expected_tokens=spec.expected_tokens,
+            persist=choice(PERSISTS, spec.persist, "persist"),
+            idle_s=spec.idle_s,
+            ttl_s=spec.ttl_s,
+            ttl_erase=spec.ttl_erase,
         )
         handle = c_void_p()
         self._check(self._lib.mpig_context_create(self._open_handle(), name.encode(), byref(raw), byref(handle)))
@@ -164,7 +171,7 @@ class Client:
         fork_name: str | None = None,
         min_tokens: int = 0,
     ) -> tuple[Context, int]:
-        """The readable context with the longest common prefix of `tokens`, and that prefix's length."""
+        """The readable context with the longest common prefix of `tokens`, in memory or on disk, and that prefix's length."""
         ids = token_array(tokens)
         options = self._open_options(write, fingerprint, fork_name, min_tokens)
         handle, matched = c_void_p(), c_uint64()
@@ -237,9 +244,21 @@ class Client:
         """Takes a context out of memory that is on disk as it is and that nobody has open."""
         self._check(self._lib.mpig_context_evict(self._open_handle(), name.encode()))
 
-    def pin(self, name: str, pinned: bool = True) -> None:
-        """Whether the daemon must keep a context in memory when memory is short."""
-        self._check(self._lib.mpig_context_pin(self._open_handle(), name.encode(), pinned))
+    def pin(self, name: str, pinned: bool = True, *, seconds: int = 0) -> None:
+        """Whether a context must stay in memory; for so many seconds, or (0) until it is unpinned, over restarts."""
+        if pinned and seconds:
+            self._check(self._lib.mpig_context_pin_for(self._open_handle(), name.encode(), seconds))
+        else:
+            self._check(self._lib.mpig_context_pin(self._open_handle(), name.encode(), pinned))
+
+    def persist(self, name: str, policy: str, idle_s: int = 0) -> None:
+        """When a context is saved unasked: none, shutdown, idle, commit, or default (as the daemon is configured)."""
+        code = choice(PERSISTS, policy, "policy")
+        self._check(self._lib.mpig_context_persist(self._open_handle(), name.encode(), code, idle_s))
+
+    def ttl(self, name: str, seconds: int, *, erase: bool = False) -> None:
+        """A context unused for so long leaves memory (0: never), saved first if its policy says so; `erase`: it is erased from disk, too."""
+        self._check(self._lib.mpig_context_ttl(self._open_handle(), name.encode(), seconds, erase))
 
     def check_saved(self, name: str, progress: Callable[[int, int], None] | None = None) -> DiskResult:
         """Compares a saved context with its checksums; raises magicpig.Error if a file is damaged."""
@@ -248,6 +267,13 @@ class Client:
     def erase_saved(self, name: str) -> None:
         """Removes what is saved of a context; what is in memory stays."""
         self._check(self._lib.mpig_saved_erase(self._open_handle(), name.encode()))
+
+    def gc(self, *, dry_run: bool = False, damaged_days: int | None = None) -> GcResult:
+        """Removes from the daemon's disk what nothing needs; with `damaged_days`, what was put aside as damaged so long ago, too."""
+        raw = _lib.GcResult(size=ctypes.sizeof(_lib.GcResult))
+        days = 0xFFFFFFFF if damaged_days is None else damaged_days
+        self._check(self._lib.mpig_saved_gc(self._open_handle(), dry_run, days, byref(raw)))
+        return record(GcResult, raw)
 
     def saved(self) -> Iterator[SavedInfo]:
         """Every context on the daemon's disk that this process may read."""

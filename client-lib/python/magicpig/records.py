@@ -24,9 +24,11 @@ PROPOSALS = {
 }
 TABLE_HASHES = {"simhash": 0, "crosspolytope": 1}
 _PROPOSAL_NAMES = {code: name for name, code in PROPOSALS.items()}
+PERSISTS = {"default": 0, "none": 1, "shutdown": 2, "idle": 3, "commit": 4}
 LAYER_KINDS = {"global": 0, "sliding": 1, "chunked": 2}
 COMMIT_SEAL = 1  # enum mpig_commit_flags
 _HASH_NAMES = {code: name for name, code in TABLE_HASHES.items()}
+_PERSIST_NAMES = {code: name for name, code in PERSISTS.items()}
 _KIND_NAMES = {code: name for name, code in LAYER_KINDS.items()}
 _ROW_DTYPES = ("bf16", "f16", "i8")
 
@@ -124,6 +126,10 @@ class Spec:
     mode: int = 0o600
     seed: int = 0
     expected_tokens: int = 0
+    persist: str = "default"  # when it is saved unasked: see Client.persist
+    idle_s: int = 0
+    ttl_s: int = 0  # see Client.ttl
+    ttl_erase: bool = False
 
 
 @dataclass
@@ -183,6 +189,11 @@ class ContextInfo:
     readers: int
     writer_pid: int
     flags: int
+    persist: str
+    idle_s: int
+    ttl_s: int
+    ttl_erase: bool
+    pinned_until_ns: int
 
 
 @dataclass
@@ -229,6 +240,16 @@ class DiskResult:
 
 
 @dataclass
+class GcResult:
+    """Files of cut-off saves, segment files that no context had, damaged contexts; bytes that are free now."""
+
+    leftovers: int
+    orphans: int
+    damaged: int
+    bytes: int
+
+
+@dataclass
 class SavedInfo:
     """A context on the daemon's disk."""
 
@@ -240,6 +261,11 @@ class SavedInfo:
     uid: int
     gid: int
     mode: int
+    persist: str
+    idle_s: int
+    ttl_s: int
+    ttl_erase: bool
+    pinned_until_ns: int
 
 
 @dataclass
@@ -301,6 +327,10 @@ def record(cls: type, raw: ctypes.Structure) -> Any:
             value = bytes(value)
         elif isinstance(value, bytes):
             value = value.decode(errors="replace")
+        elif name == "persist":
+            value = _PERSIST_NAMES.get(value, str(value))
+        elif name == "ttl_erase":
+            value = bool(value)
         values[name] = value
     return cls(**values)
 
