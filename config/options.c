@@ -57,6 +57,9 @@ static const struct option table[] = {
 	{"engine", "default_budget", OPTION_SHARE, AT(engine.default_budget), "0.01", 1e-6, 1, false,
          "Share of rows of what no error target can steer (topk, heavy_uniform, uniform, ...), where neither request nor layer "
          "says."},
+	{"engine", "reindex_drift", OPTION_SHARE, AT(engine.reindex_drift), "0.5", 0, 100, true,
+         "A context gets a new index by itself when its logits' noise has so much more variance than a new one would give, as a "
+         "share of that. 0: never."},
 	{"engine", "cpu_mask", OPTION_NAME, AT(engine.cpu_mask), "", 0, 0, false,
          "Instruction sets allowed, e.g. c or avx2 or all. Empty: $MAGICPIG_CPU_MASK, else all."},
 	{"limits", "bytes_per_uid", OPTION_SIZE, AT(limits.bytes_per_uid), "0", 0, (double)(UINT64_C(1) << 50), true,

@@ -165,6 +165,10 @@ class Verification(Structure):
     ]
 
 
+class ReindexResult(Structure):
+    _fields_ = [("size", c_size_t), ("tokens", c_uint64), ("signature_version", c_uint32)]
+
+
 PROGRESS = ctypes.CFUNCTYPE(None, c_void_p, c_uint64, c_uint64)
 
 
@@ -409,6 +413,7 @@ FUNCTIONS: dict[str, tuple[object, list[object]]] = {
     "mpig_context_drop": (c_int, [_handle, c_char_p]),
     "mpig_context_chmod": (c_int, [_handle, c_char_p, c_uint, c_uint32, c_uint32]),
     "mpig_context_info": (c_int, [_handle, c_char_p, POINTER(ContextInfo)]),
+    "mpig_context_reindex": (c_int, [_handle, c_char_p, POINTER(ReindexResult)]),
     "mpig_context_verify": (c_int, [_handle, c_char_p, POINTER(Verification)]),
     "mpig_context_save": (c_int, [_handle, c_char_p, POINTER(DiskOptions), POINTER(DiskResult)]),
     "mpig_context_load": (c_int, [_handle, c_char_p, POINTER(DiskOptions), POINTER(DiskResult)]),
