@@ -43,7 +43,7 @@ obj = $(patsubst %.c,$(B)/obj/%.o,$(1))
 
 DAEMON_LIBS := -luring -lnuma -linih -lxxhash -lsystemd -lm
 CLIENT_LIBS := -lm
-CTL_LIBS    := -lncursesw -ltinfo -linih $(CLIENT_LIBS)
+CTL_LIBS    := -lncursesw -ltinfo -ljansson -linih $(CLIENT_LIBS)
 TEST_LIBS   := $(shell pkg-config --libs check 2>/dev/null || echo -lcheck -lsubunit -lrt -lm)
 
 PROGRAMS := $(B)/magicpigd $(B)/magicpigctl $(B)/magicpig-bench
@@ -175,7 +175,7 @@ $(B)/config_man: $(call obj,tools/build/config_man.c) $(call obj,$(CONFIG_SRC) d
 $(B)/man/%: man/%.scd.in tools/build/man-source tools/build/ctl-table client-lib/include/magicpig.h daemon/disk/FORMAT.md $(B)/config_man $(B)/magicpigctl $(B)/magicpig-bench | deps
 	$(call say,MAN,$@)
 	$(Q)mkdir -p $(@D)
-	$(Q)tools/build/man-source $* $(B) $(VERSION) > $@.scd && SOURCE_DATE_EPOCH=$(MAN_DATE) scdoc < $@.scd > $@.new && mv $@.new $@
+	$(Q)tools/build/man-source $* $(B) $(VERSION) > $@.scd && SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$(MAN_DATE)} scdoc < $@.scd > $@.new && mv $@.new $@
 MAN_DATE := $(shell date -r CHANGELOG.md +%s)
 $(B)/completions/magicpigctl.bash: tools/build/completions tools/build/ctl-table $(B)/magicpigctl $(B)/magicpigd
 	$(Q)mkdir -p $(@D)
@@ -320,9 +320,18 @@ install: all ## install below $(DESTDIR)$(PREFIX)
 	install -D -m 644 systemd/magicpig.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/magicpig.conf
 	install -D -m 644 systemd/magicpig.tmpfiles $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/magicpig.conf
 	install -D -m 644 systemd/magicpigd.catalog $(DESTDIR)$(PREFIX)/lib/systemd/catalog/magicpigd.catalog
+	$(if $(NVCC),install -m 755 $(B)/libmagicpig-cuda.so.0 $(DESTDIR)$(LIBDIR)/libmagicpig-cuda.so.$(VERSION))
+	$(if $(NVCC),ln -sf libmagicpig-cuda.so.$(VERSION) $(DESTDIR)$(LIBDIR)/libmagicpig-cuda.so.0)
+	$(if $(NVCC),ln -sf libmagicpig-cuda.so.0 $(DESTDIR)$(LIBDIR)/libmagicpig-cuda.so)
+	$(if $(NVCC),install -m 644 $(B)/libmagicpig-cuda.a $(DESTDIR)$(LIBDIR))
+	$(if $(NVCC),install -m 644 cuda/include/magicpig_cuda.h $(DESTDIR)$(INCDIR))
+	$(if $(NVCC),sed -e 's|@PREFIX@|$(PREFIX)|; s|@VERSION@|$(VERSION)|; s|^libdir=.*|libdir=$(LIBDIR)|; s|^includedir=.*|includedir=$(INCDIR)|' \
+		cuda/magicpig-cuda.pc.in > $(DESTDIR)$(LIBDIR)/pkgconfig/magicpig-cuda.pc)
 
 uninstall: ## remove what install has put there
 	rm -f $(addprefix $(DESTDIR)$(LIBDIR)/,libmagicpig.so.$(VERSION) libmagicpig.so.0 libmagicpig.so libmagicpig.a pkgconfig/magicpig.pc)
+	rm -f $(addprefix $(DESTDIR)$(LIBDIR)/,libmagicpig-cuda.so.$(VERSION) libmagicpig-cuda.so.0 libmagicpig-cuda.so libmagicpig-cuda.a pkgconfig/magicpig-cuda.pc)
+	rm -f $(DESTDIR)$(INCDIR)/magicpig_cuda.h
 	rm -f $(DESTDIR)$(SBINDIR)/magicpigd $(addprefix $(DESTDIR)$(BINDIR)/,magicpigctl magicpig-bench) $(DESTDIR)$(INCDIR)/magicpig.h
 	rm -f $(DESTDIR)$(SYSCONFDIR)/magicpig/magicpigd.conf.sample $(DESTDIR)$(PREFIX)/share/magicpig/grafana/magicpigd.json
 	rm -f $(foreach page,$(MAN_PAGES),$(DESTDIR)$(MANDIR)/man$(lastword $(subst ., ,$(page)))/$(notdir $(page)))

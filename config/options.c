@@ -48,7 +48,7 @@ static const struct option table[] = {
          "Longest time for which a client may ask, once, that workers do not sleep (mpig_awake). 0: it may not."},
 	{"workers", "look_us", OPTION_DURATION, AT(workers.look_ns), "1ms", 0, 1e10, false,
          "How often a sleeping worker looks at a queue whose writer, a GPU, cannot wake it. 0: never."},
-	{"engine", "error_target", OPTION_SHARE, AT(engine.error_target), "0.02", 0, 1, false,
+	{"engine", "error_target", OPTION_SHARE, AT(engine.error_target), "0.055", 0, 1, false,
          "Relative error of the mass that sets the rows where neither request nor layer names a share. 0: default_budget."},
 	{"engine", "budget_floor", OPTION_SHARE, AT(engine.budget_floor), "0.005", 1e-6, 1, false,
          "Least share of rows under an error target; beyond 96K rows it falls as 1/sqrt(rows)."},
@@ -152,6 +152,13 @@ static void list_names(const char *section, char *text, size_t bytes)
 int options_set(struct options *o, const char *where, const char *section, const char *key, const char *value, char *why)
 {
 	bool section_known;
+	char problem[OPTIONS_WHY_BYTES / 2];
+	if (override_section(section)) {
+		if (override_set(&o->overrides, section, key, value, problem, sizeof problem))
+			return 0;
+		snprintf(why, OPTIONS_WHY_BYTES, "%s: %s", where, problem);
+		return -1;
+	}
 	const struct option *option = find(section, key, &section_known);
 	if (!option) {
 		char names[OPTION_TEXT_BYTES];
@@ -175,7 +182,10 @@ int options_set(struct options *o, const char *where, const char *section, const
 // "section.key=value" into the first two; where the value begins, or NULL.
 static const char *split(const char *assignment, char section[OPTIONS_NAME_BYTES], char key[OPTIONS_NAME_BYTES])
 {
-	const char *dot = strchr(assignment, '.'), *equals = strchr(assignment, '=');
+	const char *equals = strchr(assignment, '=');
+	// A user's name may have a dot, a key has none.
+	const char *dot = equals && override_section(assignment) ? memrchr(assignment, '.', (size_t)(equals - assignment))
+	                                                         : strchr(assignment, '.');
 	if (!dot || !equals || dot > equals || dot == assignment || equals == dot + 1 || dot - assignment >= OPTIONS_NAME_BYTES ||
 	    equals - dot > OPTIONS_NAME_BYTES)
 		return NULL;
@@ -396,6 +406,12 @@ size_t options_format(const struct options *o, char *text, size_t bytes)
 		int n = snprintf(room ? text + used : NULL, room, "%s.%s = %s\n", table[i].section, table[i].key, value);
 		used += n < 0 ? 0 : (size_t)n;
 	}
+	char name[OPTION_TEXT_BYTES], value[OPTION_TEXT_BYTES];
+	for (size_t i = 0; override_view(&o->overrides, i, name, sizeof name, value, sizeof value); i++) {
+		size_t room = used < bytes ? bytes - used : 0;
+		int n = snprintf(room ? text + used : NULL, room, "%s = %s\n", name, value);
+		used += n < 0 ? 0 : (size_t)n;
+	}
 	return used;
 }
 
@@ -427,6 +443,10 @@ void options_print_sample(FILE *out)
 		if (strcmp(last, table[i].section) != 0)
 			fprintf(out, "\n[%s]\n", table[i].section);
 		last = table[i].section;
+		if (strcmp(table[i].section, "limits") == 0 && strcmp(table[i].key, "bytes_per_uid") == 0)
+			fprintf(out, "# One user or group can have its own instead, by name or number, in a section of its own:\n"
+			             "#   [limits user alice]\n#   bytes = 64G\n#   [limits group interns]\n#   requests = 2000\n"
+			             "# Keys: bytes, contexts, clients, queues, requests. 0: no limit.\n");
 		fprintf(out, "# %s\n# %s%s\n#%s = %s\n", table[i].help, allowed,
 		        table[i].live ? "; can change while running (SIGHUP)" : "", table[i].key, table[i].fallback);
 	}
@@ -448,6 +468,36 @@ static bool differs(const struct options *a, const struct options *b, const stru
 	return memcmp(value_in(a, option), value_in(b, option), option->bytes) != 0;
 }
 
+// What `set` has of the option of that name, or "not set".
+static void override_value(const struct overrides *set, const char *wanted, char value[OPTION_TEXT_BYTES])
+{
+	char name[OPTION_TEXT_BYTES];
+	for (size_t i = 0; override_view(set, i, name, sizeof name, value, OPTION_TEXT_BYTES); i++)
+		if (strcmp(name, wanted) == 0)
+			return;
+	strcpy(value, "not set");
+}
+
+// Lines for what one set has and the other has not, or otherwise. `gone`: those that are only in the old one.
+static size_t override_differences(const struct overrides *old, const struct overrides *fresh, bool gone, char *text,
+                                   size_t bytes)
+{
+	char name[OPTION_TEXT_BYTES], has[OPTION_TEXT_BYTES], other[OPTION_TEXT_BYTES];
+	size_t used = 0;
+	for (size_t i = 0; override_view(gone ? old : fresh, i, name, sizeof name, has, sizeof has); i++) {
+		override_value(gone ? fresh : old, name, other);
+		if (strcmp(has, other) == 0 || (gone && strcmp(other, "not set") != 0))
+			continue;
+		int n = snprintf(text + used, bytes - used, "%s = %s (was %s)\n", name, gone ? other : has, gone ? has : other);
+		if (n < 0 || (size_t)n >= bytes - used) {
+			text[used] = '\0';
+			return used;
+		}
+		used += (size_t)n;
+	}
+	return used;
+}
+
 void options_differences(const struct options *old, const struct options *fresh, char *text, size_t bytes)
 {
 	size_t used = 0;
@@ -466,10 +516,13 @@ void options_differences(const struct options *old, const struct options *fresh,
 		}
 		used += (size_t)n;
 	}
+	used += override_differences(&old->overrides, &fresh->overrides, false, text + used, bytes - used);
+	override_differences(&old->overrides, &fresh->overrides, true, text + used, bytes - used);
 }
 
 void options_take_live(struct options *to, const struct options *from)
 {
+	to->overrides = from->overrides;
 	for (size_t i = 0; i < OPTIONS; i++)
 		if (table[i].live)
 			memcpy(value_of(to, &table[i]), value_in(from, &table[i]), table[i].bytes);
@@ -482,5 +535,5 @@ bool options_text_is_live(const char *assignment)
 	if (!split(assignment, section, key))
 		return false;
 	const struct option *option = find(section, key, &known);
-	return option && option->live;
+	return override_section(section) || (option && option->live);
 }

@@ -17,6 +17,8 @@
 #include <stdint.h>
 #include <stdio.h>
 
+#include "config/overrides.h"
+
 #define OPTIONS_PATH_BYTES 256
 #define OPTIONS_SOCKET_BYTES 108 // sun_path
 #define OPTIONS_NAME_BYTES 64
@@ -69,6 +71,7 @@ struct options {
 		bool load_on_open;
 		float evict_high, evict_low;
 	} disk;
+	struct overrides overrides;           // of limits
 	char config_file[OPTIONS_PATH_BYTES]; // as given; "" without one
 };
 

@@ -106,10 +106,13 @@ static int kernels_load(struct mpig_cuda *gpu)
 	const struct {
 		CUfunction *function;
 		const char *name;
-	} all[] = {{&gpu->kernel.sign, "mpig_sign"},     {&gpu->kernel.submit, "mpig_submit"},
-	           {&gpu->kernel.window, "mpig_window"}, {&gpu->kernel.wait, "mpig_wait"},
-	           {&gpu->kernel.merge, "mpig_merge"},   {&gpu->kernel.wait_items, "mpig_wait_items"},
-	           {&gpu->kernel.rounds, "mpig_rounds"}, {&gpu->kernel.merge_fused, "mpig_merge_fused"}};
+	} all[] = {{&gpu->kernel.sign, "mpig_sign"},
+	           {&gpu->kernel.submit, "mpig_submit"},
+	           {&gpu->kernel.window, "mpig_window"},
+	           {&gpu->kernel.wait, "mpig_wait"},
+	           {&gpu->kernel.merge, "mpig_merge"},
+	           {&gpu->kernel.rounds, "mpig_rounds"},
+	           {&gpu->kernel.merge_fused, "mpig_merge_fused"}};
 	for (size_t i = 0; i < sizeof(all) / sizeof(all[0]) && rc == MPIG_OK; i++) {
 		int registers; // asking loads the code now: later it could wait for a kernel that waits
 		rc = cuda_error_of(d, d->module_function(all[i].function, gpu->module, all[i].name), all[i].name);
@@ -336,8 +339,7 @@ int mpig_cuda_last_answer(const mpig_cuda *gpu, struct mpig_cuda_answer *answer)
 	                                 .committed = r->committed,
 	                                 .rows_read = r->rows_read,
 	                                 .bytes_read = r->bytes_read,
-	                                 .service_ns = r->service_ns,
-	                                 .waited_ns = r->waited_ns};
+	                                 .service_ns = r->service_ns};
 	return gpu_options_return("mpig_cuda_answer", answer, &known, sizeof(known));
 }
 

@@ -38,7 +38,7 @@ struct gpu_report {
 	uint32_t slot;
 	uint64_t sequence;
 	// the last completion
-	uint64_t answered, committed, rows_read, bytes_read, service_ns, waited_ns;
+	uint64_t answered, committed, rows_read, bytes_read, service_ns;
 };
 
 // The queue, as kernels reach it.
@@ -79,7 +79,7 @@ struct gpu_submit {
 	uint64_t window_lse;  // float [items][tokens][query_heads]
 	uint64_t split, rows; // int64 [items] or 0
 	uint32_t dtype;
-	uint32_t reserved;
+	uint32_t first_slot; // item i has slot first_slot + i
 };
 
 struct gpu_sign {
@@ -99,7 +99,7 @@ struct gpu_window {
 	uint64_t k, v, page_table;
 	int64_t kv_item, kv_page, kv_row, kv_head, page_stride;
 	uint64_t split, rows;
-	uint64_t sinks, ring_rows;
+	uint32_t sinks, ring_rows;
 	uint64_t part_out, part_lse; // float [heads][pieces][d_v], [heads][pieces]: scratch
 	uint64_t own_out, own_lse;   // float [heads][d_v], [heads]
 	uint64_t counters;           // uint32_t [items][tokens][kv_heads], zero between kernels
@@ -116,13 +116,14 @@ struct gpu_merge {
 	uint64_t out, lse;
 	struct gpu_strides out_strides;
 	uint32_t out_dtype, lse2;
+	uint32_t first_slot, reserved;
 };
 
 struct gpu_rounds {
 	struct gpu_queue queue;
-	uint64_t item;   // struct gpu_item of a request that does nothing
+	uint64_t item;   // struct gpu_item of a request that does nothing, in `slot`
 	uint64_t cycles; // uint64_t [count + 2]: of each round; of all of them; ns of all of them
-	uint32_t count, reserved;
+	uint32_t count, slot;
 };
 
 struct gpu_wait {

@@ -11,6 +11,7 @@
 #define DEVICE static __device__ __forceinline__
 #define SHARED __shared__
 #define UNROLL _Pragma("unroll")
+#define UNROLL_BY_4 _Pragma("unroll 4")
 #define FULL 0xffffffffu
 
 DEVICE uint32_t load_acquire(const uint32_t *p)
@@ -75,6 +76,10 @@ DEVICE float shuffle_xor_f(float x, int distance)
 DEVICE int shuffle_xor_i(int x, int distance)
 {
 	return __shfl_xor_sync(FULL, x, distance);
+}
+DEVICE float shuffle_from(float x, uint32_t lane)
+{
+	return __shfl_sync(FULL, x, (int)lane);
 }
 DEVICE void block_barrier(void)
 {

@@ -25,13 +25,19 @@ DEVICE void load_own(const struct gpu_merge *a, uint32_t number, struct part *ow
 		own->out[e] = 0.0f;
 }
 
-// The daemon's part, in its slot: means something once the request is answered.
-DEVICE void load_theirs(const struct gpu_merge *a, uint32_t number, struct part *theirs)
+// Where the daemon's part of a head is: in its slot, and means something once the request is answered.
+struct their_place {
+	uint64_t out, lse;
+	uint32_t row;
+};
+
+DEVICE struct their_place their_place(const struct gpu_merge *a, uint32_t number)
 {
 	struct place p = place_of(&a->shape, number);
 	const struct gpu_item *item = AT(gpu_item, a->items) + p.item;
-	uint64_t slot = slot_address(&a->queue, item->entry.slot);
-	load_part(theirs, slot + item->out, slot + item->lse, p.row, a->shape.d_v);
+	uint64_t slot = slot_address(&a->queue, a->first_slot + p.item);
+	struct their_place t = {slot + item->out, slot + item->lse, p.row};
+	return t;
 }
 
 DEVICE void write_head(const struct gpu_merge *a, uint32_t number, int good, const struct part *own, const struct part *theirs)
@@ -61,28 +67,29 @@ KERNEL(GPU_FUSED_BLOCK) mpig_merge_fused(ARGUMENT(gpu_merge) a)
 {
 	SHARED int ready, good;
 	struct gpu_state *s = AT(gpu_state, a.queue.state);
-	const struct gpu_item *items = AT(gpu_item, a.items);
 	const uint32_t number = threadIdx.x / GPU_WARP;
+	struct patience patience = {0, 0};
 	struct part own, theirs;
-	uint64_t begin = clock_ns();
 	load_own(&a, number, &own);
-	if (threadIdx.x == 0) // of one request that is out: more than one take the way below
-		ready = !s->failed && a.shape.items == 1 && slot_state(&a.queue, items->entry.slot)->state == GPU_SLOT_OUT
-		                ? wait_for_tail(&a.queue, s->cq_next, begin)
-		                : 0;
+	const struct their_place place = their_place(&a, number);
+	if (threadIdx.x == 0) { // of one request that is out: others take the way below
+		uint32_t next = s->cq_next,
+			 usual = a.shape.items == 1 && !s->failed && slot_state(&a.queue, a.first_slot)->state == GPU_SLOT_OUT;
+		ready = usual ? wait_for_tail(&a.queue, next, &patience) : 0;
+	}
 	block_barrier();
-	load_theirs(&a, number, &theirs);
+	load_part(&theirs, place.out, place.lse, place.row, a.shape.d_v);
 	if (threadIdx.x == 0) {
-		int status = ready > 0 ? take_ready(&a.queue, (uint32_t)ready, begin) : ready;
+		int status = ready > 0 ? take_ready(&a.queue, (uint32_t)ready) : ready;
 		if (status)
-			fail(&a.queue, status, items->entry.slot, slot_state(&a.queue, items->entry.slot)->sequence);
-		if (!s->failed && slot_state(&a.queue, items->entry.slot)->state != GPU_SLOT_DONE)
+			fail(&a.queue, status, a.first_slot, slot_state(&a.queue, a.first_slot)->sequence);
+		if (!status && slot_state(&a.queue, a.first_slot)->state != GPU_SLOT_DONE)
 			ready = 0;
-		good = wait_for_all(&a.queue, items, 0, a.shape.items);
+		good = wait_for_all(&a.queue, a.first_slot, a.shape.items, &patience);
 	}
 	block_barrier();
 	if (good && ready <= 0)
-		load_theirs(&a, number, &theirs);
+		load_part(&theirs, place.out, place.lse, place.row, a.shape.d_v);
 	write_head(&a, number, good, &own, &theirs);
 }
 
@@ -94,6 +101,7 @@ KERNEL(GPU_BLOCK) mpig_merge(ARGUMENT(gpu_merge) a)
 	if (number >= a.shape.items * a.shape.tokens * a.shape.query_heads)
 		return;
 	load_own(&a, number, &own);
-	load_theirs(&a, number, &theirs);
+	const struct their_place place = their_place(&a, number);
+	load_part(&theirs, place.out, place.lse, place.row, a.shape.d_v);
 	write_head(&a, number, !AT(gpu_state, a.queue.state)->failed, &own, &theirs);
 }

@@ -4,10 +4,15 @@
 #define SMALLEST 1.50463276905252801e-36f // 128 * FLT_MIN
 #define GREATEST 3.40282346638528860e+38f
 
+struct signed_query {            // a lane's part of a query, as it is and as its signature
+	uint64_t raw[4], packed; // raw: E elements of two or four bytes
+	float scale;
+	int has; // a signature
+};
+
 // One query by one warp; lane l holds elements E l .. E l + E - 1, E = d_pad / 32. The butterflies at distances below E are inside a lane,
 // the others are between lanes; both are a + b and a - b of the same pairs as in the daemon, so the bits are the same.
-DEVICE void sign_one(const int E, float *x, const struct gpu_item *item, uint32_t d_pad, float by, uint64_t signature,
-                     uint64_t scale)
+DEVICE void sign_one(const int E, float *x, const struct gpu_item *item, uint32_t d_pad, float by, struct signed_query *s)
 {
 	const uint32_t lane = lane_of();
 	for (uint32_t round = 0; round < 3; round++) {
@@ -48,22 +53,15 @@ DEVICE void sign_one(const int E, float *x, const struct gpu_item *item, uint32_
 	float most = bits_float(largest);
 	int usable = most >= SMALLEST && most <= GREATEST;
 	float per_unit = usable ? 127.0f / most : 0.0f;
-	uint64_t packed = 0;
+	s->packed = 0;
 	UNROLL
 	for (int e = 0; e < E; e++) {
 		float level = x[e] * per_unit + ROUND;
 		level = level - ROUND;
 		uint64_t byte = usable ? (uint8_t)(int8_t)(int)level : 0;
-		packed |= byte << 8 * e;
+		s->packed |= byte << 8 * e;
 	}
-	if (E == 2)
-		((uint16_t *)signature)[lane] = (uint16_t)packed;
-	else if (E == 4)
-		((uint32_t *)signature)[lane] = (uint32_t)packed;
-	else
-		((uint64_t *)signature)[lane] = packed;
-	if (lane == 0)
-		*(float *)scale = usable ? most / 127.0f : 0.0f;
+	s->scale = usable ? most / 127.0f : 0.0f;
 }
 
 DEVICE float half_value(uint16_t b, uint32_t dtype)
@@ -71,68 +69,113 @@ DEVICE float half_value(uint16_t b, uint32_t dtype)
 	return dtype == MPIG_BF16 ? bf16_value(b) : f16_value(b);
 }
 
-// A lane's E elements of two bytes, from an address that is a multiple of 2 E, by the widest loads there are; copied on to `to`.
-DEVICE void load_halves(const int E, uint64_t from, uint32_t dtype, uint64_t to, float *x)
+// A lane's E elements of two bytes, from an address that is a multiple of 2 E, by the widest loads there are.
+DEVICE void load_halves(const int E, uint64_t from, uint32_t dtype, uint64_t *words, float *x)
 {
-	uint64_t words[2] = {0, 0};
 	if (E == 2)
 		words[0] = *(const uint32_t *)from;
 	UNROLL
 	for (int w = 0; w < E / 4; w++)
 		words[w] = ((const uint64_t *)from)[w];
-	if (to && E == 2)
-		*(uint32_t *)to = (uint32_t)words[0];
-	UNROLL
-	for (int w = 0; w < E / 4; w++)
-		if (to)
-			((uint64_t *)to)[w] = words[w];
 	UNROLL
 	for (int e = 0; e < E; e++)
 		x[e] = half_value((uint16_t)(words[e / 4] >> 16 * (e % 4)), dtype);
 }
 
-// Loads the query, copies it as it is to `to` (0: not), and signs it if the item has parameters.
-DEVICE void query_one(const int E, const struct gpu_shape *shape, const struct gpu_item *item, uint32_t head, uint64_t q,
-                      int64_t at, uint32_t dtype, uint64_t to, uint64_t signature, uint64_t scale)
+// As many floats, from an address that is a multiple of 8.
+DEVICE void load_floats(const int E, const float *from, float *x)
 {
-	const uint32_t lane = lane_of(), first = lane * (uint32_t)E, d = shape->d_k;
-	float x[8];
-	uint64_t address = q + (uint64_t)(at + first) * 2;
-	if (dtype != MPIG_F32 && d == GPU_WARP * (uint32_t)E && address % (2 * E) == 0) { // slots are aligned
-		load_halves(E, address, dtype, to ? to + first * 2 : 0, x);
-	} else {
-		UNROLL
-		for (int e = 0; e < E; e++) {
-			uint32_t j = first + e;
-			x[e] = 0.0f;
-			if (j >= d)
-				continue;
-			x[e] = element(q, at + j, dtype);
-			if (to && dtype == MPIG_F32)
-				((float *)to)[j] = x[e];
-			else if (to)
-				((uint16_t *)to)[j] = ((const uint16_t *)q)[at + j];
-		}
-	}
-	if (!item->balance || !signature)
-		return;
-	const float *balance = (const float *)item->balance + head / (shape->query_heads / shape->kv_heads) * d;
 	UNROLL
-	for (int e = 0; e < E; e++)
-		if (first + e < d)
-			x[e] = x[e] / balance[first + e];
-	sign_one(E, x, item, shape->d_pad, shape->rotate_by, signature, scale);
+	for (int w = 0; w < E / 2; w++) {
+		uint64_t two = ((const uint64_t *)from)[w];
+		x[2 * w] = bits_float((int)(uint32_t)two);
+		x[2 * w + 1] = bits_float((int)(uint32_t)(two >> 32));
+	}
 }
 
-DEVICE void query_any(const struct gpu_shape *shape, const struct gpu_item *item, uint32_t head, uint64_t q, int64_t at,
-                      uint32_t dtype, uint64_t to, uint64_t signature, uint64_t scale)
+// Whether the lanes' elements lie as load_halves wants them.
+DEVICE int wide(const int E, uint64_t base, int64_t at, uint32_t dtype, uint32_t d)
 {
-	if (shape->d_pad == 64)
-		query_one(2, shape, item, head, q, at, dtype, to, signature, scale);
-	else if (shape->d_pad == 128)
-		query_one(4, shape, item, head, q, at, dtype, to, signature, scale);
+	return (E == 2 || E == 4 || E == 8) && dtype != MPIG_F32 && d == GPU_WARP * (uint32_t)E &&
+	       (base + (uint64_t)at * 2) % (2 * E) == 0;
+}
+
+// Loads the query, and signs it if the item has parameters.
+DEVICE void query_load(const int E, const struct gpu_shape *shape, const struct gpu_item *item, uint32_t head, uint64_t q,
+                       int64_t at, uint32_t dtype, struct signed_query *s)
+{
+	const uint32_t first = lane_of() * (uint32_t)E, d = shape->d_k;
+	float x[8], a[8];
+	if (wide(E, q, at, dtype, d)) {
+		load_halves(E, q + (uint64_t)(at + first) * 2, dtype, s->raw, x);
+	} else {
+		UNROLL
+		for (int e = 0; e < 4; e++)
+			s->raw[e] = 0;
+		UNROLL
+		for (int e = 0; e < E; e++) {
+			uint64_t at_e = (uint64_t)(at + first + e), bits = 0;
+			if (first + e < d)
+				bits = dtype == MPIG_F32 ? ((const uint32_t *)q)[at_e] : ((const uint16_t *)q)[at_e];
+			x[e] = dtype == MPIG_F32 ? bits_float((int)(uint32_t)bits) : half_value((uint16_t)bits, dtype);
+			if (dtype == MPIG_F32)
+				s->raw[e / 2] |= bits << 32 * (e % 2);
+			else
+				s->raw[e / 4] |= bits << 16 * (e % 4);
+		}
+	}
+	s->has = item->balance != 0;
+	if (!s->has)
+		return;
+	const float *balance = (const float *)item->balance + head / (shape->query_heads / shape->kv_heads) * d;
+	if (d == GPU_WARP * (uint32_t)E) { // aligned: d is a multiple of 64
+		load_floats(E, balance + first, a);
+	} else {
+		UNROLL
+		for (int e = 0; e < E; e++)
+			a[e] = first + e < d ? balance[first + e] : 1.0f;
+	}
+	UNROLL
+	for (int e = 0; e < E; e++)
+		x[e] = x[e] / a[e];
+	sign_one(E, x, item, shape->d_pad, shape->rotate_by, s);
+}
+
+DEVICE void signature_store(const int E, const struct signed_query *s, uint64_t signature, uint64_t scale)
+{
+	const uint32_t lane = lane_of();
+	if (E == 2)
+		((uint16_t *)signature)[lane] = (uint16_t)s->packed;
+	else if (E == 4)
+		((uint32_t *)signature)[lane] = (uint32_t)s->packed;
 	else
-		query_one(8, shape, item, head, q, at, dtype, to, signature, scale);
+		((uint64_t *)signature)[lane] = s->packed;
+	if (lane == 0)
+		*(float *)scale = s->scale;
+}
+
+// The elements as they were loaded, to a slot: an address that is a multiple of 64 for the first of all queries, so that rows of d elements
+// of two bytes keep the alignment that wide stores need where d = 32 E.
+DEVICE void raw_store(const int E, const struct signed_query *s, uint64_t to, uint32_t dtype, uint32_t d)
+{
+	const uint32_t first = lane_of() * (uint32_t)E;
+	if (dtype != MPIG_F32 && d == GPU_WARP * (uint32_t)E) {
+		if (E == 2)
+			*(uint32_t *)(to + first * 2) = (uint32_t)s->raw[0];
+		UNROLL
+		for (int w = 0; w < E / 4; w++)
+			((uint64_t *)(to + first * 2))[w] = s->raw[w];
+		return;
+	}
+	UNROLL
+	for (int e = 0; e < E; e++) {
+		if (first + e >= d)
+			continue;
+		if (dtype == MPIG_F32)
+			((uint32_t *)to)[first + e] = (uint32_t)(s->raw[e / 2] >> 32 * (e % 2));
+		else
+			((uint16_t *)to)[first + e] = (uint16_t)(s->raw[e / 4] >> 16 * (e % 4));
+	}
 }
 
 struct place {                           // which query a warp has
@@ -142,7 +185,11 @@ struct place {                           // which query a warp has
 DEVICE struct place place_of(const struct gpu_shape *s, uint32_t number)
 {
 	uint32_t per_item = s->tokens * s->query_heads;
-	struct place p = {number / per_item, number % per_item / s->query_heads, number % s->query_heads, number % per_item};
+	struct place p;
+	p.item = s->items == 1 ? 0 : number / per_item;
+	p.row = number - p.item * per_item;
+	p.token = s->tokens == 1 ? 0 : p.row / s->query_heads;
+	p.head = p.row - p.token * s->query_heads;
 	return p;
 }
 
@@ -151,13 +198,23 @@ DEVICE int64_t stride_at(const struct gpu_strides *s, const struct place *p)
 	return p->item * s->item + p->token * s->token + p->head * s->head;
 }
 
+DEVICE void sign_head(const int E, const struct gpu_sign *a, uint32_t number)
+{
+	struct signed_query s;
+	struct place p = place_of(&a->shape, number);
+	query_load(E, &a->shape, AT(gpu_item, a->items) + p.item, p.head, a->q, stride_at(&a->q_strides, &p), a->dtype, &s);
+	signature_store(E, &s, a->signature + (uint64_t)number * a->shape.d_pad, a->scale + (uint64_t)number * 4);
+}
+
 KERNEL(GPU_BLOCK) mpig_sign(ARGUMENT(gpu_sign) a)
 {
 	uint32_t number = (blockIdx.x * blockDim.x + threadIdx.x) / GPU_WARP;
-	const struct gpu_shape *s = &a.shape;
-	if (number >= s->items * s->tokens * s->query_heads)
+	if (number >= a.shape.items * a.shape.tokens * a.shape.query_heads)
 		return;
-	struct place p = place_of(s, number);
-	query_any(s, AT(gpu_item, a.items) + p.item, p.head, a.q, stride_at(&a.q_strides, &p), a.dtype, 0,
-	          a.signature + (uint64_t)number * s->d_pad, a.scale + (uint64_t)number * 4);
+	if (a.shape.d_pad == 64)
+		sign_head(2, &a, number);
+	else if (a.shape.d_pad == 128)
+		sign_head(4, &a, number);
+	else
+		sign_head(8, &a, number);
 }

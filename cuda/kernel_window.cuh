@@ -1,31 +1,40 @@
 // Attention over the rows a client has itself: its first tokens and those that the daemon does not have.
-struct rows { // the own rows of a query: [0, sinks) and [from, end)
-	uint64_t sinks, from, end, count;
+struct rows { // the own rows of a query: [0, sinks) and [from, end); a context has at most 2^31
+	uint32_t sinks, from, end, count;
 };
+
+DEVICE uint32_t row_count(int64_t n)
+{
+	return n < 0 ? 0 : n > (int64_t)MPIG_MAX_TOKENS ? (uint32_t)MPIG_MAX_TOKENS : (uint32_t)n;
+}
 
 DEVICE struct rows rows_of(const struct gpu_window *a, uint32_t item, uint32_t token)
 {
-	int64_t split = ((const int64_t *)a->split)[item], rows = ((const int64_t *)a->rows)[item];
-	struct rows r = {a->sinks, 0, 0, 0};
-	int64_t end = rows - a->shape.tokens + token + 1;
-	r.end = end > 0 ? (uint64_t)end : 0;
-	r.sinks = r.sinks < r.end ? r.sinks : r.end;
-	r.from = split > 0 ? (uint64_t)split : 0;
-	r.from = r.from > r.sinks ? r.from : r.sinks;
+	uint32_t split = row_count(((const int64_t *)a->split)[item]);
+	struct rows r;
+	r.end = row_count(((const int64_t *)a->rows)[item] - a->shape.tokens + token + 1);
+	r.sinks = a->sinks < r.end ? a->sinks : r.end;
+	r.from = split > r.sinks ? split : r.sinks;
 	r.count = r.sinks + (r.end > r.from ? r.end - r.from : 0);
 	return r;
 }
 
 // Offset of row `row` of the context, in elements.
-DEVICE int64_t row_at(const struct gpu_window *a, uint32_t item, uint32_t head, uint64_t row)
+DEVICE int64_t row_at(const struct gpu_window *a, uint32_t item, uint32_t head, uint32_t row)
 {
 	if (a->ring_rows && row >= a->sinks)
 		row = a->sinks + (row - a->sinks) % a->ring_rows;
 	int64_t at = head * a->kv_head;
 	if (!a->page_table)
-		return at + item * a->kv_item + (int64_t)row * a->kv_row;
-	int64_t page = ((const int32_t *)a->page_table)[item * a->page_stride + (int64_t)(row / a->page_rows)];
-	return at + page * a->kv_page + (int64_t)(row % a->page_rows) * a->kv_row;
+		return at + item * a->kv_item + row * a->kv_row;
+	int64_t page = ((const int32_t *)a->page_table)[item * a->page_stride + row / a->page_rows];
+	return at + page * a->kv_page + row % a->page_rows * a->kv_row;
+}
+
+// The larger of two; NaN if either is.
+DEVICE float larger(float a, float b)
+{
+	return a != a || a > b ? a : b;
 }
 
 #define ROWS_AT_ONCE 4u // of a warp: their loads are in flight together
@@ -35,9 +44,9 @@ DEVICE int64_t row_at(const struct gpu_window *a, uint32_t item, uint32_t head, 
 DEVICE void load_row(const int E, uint64_t base, int64_t at, uint32_t dtype, uint32_t d, float *x)
 {
 	const uint32_t first = lane_of() * (uint32_t)E;
-	if ((E == 2 || E == 4 || E == 8) && dtype != MPIG_F32 && d == GPU_WARP * (uint32_t)E &&
-	    (base + (uint64_t)at * 2) % (2 * E) == 0) {
-		load_halves(E, base + (uint64_t)(at + first) * 2, dtype, 0, x);
+	uint64_t words[2];
+	if (wide(E, base, at, dtype, d)) {
+		load_halves(E, base + (uint64_t)(at + first) * 2, dtype, words, x);
 		return;
 	}
 	UNROLL
@@ -50,7 +59,7 @@ struct window_shared {
 	float most[WINDOW_WARPS][GPU_HEADS_AT_ONCE], sum[WINDOW_WARPS][GPU_HEADS_AT_ONCE];
 };
 
-DEVICE uint64_t row_number(const struct rows *r, uint64_t n)
+DEVICE uint32_t row_number(const struct rows *r, uint32_t n)
 {
 	return n < r->sinks ? n : r->from + (n - r->sinks);
 }
@@ -74,10 +83,10 @@ DEVICE void piece_warp(const int E, const struct gpu_window *a, const struct pla
 		for (int e = 0; e < E; e++)
 			acc[i][e] = 0.0f;
 	}
-	const uint64_t step = (uint64_t)a->pieces * GPU_PIECE_ROWS, part = GPU_PIECE_ROWS / WINDOW_WARPS;
-	for (uint64_t first = (uint64_t)piece * GPU_PIECE_ROWS + warp * part; first < r->count; first += step) {
-		uint64_t end = first + part < r->count ? first + part : r->count;
-		for (uint64_t n = first; n < end; n += ROWS_AT_ONCE) {
+	const uint32_t step = a->pieces * GPU_PIECE_ROWS, part = GPU_PIECE_ROWS / WINDOW_WARPS;
+	for (uint32_t first = piece * GPU_PIECE_ROWS + warp * part; first < r->count; first += step) {
+		uint32_t end = first + part < r->count ? first + part : r->count;
+		for (uint32_t n = first; n < end; n += ROWS_AT_ONCE) {
 			float k[ROWS_AT_ONCE][8], v[ROWS_AT_ONCE][8], s[GPU_HEADS_AT_ONCE][ROWS_AT_ONCE];
 			UNROLL
 			for (uint32_t j = 0; j < ROWS_AT_ONCE; j++) {
@@ -99,7 +108,7 @@ DEVICE void piece_warp(const int E, const struct gpu_window *a, const struct pla
 						x = a->softcap * tanhf(x / a->softcap);
 					x += slope[i] * (float)((int64_t)row_number(r, n + j) - (int64_t)(r->end - 1));
 					s[i][j] = n + j < end ? x : -INFINITE_FLOAT;
-					top = s[i][j] > top || s[i][j] != s[i][j] ? s[i][j] : top;
+					top = larger(top, s[i][j]);
 				}
 				float keep = expf(most[i] - top);
 				most[i] = top;
@@ -130,7 +139,8 @@ DEVICE void piece_warp(const int E, const struct gpu_window *a, const struct pla
 	}
 }
 
-// Joins what `count` parts have of one head, by one warp: their largest logits, sums by those, and weighted sums of rows, `stride` apart.
+// Joins what `count` parts have of one head, by one warp: their largest logits (`sum` 0: LSEs), sums by those, and weighted sums of rows.
+// Lane n has the weight of part n, so that no load waits for another.
 DEVICE void join_parts(const float *most, const float *sum, const float *acc, uint32_t count, uint32_t stride,
                        uint32_t acc_stride, uint32_t d, float *out, float *lse)
 {
@@ -139,22 +149,31 @@ DEVICE void join_parts(const float *most, const float *sum, const float *acc, ui
 	UNROLL
 	for (uint32_t e = 0; e < 8; e++)
 		x[e] = 0.0f;
-	for (uint32_t n = 0; n < count; n++)
-		top = most[n * stride] > top || most[n * stride] != most[n * stride] ? most[n * stride] : top;
-	for (uint32_t n = 0; n < count; n++) {
-		float keep = expf(most[n * stride] - top);
-		total = fmaf(sum ? sum[n * stride] : 1.0f, keep, total);
-		UNROLL
-		for (uint32_t e = 0; e < 8; e++)
-			if (lane + GPU_WARP * e < d)
-				x[e] = fmaf(acc[n * acc_stride + lane + GPU_WARP * e], keep, x[e]);
+	for (uint32_t n = lane; n < count; n += GPU_WARP)
+		top = larger(top, most[n * stride]);
+	UNROLL
+	for (int h = 16; h; h /= 2)
+		top = larger(top, shuffle_xor_f(top, h));
+	for (uint32_t base = 0; base < count; base += GPU_WARP) {
+		uint32_t n = base + lane, here = count - base < GPU_WARP ? count - base : GPU_WARP;
+		float keep = n < count ? expf(most[n * stride] - top) : 0.0f;
+		total += warp_sum(n < count && sum ? keep * sum[n * stride] : keep);
+		UNROLL_BY_4
+		for (uint32_t i = 0; i < here; i++) {
+			float weight = shuffle_from(keep, i);
+			UNROLL
+			for (uint32_t e = 0; e < 8; e++)
+				if (lane + GPU_WARP * e < d)
+					x[e] = fmaf(acc[(base + i) * acc_stride + lane + GPU_WARP * e], weight, x[e]);
+		}
 	}
+	int some = total > 0.0f || total != total;
 	UNROLL
 	for (uint32_t e = 0; e < 8; e++)
 		if (lane + GPU_WARP * e < d)
-			out[lane + GPU_WARP * e] = total > 0.0f || total != total ? x[e] / total : 0.0f;
+			out[lane + GPU_WARP * e] = some ? x[e] / total : 0.0f;
 	if (lane == 0)
-		*lse = total > 0.0f || total != total ? top + logf(total) : -INFINITE_FLOAT;
+		*lse = some ? top + logf(total) : -INFINITE_FLOAT;
 }
 
 DEVICE void piece_heads(const struct gpu_window *a, const struct place *p, uint32_t g, uint32_t heads, const struct rows *r,

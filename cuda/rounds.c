@@ -21,7 +21,7 @@ int mpig_cuda_round_trips(mpig_cuda *gpu, unsigned count, float *ns)
 	const struct driver *d = gpu->driver;
 	size_t bytes = (count + 2ul) * sizeof(uint64_t);
 	uint64_t *cycles = malloc(bytes);
-	struct gpu_rounds a = {.queue = gpu->args, .item = gpu->nop, .count = count};
+	struct gpu_rounds a = {.queue = gpu->args, .item = gpu->nop, .slot = 0, .count = count};
 	int rc = cycles ? gpu_enter(gpu) : cuda_error_set(MPIG_ENOMEM, "%s", mpig_strerror(MPIG_ENOMEM));
 	if (rc)
 		goto free_cycles;

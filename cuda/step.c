@@ -55,7 +55,8 @@ int mpig_cuda_submit(mpig_cuda_plan *p, mpig_cuda_stream stream, const struct mp
 	                       .window_lse = p->own_lse,
 	                       .split = s.split,
 	                       .rows = s.rows,
-	                       .dtype = (uint32_t)p->spec.dtype};
+	                       .dtype = (uint32_t)p->spec.dtype,
+	                       .first_slot = p->spec.first_slot};
 	unsigned grid, block;
 	warp_grid(heads_of(p), GPU_FUSED_BLOCK, &grid, &block);
 	rc = gpu_launch(p->gpu, p->gpu->kernel.submit, "mpig_submit", grid, 1, block, stream, &a);
@@ -101,7 +102,7 @@ int mpig_cuda_window(mpig_cuda_plan *p, mpig_cuda_stream stream, const struct mp
 	                       .page_stride = s.page_stride,
 	                       .split = s.split,
 	                       .rows = s.rows,
-	                       .sinks = p->spec.sinks,
+	                       .sinks = (uint32_t)p->spec.sinks,
 	                       .ring_rows = s.ring_rows,
 	                       .part_out = p->part_out,
 	                       .part_lse = p->part_lse,
@@ -145,12 +146,14 @@ int mpig_cuda_merge(mpig_cuda_plan *p, mpig_cuda_stream stream, const struct mpi
 	                      .lse = s.lse,
 	                      .out_strides = strides(s.out_context, s.out_token, s.out_head, &p->shape, p->shape.d_v),
 	                      .out_dtype = (uint32_t)s.out_dtype,
-	                      .lse2 = s.flags & MPIG_CUDA_LSE2};
+	                      .lse2 = s.flags & MPIG_CUDA_LSE2,
+	                      .first_slot = p->spec.first_slot};
 	unsigned grid, block;
 	if (fused)
 		return gpu_launch(p->gpu, p->gpu->kernel.merge_fused, "mpig_merge_fused", 1, 1, heads_of(p) * GPU_WARP, stream,
 		                  &a);
-	rc = gpu_launch(p->gpu, p->gpu->kernel.wait_items, "mpig_wait_items", 1, 1, GPU_WARP, stream, &a);
+	struct gpu_wait w = {.queue = p->gpu->args, .first_slot = p->spec.first_slot, .slots = p->shape.items};
+	rc = gpu_launch(p->gpu, p->gpu->kernel.wait, "mpig_wait", 1, 1, GPU_WARP, stream, &w);
 	warp_grid(heads_of(p), 0, &grid, &block);
 	return rc ? rc : gpu_launch(p->gpu, p->gpu->kernel.merge, "mpig_merge", grid, 1, block, stream, &a);
 }
@@ -194,7 +197,10 @@ int mpig_cuda_nop(mpig_cuda *gpu, mpig_cuda_stream stream, unsigned slot)
 	int rc = slot_check(gpu, slot);
 	if (rc)
 		return rc;
-	struct gpu_submit a = {.queue = gpu->args, .shape = {.items = 1}, .items = gpu->nop + slot * sizeof(struct gpu_item)};
+	struct gpu_submit a = {.queue = gpu->args,
+	                       .shape = {.items = 1},
+	                       .items = gpu->nop + slot * sizeof(struct gpu_item),
+	                       .first_slot = slot};
 	return gpu_launch(gpu, gpu->kernel.submit, "mpig_submit", 1, 1, GPU_WARP, stream, &a);
 }
 

@@ -137,8 +137,7 @@ enum mpig_present {
 	MPIG_HAS_WINDOW_LSE = 1u << 0, // ATTEND: LSE of the client's exact part, per token and head
 	MPIG_HAS_SIGNATURE = 1u << 1,  // ATTEND: rotated int8 queries and their scales, computed by the client
 	MPIG_HAS_QUERIES = 1u << 2,    // APPEND: the layer's recent queries follow V (they set the balance)
-	MPIG_HAS_WINDOW_OUT =
-		1u << 3, // ATTEND: output of the client's exact part, per token and head; with delta and a window LSE
+	MPIG_HAS_WINDOW_OUT = 1u << 3, // ATTEND: output of the client's exact part, per token and head; with a window LSE
 	MPIG_PRESENT_FLAGS = 0x0f
 };
 

@@ -487,10 +487,11 @@ struct mpig_attend {
 	uint64_t query_position; /* of query token 0 (random streams, ALiBi); 0 with T = 1: the committed length */
 	int causal;              /* nonzero: query token t sees rows < causal_base + t */
 	uint64_t causal_base;
-	float error_target; /* eps of the adaptive budget, before any share; 0 = none, or the default where no share is named */
+	float error_target; /* eps of the adaptive budget, before any share: the mass of a head deviates by that at most; 0 = none,
+	                       or the default where no share is named */
 	float budget_floor, budget_cap; /* with an adaptive budget; 0 = as configured: .005, .08; with delta .02, 1 */
 	const float *window_lse;      /* [T][query_heads] LSE of the caller's exact part, or NULL. It sets the rows of an adaptive
-	                                   budget only: that of the step before is good enough */
+	                                   budget only, and should be this token's: that of the step before costs accuracy */
 	const int8_t *signature;      /* [T][query_heads][d_pad] rotated queries computed by the caller, or NULL */
 	const float *signature_scale; /* [T][query_heads] */
 	uint32_t signature_version;
@@ -498,8 +499,9 @@ struct mpig_attend {
 	                (relative L2 norm) with probability 1 - delta. Takes two samples, and as many rows as that needs: the
 	                cap's default is 1. Needs error_target; SIGNATURE or DENSE */
 	const float
-		*window_out; /* with delta: [T][query_heads][d_v] output of the caller's exact part, with its window_lse; NULL:
-	                            the promise is about the daemon's part alone */
+		*window_out; /* with window_lse: [T][query_heads][d_v] output of the caller's exact part. For an adaptive budget
+	                            it tells mass that matters from mass on values near zero (NULL: all matters); with delta
+	                            the promise is about the merged output (NULL: about the daemon's part alone) */
 };
 struct mpig_result { /* arrays of the caller; NULL where not wanted */
 	size_t size;

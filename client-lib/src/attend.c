@@ -95,8 +95,8 @@ static int attend_check(const mpig_queue *q, const struct mpig_attend *a, const 
 	if (!(a->delta >= 0 && a->delta < 1) || (a->delta > 0 && !(a->error_target > 0)))
 		return error_set(c, MPIG_EINVAL, "attend.delta = %g: above 0 and below 1, with an error_target, or 0",
 		                 (double)a->delta);
-	if (a->window_out && !(a->window_lse && a->delta > 0))
-		return error_set(c, MPIG_EINVAL, "attend.window_out needs attend.window_lse and attend.delta");
+	if (a->window_out && !a->window_lse)
+		return error_set(c, MPIG_EINVAL, "attend.window_out needs attend.window_lse");
 	if (a->begin > MPIG_MAX_TOKENS || (a->end > 0 && (uint64_t)a->end < a->begin))
 		return error_set(c, MPIG_ERANGE,
 		                 "attend.begin = %llu, attend.end = %lld: the range is empty or beyond %llu tokens",

@@ -89,8 +89,7 @@ MPIG_API int mpig_cuda_recover(mpig_cuda *gpu);
 
 struct mpig_cuda_answer { /* of the last request that was waited for */
 	size_t size;
-	uint64_t sequence, committed, rows_read, bytes_read, service_ns,
-		waited_ns; /* waited_ns: by the kernel, by the GPU's clock */
+	uint64_t sequence, committed, rows_read, bytes_read, service_ns;
 };
 /* Reads host memory only. */
 MPIG_API int mpig_cuda_last_answer(const mpig_cuda *gpu, struct mpig_cuda_answer *answer);
@@ -149,7 +148,7 @@ struct mpig_cuda_step {
 	uint64_t page_table; /* int32; 0: contiguous */
 	int64_t page_stride; /* entries of a context's table */
 	unsigned page_rows;
-	uint64_t ring_rows; /* 0: row(r) = r. Else rows from `sinks` on go round: row(r) = sinks + (r - sinks) % ring_rows */
+	unsigned ring_rows; /* 0: row(r) = r. Else rows from `sinks` on go round: row(r) = sinks + (r - sinks) % ring_rows */
 	/* answers */
 	uint64_t out;                             /* [B][T][query_heads][d_v] of out_dtype */
 	int out_dtype;                            /* MPIG_BF16, MPIG_F16, MPIG_F32 */

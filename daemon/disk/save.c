@@ -22,6 +22,7 @@ struct saving {
 	struct image *image;
 	int dir; // of the context
 	struct disk_segment_ref *ref;
+	bool wrote; // a segment file, or a part of one
 	struct disk_progress *progress;
 	struct disk_result result;
 	char *why;
@@ -65,16 +66,18 @@ static int write_segment(struct saving *s, uint32_t i, struct disk_segment_ref *
 	if (new_id(ref->id))
 		return disk_fail(s->why, MPIG_EIO, "no random numbers for the name of a segment");
 	segment_name(name, ref->id, seg->sealed);
+	s->wrote = true;
 	int status = segment_file_write(&s->io, s->image, i, dir, temporary, ref->id, s->progress, &written, s->why);
 	int rc = status ? 0 : disk_rename(dir, temporary, name);
-	if (!status && !rc && seg->sealed)
+	bool named = !status && !rc;
+	if (named && seg->sealed)
 		rc = disk_sync(dir, "segments");
 	if (!status && !rc && seg->sealed)
 		rc = disk_link(dir, s->dir, name);
 	if (rc)
 		status = disk_errno(s->why, rc, "cannot name", name);
 	if (status) {
-		(void)disk_unlink(dir, temporary);
+		(void)disk_unlink(dir, named ? name : temporary);
 		return status;
 	}
 	ref->file_bytes = written.file_bytes;
@@ -198,6 +201,18 @@ static int open_directory(struct saving *s, const char *name)
 	return rc ? disk_errno(s->why, rc, "cannot save", name) : 0;
 }
 
+// What a save that failed has written goes, or a full disk would be fuller each time. Whichever manifest is there is safe before anything is
+// removed; where that cannot be had, all stays until the next save or start.
+static void take_back(struct saving *s, const char *name)
+{
+	char why[MPIG_TEXT_BYTES];
+	struct manifest m = {0};
+	int status = disk_sync(s->dir, name) ? MPIG_EIO : manifest_read(&s->io, s->dir, name, &m, why);
+	if (!status || status == MPIG_ENOENT)
+		disk_tidy(s->d, s->dir, m.segment, status ? 0 : m.context.segment_count);
+	manifest_free(&m);
+}
+
 int disk_save(struct disk *d, struct store *store, const struct credentials *who, const char *name, bool replace,
               struct disk_progress *progress, struct disk_result *result, char *why)
 {
@@ -219,6 +234,10 @@ int disk_save(struct disk *d, struct store *store, const struct credentials *who
 		status = save_once(&s, store, who, name);
 	if (status == MPIG_EAGAIN)
 		disk_fail(why, status, "'%s' was truncated or sealed each time it was read: try again", name);
+	if (status && s.wrote)
+		take_back(&s, name);
+	if (status)
+		(void)disk_rmdir(d->contexts, name); // if there is nothing in it
 	if (s.dir >= 0)
 		close(s.dir);
 	io_close(&s.io);

@@ -66,13 +66,13 @@ struct attend {
 	struct mpig_payload_layout layout;
 	float *q;              // [kv_heads][queries][d_k]
 	float *window_lse;     // [kv_heads][queries] or NULL
+	float *window_out;     // under an error target: [kv_heads][queries][d_v] or NULL
 	float *ratio;          // under an error target: [kv_heads] realised over predicted variance, so far
 	float *predicted;      // ... and [kv_heads][queries] what the sample's threshold makes one expect of it
 	float delta;           // > 0: verified (verify.c)
 	double deviations;     // ... the normal quantile of delta
 	bool measuring;        // ... and this is the first sample
 	float *lowest;         // ... [kv_heads][queries] tau of the cap
-	float *window_out;     // ... [kv_heads][queries][d_v] or NULL
 	struct heavy *heavy;   // ... [kv_heads][main units][queries]
 	uint64_t *limit;       // [T] first token position not seen
 	float *signs;          // [3][d_pad]

@@ -36,8 +36,7 @@ void sign_queries(struct job *j, uint32_t g, uint32_t from, uint32_t to)
 		const float *q = attend_query(a, g, r);
 		float scale = sq->factor, q_mu = 0;
 		if (a->client_signature)
-			for (uint32_t d = 0; d < params.d_k; d++)
-				q_mu += q[d] * params.mu[d];
+			q_mu = sig_query_mu(q, params.mu, params.d_k);
 		else
 			sig_encode_query(j->engine->kernels, &params, q, signature, &scale, &q_mu, rotated);
 		*sq = sig_query_of(&params, signature, scale * a->layer->scale, q_mu * a->layer->scale);
@@ -178,7 +177,36 @@ static uint32_t pilot_estimates(struct job *j, uint32_t g, uint32_t r0, uint32_t
 	return n;
 }
 
-static float pilot_threshold(struct job *j, uint32_t g, uint32_t r, const float *estimate, uint32_t n, uint64_t rows, float *w)
+// Root mean square of |v|, from a few rows spread over the range. It scales what the window's mass counts (value_share).
+static double value_size(struct job *j, uint32_t g)
+{
+	enum { LOOKS = 16 };
+	struct attend *a = &j->attend;
+	const struct row_format *f = &a->layer->rows;
+	double sum = 0;
+	for (uint32_t i = 0; i < LOOKS && a->view.span_count; i++) {
+		const struct span *span = &a->view.strip[g].spans[(uint64_t)i * a->view.span_count / LOOKS];
+		float out[2 * MPIG_MAX_HEAD_DIM] = {0}, w[2] = {0, 1};
+		uint32_t row = (uint32_t)(rng_hash(i, g) % span->n);
+		sum += j->engine->kernels->values_squares[f->type](f, span->rows, &row, 1, w, 1, out);
+	}
+	return sqrt(sum / LOOKS);
+}
+
+// How far the exact part's mass is something that an error of ours could hide behind. Rows that only collect attention (the first of a
+// text) have values near zero: their mass is most of the head's, and its output is what the other rows give.
+static float value_share(const struct attend *a, size_t at, double size)
+{
+	const size_t d_v = a->layer->shape.d_v;
+	const float *out = a->window_out + at * d_v;
+	double square = 0;
+	for (size_t d = 0; d < d_v; d++)
+		square += (double)out[d] * (double)out[d];
+	return size > 0 ? (float)fmin(sqrt(square) / size, 1) : 1;
+}
+
+static float pilot_threshold(struct job *j, uint32_t g, uint32_t r, const float *estimate, uint32_t n, uint64_t rows, double size,
+                             float *w)
 {
 	struct attend *a = &j->attend;
 	const struct kernels *k = j->engine->kernels;
@@ -188,12 +216,19 @@ static float pilot_threshold(struct job *j, uint32_t g, uint32_t r, const float 
 	size_t at = (size_t)g * a->queries + r;
 	float window = a->window_lse ? a->window_lse[at] : -INFINITY;
 	double floor = floor_rows(a->budget_floor, rows), cap = a->budget_cap * (double)rows;
-	double eps = a->error_target / (a->delta > 0 ? a->deviations : sqrt((double)a->ratio[g]));
-	float tau = tau_for_error(k, estimate, n, repeat, eps, window, floor, cap, w);
-	if (a->delta > 0)
+	double eps = (double)a->error_target;
+	if (a->delta > 0) {
 		a->lowest[at] = tau_for_budget(k, estimate, n, repeat, cap, w);
-	else
-		a->predicted[at] = (float)relative_variance(k, estimate, n, repeat, window, tau, w);
+		return tau_for_error(k, estimate, n, repeat, eps / a->deviations, window, floor, cap, w);
+	}
+	float counted = a->window_out ? window + logf(value_share(a, at, size)) : window;
+	float tau = tau_for_share(k, estimate, n, repeat, eps * eps, counted, floor, cap, w);
+	double ratio = (double)a->ratio[g], predicted = relative_variance(k, estimate, n, repeat, window, tau, w);
+	if (ratio * predicted > eps * eps) {
+		tau = fminf(tau, tau_for_error(k, estimate, n, repeat, eps / sqrt(ratio), window, floor, cap, w));
+		predicted = relative_variance(k, estimate, n, repeat, window, tau, w);
+	}
+	a->predicted[at] = (float)predicted;
 	return tau;
 }
 
@@ -296,12 +331,13 @@ int signature_pre(struct job *j, uint32_t g, uint32_t unit, struct engine_scratc
 	if (!estimate)
 		return job_fail(j, MPIG_ENOMEM, "no memory for a pilot of %zu rows", most);
 	uint64_t turn = a->turn[g];
+	const double size = a->window_out && !(a->delta > 0) ? value_size(j, g) : 0;
 	uint32_t looked = turn == UINT64_MAX ? UINT32_MAX : (uint32_t)(turn % a->queries);
 	for (uint32_t heads; r0 < end; r0 += heads) {
 		heads = end - r0 < batch ? end - r0 : batch;
 		n = pilot_estimates(j, g, r0, heads, stride, estimate, most);
 		for (uint32_t i = 0; i < heads; i++) {
-			signature_query(a, g, r0 + i)->tau = pilot_threshold(j, g, r0 + i, estimate + i * most, n, rows, w);
+			signature_query(a, g, r0 + i)->tau = pilot_threshold(j, g, r0 + i, estimate + i * most, n, rows, size, w);
 			if (r0 + i == looked)
 				observe(j, g, looked, turn, estimate + i * most, n, rows, w);
 		}

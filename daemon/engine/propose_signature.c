@@ -117,10 +117,10 @@ void signature_carve(struct job *j, struct carve *c)
 		a->ratio = carve(c, s->kv_heads, sizeof(float));
 		a->predicted = carve(c, all, sizeof(float));
 	}
+	if (a->error_target > 0 && j->request.slot.present & MPIG_HAS_WINDOW_OUT)
+		a->window_out = carve(c, all * s->d_v, sizeof(float));
 	if (a->delta > 0) {
-		bool window = j->request.slot.present & MPIG_HAS_WINDOW_OUT;
 		a->lowest = carve(c, all, sizeof(float));
-		a->window_out = window ? carve(c, all * s->d_v, sizeof(float)) : NULL;
 		a->heavy = carve(c, all * a->main_units, sizeof(struct heavy));
 	}
 }

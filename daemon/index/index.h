@@ -77,6 +77,8 @@ void sig_encode_query(const struct kernels *k, const struct sig_params *p, const
 
 // What a scan needs of a query in its signature. factor: layer scale * the signature's scale; bias: layer scale * q.mu.
 struct sig_query sig_query_of(const struct sig_params *p, const int8_t *signature, float factor, float bias);
+// q.mu alone, for queries that came with a signature: in double and four sums (j mod 4), so that it is the same number.
+float sig_query_mu(const float *q, const float *mu, uint32_t d_k);
 
 // ---- threshold -------------------------------------------------------------------------------------------------------
 // tau with repeat * sum_i min(1, exp(s_i - tau)) = budget rows, from n pilot estimates each standing for `repeat` rows. w is
@@ -88,6 +90,11 @@ float tau_for_budget(const struct kernels *k, const float *estimates, uint32_t n
 // or NaN: none). Pilot rows that are certain count once in Z. Where Z is not monotone in tau, some tau at which the variance
 // crosses eps^2. eps <= 0 or NaN: the cap. Unusable estimates as above.
 float tau_for_error(const struct kernels *k, const float *estimates, uint32_t n, double repeat, double eps, float exact_lse,
+                    double floor_rows, double cap_rows, float *w);
+// The largest tau with e^tau <= share Z, where Z is the mass by the same count as above: a row that would hold more than `share` of it is
+// certain. The variance of the mass then is at most share Z^2, and a row more would lower it by the same in every head for which `share` is
+// the same. Clamps, exact_lse and unusable estimates as above; share <= 0 or NaN: the cap.
+float tau_for_share(const struct kernels *k, const float *estimates, uint32_t n, double repeat, double share, float exact_lse,
                     double floor_rows, double cap_rows, float *w);
 
 // What the sampling at `tau` adds to the mass, by the same closed form: variance over Z^2. 0 where every row is certain or the

@@ -187,18 +187,20 @@ void sig_encode(const struct kernels *k, const struct sig_params *p, const float
 		memcpy(group + (size_t)w * SIG_GROUP * 4, packed + (size_t)w * 4, 4);
 }
 
-// x = q / balance; returns q.mu, in double and four sums (j mod 4).
-static double balance_query(const float *restrict q, const float *restrict mu, const float *restrict balance, uint32_t d_k,
-                            uint32_t d_pad, float *restrict x)
+static void balance_query(const float *restrict q, const float *restrict balance, uint32_t d_k, uint32_t d_pad, float *restrict x)
 {
-	double dot[4] = {0};
 	for (uint32_t j = 0; j < d_k; j++)
 		x[j] = q[j] / balance[j];
 	memset(x + d_k, 0, (d_pad - d_k) * sizeof(*x));
+}
+
+float sig_query_mu(const float *restrict q, const float *restrict mu, uint32_t d_k)
+{
+	double dot[4] = {0};
 	for (uint32_t j = 0; j < d_k; j += 4)
 		for (uint32_t l = 0; l < 4; l++)
 			dot[l] += (double)q[j + l] * (double)mu[j + l];
-	return (dot[0] + dot[2]) + (dot[1] + dot[3]);
+	return (float)((dot[0] + dot[2]) + (dot[1] + dot[3]));
 }
 
 // The largest |x_j|; infinity or NaN if one is. Magnitudes order as their bits do.
@@ -227,7 +229,8 @@ static void round_to_bytes(const float *restrict x, uint32_t n, float per_unit, 
 void sig_encode_query(const struct kernels *k, const struct sig_params *p, const float *q, int8_t *out, float *scale, float *q_mu,
                       float *scratch)
 {
-	*q_mu = (float)balance_query(q, p->mu, p->balance, p->d_k, p->d_pad, scratch);
+	*q_mu = sig_query_mu(q, p->mu, p->d_k);
+	balance_query(q, p->balance, p->d_k, p->d_pad, scratch);
 	k->rotate(scratch, p->d_pad, p->signs);
 	float largest = largest_of(scratch, p->d_pad);
 	if (!(largest >= 128 * FLT_MIN && largest <= FLT_MAX)) {

@@ -199,3 +199,37 @@ float tau_for_error(const struct kernels *k, const float *estimates, uint32_t n,
 		return (float)cap_tau;
 	return (float)((double)x.shift + solve(&t, low, high, excess_low, excess_high));
 }
+
+float tau_for_share(const struct kernels *k, const float *estimates, uint32_t n, double repeat, double share, float exact_lse,
+                    double floor_rows, double cap_rows, float *w)
+{
+	enum { STEPS = 64 };
+	struct weights x;
+	if (!weigh(&x, k, estimates, n, w))
+		return -INFINITY;
+	double floor_tau = tau_of_rows(&x, repeat, fmin(floor_rows, cap_rows)), cap_tau = tau_of_rows(&x, repeat, cap_rows);
+	if (!(share > 0))
+		return (float)cap_tau;
+	double exact = exact_lse > -INFINITY ? exp((double)exact_lse - (double)x.shift) : 0;
+	double theta = exp(fmin(floor_tau - (double)x.shift, HIGHEST_LOG_THETA)), least = exp(cap_tau - (double)x.shift);
+	uint64_t known = UINT64_MAX;
+	// Z grows with theta, so that from above theta only falls, to the largest root; it is there once no row changes sides.
+	for (int step = 0; step < STEPS; step++) {
+		double below, below2;
+		uint64_t above;
+		k->split_sums(w, n, (float)theta, &below, &below2, &above);
+		double next = share * (repeat * below + (x.total - below) + exact);
+		if (!(next < theta)) {
+			if (step == 0)
+				return (float)floor_tau;
+			break;
+		}
+		theta = next;
+		if (theta <= fmax(least, SMALLEST_THETA))
+			return (float)cap_tau;
+		if (above == known)
+			break;
+		known = above;
+	}
+	return (float)((double)x.shift + log(theta));
+}

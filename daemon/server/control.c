@@ -98,12 +98,12 @@ static int check(struct peer *p, struct request *r)
 	const struct mpig_control_header *h = r->header;
 	if (p->refused == PEER_OVER_UID)
 		return control_fail(r, MPIG_EQUOTA,
-		                    "limits.clients_per_uid: uid %u has %u connections and may have no more: close one",
-		                    p->who.uid, p->server->options.limits.clients_per_uid);
+		                    "limits.clients_per_uid: uid %u has %llu connections and may have no more: close one",
+		                    p->who.uid, (unsigned long long)server_limit(p->server, p->who.uid, OVERRIDE_CLIENTS));
 	if (p->refused == PEER_OVER_GID)
-		return control_fail(r, MPIG_EQUOTA,
-		                    "limits.clients_per_gid: gid %u has %u connections and may have no more: close one",
-		                    p->who.gid, p->server->options.limits.clients_per_gid);
+		return control_fail(
+			r, MPIG_EQUOTA, "limits.clients_per_gid: gid %u has %llu connections and may have no more: close one",
+			p->who.gid, (unsigned long long)server_limit(p->server, ACCOUNT_GROUP(p->who.gid), OVERRIDE_CLIENTS));
 	if (h->version != MPIG_CONTROL_VERSION)
 		return control_fail(r, MPIG_EVERSION, "the message has control version %u, this daemon (%s) speaks %u",
 		                    h->version, MPIG_VERSION_STRING, MPIG_CONTROL_VERSION);
@@ -207,7 +207,7 @@ int control_status(struct peer *p, struct request *r)
 		.contexts = totals.contexts,
 		.clients = s->peer_count,
 		.queues = s->queue_count,
-		.quota_bytes = s->options.limits.bytes_per_uid,
+		.quota_bytes = server_limit(s, p->who.uid, OVERRIDE_BYTES),
 		.quota_used = store_uid_bytes(s->store, p->who.uid),
 		.workers = s->workers->options.count,
 		.pid = (uint32_t)getpid(),

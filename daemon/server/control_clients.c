@@ -116,13 +116,13 @@ int control_quota(struct peer *p, struct request *r)
 	struct mpig_ctl_quota reply = {
 		.uid = uid,
 		.bytes = store_uid_bytes(p->server->store, uid),
-		.bytes_limit = o->limits.bytes_per_uid,
+		.bytes_limit = server_limit(p->server, uid, OVERRIDE_BYTES),
 		.contexts = store_uid_contexts(p->server->store, uid),
-		.contexts_limit = o->limits.contexts_per_uid,
+		.contexts_limit = server_limit(p->server, uid, OVERRIDE_CONTEXTS),
 		.clients = a ? a->clients : 0,
-		.clients_limit = o->limits.clients_per_uid,
+		.clients_limit = server_limit(p->server, uid, OVERRIDE_CLIENTS),
 		.queues = a ? a->queues : 0,
-		.queues_limit = o->limits.queues_per_uid,
+		.queues_limit = server_limit(p->server, uid, OVERRIDE_QUEUES),
 		.region_bytes = a ? a->region_bytes : 0,
 		.region_bytes_limit = o->limits.region_bytes_per_uid,
 	};

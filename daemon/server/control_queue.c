@@ -9,12 +9,16 @@
 static int check_quota(struct peer *p, struct request *r, const struct account *a, const struct account *group, uint64_t bytes)
 {
 	const struct options *o = &p->server->options;
-	if (a->queues >= o->limits.queues_per_uid)
-		return control_fail(r, MPIG_EQUOTA, "limits.queues_per_uid: uid %u has %u queues and may have %u: destroy one",
-		                    p->who.uid, a->queues, o->limits.queues_per_uid);
-	if (o->limits.queues_per_gid && group->queues >= o->limits.queues_per_gid)
-		return control_fail(r, MPIG_EQUOTA, "limits.queues_per_gid: gid %u has %u queues and may have %u: destroy one",
-		                    p->who.gid, group->queues, o->limits.queues_per_gid);
+	uint64_t user_limit = server_limit(p->server, p->who.uid, OVERRIDE_QUEUES),
+		 group_limit = server_limit(p->server, ACCOUNT_GROUP(p->who.gid), OVERRIDE_QUEUES);
+	if (user_limit && a->queues >= user_limit)
+		return control_fail(r, MPIG_EQUOTA,
+		                    "limits.queues_per_uid: uid %u has %u queues and may have %" PRIu64 ": destroy one",
+		                    p->who.uid, a->queues, user_limit);
+	if (group_limit && group->queues >= group_limit)
+		return control_fail(r, MPIG_EQUOTA,
+		                    "limits.queues_per_gid: gid %u has %u queues and may have %" PRIu64 ": destroy one",
+		                    p->who.gid, group->queues, group_limit);
 	if (bytes > o->limits.region_bytes_per_uid || a->region_bytes > o->limits.region_bytes_per_uid - bytes)
 		return control_fail(r, MPIG_EQUOTA,
 		                    "limits.region_bytes_per_uid: this user's queues have %" PRIu64 " bytes, %" PRIu64

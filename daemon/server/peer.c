@@ -132,10 +132,11 @@ static void free_peer(struct peer *p)
 // False: no room, not even for a word of explanation.
 static bool admit(struct server *s, struct peer *p)
 {
-	uint32_t user_limit = s->options.limits.clients_per_uid, group_limit = s->options.limits.clients_per_gid;
+	uint64_t user_limit = server_limit(s, p->who.uid, OVERRIDE_CLIENTS),
+		 group_limit = server_limit(s, ACCOUNT_GROUP(p->who.gid), OVERRIDE_CLIENTS);
 	struct account *user = account_get(&s->accounts, p->who.uid),
 		       *group = account_get(&s->accounts, ACCOUNT_GROUP(p->who.gid));
-	if (!user || !group || s->peer_count >= MAX_CLIENTS || user->clients >= user_limit + REFUSED_AT_ONCE ||
+	if (!user || !group || s->peer_count >= MAX_CLIENTS || (user_limit && user->clients >= user_limit + REFUSED_AT_ONCE) ||
 	    (group_limit && group->clients >= group_limit + REFUSED_AT_ONCE)) {
 		log_limited(&refused_limit, LOG_LEVEL_WARN,
 		            "client pid %u uid %u gid %u refused: %u connections are open, %u of this user, %u of this group",
@@ -144,13 +145,13 @@ static bool admit(struct server *s, struct peer *p)
 		stats_set(&s->stats.stats->clients_refused, s->stats.stats->clients_refused + 1);
 		return false;
 	}
-	p->refused = user->clients >= user_limit                    ? PEER_OVER_UID
+	p->refused = user_limit && user->clients >= user_limit      ? PEER_OVER_UID
 	             : group_limit && group->clients >= group_limit ? PEER_OVER_GID
 	                                                            : PEER_ADMITTED;
 	if (p->refused)
 		stats_set(&s->stats.stats->clients_refused, s->stats.stats->clients_refused + 1);
-	rate_set(&user->rate, s->options.limits.requests_per_uid);
-	rate_set(&group->rate, s->options.limits.requests_per_gid);
+	rate_set(&user->rate, (uint32_t)server_limit(s, p->who.uid, OVERRIDE_REQUESTS));
+	rate_set(&group->rate, (uint32_t)server_limit(s, ACCOUNT_GROUP(p->who.gid), OVERRIDE_REQUESTS));
 	user->clients++;
 	group->clients++;
 	return true;

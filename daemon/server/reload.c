@@ -41,16 +41,12 @@ struct disk_policy server_disk_policy(const struct options *o)
 static void apply(struct server *s)
 {
 	const struct options *o = &s->options;
-	struct store_limits limits = {
-		.uid_bytes = o->limits.bytes_per_uid,
-		.gid_bytes = o->limits.bytes_per_gid,
-		.uid_contexts = o->limits.contexts_per_uid,
-		.gid_contexts = o->limits.contexts_per_gid,
-	};
+	struct store_limits limits;
+	limits_for_store(&s->limits, o, &limits);
 	log_set_level((enum log_level)o->daemon.log_level);
 	store_set_limits(s->store, &limits);
 	for (struct account *a = s->accounts; a; a = a->next)
-		rate_set(&a->rate, ACCOUNT_IS_GROUP(a->who) ? o->limits.requests_per_gid : o->limits.requests_per_uid);
+		rate_set(&a->rate, (uint32_t)server_limit(s, a->who, OVERRIDE_REQUESTS));
 	workers_set_spin(s->workers, o->workers.spin_ns);
 	if (s->jobs) {
 		struct disk_policy policy = server_disk_policy(o);
@@ -59,14 +55,23 @@ static void apply(struct server *s)
 	peer_find_administrators(s);
 }
 
+uint64_t server_limit(const struct server *s, uint64_t who, enum override_key key)
+{
+	return limits_get(&s->limits, &s->options, who, key);
+}
+
 static int take(struct server *s, const struct options *fresh, const char *cause, char *changed, char *why)
 {
 	uint32_t admin_gid;
+	struct limits limits;
+	if (limits_resolve(fresh, &limits, why) != 0)
+		return MPIG_EINVAL;
 	if (server_find_group("daemon.admin_group", fresh->daemon.admin_group, &admin_gid, why) != 0)
 		return MPIG_EINVAL;
 	options_differences(&s->options, fresh, changed, RELOAD_TEXT_BYTES);
 	options_take_live(&s->options, fresh);
 	s->admin_gid = admin_gid;
+	(void)limits_resolve(&s->options, &s->limits, why); // the same names as a moment ago
 	apply(s);
 	if (!changed[0])
 		log_event(LOG_EVENT_RELOADED, LOG_LEVEL_INFO, "%s: nothing has changed", cause);

@@ -10,6 +10,7 @@
 #include "daemon/disk/stream.h"
 #include "daemon/engine/engine.h"
 #include "daemon/server/account.h"
+#include "daemon/server/limits.h"
 #include "daemon/server/listener.h"
 #include "daemon/server/loop.h"
 #include "daemon/server/places.h"
@@ -47,6 +48,7 @@ struct server {
 	struct peer *peers;
 	uint32_t peer_count, queue_count;
 	struct account *accounts;
+	struct limits limits;
 	uint32_t admin_gid;    // members of the group may do what root may; UINT32_MAX: there is none
 	struct queue *retired; // closed, waiting until nobody points to them
 	uint32_t next_queue_id;
@@ -64,6 +66,7 @@ int server_run(const struct options *options, server_reload_fn *reload, void *re
 
 // ---- for peers and control operations --------------------------------------------------------------------------------
 void server_refresh_stats(struct server *s);
+uint64_t server_limit(const struct server *s, uint64_t who, enum override_key key); // 0: none. who: as in struct account
 void server_tell_status(struct server *s); // the service manager, if the line is a new one
 // Takes a queue out of service; its memory is freed when nobody points to it any more.
 void server_retire_queue(struct server *s, struct queue *q);

@@ -104,14 +104,8 @@ static int open_store(struct server *s)
 	const struct options *o = &s->options;
 	struct store_options store = {
 		.pool = s->pool,
-		.limits =
-			{
-				.uid_bytes = o->limits.bytes_per_uid,
-				.gid_bytes = o->limits.bytes_per_gid,
-				.uid_contexts = o->limits.contexts_per_uid,
-				.gid_contexts = o->limits.contexts_per_gid,
-			},
 	};
+	limits_for_store(&s->limits, o, &store.limits);
 	if (!s->attached)
 		return store_create(&store, &s->store);
 	struct store_attach_options attach = {
@@ -298,7 +292,8 @@ int server_start(struct server *s)
 	service_status("Attaching the pool");
 	raise_descriptor_limit();
 	if (server_find_group("daemon.socket_group", s->options.daemon.socket_group, &gid, why) != 0 ||
-	    server_find_group("daemon.admin_group", s->options.daemon.admin_group, &s->admin_gid, why) != 0) {
+	    server_find_group("daemon.admin_group", s->options.daemon.admin_group, &s->admin_gid, why) != 0 ||
+	    limits_resolve(&s->options, &s->limits, why) != 0) {
 		log_error("%s", why);
 		return -1;
 	}

@@ -100,12 +100,23 @@ static int admit(const struct limit *l, uint64_t bytes, uint32_t contexts, char 
 	return 0;
 }
 
+static void use_own(const struct store_limits *limits, bool group, struct limit *l)
+{
+	for (uint32_t i = 0; i < limits->own_count; i++)
+		if (limits->own[i].group == group && limits->own[i].number == l->number) {
+			l->bytes = limits->own[i].bytes;
+			l->contexts = limits->own[i].contexts;
+		}
+}
+
 int quota_admit_need(const struct store *s, const struct identity *owner, const struct need *need, char *why)
 {
 	const struct store_limits *limits = &s->options.limits;
 	struct limit user = {"uid", owner->uid, account_find(s, party_user(owner->uid)), limits->uid_bytes, limits->uid_contexts};
 	struct limit group = {"gid", owner->gid, account_find(s, party_group(owner->gid)), limits->gid_bytes,
 	                      limits->gid_contexts};
+	use_own(limits, false, &user);
+	use_own(limits, true, &group);
 	int status = admit(&user, need->user_bytes, need->user_contexts, why);
 	return status ? status : admit(&group, need->group_bytes, need->group_contexts, why);
 }

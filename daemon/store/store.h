@@ -39,9 +39,16 @@ bool credentials_in_group(const struct credentials *who, uint32_t gid);
 bool access_check(const struct identity *object, const struct credentials *who, enum access want);
 
 // What users and groups may hold; 0 = unlimited. A context counts for its uid and its gid, shared bytes once for each.
+#define STORE_OWN_LIMITS 64u
 struct store_limits {
 	uint64_t uid_bytes, gid_bytes;
 	uint32_t uid_contexts, gid_contexts;
+	struct store_own_limit { // of one user or group, instead of the above
+		bool group;
+		uint32_t number, contexts;
+		uint64_t bytes;
+	} own[STORE_OWN_LIMITS];
+	uint32_t own_count;
 };
 struct store_options {
 	struct pool *pool; // borrowed; must outlive the store

@@ -118,7 +118,8 @@ def test_reload_changes_the_disks_policy(daemon):
             queue.commit(context, 0, numpy.arange(100, dtype=numpy.uint32))
         assert list(client.saved()) == []
         edit(daemon, f"dir = {daemon.directory}/disk", f"dir = {daemon.directory}/disk\npersist = commit")
-        assert client.reload() == ["disk.persist = commit (was none)"]
+        assert client.configure("limits.contexts_per_uid", "9") == ["limits.contexts_per_uid = 9 (was 0)"]
+        assert client.reload() == ["limits.contexts_per_uid = 0 (was 9)", "disk.persist = commit (was none)"]
         deadline = time.monotonic() + 30
         while not list(client.saved()):
             assert time.monotonic() < deadline, "the context was not saved"
@@ -197,6 +198,12 @@ def test_diff(daemon, tmp_path: pathlib.Path):
     assert json.loads(good(daemon.ctl("config", "diff", "--json"))) == [
         {"option": "workers.count", "file": "1", "in_force": "2", "live": False},
         {"option": "limits.bytes_per_uid", "file": "1G", "in_force": "0", "live": True},
+    ]
+    assert daemon.ctl("config", "set", "limits user 65000.bytes=3M").returncode == OK
+    edit(daemon, "bytes_per_uid = 1G", "bytes_per_uid = 0\n[limits group 65001]\nrequests = 5")
+    assert good(daemon.ctl("config", "diff")).splitlines()[1:] == [
+        "limits group 65001.requests = 5 (in force: not set)",
+        "limits user 65000.bytes = not set (in force: 3M)",
     ]
     other = tmp_path / "other.conf"
     other.write_text("[daemon]\nlog_level = warn\n")

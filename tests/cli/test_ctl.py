@@ -16,7 +16,7 @@ from cli_daemon import MAGICPIGCTL, MAGICPIGD, ctl
 
 OK, FAILED, USAGE, NO_DAEMON, NOT_FOUND, PERMISSION = range(6)
 COMMANDS = """status ls show drop fork verify save load saved fsck gc erase export import evict pin unpin persist ttl clients kill-client quota drain ping config reload
-    top health metrics version analyze bench""".split()
+    top health metrics version analyze bench plan""".split()
 
 
 def open_terminal() -> tuple[int, int]:
@@ -262,6 +262,7 @@ def test_show_automatic_widths(daemon, client):
     for wrong in (dict(signature_bits="auto", signature_bytes=9), dict(signature_bits=2, signature_bytes=30)):
         with pytest.raises(magicpig.InvalidArgument, match="signature_bytes"):
             client.create("wrong", magicpig.Spec([magicpig.Layer(query_heads=4, kv_heads=2, d_k=64, **wrong)]))
+    client.drop("widths")
 
 
 def test_show_heads(daemon, client):

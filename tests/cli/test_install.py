@@ -62,6 +62,8 @@ def test_what_is_installed(installed):
         "usr/lib/tmpfiles.d/magicpig.conf",
         "usr/share/magicpig/grafana/magicpigd.json",
     } <= set(files(installed))
+    cuda = {"usr/lib/libmagicpig-cuda.so.0", "usr/lib/libmagicpig-cuda.a", "usr/lib/pkgconfig/magicpig-cuda.pc", "usr/include/magicpig_cuda.h"}
+    assert cuda & set(files(installed)) in (set(), cuda)  # where it was built with nvcc
     assert (installed / "usr/lib/libmagicpig.so").resolve() == (installed / "usr/lib/libmagicpig.so.0").resolve()
 
 

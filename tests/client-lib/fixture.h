@@ -62,7 +62,7 @@ static mpig_client *fixture_connect(int timeout_ms, int reconnect_ms)
 	return c;
 }
 
-static mpig_context *fixture_create(mpig_client *c, const char *name)
+static inline mpig_context *fixture_create(mpig_client *c, const char *name)
 {
 	mpig_context *x = NULL;
 	int rc = mpig_context_create(c, name, &fixture_spec, &x);
@@ -70,7 +70,7 @@ static mpig_context *fixture_create(mpig_client *c, const char *name)
 	return x;
 }
 
-static mpig_queue *fixture_queue(mpig_client *c, unsigned entries, unsigned slots, size_t slot_bytes)
+static inline mpig_queue *fixture_queue(mpig_client *c, unsigned entries, unsigned slots, size_t slot_bytes)
 {
 	struct mpig_queue_options o = {.size = sizeof(o), .entries = entries, .slots = slots, .slot_bytes = slot_bytes};
 	mpig_queue *q = NULL;
@@ -95,7 +95,7 @@ static float *fixture_rows(uint64_t position, uint64_t count, uint64_t width, in
 }
 
 // Appends rows [position, position + count) to both global layers; the first failure's status.
-static int fixture_append(mpig_queue *q, mpig_context *x, uint64_t position, uint64_t count)
+static inline int fixture_append(mpig_queue *q, mpig_context *x, uint64_t position, uint64_t count)
 {
 	float *k = fixture_rows(position, count, 128, 0), *v = fixture_rows(position, count, 128, 1);
 	int rc = mpig_append(q, x, 0, position, count, MPIG_F32, k, v, NULL, 0);
@@ -113,7 +113,7 @@ static uint32_t *fixture_tokens(uint64_t count)
 	return tokens;
 }
 
-static int fixture_commit(mpig_queue *q, mpig_context *x, uint64_t position, uint64_t count, int flags)
+static inline int fixture_commit(mpig_queue *q, mpig_context *x, uint64_t position, uint64_t count, int flags)
 {
 	uint32_t *tokens = fixture_tokens(position + count);
 	int rc = mpig_commit(q, x, position, count, tokens + position, flags);

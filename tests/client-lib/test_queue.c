@@ -172,7 +172,6 @@ START_TEST(bad_requests_never_reach_the_ring)
 	REFUSED(MPIG_EINVAL, "attend.delta", a.delta = 1; a.error_target = .1f);
 	REFUSED(MPIG_EINVAL, "attend.delta", a.delta = NAN; a.error_target = .1f);
 	REFUSED(MPIG_EINVAL, "attend.window_out", a.window_out = s.query; a.delta = .1f; a.error_target = .1f);
-	REFUSED(MPIG_EINVAL, "attend.window_out", a.window_out = s.query; a.window_lse = s.query);
 	REFUSED(MPIG_EINVAL, "attend.proposal = 11", a.proposal = 11);
 	REFUSED(MPIG_ELIMIT, "at most 4096", a.tokens = 4097);
 	REFUSED(MPIG_ERANGE, "attend.begin = 10", a.begin = 10; a.end = 9);

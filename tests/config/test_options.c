@@ -33,7 +33,7 @@ START_TEST(defaults)
 	ck_assert(o.pool.huge_pages && !o.pool.lock_memory);
 	ck_assert_uint_eq(o.workers.spin_ns, 200000);
 	ck_assert(o.engine.default_budget > .0099f && o.engine.default_budget < .0101f);
-	ck_assert(o.engine.error_target == .02f && o.engine.budget_floor == .005f && o.engine.budget_cap == .08f);
+	ck_assert(o.engine.error_target == .055f && o.engine.budget_floor == .005f && o.engine.budget_cap == .08f);
 	ck_assert_uint_eq(o.limits.region_bytes_per_uid, UINT64_C(4) << 30);
 	ck_assert_int_eq(CPU_COUNT(&o.workers.cpus), 0);
 }
@@ -239,6 +239,62 @@ START_TEST(differences_say_what_needs_a_restart)
 }
 END_TEST
 
+START_TEST(users_and_groups_may_have_their_own_limits)
+{
+	char text[1024];
+	FILE *file = fmemopen((void *)"[limits user alice]\nbytes = 64G\nqueues=3\n[limits]\nbytes_per_uid=1G\n"
+	                              "[limits group 700]\nrequests = 20\n[limits user alice]\nclients = 0\n",
+	                      138, "r");
+	ck_assert_msg(options_read_stream(&o, file, "f", why) == 0, "%s", why);
+	fclose(file);
+	ck_assert_uint_eq(o.overrides.count, 2);
+	ck_assert_str_eq(o.overrides.of[0].name, "alice");
+	ck_assert_uint_eq(o.overrides.of[0].value[OVERRIDE_BYTES], UINT64_C(64) << 30);
+	ck_assert_uint_eq(o.overrides.of[0].set, 1 << OVERRIDE_BYTES | 1 << OVERRIDE_QUEUES | 1 << OVERRIDE_CLIENTS);
+	ck_assert(o.overrides.of[1].group);
+	size_t need = options_format(&o, NULL, 0);
+	char *all = malloc(need + 1);
+	options_format(&o, all, need + 1);
+	ck_assert_ptr_nonnull(strstr(all, "\nlimits user alice.bytes = 64G\nlimits user alice.clients = 0\n"
+	                                  "limits user alice.queues = 3\nlimits group 700.requests = 20\n"));
+	free(all);
+	struct options b = o;
+	ck_assert_int_eq(options_set_text(&b, "limits user alice.bytes=1G", why), 0);
+	ck_assert_int_eq(options_set_text(&b, "limits user bob.contexts=7", why), 0);
+	options_differences(&o, &b, text, sizeof text);
+	ck_assert_str_eq(text, "limits user alice.bytes = 1G (was 64G)\nlimits user bob.contexts = 7 (was not set)\n");
+	options_differences(&b, &o, text, sizeof text);
+	ck_assert_str_eq(text, "limits user alice.bytes = 64G (was 1G)\nlimits user bob.contexts = not set (was 7)\n");
+	ck_assert(options_text_is_live("limits user bob.contexts=7"));
+	ck_assert_int_eq(options_set_text(&b, "limits user jo.doe.bytes=1.", why), -1);
+	ck_assert_int_eq(options_set_text(&b, "limits user jo.doe.bytes=1", why), 0);
+	ck_assert_str_eq(b.overrides.of[3].name, "jo.doe");
+	b.overrides.count--;
+	options_take_live(&o, &b);
+	options_differences(&o, &b, text, sizeof text);
+	ck_assert_str_eq(text, "");
+	static const char *const wrong[][2] = {
+		{"limits user alice.colour=1", "unknown key 'colour' in [limits user alice]; allowed: bytes, contexts, clients"},
+		{"limits user alice.bytes=1Q", "limits user alice.bytes = 1Q: allowed: size in bytes or with K, M, G, T"},
+		{"limits user alice.clients=2000", "allowed: whole number, 0 to 1024"},
+		{"limits user .bytes=1", "'' is no name of a user or group"},
+		{"limits group a b.bytes=1", "'a b' is no name"},
+		{"limits user aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa.bytes=1", "at most 32 letters"},
+		{"limits users alice.bytes=1", "unknown section [limits users alice]"},
+	};
+	for (size_t i = 0; i < sizeof wrong / sizeof wrong[0]; i++) {
+		ck_assert_int_eq(options_set_text(&b, wrong[i][0], why), -1);
+		ck_assert_msg(strstr(why, wrong[i][1]), "%s", why);
+	}
+	for (unsigned i = b.overrides.count; i < OVERRIDES; i++) {
+		snprintf(text, sizeof text, "limits user u%u.bytes=1", i);
+		ck_assert_int_eq(options_set_text(&b, text, why), 0);
+	}
+	ck_assert_int_eq(options_set_text(&b, "limits user last.bytes=1", why), -1);
+	ck_assert_msg(strstr(why, "more than 64 sections"), "%s", why);
+}
+END_TEST
+
 START_TEST(format_says_how_long)
 {
 	char text[16];
@@ -304,6 +360,7 @@ int main(void)
 	tcase_add_test(t, missing_file_is_named);
 	tcase_add_test(t, resolve_fills_in_places);
 	tcase_add_test(t, differences_say_what_needs_a_restart);
+	tcase_add_test(t, users_and_groups_may_have_their_own_limits);
 	tcase_add_test(t, format_says_how_long);
 	tcase_add_test(t, sample_uncommented_is_the_default);
 	tcase_add_test(t, sample_file_in_the_tree_is_current);

@@ -59,8 +59,24 @@ static void check_on_disk(uint64_t one, uint64_t other)
 	ck_assert_uint_eq(files_in("damaged"), 0);
 }
 
+static bool persistent; // what failed went on to fail, so that nothing could be taken back
+static uint32_t segments_before;
+
+// After a save that failed: with the old manifest or the new one, there is nothing that is not named.
+static void check_files(int status)
+{
+	char manifest[200];
+	snprintf(manifest, sizeof manifest, "%s/contexts/new/manifest", where);
+	if (persistent || !status || access(manifest, F_OK) == 0)
+		return; // the last one: only the sync after the manifest's rename has failed
+	ck_assert_uint_eq(files_in("segments"), segments_before);
+	ck_assert_uint_eq(files_in("contexts"), 1);
+	ck_assert_uint_eq(files_in("contexts/book"), 4);
+}
+
 static void after_save(int status)
 {
+	check_files(status);
 	check_context("book", 700);
 	check_on_disk(700, status ? 640 : 700);
 	ck_assert_int_eq(save("book"), 0);
@@ -82,7 +98,7 @@ static int try_first_save(void)
 
 static void after_first_save(int status)
 {
-	(void)status;
+	check_files(status);
 	ck_assert_int_eq(save("new"), 0);
 	check_on_disk(640, 640);
 	ck_assert_int_eq(disk_erase(disk, f.store, &root, "new", f.why), 0);
@@ -210,6 +226,8 @@ static void try_one(const struct trial *t, const struct kind_of_error *e)
 		const char *call, *error = e->error < 0 ? "a short one" : strerror(e->error);
 		figures_doing("%s, call %lu: %s, %s", t->name, (unsigned long)k, error, no_ring ? "no ring" : "a ring");
 		f.why[0] = 0;
+		persistent = e->count > 1;
+		segments_before = files_in("segments");
 		if (t->before)
 			t->before();
 		points_fail(e->kinds, k, e->count, e->error);
@@ -217,6 +235,8 @@ static void try_one(const struct trial *t, const struct kind_of_error *e)
 		calls = points_off(&call);
 		failures += status != 0;
 		borne += !status && calls >= k;
+		figures_doing("%s, call %lu, %s: %s, %s: %s", t->name, (unsigned long)k, call, error,
+		              no_ring ? "no ring" : "a ring", status ? f.why : "done");
 		judge(t, call, k, error, status);
 		must(!status || e->error != POINTS_SHORT);
 		t->after(status);
@@ -226,10 +246,12 @@ static void try_one(const struct trial *t, const struct kind_of_error *e)
 static void try_completions(const struct trial *t)
 {
 	static const int codes[] = {EIO, ENOSPC};
+	persistent = false;
 	for (bad_transfer = 1; transfers == 0 || transfers + 1 >= bad_transfer; bad_transfer++) {
 		if (t->before)
 			t->before();
 		uint64_t number = bad_transfer;
+		segments_before = files_in("segments");
 		transfers = 0;
 		bad_error = codes[number % 2];
 		int status = t->attempt();

@@ -182,6 +182,78 @@ START_TEST(error_target_is_met_and_tight)
 }
 END_TEST
 
+// The mass as tau_for_share counts it: rows below tau stand for `repeat`, those above for themselves.
+static double counted_mass(const float *s, uint32_t n, double repeat, double exact_lse, double tau)
+{
+	double sum = exact_lse > -INFINITY ? exp(exact_lse) : 0;
+	for (uint32_t i = 0; i < n; i++)
+		sum += exp((double)s[i]) * ((double)s[i] < tau ? repeat : 1);
+	return sum;
+}
+
+START_TEST(the_share_is_met_and_the_largest)
+{
+	enum { N = 4000 };
+	struct kernels k[ISAS_MAX];
+	float *s = floats(N), *w = floats(N);
+	const double shares[] = {.1, .01, .003, 1e-4}, exact[] = {(double)-INFINITY, 5, 9};
+	const float spreads[] = {.5f, 1.5f, 3};
+	uint32_t tight = 0;
+	for (uint32_t isa = 0, count = isas(k); isa < count; isa++)
+		for (uint32_t e = 0; e < 4; e++)
+			for (uint32_t x = 0; x < 3; x++)
+				for (uint32_t spread = 0; spread < 3; spread++)
+					for (uint32_t repeat = 1; repeat <= 16; repeat *= 16) {
+						gaussian(s, N, spread, spreads[spread], -2);
+						float tau = tau_for_share(&k[isa], s, N, repeat, shares[e], (float)exact[x], 1,
+						                          1e9, w);
+						// A hair below, for the rows whose weight is tau's to the last bit.
+						double at = (double)tau - 1e-5, above = (double)tau + 1e-3;
+						ck_assert_double_le(exp(at), shares[e] * counted_mass(s, N, repeat, exact[x],
+						                                                      (double)tau + 1e-5));
+						ck_assert_double_le(closed_form(s, N, repeat, exact[x], tau),
+						                    shares[e] * (1 + 1e-4));
+						if (expected_rows(s, N, repeat, tau) < 1.00001)
+							continue; // the floor binds
+						tight++;
+						ck_assert_msg(exp(above) > shares[e] * counted_mass(s, N, repeat, exact[x],
+						                                                    (double)tau - 1e-5),
+						              "share %g, exact %g, spread %g, repeat %u: tau %g is not a root",
+						              shares[e], exact[x], (double)spreads[spread], repeat, (double)tau);
+					}
+	ck_assert_uint_gt(tight, 50);
+	free(s);
+	free(w);
+}
+END_TEST
+
+START_TEST(the_share_is_clamped)
+{
+	enum { N = 4000, REPEAT = 16 };
+	struct kernels k;
+	float s[N], w[N];
+	kernels_init_c(&k);
+	gaussian(s, N, 7, 2, 0);
+	float floor_tau = tau_for_budget(&k, s, N, REPEAT, 320, w), cap_tau = tau_for_budget(&k, s, N, REPEAT, 5120, w);
+	float free_tau = tau_for_share(&k, s, N, REPEAT, 5e-4, -INFINITY, 0, 1e9, w);
+	double rows = expected_rows(s, N, REPEAT, free_tau);
+	ck_assert(rows > 320 && rows < 5120);
+	ck_assert_float_eq(tau_for_share(&k, s, N, REPEAT, 5e-4, -INFINITY, 320, 5120, w), free_tau);
+	ck_assert_float_eq(tau_for_share(&k, s, N, REPEAT, 5e-4, NAN, 320, 5120, w), free_tau);
+	ck_assert_float_lt(free_tau, tau_for_share(&k, s, N, REPEAT, 5e-4, 11, 320, 5120, w)); // more mass, fewer rows
+	ck_assert_float_eq(tau_for_share(&k, s, N, REPEAT, 1, -INFINITY, 320, 5120, w), floor_tau);
+	ck_assert_float_eq(tau_for_share(&k, s, N, REPEAT, 5e-4, 50, 320, 5120, w), floor_tau);
+	ck_assert_float_eq(tau_for_share(&k, s, N, REPEAT, 5e-4, INFINITY, 320, 5120, w), floor_tau);
+	ck_assert_float_eq(tau_for_share(&k, s, N, REPEAT, 1e-9, -INFINITY, 320, 5120, w), cap_tau);
+	ck_assert_float_eq(tau_for_share(&k, s, N, REPEAT, 0, -INFINITY, 320, 5120, w), cap_tau);
+	ck_assert_float_eq(tau_for_share(&k, s, N, REPEAT, (double)NAN, -INFINITY, 320, 5120, w), cap_tau);
+	ck_assert_float_eq(tau_for_share(&k, s, N, REPEAT, 1, -INFINITY, 9000, 5120, w), cap_tau);
+	s[3] = NAN;
+	ck_assert_float_eq(tau_for_share(&k, s, N, REPEAT, 5e-4, -INFINITY, 320, 5120, w), -INFINITY);
+	ck_assert_float_eq(tau_for_share(&k, s, 0, REPEAT, 5e-4, -INFINITY, 320, 5120, w), -INFINITY);
+}
+END_TEST
+
 START_TEST(error_target_is_clamped)
 {
 	enum { N = 4000, REPEAT = 16 };
@@ -303,7 +375,8 @@ END_TEST
 int main(void)
 {
 	return RUN_TESTS("threshold", rows_equal_budget, rows_equal_budget_beyond_fp32, tau_falls_as_the_budget_grows,
-	                 degenerate_input, error_target_is_met_and_tight, error_target_is_clamped, variance_is_what_was_asked,
+	                 degenerate_input, error_target_is_met_and_tight, error_target_is_clamped,
+	                 the_share_is_met_and_the_largest, the_share_is_clamped, variance_is_what_was_asked,
 	                 relative_variance_is_the_closed_form, the_closed_form_is_the_variance_of_a_poisson_sample,
 	                 the_floor_grows_like_a_root_for_long_ranges);
 }

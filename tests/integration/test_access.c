@@ -339,6 +339,47 @@ START_TEST(limits_of_groups_hold_at_once)
 }
 END_TEST
 
+// By number or by name; others keep what holds for all.
+START_TEST(one_user_may_have_its_own_limits)
+{
+	struct test_client s;
+	mpig_context *x;
+	mpig_queue *q = NULL;
+	struct mpig_queue_options small = MPIG_INIT(struct mpig_queue_options);
+	struct mpig_spec spec = test_client_spec(&data.layer, 1);
+	struct mpig_daemon_status now = MPIG_INIT(struct mpig_daemon_status);
+	char mine[64];
+	small.entries = 8;
+	small.slot_bytes = 4096;
+	test_client_open(&s, d);
+	snprintf(mine, sizeof mine, "limits user %u.contexts=1", (unsigned)geteuid());
+	ck_assert_status(configure(&s, "limits.contexts_per_uid=7"), MPIG_OK);
+	ck_assert_status(configure(&s, "limits user 64999.contexts=100"), MPIG_OK); // nobody here
+	ck_assert_status(configure(&s, mine), MPIG_OK);
+	test_client_create(&s, "one", &data);
+	ck_assert_status(mpig_context_create(s.client, "two", &spec, &x), MPIG_EQUOTA);
+	ck_assert_ptr_nonnull(strstr(mpig_last_error(s.client), "has 1 contexts and may have 1"));
+	snprintf(mine, sizeof mine, "limits user %u.contexts=2", (unsigned)geteuid());
+	ck_assert_status(configure(&s, mine), MPIG_OK);
+	ck_assert_status(mpig_context_create(s.client, "two", &spec, &x), MPIG_OK);
+	snprintf(mine, sizeof mine, "limits user %u.queues=1", (unsigned)geteuid());
+	ck_assert_status(configure(&s, mine), MPIG_OK);
+	ck_assert_status(mpig_queue_create(s.client, &small, &q), MPIG_EQUOTA);
+	ck_assert_ptr_nonnull(strstr(mpig_last_error(s.client), "has 1 queues and may have 1"));
+	snprintf(mine, sizeof mine, "limits user %u.bytes=123M", (unsigned)geteuid());
+	ck_assert_status(configure(&s, mine), MPIG_OK);
+	ck_assert_status(mpig_daemon_status(s.client, &now), MPIG_OK);
+	ck_assert_uint_eq(now.quota_bytes, 123 << 20);
+	ck_assert_status(configure(&s, "limits user no-such-user.bytes=1G"), MPIG_EINVAL);
+	ck_assert_ptr_nonnull(strstr(mpig_last_error(s.client), "there is no user of that name; a number is allowed as well"));
+	ck_assert_status(configure(&s, NULL), MPIG_OK); // reload: as the file has it
+	ck_assert_status(mpig_daemon_status(s.client, &now), MPIG_OK);
+	ck_assert_uint_eq(now.quota_bytes, 0);
+	ck_assert_status(mpig_queue_create(s.client, &small, &q), MPIG_OK);
+	test_client_close(&s);
+}
+END_TEST
+
 // Requests over the rate wait, in order, and none is refused. The bound is from below: a slow machine only makes it longer.
 START_TEST(requests_over_the_rate_wait)
 {
@@ -392,6 +433,7 @@ int main(void)
 	tcase_add_checked_fixture(live, setup_plain, teardown);
 	tcase_set_timeout(live, 60);
 	tcase_add_test(live, limits_of_groups_hold_at_once);
+	tcase_add_test(live, one_user_may_have_its_own_limits);
 	tcase_add_test(live, requests_over_the_rate_wait);
 	suite_add_tcase(suite, live);
 	SRunner *runner = srunner_create(suite);

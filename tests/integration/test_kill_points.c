@@ -1,6 +1,6 @@
 // A daemon is killed at any of its points (tests/lib/points.h: each publication to the pool, each system call of store and disk), while a
-// client works with it through the public API: contexts are created, filled, sealed, cut, forked, dropped, saved, loaded, pinned, evicted and
-// erased. Often its successor is killed while it starts. The one after that has what was answered, bit for bit, compared with a reference
+// client works with it through the public API: contexts are created, filled, sealed, cut, forked, dropped, saved, loaded, pinned, evicted,
+// erased, exported and imported. Often its successor is killed while it starts. The one after that has what was answered, bit for bit, compared with a reference
 // that the test keeps; of the call that was not answered all or nothing; and when everything is dropped, every byte is free again.
 //
 // $MPIG_POINT = SEED:POINT repeats one of them; `MPIG_LONG=1` visits more.
@@ -231,6 +231,28 @@ static void act_evict(struct slot *t)
 	}
 }
 
+// A whole context through a file, and made again under another name.
+static void act_copy(struct slot *t)
+{
+	struct slot *child = &slot[draw(SLOTS)];
+	char path[TEST_DAEMON_PATH];
+	if (child->memory[0].exists || child->x)
+		return;
+	snprintf(path, sizeof path, "%s/export", d->dir);
+	if (!done(mpig_context_export_file(s.client, t->name, path, NULL, NULL), "export"))
+		return;
+	int fd = open(path, O_RDONLY);
+	must(fd >= 0);
+	if (!child->disk[0].exists)
+		snprintf(child->name, sizeof child->name, "c%lu", (unsigned long)++serial);
+	child->memory[1] = t->memory[0];
+	if (done(mpig_context_import(s.client, fd, child->name, NULL, NULL), "import")) {
+		settle(child->memory);
+		open_slot(child);
+	}
+	close(fd);
+}
+
 static void act_attend(struct slot *t)
 {
 	float q[HEADS * D], out[HEADS * D], lse[HEADS];
@@ -249,7 +271,7 @@ static const struct action {
 	{"create", 4, false, act_create}, {"load", 3, false, act_load},        {"erase", 1, false, act_erase},
 	{"append", 10, true, act_append}, {"truncate", 2, true, act_truncate}, {"fork", 3, true, act_fork},
 	{"drop", 1, true, act_drop},      {"save", 5, true, act_save},         {"erase", 1, true, act_erase},
-	{"evict", 2, true, act_evict},    {"attend", 2, true, act_attend},
+	{"evict", 2, true, act_evict},    {"attend", 2, true, act_attend},     {"copy", 2, true, act_copy},
 };
 
 static const struct action *draw_action(bool living)

@@ -266,6 +266,38 @@ START_TEST(heads_are_asked_for_properly)
 }
 END_TEST
 
+static int ask_signature(struct mpig_ctl_signature ask)
+{
+	int socket = greeted();
+	wire_header(&ask.h, MPIG_CTL_SIGNATURE, sizeof(ask));
+	int status = call(socket, &ask, sizeof(ask));
+	close(socket);
+	return status;
+}
+
+START_TEST(signatures_are_asked_for_properly)
+{
+	const struct mpig_ctl_signature good = {.name = "witness"}, *page = (const void *)reply.bytes;
+	struct mpig_ctl_signature bad;
+	ck_assert_int_eq(ask_signature(good), MPIG_OK);
+	ck_assert_uint_eq(page->kv_heads, 2);
+	ck_assert_uint_eq(page->count, page->version ? 2 : 0);
+	bad = good, bad.first = UINT32_MAX;
+	ck_assert_int_eq(ask_signature(bad), MPIG_OK);
+	ck_assert_uint_eq(page->count, 0);
+	bad = good, bad.layer = UINT32_MAX;
+	ck_assert_int_eq(ask_signature(bad), MPIG_EINVAL);
+	bad = good, bad.name[0] = 'x';
+	ck_assert_int_eq(ask_signature(bad), MPIG_ENOENT);
+	bad = good, memset(bad.name, 'w', sizeof(bad.name));
+	ck_assert_int_eq(ask_signature(bad), MPIG_EPROTO);
+	for (size_t i = offsetof(struct mpig_ctl_signature, count); i < sizeof(bad); i += 3) {
+		bad = good, ((uint8_t *)&bad)[i] = 1;
+		ck_assert_int_eq(ask_signature(bad), MPIG_EPROTO);
+	}
+}
+END_TEST
+
 START_TEST(queue_sizes_are_checked)
 {
 	static const struct {
@@ -419,6 +451,8 @@ static size_t request_size(unsigned op)
 		return sizeof(struct mpig_ctl_list);
 	case MPIG_CTL_HEADS:
 		return sizeof(struct mpig_ctl_heads);
+	case MPIG_CTL_SIGNATURE:
+		return sizeof(struct mpig_ctl_signature);
 	case MPIG_CTL_DISK:
 		return sizeof(struct mpig_ctl_disk);
 	case MPIG_CTL_SAVED:
@@ -515,6 +549,7 @@ int main(void)
 	tcase_add_test(framing, reserved_bytes_must_be_zero);
 	tcase_add_test(framing, heads_are_asked_for_properly);
 	tcase_add_test(framing, administrators_operations_are_asked_for_properly);
+	tcase_add_test(framing, signatures_are_asked_for_properly);
 	tcase_add_test(framing, queue_sizes_are_checked);
 	tcase_add_test(descriptors, foreign_regions_are_not_adopted);
 	tcase_add_test(descriptors, descriptors_nobody_asked_for_are_closed);

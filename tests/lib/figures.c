@@ -2,12 +2,18 @@
 
 #include <fcntl.h>
 #include <stdarg.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
-static char doing[200];
+// What each test of this program is doing, in memory that the program shares with the tests it forks.
+#define MOST 64
+static struct doing {
+	pid_t pid;
+	char text[200];
+} * doing;
+static pid_t program;
 
 static void say(char kind, const char *name, double value)
 {
@@ -34,18 +40,34 @@ void figures_put(const char *name, double value)
 
 static void tell(void)
 {
-	if (doing[0])
-		fprintf(stderr, "it was at %s\n", doing);
+	for (int i = 0; getpid() == program && i < MOST; i++)
+		if (doing[i].pid)
+			fprintf(stderr, "a test ended at %s\n", doing[i].text);
+}
+
+__attribute__((constructor)) static void begin(void)
+{
+	void *memory = mmap(NULL, MOST * sizeof *doing, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	if (memory == MAP_FAILED)
+		return;
+	doing = memory;
+	program = getpid();
+	atexit(tell);
 }
 
 void figures_doing(const char *format, ...)
 {
-	static bool registered;
+	int i = 0;
+	while (doing && i < MOST && doing[i].pid != getpid())
+		i++;
+	if (i == MOST)
+		for (i = 0; i < MOST && doing[i].pid; i++)
+			;
+	if (!doing || i == MOST)
+		return;
 	va_list args;
 	va_start(args, format);
-	vsnprintf(doing, sizeof doing, format, args);
+	vsnprintf(doing[i].text, sizeof doing[i].text, format, args);
 	va_end(args);
-	if (!registered)
-		atexit(tell);
-	registered = true;
+	doing[i].pid = doing[i].text[0] ? getpid() : 0;
 }

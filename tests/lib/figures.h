@@ -5,7 +5,7 @@
 
 void figures_add(const char *name, double value);
 void figures_put(const char *name, double value);
-// What this process is doing, said on stderr if it ends by a failed assertion.
+// What this test is doing, said on stderr at the program's end if it has not been taken back ("") by then: if it failed.
 __attribute__((format(printf, 1, 2))) void figures_doing(const char *format, ...);
 
 #endif

@@ -1,5 +1,5 @@
-// The points at which the store and the disk can be stopped: before and after each publication to the pool and each system call that
-// they make. At one of them the process is killed, or one of the calls fails. A program that uses this is linked with --wrap for
+// The points at which the store and the disk can be stopped: before, within and after each publication to the pool, before and after each
+// system call that they make. At one of them the process is killed, or one of the calls fails. A program that uses this is linked with --wrap for
 // every call in points.c (Makefile: WRAPPED), so that libc's own calls and those of other libraries do not count.
 #ifndef MPIG_TESTS_LIB_POINTS_H
 #define MPIG_TESTS_LIB_POINTS_H
@@ -12,7 +12,7 @@ enum point_kind { // what counts
 	POINT_ALLOC = 4, // malloc and its relatives
 };
 struct points {
-	_Atomic uint64_t passed, publications, calls; // since they were armed: before and after each count; passed: both kinds
+	_Atomic uint64_t passed, publications, calls; // since they were armed; passed: points of both kinds
 	char last[32];                                // the name of the last one
 };
 

@@ -37,11 +37,13 @@ struct client {
 	uint64_t seen; // bit n: user data n, below 64
 };
 
-static void start(uint32_t count, uint64_t spin_ns, bool uring)
+static void start_with(struct workers_options o)
 {
+	uint32_t count = o.count;
 	stats = calloc(count, sizeof *stats);
 	control_fd = eventfd(0, EFD_NONBLOCK);
-	struct workers_options o = {.count = count, .spin_ns = spin_ns, .uring = uring, .stats = stats, .control_fd = control_fd};
+	o.stats = stats;
+	o.control_fd = control_fd;
 	ck_assert_int_eq(workers_create(&o, &workers), MPIG_OK);
 	session = session_create();
 	for (uint32_t i = 0; i < 2; i++) {
@@ -50,6 +52,11 @@ static void start(uint32_t count, uint64_t spin_ns, bool uring)
 	}
 	atomic_fetch_add(&contexts[0]->references, 1);
 	ck_assert_int_eq(session_bind(session, 3, NULL, contexts[0], 0, NULL, 0), MPIG_OK);
+}
+
+static void start(uint32_t count, uint64_t spin_ns, bool uring)
+{
+	start_with((struct workers_options){.count = count, .spin_ns = spin_ns, .uring = uring});
 }
 
 static void open_client(struct client *c, uint32_t id, uint32_t entries)
@@ -299,6 +306,89 @@ START_TEST(parked_workers_are_woken_and_lose_nothing)
 }
 END_TEST
 
+static bool asleep(uint32_t count)
+{
+	uint32_t n = 0;
+	for (uint32_t i = 0; i < count; i++)
+		n += __atomic_load_n(&stats[i].state, __ATOMIC_RELAXED) == MPIG_WORKER_PARKED;
+	return n == count;
+}
+
+static void until_asleep(uint32_t count)
+{
+	uint64_t deadline = mono_ns() + PATIENCE_NS;
+	while (!asleep(count)) {
+		ck_assert_msg(mono_ns() < deadline, "the workers do not sleep");
+		sched_yield();
+	}
+}
+
+// _i: io_uring. A producer that cannot write the eventfd is looked at by a timer.
+START_TEST(silent_queues_are_looked_at)
+{
+	struct client c;
+	start_with((struct workers_options){.count = 2, .spin_ns = 1000, .uring = _i == 0, .look_ns = 1000000});
+	open_client(&c, 1, 8);
+	until_asleep(2);
+	struct mpig_queue_header *h = c.base;
+	__atomic_store_n(&h->sq_silent, 1, __ATOMIC_RELAXED);
+	eventfd_write(c.q->eventfd, 1); // as mpig_queue_lend does: who sleeps already sleeps without a timer
+	for (uint64_t i = 0; i < 20; i++) {
+		until_asleep(2);
+		struct mpig_sqe e = {.op = MPIG_OP_NOP, .user_data = i, .slot = MPIG_NO_SLOT};
+		mpig_producer_put(&c.sq, &e);
+		mpig_producer_publish(&c.sq); // and nothing else
+		reap_until(&c, i + 1);
+	}
+	close_client(&c);
+	stop();
+}
+END_TEST
+
+// _i: io_uring. A lease wakes all workers and keeps them awake until it ends, whatever it asks for beyond what is allowed.
+START_TEST(leases_keep_all_workers_awake)
+{
+	struct client c;
+	const uint64_t most = 50000000;
+	start_with((struct workers_options){.count = 3, .spin_ns = 1000, .uring = _i == 0, .awake_ns = most});
+	open_client(&c, 1, 8);
+	struct mpig_queue_header *h = c.base;
+	static const uint64_t asked[] = {20000000, UINT64_C(3600000000000), UINT64_MAX};
+	for (size_t i = 0; i < sizeof(asked) / sizeof(asked[0]); i++) {
+		until_asleep(3);
+		uint64_t wakeups[3], deadline = mono_ns() + PATIENCE_NS, begin = mono_ns();
+		for (uint32_t w = 0; w < 3; w++)
+			wakeups[w] = __atomic_load_n(&stats[w].wakeups, __ATOMIC_RELAXED);
+		__atomic_store_n(&h->awake_until, asked[i] == UINT64_MAX ? UINT64_MAX : begin + asked[i], __ATOMIC_RELAXED);
+		if (mpig_flag_peer(&h->sq_flags, MPIG_SQ_NEED_WAKEUP))
+			eventfd_write(c.q->eventfd, 1);
+		for (uint32_t w = 0; w < 3; w++)
+			while (__atomic_load_n(&stats[w].wakeups, __ATOMIC_RELAXED) == wakeups[w]) {
+				ck_assert_msg(mono_ns() < deadline, "worker %u sleeps on", w);
+				sched_yield();
+			}
+		until_asleep(3); // it ends, and the same value is not believed twice
+		ck_assert_uint_ge(mono_ns() - begin, asked[i] < most ? asked[i] : most);
+	}
+	close_client(&c);
+	stop();
+}
+END_TEST
+
+START_TEST(leases_can_be_forbidden)
+{
+	struct client c;
+	start_with((struct workers_options){.count = 1, .spin_ns = 1000});
+	open_client(&c, 1, 8);
+	until_asleep(1);
+	__atomic_store_n(&((struct mpig_queue_header *)c.base)->awake_until, UINT64_MAX, __ATOMIC_RELAXED);
+	eventfd_write(c.q->eventfd, 1);
+	until_asleep(1);
+	close_client(&c);
+	stop();
+}
+END_TEST
+
 START_TEST(a_broken_ring_closes_only_its_queue)
 {
 	start(2, 200000, true);
@@ -434,6 +524,9 @@ int main(void)
 	tcase_add_test(t, errors_are_completions);
 	tcase_add_test(t, a_client_that_does_not_reap_stops_only_itself);
 	tcase_add_loop_test(t, parked_workers_are_woken_and_lose_nothing, 0, 2);
+	tcase_add_loop_test(t, silent_queues_are_looked_at, 0, 2);
+	tcase_add_loop_test(t, leases_keep_all_workers_awake, 0, 2);
+	tcase_add_test(t, leases_can_be_forbidden);
 	tcase_add_test(t, a_broken_ring_closes_only_its_queue);
 	tcase_add_test(t, draining_refuses_new_entries);
 	tcase_add_test(t, a_worker_that_does_not_come_back_is_found);

@@ -106,7 +106,8 @@ START_TEST(header_check_refuses_every_corrupt_field)
 			(at >= offsetof(struct mpig_queue_header, features) &&
 		         at < offsetof(struct mpig_queue_header, region_bytes)) ||
 			(at >= offsetof(struct mpig_queue_header, epoch) && at < offsetof(struct mpig_queue_header, reserved0)) ||
-			(at >= 128 && at < 132) || (at >= 256 && at < 264) || (at >= 384 && at < 392) || (at >= 512 && at < 516);
+			(at >= 128 && at < 132) || (at >= 256 && at < 264) || (at >= 384 && at < 392) ||
+			(at >= 512 && at < 516) || (at >= 640 && at < 652);
 		for (unsigned bit = 0; bit < 8; bit += 7) {
 			struct mpig_queue_header out = {.magic = 7};
 			uint8_t *byte = (uint8_t *)region + at;

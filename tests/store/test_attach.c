@@ -217,7 +217,7 @@ START_TEST(killed_at_any_point)
 	crash_open();
 	uint64_t seed = 3000 + (uint64_t)_i, k = 1 + (uint64_t)_i, runs = 0;
 	int finished = 0;
-	uint64_t stride = getenv("MPIG_LONG") ? 1 : 97; // odd: kills before and after alternate
+	uint64_t stride = getenv("MPIG_LONG") ? 5 : 97; // odd: kills before and after alternate
 	for (; !finished; k += stride, runs++) {
 		fixture_open(&f, 64 << 20, 0, 0);
 		finished = run(seed, k);

@@ -18,7 +18,7 @@
 static void analyze_head(struct analyzed_head *h, const struct analysis *a)
 {
 	const struct mpig_head *s = h->seen;
-	h->known = s->samples >= ENOUGH && s->rows && h->layer->signature_bits;
+	h->known = s->samples >= ENOUGH && s->rows && s->signature_bits && s->signature_bits != MPIG_BITS_AUTO;
 	if (!h->known)
 		return;
 	struct curve curve;
@@ -27,7 +27,7 @@ static void analyze_head(struct analyzed_head *h, const struct analysis *a)
 	h->error = curve_error(&curve, a->budget * rows);
 	double needed = curve_budget(&curve, a->error_target);
 	h->needed = needed / rows;
-	h->gain = fmax(1, layer_gain(h->layer, rows, needed));
+	h->gain = fmax(1, layer_gain(h->layer, s->signature_bits, rows, needed));
 }
 
 static int by_value(const void *a, const void *b)

@@ -122,15 +122,15 @@ double layer_row_bytes(const struct mpig_layer *l)
 	return (2 * values + 63) / 64 * 64;
 }
 
-double layer_code_bytes(const struct mpig_layer *l)
+double layer_code_bytes(const struct mpig_layer *l, int bits)
 {
 	int padded = l->d_k <= 64 ? 64 : l->d_k <= 128 ? 128 : 256;
-	return l->signature_bits ? padded * l->signature_bits / 8.0 + 2 : 0;
+	return bits ? padded * bits / 8.0 + 2 : 0;
 }
 
-double layer_gain(const struct mpig_layer *l, double rows, double budget)
+double layer_gain(const struct mpig_layer *l, int bits, double rows, double budget)
 {
 	double heads = (double)l->query_heads / l->kv_heads;
-	double sampled = rows * layer_code_bytes(l) + GATHER_COST * heads * budget * layer_row_bytes(l);
+	double sampled = rows * layer_code_bytes(l, bits) + GATHER_COST * heads * budget * layer_row_bytes(l);
 	return sampled > 0 ? rows * layer_row_bytes(l) / sampled : 0;
 }

@@ -28,9 +28,9 @@ double curve_budget(const struct curve *curve, double error);
 
 // Bytes of K and V of one row, and of its codes.
 double layer_row_bytes(const struct mpig_layer *layer);
-double layer_code_bytes(const struct mpig_layer *layer);
+double layer_code_bytes(const struct mpig_layer *layer, int bits); // 0 bits: none
 // How many times less a sampled answer of a KV head costs than a dense one, in bytes of a stream: codes of all rows once, `budget` rows for each
 // query head, gathered (which costs twice as much a byte).
-double layer_gain(const struct mpig_layer *layer, double rows, double budget);
+double layer_gain(const struct mpig_layer *layer, int bits, double rows, double budget);
 
 #endif

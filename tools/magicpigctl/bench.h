@@ -38,6 +38,15 @@ extern volatile sig_atomic_t bench_interrupted;
 // Measures on a context of its own, named `name`, which it drops. 0, MPIG_EAGAIN when interrupted, or a status (mpig_last_error says more;
 // of the roofline: errno). figures: to be freed, whatever is returned.
 int bench_run(mpig_client *client, const char *name, const struct bench_options *options, struct bench_figures *figures);
+// Round trips of sampled answers about the first tokens of a context of one layer, all points in turns.
+struct bench_point {
+	uint64_t tokens;
+	double budget;
+	double ns; // result: what one in five is below: others may be at work here, a planned machine is its own
+};
+// Makes such a context of `tokens` tokens, named `name`, measures, and drops it. A status, as bench_run.
+int bench_points(mpig_client *client, const char *name, const struct mpig_layer *layer, uint64_t tokens,
+                 struct bench_point *points, int count);
 void bench_free(struct bench_figures *figures);
 double bench_percentile(struct bench_times *times, double share); // sorts them
 double bench_service(struct bench_times *times);                  // the median, ns; sorts them

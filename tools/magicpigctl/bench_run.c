@@ -10,6 +10,9 @@
 #define ROUNDS 5
 #define NOPS 400 // of a round
 #define MAX_FLIGHTS 16
+#define MAX_POINTS 8
+#define POINT_ROUNDS 12
+#define POINT_ASKS 16
 #define QUERIES 64 // that are asked in turn
 
 volatile sig_atomic_t bench_interrupted;
@@ -21,6 +24,8 @@ struct run {
 	struct bench_figures *f;
 	float *q, *out[MAX_FLIGHTS]; // q: QUERIES of them
 	uint64_t seed;
+	struct bench_point *points;
+	int point_count;
 };
 
 static double now_ns(void)
@@ -113,14 +118,15 @@ static int nops(struct run *r)
 	return status;
 }
 
-static struct mpig_attend question(struct run *r, int proposal)
+// end 0: all tokens.
+static struct mpig_attend question(struct run *r, int proposal, int64_t end, double budget)
 {
 	const float *q = r->q + (size_t)(++r->seed % QUERIES) * r->o->query_heads * r->o->d;
 	return (struct mpig_attend){.size = sizeof(struct mpig_attend),
 	                            .proposal = proposal,
 	                            .q = q,
-	                            .end = 0,
-	                            .budget = proposal == MPIG_PROPOSAL_SIGNATURE ? r->o->budget : 0,
+	                            .end = end,
+	                            .budget = (float)budget,
 	                            .seed = r->seed};
 }
 
@@ -130,7 +136,7 @@ static int attends(struct run *r, int proposal, double seconds, struct bench_tim
 	int status = MPIG_OK;
 	double begin = now_ns();
 	while (!status && now_ns() - begin < seconds * 1e9) {
-		struct mpig_attend ask = question(r, proposal);
+		struct mpig_attend ask = question(r, proposal, 0, proposal == MPIG_PROPOSAL_SIGNATURE ? (double)r->o->budget : 0);
 		struct mpig_result answer = {.size = sizeof(answer), .out = r->out[0]};
 		double start = now_ns();
 		status = mpig_attend(r->queue, r->context, &ask, &answer);
@@ -157,7 +163,7 @@ static int piped(struct run *r, double seconds)
 			status = status ? status : rc ? rc : note(&r->f->piped, now_ns() - start[place], &answer[place]);
 		}
 		if (!status && !bench_interrupted && now_ns() - begin < seconds * 1e9) {
-			struct mpig_attend ask = question(r, MPIG_PROPOSAL_SIGNATURE);
+			struct mpig_attend ask = question(r, MPIG_PROPOSAL_SIGNATURE, 0, (double)r->o->budget);
 			answer[place] = (struct mpig_result){.size = sizeof(answer[place]), .out = r->out[place]};
 			start[place] = now_ns();
 			ticket[place] = mpig_submit_attend(r->queue, r->context, &ask, &answer[place], 0);
@@ -193,43 +199,80 @@ static int measure(struct run *r)
 	return status;
 }
 
-static int with_context(struct run *r)
+static int prepare(struct run *r)
 {
 	size_t width = (size_t)r->o->query_heads * r->o->d;
-	int status = MPIG_OK;
 	uint64_t state = 2;
 	r->q = malloc(QUERIES * width * sizeof(*r->q));
-	if (r->q)
-		fill(r->q, QUERIES * width, &state);
-	for (unsigned i = 0; i < r->o->flights; i++) {
-		r->out[i] = malloc(width * sizeof(float));
-		status = r->out[i] ? status : MPIG_ENOMEM;
-	}
-	status = r->q ? status : MPIG_ENOMEM;
-	status = status ? status : append_all(r);
-	status = status ? status : measure(r);
+	if (!r->q)
+		return MPIG_ENOMEM;
+	fill(r->q, QUERIES * width, &state);
+	for (unsigned i = 0; i < r->o->flights; i++)
+		if (!(r->out[i] = malloc(width * sizeof(float))))
+			return MPIG_ENOMEM;
+	return append_all(r);
+}
+
+// Makes the context, does `what` with it, and drops it.
+static int with_context(mpig_client *client, const char *name, const struct mpig_layer *layer, struct run *r,
+                        int (*what)(struct run *))
+{
+	struct mpig_spec spec = {
+		.size = sizeof(spec), .layer_count = 1, .layers = layer, .expected_tokens = r->o->tokens, .seed = 1};
+	struct mpig_queue_options queue = {.size = sizeof(queue), .entries = 32, .slots = MAX_FLIGHTS, .slot_bytes = 1 << 20};
+	int status = mpig_context_create(client, name, &spec, &r->context);
+	if (status)
+		return status;
+	status = mpig_queue_create(client, &queue, &r->queue);
+	status = status ? status : prepare(r);
+	status = status ? status : what(r);
+	mpig_queue_destroy(r->queue);
+	mpig_context_close(r->context);
+	int dropped = mpig_context_drop(client, name);
 	free(r->q);
 	for (unsigned i = 0; i < r->o->flights; i++)
 		free(r->out[i]);
-	return status;
+	return status ? status : dropped;
 }
 
 int bench_run(mpig_client *client, const char *name, const struct bench_options *o, struct bench_figures *f)
 {
 	struct mpig_layer layer = {.query_heads = o->query_heads, .kv_heads = o->kv_heads, .d_k = o->d, .signature_bits = 2};
-	struct mpig_spec spec = {
-		.size = sizeof(spec), .layer_count = 1, .layers = &layer, .expected_tokens = o->tokens, .seed = 1};
-	struct mpig_queue_options queue = {.size = sizeof(queue), .entries = 32, .slots = MAX_FLIGHTS, .slot_bytes = 1 << 20};
 	struct run r = {.o = o, .f = f};
-	int status = mpig_context_create(client, name, &spec, &r.context);
-	if (status)
-		return status;
-	status = mpig_queue_create(client, &queue, &r.queue);
-	status = status ? status : with_context(&r);
-	mpig_queue_destroy(r.queue);
-	mpig_context_close(r.context);
-	int dropped = mpig_context_drop(client, name);
-	return status ? status : dropped;
+	return with_context(client, name, &layer, &r, measure);
+}
+
+static int measure_points(struct run *r)
+{
+	struct bench_times times[MAX_POINTS] = {{0}};
+	int status = MPIG_OK;
+	// The first round warms up; of the others everybody has its turn in each.
+	for (int round = 0; round <= POINT_ROUNDS && !status; round++)
+		for (int p = 0; p < r->point_count && !status; p++)
+			for (int i = 0; i < POINT_ASKS && !status; i++) {
+				struct mpig_attend ask =
+					question(r, MPIG_PROPOSAL_SIGNATURE, (int64_t)r->points[p].tokens, r->points[p].budget);
+				struct mpig_result answer = {.size = sizeof(answer), .out = r->out[0]};
+				double start = now_ns();
+				status = mpig_attend(r->queue, r->context, &ask, &answer);
+				if (!status && round)
+					status = note(&times[p], now_ns() - start, &answer);
+			}
+	for (int p = 0; p < r->point_count; p++) {
+		r->points[p].ns = bench_percentile(&times[p], .2);
+		free_times(&times[p]);
+	}
+	return status;
+}
+
+int bench_points(mpig_client *client, const char *name, const struct mpig_layer *layer, uint64_t tokens,
+                 struct bench_point *points, int count)
+{
+	struct bench_options o = {
+		.tokens = tokens, .query_heads = layer->query_heads, .kv_heads = layer->kv_heads, .d = layer->d_k, .flights = 1};
+	struct bench_figures unused = {0};
+	struct run r = {.o = &o, .f = &unused, .points = points, .point_count = count > MAX_POINTS ? MAX_POINTS : count};
+	return with_context(client, name, layer, &r, measure_points);
 }
 
 void bench_free(struct bench_figures *f)

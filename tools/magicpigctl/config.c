@@ -139,42 +139,77 @@ static int test(const char *file)
 }
 
 // ---- diff ------------------------------------------------------------------------------------------------------------
-// The daemon's configuration as a list to search; text is cut up.
-static const char *in_force(char *text, size_t bytes, const char *section, const char *key)
+struct differences {
+	struct json json;
+	unsigned count;
+};
+
+// The daemon's configuration is a list of lines, each ended by a zero, `bytes` long in all.
+static const char *in_force(const char *text, size_t bytes, const char *name)
 {
-	char wanted[128];
-	int n = snprintf(wanted, sizeof(wanted), "%s.%s = ", section, key);
-	for (char *line = text; line < text + bytes; line += strlen(line) + 1)
-		if (strncmp(line, wanted, (size_t)n) == 0)
-			return line + n;
+	size_t n = strlen(name);
+	for (const char *line = text; line < text + bytes; line += strlen(line) + 1)
+		if (strncmp(line, name, n) == 0 && strncmp(line + n, " = ", 3) == 0)
+			return line + n + 3;
 	return NULL;
 }
 
-static void print_difference(struct json *json, const struct option_view *option, const char *now)
+static void difference(struct differences *d, const char *name, const char *value, const char *now, bool live)
 {
+	if (strcmp(value, now) == 0)
+		return;
+	d->count++;
 	if (!ctl_globals.json) {
-		printf("%s.%s = %s (in force: %s)%s\n", option->section, option->key, option->value, now,
-		       option->live ? "" : ", needs a restart");
+		printf("%s = %s (in force: %s)%s\n", name, value, now, live ? "" : ", needs a restart");
 		return;
 	}
-	char name[128];
-	snprintf(name, sizeof(name), "%s.%s", option->section, option->key);
-	json_object(json, NULL);
-	json_string(json, "option", name);
-	json_string(json, "file", option->value);
-	json_string(json, "in_force", now);
-	json_bool(json, "live", option->live);
-	json_object_end(json);
+	json_object(&d->json, NULL);
+	json_string(&d->json, "option", name);
+	json_string(&d->json, "file", value);
+	json_string(&d->json, "in_force", now);
+	json_bool(&d->json, "live", live);
+	json_object_end(&d->json);
 }
 
 // What is not given anywhere (an empty value) the daemon has worked out for itself: that is no difference.
+static void diff_options(struct differences *d, const struct options *options, const char *text, size_t bytes)
+{
+	struct option_view option;
+	char name[128];
+	for (size_t i = 0; options_view(options, i, &option); i++) {
+		snprintf(name, sizeof(name), "%s.%s", option.section, option.key);
+		const char *now = in_force(text, bytes, name);
+		if (now && option.value[0])
+			difference(d, name, option.value, now, option.live);
+	}
+}
+
+// Limits of single users and groups: those of the file, then those that are in force and not in the file.
+static void diff_overrides(struct differences *d, const struct overrides *overrides, const char *text, size_t bytes)
+{
+	static const char unset[] = "not set";
+	char name[128], value[64];
+	for (size_t i = 0; override_view(overrides, i, name, sizeof(name), value, sizeof(value)); i++) {
+		const char *now = in_force(text, bytes, name);
+		difference(d, name, value, now ? now : unset, true);
+	}
+	for (const char *line = text; line < text + bytes; line += strlen(line) + 1) {
+		const char *separator = strstr(line, " = ");
+		bool known = !separator || !override_section(line);
+		for (size_t i = 0; !known && override_view(overrides, i, name, sizeof(name), value, sizeof(value)); i++)
+			known = strlen(name) == (size_t)(separator - line) && strncmp(line, name, strlen(name)) == 0;
+		if (known)
+			continue;
+		snprintf(name, sizeof(name), "%.*s", (int)(separator - line), line);
+		difference(d, name, unset, separator + 3, true);
+	}
+}
+
 static int diff(const struct ctl_command *self, const char *file, char *text)
 {
 	struct options options;
-	struct option_view option;
+	struct differences d = {.count = 0};
 	char why[OPTIONS_WHY_BYTES];
-	struct json json;
-	unsigned count = 0;
 	options_defaults(&options);
 	if (file && *file && options_read_file(&options, file, why) != 0) {
 		fprintf(stderr, "magicpigctl %s: %s\n", self->name, why);
@@ -184,20 +219,15 @@ static int diff(const struct ctl_command *self, const char *file, char *text)
 	for (char *at = text; (at = strchr(at, '\n')) != NULL;)
 		*at++ = 0;
 	if (ctl_globals.json) {
-		json_begin(&json, stdout);
-		json_array(&json, NULL);
+		json_begin(&d.json, stdout);
+		json_array(&d.json, NULL);
 	}
-	for (size_t i = 0; options_view(&options, i, &option); i++) {
-		const char *now = in_force(text, bytes, option.section, option.key);
-		if (!now || !option.value[0] || strcmp(now, option.value) == 0)
-			continue;
-		count++;
-		print_difference(&json, &option, now);
-	}
+	diff_options(&d, &options, text, bytes);
+	diff_overrides(&d, &options.overrides, text, bytes);
 	if (ctl_globals.json) {
-		json_array_end(&json);
-		json_finish(&json);
-	} else if (!count) {
+		json_array_end(&d.json);
+		json_finish(&d.json);
+	} else if (!d.count) {
 		printf("what is in force is what %s says\n", file && *file ? file : "the table of defaults");
 	}
 	return CTL_OK;

@@ -104,7 +104,9 @@ class Worker:
 
     def _foreign(self, task: Task) -> np.ndarray | None:
         """The last queries of the next document of the same kind."""
-        other = other_document(task, self.work.documents)
+        import models
+
+        other = other_document(task, min(self.work.documents, models.KINDS[task.model].documents))
         if other is None:
             return None
         with np.load(self.files.capture(other), allow_pickle=False) as stored:

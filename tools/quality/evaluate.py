@@ -126,6 +126,7 @@ def _heads(queue, context, document, references, here: list[Setting], seed: int,
 
 def _probe(queue, context, coloured: heads.Probe, here: list[Setting], seed: int, references, done: Evaluation) -> None:
     for setting in here:
-        if setting.name in done.arrays:
+        # An error target looks at the size of V, which is another one here: its rows would not be those that were read.
+        if setting.name in done.arrays and not setting.error_target:
             read, total, least = coloured.run(queue, context, setting, budget(setting, done), seed, references)
             done.arrays[setting.name] |= {"heavy_read": read, "heavy": total, "heavy_pi": least}

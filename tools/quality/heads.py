@@ -100,13 +100,13 @@ def fill(queue: magicpig.Queue, context: magicpig.Context, document: Document, v
 # ---- settings on heads
 
 
-def ask(setting: Setting, m: int, measured: int, budget: float, exact_lse: np.ndarray) -> dict:
-    """The options of an attend call."""
+def ask(setting: Setting, m: int, measured: int, budget: float, exact: tuple[np.ndarray, np.ndarray]) -> dict:
+    """The options of an attend call. exact: out and LSE of the part that the client attends itself."""
     options = dict(proposal=setting.proposal, budget=budget)
     if setting.dense_layers and m in (0, measured // 2):
         options = dict(proposal="dense")
     if setting.error_target:
-        options.update(error_target=setting.error_target, window_lse=np.ascontiguousarray(exact_lse, dtype=np.float32))
+        options.update(error_target=setting.error_target, **dict(zip(("window_out", "window_lse"), (np.ascontiguousarray(x, dtype=np.float32) for x in exact))))
     return options
 
 
@@ -119,7 +119,7 @@ def run(queue, context, document: Document, references: list[Reference], setting
     for m, ref in enumerate(references):
         layer = int(document.measured[m])
         for s, position in enumerate(document.positions):
-            options = ask(setting, m, shape[0], budget, ref.exact_lse[s : s + 1])
+            options = ask(setting, m, shape[0], budget, (ref.exact_out[s : s + 1], ref.exact_lse[s : s + 1]))
             answer = queue.attend(
                 context, layer, document.q[m, s : s + 1].astype(np.float32), begin=SINKS, end=document.window_start, seed=seed,
                 query_position=int(position), errors=True, **options,
@@ -161,8 +161,8 @@ def measured_only(d: Document) -> Document:
 
 
 class Probe:
-    """The API does not tell which rows were read. But a choice of rows depends on keys, seeds and positions, never on V: in a second
-    context with the same keys and seed, whose V holds a unit vector per heavy row and zeros elsewhere, a row was read if and only if
+    """The API does not tell which rows were read. But a choice of rows depends on keys, seeds and positions, never on V (but under an error
+    target, on how large V is): in a second context with the same keys and seed, whose V holds a unit vector per heavy row and zeros elsewhere, a row was read if and only if
     its coordinate of `out` is positive; what stands there is its weight exp(s - log pi - LSE)."""
 
     D_V = 256
@@ -192,7 +192,7 @@ class Probe:
             for s, position in enumerate(self.document.positions):
                 if not any(self.heavy[m][s]):
                     continue
-                options = ask(setting, m, shape[0], budget, references[m].exact_lse[s : s + 1])
+                options = ask(setting, m, shape[0], budget, (references[m].exact_out[s : s + 1], references[m].exact_lse[s : s + 1]))
                 answer = queue.attend(
                     context, m, self.document.q[m, s : s + 1].astype(np.float32), begin=SINKS, end=self.document.window_start, seed=seed,
                     query_position=int(position), **options,

@@ -135,7 +135,7 @@ def quick() -> list[Setting]:
         *_crosspolytope(28),
         Setting(MATCHED, "signature", bits=2, match=REFERENCE),
         *_signature(2, BUDGETS),
-        Setting(ADAPTIVE, "signature", bits=2, error_target=0.02),
+        Setting(ADAPTIVE, "signature", bits=2, error_target=0.055),
         *_signature(1, (0.01, 0.04)),
         *_signature(4, (0.01, 0.04)),
         *_fixed("topk_estimated", bits=2),

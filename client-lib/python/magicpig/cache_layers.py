@@ -66,7 +66,6 @@ class GlobalLayer(CacheLayerMixin):
         self.rows: _Rows | None = None
         self.length = 0
         self.recent_queries: torch.Tensor | None = None
-        self.last_lse: torch.Tensor | None = None  # [heads] of the exact part, at the last token attended
 
     @property
     def window_start(self) -> int:
@@ -113,17 +112,12 @@ class GlobalLayer(CacheLayerMixin):
         position = self.length - tokens
         new = slice(key.shape[2] - tokens, key.shape[2])
         q = token_major(query)
-        ours = None
-        # An adaptive budget looks at the exact part's mass. The last step's does, so that the daemon attends while we do.
-        known = self.last_lse
-        if cache.options.may_adapt and known is None:
-            ours = local()
-            known = ours[1][-1]
-        window = known.expand(tokens, -1).contiguous() if cache.options.may_adapt else None
-        pending = cache.channel.submit_attend(self.index, q, position, self.window_start, window)
+        # An adaptive budget looks at the exact part of these very tokens: a head may turn to far rows from one token to the next. Without
+        # one the daemon attends while we do.
+        ours = local() if cache.options.may_adapt else None
+        pending = cache.channel.submit_attend(self.index, q, position, self.window_start, ours)
         cache.channel.submit_append(self.index, position, key[:, :, new], value[:, :, new])
         out, lse = ours or local()
-        self.last_lse = lse[-1].clone()  # before the daemon's part is merged into it
         stats = cache.stats
         heads = query.shape[1]
         stats.head_tokens += tokens * heads

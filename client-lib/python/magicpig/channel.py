@@ -57,7 +57,7 @@ class Channel:
         self.lost = False  # a daemon went away with rows that were not committed: nothing is appended until they are again
         self._appends: deque[int] = deque()  # tickets of this step's rows
         self._polled: dict[int, Completion] = {}  # taken by poll() before anybody waited for them
-        per_token = max(layer.query_heads * ((layer.d_k + (layer.d_v or layer.d_k)) * 4 + 32) for layer in table)
+        per_token = max(layer.query_heads * ((layer.d_k + 2 * (layer.d_v or layer.d_k)) * 4 + 32) for layer in table)
         slot_bytes = max(_MIN_SLOT_BYTES, 8192 + 16 * per_token)
         self._request_tokens = (slot_bytes - 8192) // per_token
         self._queue = client.queue(slot_bytes=slot_bytes, timeout_ms=_SEAL_TIMEOUT_MS)
@@ -110,9 +110,10 @@ class Channel:
                 self._appends.append(ticket)
 
     def submit_attend(
-        self, index: int, q: torch.Tensor, position: int, end: int, lse: torch.Tensor | None
+        self, index: int, q: torch.Tensor, position: int, end: int, exact: tuple[torch.Tensor, torch.Tensor] | None
     ) -> list[Pending]:
-        """Asks for rows sinks..end, a slot's worth of queries at a time; none if the range is empty. lse [T, heads]: of the client's exact part, which only an adaptive budget looks at."""
+        """Asks for rows sinks..end, a slot's worth of queries at a time; none if the range is empty. exact: out [T, heads, d_v] and LSE [T, heads]
+        of the client's exact part, which only an adaptive budget looks at."""
         options, begin = self.options, self.options.sinks
         if end <= begin or options.proposal == "window":
             return []
@@ -132,7 +133,8 @@ class Channel:
                 seed=options.seed,
                 query_position=position + first,
                 error_target=options.error_target if sampled else 0.0,
-                window_lse=None if lse is None else lse[part],
+                window_lse=None if exact is None else exact[1][part],
+                window_out=None if exact is None else exact[0][part],
             )
             ticket, result = again(lambda: self._when_room(submit))
             pending.append((first, ticket, result, submit))

@@ -139,7 +139,8 @@ class FakeQueue:
 
     def submit_attend(self, context, layer, q, **options):
         """Double precision, so that comparisons show the client's errors."""
-        self.client.attends.append((layer, {**options, "tokens": q.shape[0]}))
+        sent = {name: value.clone() if torch.is_tensor(value) else value for name, value in options.items()}  # a slot's bytes, not the caller's
+        self.client.attends.append((layer, {**sent, "tokens": q.shape[0]}))
         begin, end, shape = options["begin"], options["end"], context.layers[layer]
         if not 0 <= begin < end <= context.committed:
             raise OutOfRange(f"attend to {begin}..{end} of {context.committed}")

@@ -6,6 +6,7 @@ import torch
 from transformers import DynamicCache, Gemma2Config, Gemma2ForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import magicpig
+from magicpig import cache_layers
 from fake import FakeClient, Store
 from magicpig.exact import causal_mask, exact_attention
 from magicpig.transformers import MagicPigCache, fingerprint, layer_table, register
@@ -223,21 +224,28 @@ def test_requests_carry_the_options(llama, ids):
         assert client.store.contexts["options"].seals == 1
 
 
-def test_adaptive_budgets_get_the_last_steps_mass(llama, ids):
-    """The first step sends its own exact part's LSE, each later one what its predecessor measured, before any merge."""
+def test_adaptive_budgets_get_these_tokens_exact_part(llama, ids, monkeypatch):
+    """Each token of a request comes with its own LSE and output, as they are before anything is merged into them."""
+    measured = []
+
+    def exact(*arguments):
+        found = exact_attention(*arguments)
+        measured.append(tuple(x.clone() for x in found))
+        return found
+
+    monkeypatch.setattr(cache_layers, "exact_attention", exact)
     client = FakeClient(Store())
     with MagicPigCache(client, llama, "adaptive", **{**OPTIONS, "proposal": "signature"}) as cache:
         run(llama, cache, ids[:, : PROMPT + 1], [PROMPT, 1])
-        sent = []
-        for step in range(2):
-            measured = [layer.last_lse.clone() for layer in cache.layers]
-            before = len(client.attends)
-            run(llama, cache, ids[:, PROMPT + 1 + step : PROMPT + 2 + step], [1])
-            for (layer, asked), expected in zip(client.attends[before:], measured):
+        for begin, tokens in ((PROMPT + 1, 1), (PROMPT + 2, 3)):
+            measured.clear()
+            client.attends.clear()
+            run(llama, cache, ids[:, begin : begin + tokens], [tokens])
+            assert len(client.attends) == len(measured) > 0
+            for (layer, asked), (out, lse) in zip(client.attends, measured):
                 assert asked["budget"] == 0 and asked["error_target"] == 0
-                assert torch.equal(asked["window_lse"][0], expected)
-            sent.append(measured)
-        assert not any(torch.equal(a, b) for a, b in zip(*sent))
+                assert torch.equal(asked["window_lse"], lse) and torch.equal(asked["window_out"], out)
+                assert lse.shape == (tokens, 4)
 
 
 def test_short_contexts_stay_here(llama, ids):

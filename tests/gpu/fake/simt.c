@@ -96,12 +96,12 @@ static void warp_barrier(unsigned w)
 		yield();
 }
 
-static uint32_t shuffle(uint32_t x, int distance)
+static uint32_t shuffle(uint32_t x, unsigned from)
 {
 	unsigned w = threadIdx.x / GPU_WARP, lane = threadIdx.x % GPU_WARP;
 	block.warp[w].value[lane] = x;
 	warp_barrier(w);
-	uint32_t other = block.warp[w].value[lane ^ (unsigned)distance];
+	uint32_t other = block.warp[w].value[from];
 	warp_barrier(w);
 	return other;
 }
@@ -148,6 +148,7 @@ int simt_run(const struct simt_kernel *kernel, unsigned grid_x, unsigned grid_y,
 #define DEVICE static inline
 #define SHARED static
 #define UNROLL
+#define UNROLL_BY_4
 
 DEVICE uint32_t load_acquire(const uint32_t *p)
 {
@@ -214,11 +215,15 @@ DEVICE uint16_t to_f16(float x)
 }
 DEVICE int shuffle_xor_i(int x, int distance)
 {
-	return (int)shuffle((uint32_t)x, distance);
+	return (int)shuffle((uint32_t)x, threadIdx.x % GPU_WARP ^ (unsigned)distance);
 }
 DEVICE float shuffle_xor_f(float x, int distance)
 {
 	return bits_float(shuffle_xor_i(float_bits(x), distance));
+}
+DEVICE float shuffle_from(float x, uint32_t lane)
+{
+	return bits_float((int)shuffle((uint32_t)float_bits(x), lane));
 }
 DEVICE uint32_t arrive(uint32_t *counter)
 {
@@ -241,7 +246,6 @@ TWIN(mpig_sign, gpu_sign)
 TWIN(mpig_submit, gpu_submit)
 TWIN(mpig_window, gpu_window)
 TWIN(mpig_wait, gpu_wait)
-TWIN(mpig_wait_items, gpu_merge)
 TWIN(mpig_merge, gpu_merge)
 TWIN(mpig_merge_fused, gpu_merge)
 TWIN(mpig_rounds, gpu_rounds)
@@ -253,7 +257,6 @@ const struct simt_kernel *simt_find(const char *name)
 		{"mpig_submit", run_mpig_submit, sizeof(struct gpu_submit), GPU_FUSED_BLOCK},
 		{"mpig_window", run_mpig_window, sizeof(struct gpu_window), GPU_WINDOW_THREADS},
 		{"mpig_wait", run_mpig_wait, sizeof(struct gpu_wait), GPU_WARP},
-		{"mpig_wait_items", run_mpig_wait_items, sizeof(struct gpu_merge), GPU_WARP},
 		{"mpig_merge", run_mpig_merge, sizeof(struct gpu_merge), GPU_BLOCK},
 		{"mpig_merge_fused", run_mpig_merge_fused, sizeof(struct gpu_merge), GPU_FUSED_BLOCK},
 		{"mpig_rounds", run_mpig_rounds, sizeof(struct gpu_rounds), GPU_WARP},

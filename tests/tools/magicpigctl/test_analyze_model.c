@@ -158,11 +158,11 @@ END_TEST
 
 START_TEST(costs)
 {
-	struct mpig_layer l = {.row_dtype = MPIG_BF16, .query_heads = 8, .kv_heads = 2, .d_k = 128, .signature_bits = 2};
+	struct mpig_layer l = {.row_dtype = MPIG_BF16, .query_heads = 8, .kv_heads = 2, .d_k = 128};
 	ck_assert_double_eq(layer_row_bytes(&l), 512);
-	ck_assert_double_eq(layer_code_bytes(&l), 34);
-	ck_assert_double_eq_tol(layer_gain(&l, 10000, 100), 10000. * 512 / (10000 * 34 + 2 * 4 * 100 * 512), 1e-12);
-	ck_assert_double_lt(layer_gain(&l, 10000, 10000), 1); // all rows, gathered, and the codes for nothing
+	ck_assert_double_eq(layer_code_bytes(&l, 2), 34);
+	ck_assert_double_eq_tol(layer_gain(&l, 2, 10000, 100), 10000. * 512 / (10000 * 34 + 2 * 4 * 100 * 512), 1e-12);
+	ck_assert_double_lt(layer_gain(&l, 2, 10000, 10000), 1); // all rows, gathered, and the codes for nothing
 	l.row_dtype = MPIG_I8;
 	ck_assert_double_eq(layer_row_bytes(&l), 288); // 256 values and 16 bytes of scales, in multiples of 32
 }
