@@ -34,7 +34,7 @@ def daemon():
 
 @pytest.fixture
 def client(daemon):
-    with magicpig.Client(str(daemon.socket)) as client:
+    with magicpig.Client(str(daemon.socket), reconnect_ms=60_000) as client:
         yield client
         for info in list(client.contexts()):
             client.drop(info.name)
