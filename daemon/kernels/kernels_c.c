@@ -409,5 +409,6 @@ void kernels_init_c(struct kernels *k)
 		.split_sums = split_sums_c,
 		.rotate = rotate_c,
 	};
+	choose_init_c(k);
 	signs_init_c(k);
 }
