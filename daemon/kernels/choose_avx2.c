@@ -1,5 +1,6 @@
 // Systematic choice inside groups, AVX2.
 #include <immintrin.h>
+#include <math.h>
 
 #include "daemon/kernels/choose.h"
 #include "daemon/kernels/parts.h"
@@ -36,6 +37,8 @@ static void sig_choose_avx2(const float *estimates, const float *tau, uint32_t g
 {
 	uint32_t at = *chain;
 	for (uint32_t i = 0; i < groups; i++, estimates += SIG_GROUP) {
+		if (tau[i] == INFINITY)
+			continue;
 		const __m256 t = _mm256_set1_ps(tau[i]);
 		__m256i a = weights8(_mm256_loadu_ps(estimates), t), b = weights8(_mm256_loadu_ps(estimates + 8), t);
 		uint32_t sum = total8(_mm256_add_epi32(a, b));

@@ -1,5 +1,6 @@
 // Systematic choice inside groups, AVX-512: a group is a register.
 #include <immintrin.h>
+#include <math.h>
 
 #include "daemon/kernels/choose.h"
 #include "daemon/kernels/parts.h"
@@ -28,6 +29,8 @@ static void sig_choose_avx512(const float *estimates, const float *tau, uint32_t
 {
 	uint32_t at = *chain;
 	for (uint32_t i = 0; i < groups; i++, estimates += SIG_GROUP) {
+		if (tau[i] == INFINITY)
+			continue;
 		__m512i w = weights16(_mm512_loadu_ps(estimates), _mm512_set1_ps(tau[i]));
 		uint32_t sum = (uint32_t)_mm512_reduce_add_epi32(w);
 		if (!((at + sum) >> SIG_CHOOSE_BITS)) {

@@ -1,6 +1,8 @@
 // Systematic choice inside groups, plain C on vectors of 16 bytes.
 #include <string.h>
 
+#include <math.h>
+
 #include "daemon/kernels/choose.h"
 #include "daemon/kernels/parts.h"
 
@@ -30,6 +32,8 @@ static void sig_choose_c(const float *estimates, const float *tau, uint32_t grou
 {
 	uint32_t at = *chain;
 	for (uint32_t i = 0; i < groups; i++, estimates += SIG_GROUP) {
+		if (tau[i] == INFINITY)
+			continue;
 		uint32_t weight[SIG_GROUP], sum = 0;
 		for (uint32_t r = 0; r < SIG_GROUP; r += 4) {
 			vf e;

@@ -24,10 +24,22 @@ struct row_format {
 };
 
 #define SIG_GROUP 16u
-#define SIG_MAX_HEADS 16u // heads scanned together
+#define SIG_MAX_HEADS 16u   // heads scanned together
 #define SIG_CHOOSE_BITS 27u // sig_choose counts inclusion probabilities in units of 2^-27
-#define SIGNS_KEYS 16u    // keys projected together
-#define SIGNS_QUERIES 4u  // queries projected together
+#define SIGNS_KEYS 16u      // keys projected together
+#define SIGNS_QUERIES 4u    // queries projected together
+
+// An upper layer over the codes of a segment's rows (daemon/index/upper.h): for every group of sixteen alike rows a signature of its
+// centroid, sixteen of them interleaved as rows are, with two fp16, and for each of its rows codes, factor and number.
+#define SIG_UPPER_BITS 4u
+static inline size_t sig_upper_groups(uint32_t rows) // with what fills up the last sixteen
+{
+	return ((size_t)rows + SIG_GROUP * SIG_GROUP - 1) / (SIG_GROUP * SIG_GROUP) * SIG_GROUP;
+}
+static inline size_t sig_upper_bytes(uint32_t d_pad, uint32_t bits, uint32_t rows)
+{
+	return sig_upper_groups(rows) * (d_pad * SIG_UPPER_BITS / 8 + 4 + SIG_GROUP * (d_pad * bits / 8 + 4));
+}
 
 // One query head against one set of signature parameters.
 struct sig_query {
@@ -56,6 +68,11 @@ struct kernels {
 	// and out[h][i] (stride ld) = t. Nothing is fused or reordered on any ISA: estimates agree to the bit.
 	void (*sig_estimate)(const uint8_t *codes, const uint16_t *factors, uint32_t n, uint32_t d_pad, uint32_t bits,
 	                     const struct sig_query *queries, uint32_t heads, float *out, size_t ld);
+	// The same estimates of the rows of n groups, in any order and number: out[h][16 i + r] is row r of group[i]. Slopes are taken for 0.
+	// Codes and factors of whole groups are read.
+	void (*sig_estimate_groups)(const uint8_t *codes, const uint16_t *factors, const uint32_t *group, uint32_t n,
+	                            uint32_t d_pad, uint32_t bits, const struct sig_query *queries, uint32_t heads, float *out,
+	                            size_t ld);
 	// The same estimates; appends the rows i in [begin, end) with estimate + noise[i] > tau_h (noise = -log U, end floats) to
 	// hits[h], ascending, and asks the memory system for the hit rows (rows may be NULL; row i at rows + i * stride,
 	// row_bytes).

@@ -167,6 +167,35 @@ START_TEST(sig_estimate)
 }
 END_TEST
 
+START_TEST(sig_estimate_groups)
+{
+	const struct kernels *k = &isas[_i].k;
+	for (uint32_t round = 0; round < rounds; round++) {
+		uint64_t r = case_seed("sig_estimate_groups", round);
+		struct sig_case c;
+		sig_case_init(&c, &r, (uint32_t)_i);
+		uint32_t whole = c.n / SIG_GROUP, n = whole ? 1 + rng_below(&r, 9) : 0, group[9];
+		size_t ld = n * SIG_GROUP + rng_below(&r, 5);
+		struct guarded out;
+		float *got = guard_alloc(&out, (n ? (c.heads - 1) * ld + n * SIG_GROUP : 1) * sizeof *got);
+		for (uint32_t i = 0; i < n; i++)
+			group[i] = rng_below(&r, whole);
+		if (n)
+			k->sig_estimate_groups(c.codes.at, c.factors.at, group, n, c.d_pad, c.bits, c.queries, c.heads, got, ld);
+		for (uint32_t h = 0; h < c.heads; h++) {
+			c.queries[h].slope = 0;
+			for (uint32_t i = 0; i < n * SIG_GROUP; i++) {
+				uint32_t row = group[i / SIG_GROUP] * SIG_GROUP + i % SIG_GROUP;
+				if (!same_bits(got[h * ld + i], sig_reference(&c, h, row)))
+					FAIL("head %u group %u: estimate %u differs", h, group[i / SIG_GROUP], i);
+			}
+		}
+		guard_free(&out);
+		sig_case_free(&c);
+	}
+}
+END_TEST
+
 START_TEST(sig_select)
 {
 	static const uint8_t somewhere[64];
@@ -225,7 +254,8 @@ END_TEST
 static uint32_t choose_weight(const struct kernels *k, float estimate, float tau)
 {
 	float group[SIG_GROUP], e;
-	uint32_t row, low = 0, high = 1u << SIG_CHOOSE_BITS; // taken at high (it would carry there without any weight), not below low
+	uint32_t row, low = 0,
+		      high = 1u << SIG_CHOOSE_BITS; // taken at high (it would carry there without any weight), not below low
 	for (uint32_t i = 0; i < SIG_GROUP; i++)
 		group[i] = -INFINITY;
 	group[5] = estimate;
@@ -798,6 +828,7 @@ int main(void)
 	TCase *tc = tcase_create("kernels");
 	tcase_set_timeout(tc, 600);
 	add_test(tc, sig_estimate);
+	add_test(tc, sig_estimate_groups);
 	add_test(tc, sig_select);
 	add_test(tc, sig_choose);
 	add_test(tc, scores);
