@@ -36,10 +36,25 @@ static uint32_t watched_row(uint32_t i)
 	return 17 + i * (ROWS / MAX_D - 1);
 }
 
+// Every second watched row weighs e^8 as much for the first query as its like do: more than its group lets expect, so that it is drawn
+// with the group's probability and not with its own.
+static void make_outliers(struct rows *r)
+{
+	float size = 0;
+	for (uint32_t j = 0; j < r->d; j++)
+		size += r->q[j] * r->q[j];
+	for (uint32_t i = 0; i < r->d; i += 2)
+		for (uint32_t j = 0; j < r->d; j++) {
+			float *k = &r->k[watched_row(i) * r->d + j];
+			*k = bf16_to_f32(f32_to_bf16(*k + r->q[j] * 8 * sqrtf((float)r->d) / size));
+		}
+}
+
 static struct rows make_rows(uint32_t d, bool watch)
 {
 	struct rows r = {.d = d, .k = malloc(ROWS * d * 4), .v = malloc(ROWS * d * 4)};
 	float *centre = malloc(CLUSTERS * d * 4);
+	fill_normal(r.q, 4 * HEADS * d, 14, 2.4f);
 	ck_assert(r.k && r.v && centre);
 	fill_normal(centre, CLUSTERS * d, 11, 1);
 	fill_normal(r.k, ROWS * d, 12, .3f);
@@ -54,8 +69,8 @@ static struct rows make_rows(uint32_t d, bool watch)
 		memset(r.v, 0, ROWS * d * 4);
 		for (uint32_t i = 0; i < d; i++)
 			r.v[watched_row(i) * d + i] = 1;
+		make_outliers(&r);
 	}
-	fill_normal(r.q, 4 * HEADS * d, 14, 2.4f);
 	free(centre);
 	return r;
 }
@@ -103,7 +118,7 @@ static bool is_fewer_bytes(struct context *c, const struct rows *r, float budget
 	struct answer plain = attend(c, r, budget, 1);
 	engine_destroy(f.engine);
 	f.engine = engine;
-	bool fewer = through.result.bytes_read < plain.result.bytes_read * 3 / 4;
+	bool fewer = through.result.bytes_read < plain.result.bytes_read * 9 / 10;
 	answer_free(&through);
 	answer_free(&plain);
 	return fewer;
