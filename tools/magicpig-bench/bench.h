@@ -32,6 +32,14 @@ struct proposal_result { // one KV head, one thread, 4 query heads, d = 128
 	const char *name;
 	double ms, rows; // rows per query head
 };
+struct upper_side {
+	double ms, rows, bytes;       // rows per query head
+	double mass_error, out_error; // root mean square of exp(LSE) / exact - 1, and of the output relative to its length
+};
+struct upper_result { // one KV head, one thread, 4 query heads, d = 128, the floor's share of rows
+	uint32_t rows;
+	struct upper_side plain, upper;
+};
 struct layer_result { // one layer through the ring: 8 KV heads, 32 query heads,
 		      // d = 128
 	unsigned workers;
@@ -73,6 +81,8 @@ struct roofline bench_roofline(uint32_t row_bytes);
 // mask: CPU features to use. Prints nothing.
 struct head_result bench_head(uint32_t rows, uint32_t mask, int with_paper);
 void bench_proposals(uint32_t rows, uint32_t mask, struct proposal_result out[BENCH_PROPOSALS]);
+// Contexts of rows[count] (multiples of 65,536). tensors: file of a real head's, or NULL. 0, or -1 with a message on stderr.
+int bench_upper(const uint32_t *rows, size_t count, uint32_t mask, const char *tensors, struct upper_result *out);
 // Starts `daemon` privately, measures, stops it. 0, or -1 with a message on
 // stderr.
 int bench_queue(const char *daemon, struct queue_result *out);
