@@ -379,6 +379,7 @@ STRUCTS = {
     "mpig_disk_options": DiskOptions,
     "mpig_disk_result": DiskResult,
     "mpig_gc_result": GcResult,
+    "mpig_reindex_result": ReindexResult,
     "mpig_saved_info": SavedInfo,
     "mpig_open_options": OpenOptions,
     "mpig_signature": Signature,
