@@ -52,7 +52,7 @@ struct options {
 		uint64_t spin_ns, awake_ns, look_ns;
 	} workers;
 	struct {
-		float error_target, budget_floor, budget_cap, default_budget;
+		float error_target, budget_floor, budget_cap, default_budget, reindex_drift;
 		char cpu_mask[OPTIONS_NAME_BYTES];
 	} engine;
 	struct {

@@ -6,7 +6,7 @@
 //   HELLO        ------------------->   versions, epoch, instance, limits
 //   QUEUE_CREATE [old memfd]  ------>   geometry + memfd, eventfd (SCM_RIGHTS)
 //   CREATE / OPEN / OPEN_PREFIX ---->   context record, bound to the client's handle
-//   CLOSE, DROP, LIST, SHOW, FORK, CHMOD, STATUS, PING, CONFIG_GET, VERIFY, HEADS, DISK, SAVED, EVICT, POLICY,
+//   CLOSE, DROP, LIST, SHOW, FORK, CHMOD, STATUS, PING, CONFIG_GET, VERIFY, HEADS, REINDEX, DISK, SAVED, EVICT, POLICY,
 //   SIGNATURE, STREAM, CLIENTS, KILL, QUOTA, DRAIN, CONFIGURE
 #ifndef MPIG_SHM_CONTROL_H
 #define MPIG_SHM_CONTROL_H
@@ -51,6 +51,7 @@ enum mpig_control_op {
 	MPIG_CTL_SAVED = 19,     // a page of what is on disk a message
 	MPIG_CTL_EVICT = 20,     // a context that is on disk leaves memory
 	MPIG_CTL_POLICY = 21,    // how long a context is kept, and where
+	MPIG_CTL_REINDEX = 23,   // a context gets a new index, while it is served; asked again until it is done
 	MPIG_CTL_SIGNATURE = 22, // what a client needs to compute signatures of a layer: a page of KV heads a message
 	MPIG_CTL_STREAM = 24,    // a context leaves, or comes, as a stream of bytes; the reply brings the socket for it
 	MPIG_CTL_CLIENTS = 32,   // a page of connections a message
@@ -241,6 +242,17 @@ struct mpig_ctl_verify { // request and reply
 	uint32_t more;               // reply: 0 = that was all
 	uint8_t reserved[32];
 };
+
+struct mpig_ctl_reindex { // request and reply
+	struct mpig_control_header h;
+	char name[MPIG_NAME_BYTES];
+	uint64_t job;               // 0 to begin; then what the reply said
+	uint32_t state;             // reply: 0 waiting, 1 running, 2 done
+	uint32_t signature_version; // reply, when done
+	uint64_t done, total;       // reply: rows
+	uint8_t reserved[32];
+};
+#define MPIG_REINDEX_DONE 2u
 
 // What sampled answers showed about one KV head of a global layer, and how it is indexed.
 struct mpig_wire_head {

@@ -322,6 +322,17 @@ struct mpig_verification {
  * all of it, in many requests: takes as long as memory takes. Errors: MPIG_ECORRUPT if something differs (*result is written)
  * or the context is quarantined, MPIG_ENOENT, MPIG_EACCES. */
 MPIG_API int mpig_context_verify(mpig_client *client, const char *name, struct mpig_verification *result);
+struct mpig_reindex_result {
+	size_t size;
+	uint64_t tokens; /* that were indexed */
+	uint32_t signature_version;
+};
+/* Makes a new index for a context, for its rows and the queries of late as they are now, while it is served and written; forks keep
+ * theirs. Returns when answers come from it; signatures of older versions are made again by the daemon. The daemon does the same by
+ * itself when an index has drifted (engine.reindex_drift). Only the owner may. result: may be NULL. Errors: MPIG_ENOTSUP (there is no
+ * index yet), MPIG_EBUSY (somebody is at it; forks have two other indexes; rows were left uncommitted for a minute), MPIG_EQUOTA, MPIG_ENOSPC,
+ * MPIG_ENOENT, MPIG_EACCES. */
+MPIG_API int mpig_context_reindex(mpig_client *client, const char *name, struct mpig_reindex_result *result);
 /* Fills up to `max` records from *cursor (begin with 0; opaque after that) and advances it; returns how many, 0 at the end.
  * infos[0].size must be set: it is the stride of the array, and is written into every record. Only contexts the caller may
  * read are listed. */

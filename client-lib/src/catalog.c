@@ -318,3 +318,34 @@ int mpig_context_list(mpig_client *c, uint64_t *cursor, struct mpig_context_info
 	pthread_mutex_unlock(&c->lock);
 	return rc;
 }
+
+static int reindex_ask(mpig_client *c, const char *name, struct mpig_ctl_reindex *part)
+{
+	struct mpig_ctl_reindex request = {.job = part->job};
+	memcpy(request.name, name, strlen(name));
+	pthread_mutex_lock(&c->lock); // for one request only: other threads' calls go between
+	int rc = client_call(c, MPIG_CTL_REINDEX, &request, sizeof(request), -1, sizeof(request), NULL);
+	if (rc == MPIG_OK)
+		memcpy(part, c->reply, sizeof(*part));
+	pthread_mutex_unlock(&c->lock);
+	return rc;
+}
+
+int mpig_context_reindex(mpig_client *c, const char *name, struct mpig_reindex_result *result)
+{
+	if (client_forked(c))
+		return MPIG_EFORK;
+	struct mpig_ctl_reindex part = {0};
+	struct timespec pause = {.tv_nsec = 500000};
+	int rc = name_check(c, "name", name);
+	rc = rc ? rc : reindex_ask(c, name, &part);
+	while (rc == MPIG_OK && part.state != MPIG_REINDEX_DONE) {
+		nanosleep(&pause, NULL);
+		pause.tv_nsec = pause.tv_nsec < 20000000 ? 2 * pause.tv_nsec : pause.tv_nsec;
+		rc = reindex_ask(c, name, &part);
+	}
+	if (rc || !result)
+		return rc;
+	struct mpig_reindex_result known = {.tokens = part.total, .signature_version = part.signature_version};
+	return options_return(c, "mpig_reindex_result", result, &known, sizeof(known));
+}

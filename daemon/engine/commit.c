@@ -66,7 +66,7 @@ static int seal_unit(struct job *j, uint32_t strip, uint32_t unit, struct engine
 static int fitted(struct job *j)
 {
 	struct commit *c = &j->commit;
-	indexing_widths(j, &c->indexing, &c->plan);
+	indexing_widths(j, &c->indexing, c->plan.bits(&c->plan));
 	c->fitting = false;
 	int status = make_room(j);
 	if (!status)

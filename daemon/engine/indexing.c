@@ -6,12 +6,7 @@
 
 #include "daemon/engine/recent.h"
 
-enum {
-	SINK_ROWS = 4,      // attention sinks are outliers: they are left out of the mean
-	FIT_ROWS = 4096,    // rows that a fit looks at, evenly spread
-	ENCODE_ROWS = 4096, // rows of one unit
-	NEAR_ROWS = 64,     // last rows, which a client is taken to attend itself where a width is chosen
-};
+enum { ENCODE_ROWS = 4096 }; // rows of one unit
 
 uint64_t engine_table_bytes(const struct layer *layer, uint32_t rows)
 {
@@ -43,40 +38,32 @@ static void decode_keys(const struct layer *layer, struct seal_plan *plan, uint3
 
 // ---- parameters ------------------------------------------------------------------------------------------------------
 
-// Costs of the widths, by the queries that came with the rows. An answer takes what the daemon takes by itself. keys: n of the fit, with
-// room for those that the client is taken to attend itself.
-static void measure_widths(const struct job *j, const struct indexing *x, struct seal_plan *plan, uint32_t strip, float *keys,
-                           uint32_t n, uint32_t first)
+void indexing_measure(const struct engine *e, const struct indexing *x, uint32_t strip, const struct fitted *f)
 {
 	const struct layer *layer = x->layer_of[strip];
-	const struct engine *e = j->engine;
-	double rows = plan->rows, share = (double)layer->wire.default_budget;
+	double rows = (double)f->rows, share = (double)layer->wire.default_budget, *cost = x->cost[strip];
 	struct sig_sample sample = {
 		.params = {.d_k = layer->shape.d_k,
 	                   .d_pad = layer->d_pad,
-	                   .mu = plan->mu(plan, strip),
-	                   .balance = plan->balance(plan, strip),
+	                   .mu = f->mu,
+	                   .balance = f->balance,
 	                   .signs = signs_of(x, layer)},
-		.keys = keys,
-		.n = n,
-		.near = first + (plan->rows < NEAR_ROWS ? plan->rows : NEAR_ROWS),
+		.keys = f->keys,
+		.n = f->n,
+		.near = f->near,
 		.rows = rows,
+		.queries = f->queries,
+		.query_count = f->query_count,
 		.scale = layer->scale,
 		.softcap = layer->wire.softcap,
 		.heads = layer->shape.query_heads / layer->shape.kv_heads,
 		.row_bytes = layer->rows.stride,
 		.eps = share > 0 ? 0 : (double)e->error_target,
-		.floor_rows = floor_rows((double)e->budget_floor, plan->rows),
+		.floor_rows = floor_rows((double)e->budget_floor, f->rows),
 		.cap_rows = (double)e->budget_cap * rows,
 		.budget_rows = (share > 0 ? share : (double)e->default_budget) * rows,
 	};
-	float *near = keys + (size_t)n * layer->shape.d_k;
-	uint32_t last = sample.near - first;
-	decode_keys(layer, plan, strip, 0, first, 1, near);
-	decode_keys(layer, plan, strip, plan->rows - last, last, 1, near + (size_t)first * layer->shape.d_k);
-	sample.queries = recent_queries(j->request.context, strip, layer->shape.d_k, &sample.query_count);
-	double *cost = x->cost[strip];
-	if (!sample.query_count || !sig_width_costs(e->kernels, &sample, cost))
+	if (!f->query_count || !sig_width_costs(e->kernels, &sample, cost))
 		cost[0] = cost[1] = cost[2] = (double)NAN;
 }
 
@@ -91,18 +78,30 @@ int indexing_fit(struct job *j, const struct indexing *x, struct seal_plan *plan
 	decode_keys(layer, plan, strip, begin, n, step, keys);
 	const float *rms = recent_rms(j->request.context, strip);
 	sig_fit(keys, n, rms, rms ? 1 : 0, d_k, plan->mu(plan, strip), plan->balance(plan, strip));
-	if (layer->wire.signature_bits == MPIG_BITS_AUTO)
-		measure_widths(j, x, plan, strip, keys, n, begin);
+	if (layer->wire.signature_bits != MPIG_BITS_AUTO)
+		return 0;
+	uint32_t last = plan->rows < NEAR_ROWS ? plan->rows : NEAR_ROWS;
+	float *near = keys + (size_t)n * d_k;
+	decode_keys(layer, plan, strip, 0, begin, 1, near);
+	decode_keys(layer, plan, strip, plan->rows - last, last, 1, near + (size_t)begin * d_k);
+	struct fitted f = {.mu = plan->mu(plan, strip),
+	                   .balance = plan->balance(plan, strip),
+	                   .keys = keys,
+	                   .n = n,
+	                   .near = begin + last,
+	                   .rows = plan->rows};
+	f.queries = recent_queries(j->request.context, strip, d_k, &f.query_count);
+	indexing_measure(j->engine, x, strip, &f);
 	return 0;
 }
 
-void indexing_widths(const struct job *j, const struct indexing *x, struct seal_plan *plan)
+void indexing_widths(const struct job *j, const struct indexing *x, uint8_t *bits)
 {
 	for (uint32_t i = 0; i < context_layer_count(j->request.context); i++) {
 		const struct layer *layer = context_layer(j->request.context, i);
 		if (layer && layer->wire.signature_bits == MPIG_BITS_AUTO)
 			sig_choose_widths(x->cost + layer->first_strip, layer->shape.kv_heads, layer->d_pad,
-			                  layer->wire.signature_bytes, plan->bits(plan) + layer->first_strip);
+			                  layer->wire.signature_bytes, bits + layer->first_strip);
 	}
 }
 

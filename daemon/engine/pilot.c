@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "daemon/base/rng.h"
+#include "daemon/engine/asked.h"
 #include "daemon/engine/heads.h"
 
 enum {
@@ -289,6 +290,7 @@ static void observe(struct job *j, uint32_t g, uint32_t r, uint64_t turn, const 
                     float *w)
 {
 	const struct kernels *k = j->engine->kernels;
+	asked_note(j->request.context, j->attend.layer, j->attend.layer->first_strip + g, attend_query(&j->attend, g, r));
 	double noise2 = n ? measure_noise(j, g, r, turn) : -1;
 	if (noise2 < 0)
 		return;

@@ -47,6 +47,7 @@ static const struct {
 	[MPIG_CTL_SAVED] = {"SAVED", control_saved, CONTROL_WHAT_ONE_MAY_READ, sizeof(struct mpig_ctl_saved), false, 0, true},
 	[MPIG_CTL_EVICT] = {"EVICT", control_evict, CONTROL_OWN, sizeof(struct mpig_ctl_open), false, 0, false},
 	[MPIG_CTL_POLICY] = {"POLICY", control_policy, CONTROL_OWN, sizeof(struct mpig_ctl_policy), false, 0, false},
+	[MPIG_CTL_REINDEX] = {"REINDEX", control_reindex, CONTROL_OWN, sizeof(struct mpig_ctl_reindex), false, 0, true},
 	[MPIG_CTL_HEADS] = {"HEADS", control_heads, CONTROL_READ, sizeof(struct mpig_ctl_heads), false, 0, true},
 	[MPIG_CTL_CONFIGURE] = {"CONFIGURE", control_configure, CONTROL_ADMIN, sizeof(struct mpig_ctl_configure), false, 0,
                                 false},

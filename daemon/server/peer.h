@@ -52,8 +52,8 @@ bool control_handle(struct peer *p, struct loop_message *message);
 typedef int control_fn(struct peer *p, struct request *r);
 control_fn control_queue_create, control_queue_destroy;
 control_fn control_create, control_open, control_open_prefix, control_close, control_drop, control_list, control_show,
-	control_fork, control_chmod, control_verify, control_heads, control_disk, control_saved, control_evict, control_policy,
-	control_signature, control_stream;
+	control_fork, control_chmod, control_verify, control_heads, control_reindex, control_disk, control_saved, control_evict,
+	control_policy, control_signature, control_stream;
 control_fn control_clients, control_kill, control_quota, control_drain;
 control_fn control_hello, control_ping, control_status, control_config_get, control_configure;
 

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "daemon/base/log.h"
+#include "daemon/server/indexer.h"
 #include "daemon/server/peer.h"
 #include "daemon/server/service.h"
 #include "shm/status.h"
@@ -48,6 +49,7 @@ static void apply(struct server *s)
 	for (struct account *a = s->accounts; a; a = a->next)
 		rate_set(&a->rate, (uint32_t)server_limit(s, a->who, OVERRIDE_REQUESTS));
 	workers_set_spin(s->workers, o->workers.spin_ns);
+	indexer_set_drift(s->indexer, (double)o->engine.reindex_drift);
 	if (s->jobs) {
 		struct disk_policy policy = server_disk_policy(o);
 		disk_jobs_set_policy(s->jobs, &policy);

@@ -37,6 +37,7 @@ struct server {
 	struct engine *engine;
 	struct disk *disk; // NULL: nothing is kept on disk
 	struct disk_jobs *jobs;
+	struct indexer *indexer;
 	struct streams *streams;
 	struct stats_file stats;
 	struct places contexts, clients; // in the statistics

@@ -13,6 +13,7 @@
 #include "daemon/base/affinity.h"
 #include "daemon/base/clock.h"
 #include "daemon/base/log.h"
+#include "daemon/server/indexer.h"
 #include "daemon/server/peer.h"
 #include "daemon/server/reload.h"
 #include "daemon/server/server.h"
@@ -161,6 +162,25 @@ void server_tell_disk(void *arg, bool failed, const char *text)
 		log_info("%s", text);
 }
 
+static void tell_index(void *arg, bool failed, const char *text)
+{
+	(void)arg;
+	if (failed)
+		log_warn("%s", text);
+	else
+		log_info("%s", text);
+}
+
+static int start_indexer(struct server *s)
+{
+	struct indexer_options o = {
+		.engine = s->engine, .store = s->store, .drift = (double)s->options.engine.reindex_drift, .tell = tell_index};
+	int status = indexer_start(&o, &s->indexer);
+	if (status != MPIG_OK)
+		log_error("no memory for the indexer's thread");
+	return status == MPIG_OK ? 0 : -1;
+}
+
 static int start_streams(struct server *s)
 {
 	struct streams_options o = {
@@ -298,7 +318,8 @@ int server_start(struct server *s)
 		return -1;
 	}
 	uint32_t workers = choose_cpus(&s->options, &cpus);
-	if (start_memory(s, workers) != 0 || start_loop(s) != 0 || start_disk(s) != 0 || start_streams(s) != 0)
+	if (start_memory(s, workers) != 0 || start_loop(s) != 0 || start_disk(s) != 0 || start_streams(s) != 0 ||
+	    start_indexer(s) != 0)
 		return -1;
 	if (start_stats(s, workers, gid) != 0 || start_workers(s, workers, &cpus) != 0 || start_listening(s, gid) != 0)
 		return -1;
@@ -330,6 +351,7 @@ void server_stop(struct server *s)
 	while (s->peers) // closes their queues: clients that sleep on them are woken
 		peer_close(s->peers, "the daemon stops");
 	streams_destroy(s->streams);
+	indexer_stop(s->indexer);
 	// Leases are given back by now, and with them what was not committed.
 	bool save = s->started && complete && !s->hurry && s->disk; // whichever contexts' policy says so
 	if (save)

@@ -116,11 +116,27 @@ static void publish_context(struct attach *a, struct context *c)
 	a->out->segments += atomic_load(&c->snapshot)->count;
 }
 
+// Generations that a switch which never came, or one that had come, left behind: no context has their parameters.
+static void drop_strays(struct attach *a, const struct context *c)
+{
+	const struct snapshot *snap = atomic_load(&c->snapshot);
+	for (uint32_t i = 0; i < snap->count; i++) {
+		struct segment *seg = snap->ref[i].segment;
+		for (uint32_t slot = 0; slot < GENERATIONS; slot++) {
+			const struct segment_record *r = seg->record;
+			if (r->sealed_rows && r->generation[slot].offset && !attach_has_params(a, r->generation[slot].params))
+				generation_drop(a->s, seg, slot, NULL);
+		}
+	}
+}
+
 static void publish(struct attach *a)
 {
 	struct store *s = a->s;
 	store_lock(s);
 	publish_table(a);
+	for (size_t i = 0; i < s->count; i++)
+		drop_strays(a, s->context[i]);
 	for (size_t i = 0; i < s->count; i++) {
 		struct context *c = s->context[i];
 		if (c->damage)

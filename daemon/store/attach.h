@@ -29,6 +29,7 @@ enum turn { TURN_LIVE, TURN_QUARANTINED, TURN_UNREADABLE };
 void attach_read_all(struct attach *a, enum turn turn);
 // The record there, if its own checksum holds; else NULL.
 const struct context_record *attach_valid_record(const struct attach *a, uint64_t offset);
+bool attach_has_params(const struct attach *a, uint64_t offset);   // some context does
 void attach_forget_segment(struct attach *a, struct segment *seg); // an open one that its context loses
 
 // attach_claim.c

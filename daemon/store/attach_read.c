@@ -116,6 +116,11 @@ static struct params *find_params(struct attach *a, struct context *c, uint64_t 
 	return p;
 }
 
+bool attach_has_params(const struct attach *a, uint64_t offset)
+{
+	return lookup_find(&a->params, offset) != NULL;
+}
+
 static bool read_params(struct attach *a, struct context *c, const struct context_slot *slot)
 {
 	if (!slot->params_offset)

@@ -88,21 +88,32 @@ static bool check_tables(const struct segment_use *use, const struct segment_rec
 	return true;
 }
 
-static bool check_head(const struct segment_use *use, const struct segment_record *r, struct generation_record **g, char *why)
+static bool check_head(const struct segment_use *use, const struct segment_record *r, char *why)
 {
 	const struct spec *spec = use->spec;
 	if (r->strips != spec->strips || r->block_count > SEGMENT_MAX_BLOCKS)
 		return bad(why, "%u strips and %u blocks", r->strips, r->block_count);
 	if (spec->has_int8 ? !pool_inside(use->pool, r->frames_offset, frames_bytes(spec)) : r->frames_offset != 0)
 		return bad(why, "frames cannot be at %#" PRIx64, r->frames_offset);
-	if (!r->generation_offset)
+	return true;
+}
+
+// An open segment has the generation of its context's parameters, or none.
+static bool check_generation(const struct segment_use *use, const struct segment_record *r, uint32_t slot,
+                             struct generation_record **g, char *why)
+{
+	const struct spec *spec = use->spec;
+	uint64_t offset = r->generation[slot].offset, params = r->generation[slot].params;
+	*g = NULL;
+	if (!offset)
 		return true;
-	*g = record_at(use->pool, r->generation_offset, RECORD_GENERATION, generation_bytes(spec->strips));
-	if (!*g || (*g)->strips != spec->strips || !use->params_offset || (*g)->params_offset != use->params_offset)
-		return bad(why, "no index generation of these parameters at %#" PRIx64, r->generation_offset);
-	if (memcmp(generation_bits(*g), params_bits(pool_at(use->pool, use->params_offset)), spec->strips) != 0)
-		return bad(why, "codes of the generation at %#" PRIx64 " are not as wide as the parameters say",
-		           r->generation_offset);
+	*g = record_at(use->pool, offset, RECORD_GENERATION, generation_bytes(spec->strips));
+	if (!*g || (*g)->strips != spec->strips || !params || (*g)->params_offset != params ||
+	    !params_bits_good(spec, generation_bits(*g)) || (!r->sealed_rows && (slot || params != use->params_offset)))
+		return bad(why, "no index generation of the parameters %#" PRIx64 " at %#" PRIx64, params, offset);
+	if (params == use->params_offset &&
+	    memcmp(generation_bits(*g), params_bits(pool_at(use->pool, params)), spec->strips) != 0)
+		return bad(why, "codes of the generation at %#" PRIx64 " are not as wide as the parameters say", offset);
 	return true;
 }
 
@@ -129,13 +140,19 @@ static bool check_blocks(const struct segment_use *use, const struct segment_rec
 
 bool segment_check(const struct segment_use *use, char *why)
 {
-	struct generation_record *g = NULL;
 	uint32_t rows = 0;
 	const struct segment_record *r = record_at(use->pool, use->offset, RECORD_SEGMENT, pool_round(sizeof *r));
 	if (!r)
 		return bad(why, "no record");
-	if (!check_head(use, r, &g, why) || !check_blocks(use, r, g, &rows, why) || !check_tables(use, r, g, why))
+	if (!check_head(use, r, why))
 		return false;
+	for (uint32_t slot = 0; slot < GENERATIONS; slot++) {
+		struct generation_record *g;
+		rows = 0;
+		if (!check_generation(use, r, slot, &g, why) || !check_blocks(use, r, g, &rows, why) ||
+		    !check_tables(use, r, g, why))
+			return false;
+	}
 	if (r->sealed_rows > rows || use->rows > (r->sealed_rows ? r->sealed_rows : rows))
 		return bad(why, "%u rows in blocks, %u sealed, %u used", rows, r->sealed_rows, use->rows);
 	if (r->sealed_rows && !segment_records_good(use->pool, use->spec, r))

@@ -34,14 +34,9 @@ static uint64_t hash_record(const struct record_header *head, size_t bytes, bool
 	return XXH3_64bits_digest(&state);
 }
 
-static uint64_t hash_block(const struct pool *pool, const struct segment_record *r, uint32_t b, const struct generation_record *g,
+static uint64_t hash_codes(const struct pool *pool, const struct segment_record *r, uint32_t b, const struct generation_record *g,
                            bool sums, uint64_t h)
 {
-	const struct block_record *block = pool_at(pool, r->block[b].offset);
-	h = XXH3_64bits_withSeed(&r->block[b], sizeof r->block[b], h);
-	h = hash_record(&block->header, sizeof *block + (uint64_t)r->strips * 8, sums, h);
-	if (!g)
-		return h;
 	h = XXH3_64bits_withSeed(&g->code_block[b], 8, h);
 	if (!g->code_block[b])
 		return h;
@@ -52,20 +47,44 @@ static uint64_t hash_block(const struct pool *pool, const struct segment_record 
 static uint64_t hash_records(const struct pool *pool, const struct spec *spec, const struct segment_record *r,
                              uint32_t sealed_rows, bool sums)
 {
-	uint64_t head[] = {r->generation_offset, r->frames_offset, sealed_rows, r->strips};
+	uint64_t head[] = {r->frames_offset, sealed_rows, r->strips};
 	uint64_t h = XXH3_64bits(head, sizeof head);
-	struct generation_record *g = r->generation_offset ? pool_at(pool, r->generation_offset) : NULL;
 	uint32_t rows = 0;
-	for (uint32_t b = 0; rows < sealed_rows; rows += r->block[b++].rows)
-		h = hash_block(pool, r, b, g, sums, h);
-	if (g) // what the codes' extents are as large as, too
-		h = XXH3_64bits_withSeed(generation_bits(g), r->strips,
-		                         hash_record(&g->header, offsetof(struct generation_record, code_block), sums, h));
-	if (g && g->table_rows)
-		h = XXH3_64bits_withSeed(generation_tables(g), r->strips * sizeof(struct table_extent), h);
+	for (uint32_t b = 0; rows < sealed_rows; rows += r->block[b++].rows) {
+		const struct block_record *block = pool_at(pool, r->block[b].offset);
+		h = XXH3_64bits_withSeed(&r->block[b], sizeof r->block[b], h);
+		h = hash_record(&block->header, sizeof *block + (uint64_t)r->strips * 8, sums, h);
+	}
 	if (r->frames_offset)
 		h = XXH3_64bits_withSeed(pool_at(pool, r->frames_offset), frames_bytes(spec), h);
 	return not_zero(h);
+}
+
+static uint64_t hash_generation(const struct pool *pool, const struct segment_record *r, const struct generation_record *g,
+                                uint32_t sealed_rows, bool sums)
+{
+	uint64_t head[] = {g->params_offset, g->version, g->strips, g->table_rows, sealed_rows, sums ? g->header.checksum : 0};
+	uint64_t h = XXH3_64bits(head, sizeof head);
+	uint32_t rows = 0;
+	for (uint32_t b = 0; rows < sealed_rows; rows += r->block[b++].rows)
+		h = hash_codes(pool, r, b, g, sums, h);
+	h = XXH3_64bits_withSeed(generation_bits(g), r->strips, h);
+	if (g->table_rows)
+		h = XXH3_64bits_withSeed(generation_tables((struct generation_record *)g),
+		                         r->strips * sizeof(struct table_extent), h);
+	return not_zero(h);
+}
+
+uint64_t generation_checksum(const struct pool *pool, const struct segment_record *r, const struct generation_record *g,
+                             uint32_t sealed_rows)
+{
+	return hash_generation(pool, r, g, sealed_rows, true);
+}
+
+uint64_t segment_identity(const struct segment_record *r, const struct generation_record *g)
+{
+	uint64_t both[] = {r->header.checksum, g ? g->records : 0};
+	return XXH3_64bits(both, sizeof both);
 }
 
 uint64_t segment_checksum(const struct pool *pool, const struct spec *spec, const struct segment_record *r, uint32_t sealed_rows)
@@ -76,12 +95,22 @@ uint64_t segment_checksum(const struct pool *pool, const struct spec *spec, cons
 bool segment_records_good(const struct pool *pool, const struct spec *spec, const struct segment_record *r)
 {
 	uint64_t stored = load_word(&r->header.checksum); // before the sums: segment_make_sums stores it after them
-	return stored == hash_records(pool, spec, r, r->sealed_rows, true) ||
-	       stored == hash_records(pool, spec, r, r->sealed_rows, false);
+	bool good = stored == hash_records(pool, spec, r, r->sealed_rows, true) ||
+	            stored == hash_records(pool, spec, r, r->sealed_rows, false);
+	for (uint32_t slot = 0; slot < GENERATIONS; slot++) {
+		const struct generation_record *g = generation_at(pool, r, slot);
+		uint64_t records = g ? load_word(&g->records) : 0;
+		good = good && (!g || records == hash_generation(pool, r, g, r->sealed_rows, true) ||
+		                records == hash_generation(pool, r, g, r->sealed_rows, false));
+	}
+	return good;
 }
 
 void segment_publish_sealed(struct pool *pool, const struct spec *spec, struct segment_record *r, uint32_t rows)
 {
+	struct generation_record *g = generation_at(pool, r, 0);
+	if (g)
+		pool_publish_word(pool, &g->records, generation_checksum(pool, r, g, rows));
 	pool_publish_word(pool, &r->header.checksum, segment_checksum(pool, spec, r, rows));
 	pool_publish_word32(pool, &r->sealed_rows, rows);
 }
@@ -154,6 +183,21 @@ struct content_sums *content_sums_new(const struct pool *pool, const struct spec
 	return sums;
 }
 
+void generation_sums(const struct pool *pool, const struct spec *spec, const struct segment_record *r,
+                     struct generation_record *g, uint32_t rows)
+{
+	uint64_t tables = 0;
+	for (uint32_t b = 0, blocks = blocks_of(r, rows); b < blocks; b++)
+		if (g->code_block[b])
+			((struct code_block_record *)pool_at(pool, g->code_block[b]))->header.checksum =
+				code_block_content(pool, spec, r, g, b, rows);
+	for (uint32_t strip = 0; g->table_rows && strip < spec->strips; strip++)
+		tables += table_content(pool, &generation_tables(g)[strip], strip);
+	if (g->table_rows)
+		g->header.checksum = checksum_of_sum(tables);
+	g->records = generation_checksum(pool, r, g, rows);
+}
+
 void content_sums_publish(struct pool *pool, const struct segment_record *r, struct generation_record *g,
                           const struct content_sums *sums, uint32_t rows)
 {
@@ -179,30 +223,38 @@ static void compare(struct segment_walk *walk, uint64_t stored, uint64_t found, 
 	walk->unchecked += stored == 0;
 }
 
+static void verify_codes(const struct pool *pool, const struct segment *seg, const struct generation_record *g, uint32_t b,
+                         struct segment_walk *walk)
+{
+	const struct segment_record *r = seg->record;
+	struct code_block_record *cb = g && g->code_block[b] ? pool_at(pool, g->code_block[b]) : NULL;
+	uint64_t bytes = 0;
+	for (uint32_t strip = 0; cb && strip < seg->spec->strips; strip++)
+		bytes += code_offsets(cb)[strip] ? 2 + code_bytes(seg->spec, generation_bits(g), strip) : 0;
+	if (cb)
+		compare(walk, cb->header.checksum,
+		        cb->header.checksum ? code_block_content(pool, seg->spec, r, g, b, r->sealed_rows) : 0,
+		        used_rows(r, b, r->sealed_rows) * bytes);
+}
+
 static void verify_block(const struct pool *pool, const struct segment *seg, uint32_t b, struct segment_walk *walk)
 {
 	const struct segment_record *r = seg->record;
-	const struct generation_record *g = segment_generation(pool, seg);
 	const struct block_record *block = pool_at(pool, r->block[b].offset);
-	struct code_block_record *cb = g && g->code_block[b] ? pool_at(pool, g->code_block[b]) : NULL;
-	uint64_t used = used_rows(r, b, r->sealed_rows), rows = 4, codes = 0;
-	for (uint32_t strip = 0; strip < seg->spec->strips; strip++) {
+	uint64_t rows = 4;
+	for (uint32_t strip = 0; strip < seg->spec->strips; strip++)
 		rows += spec_strip(seg->spec, strip)->rows.stride;
-		codes += cb && code_offsets(cb)[strip] ? 2 + code_bytes(seg->spec, generation_bits(g), strip) : 0;
-	}
 	compare(walk, block->header.checksum, block->header.checksum ? block_content(pool, seg->spec, r, b, r->sealed_rows) : 0,
-	        used * rows);
-	if (cb)
-		compare(walk, cb->header.checksum,
-		        cb->header.checksum ? code_block_content(pool, seg->spec, r, g, b, r->sealed_rows) : 0, used * codes);
+	        used_rows(r, b, r->sealed_rows) * rows);
 }
 
+// Blocks, then of each generation the codes of each block and the table of each strip. Generations come and go while a living context is
+// verified; the caller holds what keeps those that there are now.
 bool segment_verify_step(const struct pool *pool, const struct segment *seg, struct segment_walk *walk)
 {
 	const struct segment_record *r = seg->record;
-	struct generation_record *g = segment_generation(pool, seg);
-	uint32_t blocks = blocks_of(r, r->sealed_rows), strips = g && g->table_rows ? g->strips : 0, step = walk->step;
-	if (step >= blocks + strips)
+	uint32_t blocks = blocks_of(r, r->sealed_rows), strips = seg->spec->strips, step = walk->step;
+	if (step >= blocks + GENERATIONS * (blocks + strips))
 		return false;
 	walk->step++;
 	if (step == 0)
@@ -211,34 +263,48 @@ bool segment_verify_step(const struct pool *pool, const struct segment *seg, str
 		verify_block(pool, seg, step, walk);
 		return true;
 	}
-	const struct table_extent *table = &generation_tables(g)[step - blocks];
-	walk->sum += g->header.checksum ? table_content(pool, table, step - blocks) : 0;
+	uint32_t slot = (step - blocks) / (blocks + strips), part = (step - blocks) % (blocks + strips);
+	struct generation_record *g = generation_at(pool, r, slot);
+	if (part < blocks) {
+		verify_codes(pool, seg, g, part, walk);
+		return true;
+	}
+	walk->sum = part == blocks ? 0 : walk->sum;
+	if (!g || !g->table_rows)
+		return true;
+	const struct table_extent *table = &generation_tables(g)[part - blocks];
+	walk->sum += g->header.checksum ? table_content(pool, table, part - blocks) : 0;
 	walk->bytes += table->offset ? table->bytes : 0;
-	if (step + 1 == blocks + strips)
+	if (part + 1 == blocks + strips)
 		compare(walk, g->header.checksum, checksum_of_sum(walk->sum), 0);
 	return true;
 }
 
 // ---- sums made later -------------------------------------------------------------------------------------------------
 
-bool segment_has_sums(const struct pool *pool, const struct segment *seg)
+static bool codes_have_sums(const struct pool *pool, const struct segment_record *r, const struct generation_record *g)
+{
+	bool all = !g->table_rows || g->header.checksum;
+	for (uint32_t b = 0, blocks = blocks_of(r, r->sealed_rows); b < blocks; b++) {
+		const struct code_block_record *cb = g->code_block[b] ? pool_at(pool, g->code_block[b]) : NULL;
+		all = all && (!cb || cb->header.checksum);
+	}
+	return all && g->records == generation_checksum(pool, r, g, r->sealed_rows);
+}
+
+bool segment_has_sums(const struct pool *pool, const struct segment *seg, const struct generation_record *g)
 {
 	const struct segment_record *r = seg->record;
-	const struct generation_record *g = segment_generation(pool, seg);
-	bool all = !g || !g->table_rows || g->header.checksum;
-	for (uint32_t b = 0, blocks = blocks_of(r, r->sealed_rows); b < blocks; b++) {
-		const struct block_record *block = pool_at(pool, r->block[b].offset);
-		const struct code_block_record *cb = g && g->code_block[b] ? pool_at(pool, g->code_block[b]) : NULL;
-		all = all && block->header.checksum && (!cb || cb->header.checksum);
-	}
+	bool all = !g || codes_have_sums(pool, r, g);
+	for (uint32_t b = 0, blocks = blocks_of(r, r->sealed_rows); b < blocks; b++)
+		all = all && ((const struct block_record *)pool_at(pool, r->block[b].offset))->header.checksum;
 	return all && r->header.checksum == segment_checksum(pool, seg->spec, r, r->sealed_rows);
 }
 
-int segment_make_sums(struct store *s, struct segment *seg)
+int segment_make_sums(struct store *s, struct segment *seg, struct generation_record *g)
 {
 	struct segment_record *r = seg->record;
-	struct generation_record *g = segment_generation(s->pool, seg);
-	if (segment_has_sums(s->pool, seg))
+	if (segment_has_sums(s->pool, seg, g))
 		return 0;
 	const struct table_extent *table = g && g->table_rows ? generation_tables(g) : NULL;
 	struct content_sums *sums = content_sums_new(s->pool, seg->spec, r, g, table, r->sealed_rows);
@@ -246,6 +312,8 @@ int segment_make_sums(struct store *s, struct segment *seg)
 		return MPIG_ENOMEM;
 	store_lock(s);
 	content_sums_publish(s->pool, r, g, sums, r->sealed_rows);
+	if (g)
+		pool_publish_word(s->pool, &g->records, generation_checksum(s->pool, r, g, r->sealed_rows));
 	pool_publish_word(s->pool, &r->header.checksum, segment_checksum(s->pool, seg->spec, r, r->sealed_rows));
 	store_unlock(s);
 	free(sums);

@@ -377,7 +377,7 @@ static void fill_info(const struct context *c, struct mpig_wire_context *out)
 		out->metadata_bytes += seg->metadata_bytes;
 		if (seg->refs > 1)
 			out->shared_bytes += segment_bytes(seg);
-		if (seg->record->sealed_rows && seg->record->generation_offset)
+		if (seg->record->sealed_rows && p && generation_slot(seg->record, p->offset) < GENERATIONS)
 			out->indexed += ref_rows(c, snap, i);
 	}
 	uint64_t refs = atomic_load(&c->refs), pins = atomic_load(&c->pins[0]) + atomic_load(&c->pins[1]) - c->writing;

@@ -117,10 +117,14 @@ struct segment_ref {
 };
 
 struct segment_record {
-	struct record_header header; // checksum, when sealed: of these, all records it leads to and the frames (checksum.c)
-	uint64_t generation_offset;  // 0 = no index yet
-	uint64_t frames_offset;      // int8 keys: float [strips][2 max d_k], a row_frame each; 0 = none
-	uint32_t sealed_rows;        // 0 = open
+	struct record_header
+		header; // checksum, when sealed: of these but for the generations, its blocks' records, the frames (checksum.c)
+	struct {
+		uint64_t offset; // 0 = none; stored last
+		uint64_t params; // offset of the parameters it was made with
+	} generation[2];         // for contexts with other parameters there may be another; an open segment has the first at most
+	uint64_t frames_offset;  // int8 keys: float [strips][2 max d_k], a row_frame each; 0 = none
+	uint32_t sealed_rows;    // 0 = open
 	uint32_t block_count;
 	uint32_t strips, reserved;
 	struct {
@@ -140,6 +144,7 @@ struct table_extent {
 // Followed by struct table_extent[strips] (paper; offset 0 = none) and u8 bits[strips], as in the parameters it was made with.
 struct generation_record {
 	struct record_header header; // checksum: of the tables; 0: none
+	uint64_t records;            // checksum, in a sealed segment: of this record and those it leads to (checksum.c)
 	uint64_t params_offset;
 	uint32_t version; // of the parameters
 	uint32_t strips;

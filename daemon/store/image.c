@@ -33,10 +33,15 @@ const struct image_context *image_of(const struct image *image)
 
 // ---- describing; lock held -------------------------------------------------------------------------------------------
 
-static void fill_sums(const struct pool *pool, const struct segment *seg, struct image_segment *out)
+static struct generation_record *generation_in(const struct pool *pool, const struct segment *seg, const struct params *p)
+{
+	return p ? generation_of(pool, seg->record, p->offset) : NULL;
+}
+
+static void fill_sums(const struct pool *pool, const struct segment *seg, const struct generation_record *g,
+                      struct image_segment *out)
 {
 	const struct segment_record *r = seg->record;
-	const struct generation_record *g = segment_generation(pool, seg);
 	for (uint32_t b = 0; b < out->block_count; b++) {
 		const struct block_record *block = pool_at(pool, r->block[b].offset);
 		const struct code_block_record *cb = g && g->code_block[b] ? pool_at(pool, g->code_block[b]) : NULL;
@@ -44,14 +49,15 @@ static void fill_sums(const struct pool *pool, const struct segment *seg, struct
 		out->block[b].codes_content = cb ? cb->header.checksum : 0;
 	}
 	out->table_content = out->has_tables ? g->header.checksum : 0;
-	out->checksum = r->header.checksum;
+	out->checksum = segment_identity(r, g);
 }
 
-static int describe_segment(const struct pool *pool, const struct segment *seg, uint64_t first, uint32_t used,
+static int describe_segment(const struct pool *pool, struct segment *seg, const struct params *p, uint64_t first, uint32_t used,
                             struct image_segment *out)
 {
 	const struct segment_record *r = seg->record;
-	const struct generation_record *g = segment_generation(pool, seg);
+	const struct generation_record *g = generation_in(pool, seg, p);
+	const uint8_t *id = segment_id(seg, p ? p->offset : 0);
 	uint32_t blocks = 0, rows = r->sealed_rows ? r->sealed_rows : used;
 	while (blocks < r->block_count && r->block[blocks].first_row < rows)
 		blocks++;
@@ -67,7 +73,8 @@ static int describe_segment(const struct pool *pool, const struct segment *seg, 
 	};
 	if (!out->block)
 		return MPIG_ENOMEM;
-	memcpy(out->id, seg->id, sizeof out->id);
+	if (id)
+		memcpy(out->id, id, sizeof out->id);
 	for (uint32_t b = 0; b < blocks; b++)
 		out->block[b] = (struct image_block){
 			.first_row = r->block[b].first_row,
@@ -75,7 +82,7 @@ static int describe_segment(const struct pool *pool, const struct segment *seg, 
 			.has_codes = g && g->code_block[b],
 		};
 	if (out->sealed)
-		fill_sums(pool, seg, out);
+		fill_sums(pool, seg, g, out);
 	return 0;
 }
 
@@ -107,7 +114,8 @@ static int describe_segments(const struct store *s, const struct context *c, str
 		return MPIG_ENOMEM;
 	for (; out->segment_count < count; out->segment_count++) {
 		uint32_t i = out->segment_count;
-		if (describe_segment(s->pool, snap->ref[i].segment, snap->ref[i].first, ref_rows(c, snap, i), &out->segment[i]))
+		if (describe_segment(s->pool, snap->ref[i].segment, image->params, snap->ref[i].first, ref_rows(c, snap, i),
+		                     &out->segment[i]))
 			return MPIG_ENOMEM;
 		image->segment[i] = snap->ref[i].segment;
 		image->segment[i]->refs++;
@@ -197,20 +205,22 @@ static bool unchanged(const struct image *image, uint32_t i)
 
 int image_parts(const struct image *image, uint32_t i, struct image_part **parts, size_t *count)
 {
-	return parts_list(image->store->pool, image->segment[i], &image->context.segment[i], parts, count);
+	struct segment *seg = image->segment[i];
+	return parts_list(seg, generation_in(image->store->pool, seg, image->params), &image->context.segment[i], parts, count);
 }
 
 int image_read(const struct image *image, uint32_t i, const struct image_part *part, void *out)
 {
 	const struct pool *pool = image->store->pool;
+	struct segment *seg = image->segment[i];
 	if (image->context.segment[i].sealed) {
-		memcpy(out, part_memory(pool, image->segment[i], part), part->bytes);
+		memcpy(out, part_memory(pool, seg, generation_in(pool, seg, image->params), part), part->bytes);
 		return 0;
 	}
 	uint64_t epoch = context_pin(image->source);
 	bool good = unchanged(image, i);
 	if (good)
-		memcpy(out, part_memory(pool, image->segment[i], part), part->bytes);
+		memcpy(out, part_memory(pool, seg, generation_in(pool, seg, image->params), part), part->bytes);
 	context_unpin(image->source, epoch);
 	return good ? 0 : MPIG_EAGAIN;
 }
@@ -220,9 +230,11 @@ int image_make_sums(struct image *image, uint32_t i)
 	struct image_segment *description = &image->context.segment[i];
 	if (!description->sealed)
 		return 0;
-	int status = segment_make_sums(image->store, image->segment[i]);
+	struct segment *seg = image->segment[i];
+	struct generation_record *g = description->indexed ? generation_in(image->store->pool, seg, image->params) : NULL;
+	int status = segment_make_sums(image->store, seg, g);
 	if (!status)
-		fill_sums(image->store->pool, image->segment[i], description);
+		fill_sums(image->store->pool, seg, g, description);
 	return status;
 }
 
@@ -231,7 +243,10 @@ int image_make_sums(struct image *image, uint32_t i)
 void image_set_id(struct image *image, uint32_t i, const uint8_t id[IMAGE_ID_BYTES])
 {
 	store_lock(image->store);
-	memcpy(image->segment[i]->id, id, IMAGE_ID_BYTES);
+	uint8_t *place = segment_id(image->segment[i], image->params ? image->params->offset : 0);
+	bool indexed = image->params && generation_in(image->store->pool, image->segment[i], image->params);
+	if (place && indexed == image->context.segment[i].indexed)
+		memcpy(place, id, IMAGE_ID_BYTES);
 	store_unlock(image->store);
 	memcpy(image->context.segment[i].id, id, IMAGE_ID_BYTES);
 }
@@ -266,14 +281,30 @@ void store_segment_not_on_disk(struct store *s, const uint8_t id[IMAGE_ID_BYTES]
 			const struct snapshot *snap = atomic_load(&s->context[i]->snapshot);
 			for (uint32_t k = 0; k < snap->count; k++) {
 				struct segment *seg = snap->ref[k].segment;
-				if (memcmp(seg->id, id, IMAGE_ID_BYTES) != 0)
-					continue;
-				s->context[i]->on_disk = false;
-				if (forget)
-					memset(seg->id, 0, IMAGE_ID_BYTES);
+				for (uint32_t slot = 0; slot < GENERATIONS; slot++) {
+					if (memcmp(seg->id[slot], id, IMAGE_ID_BYTES) != 0)
+						continue;
+					s->context[i]->on_disk = false;
+					if (forget)
+						memset(seg->id[slot], 0, IMAGE_ID_BYTES);
+				}
 			}
 		}
 	store_unlock(s);
+}
+
+// Of which of its generations the file is, or of the rows alone.
+static bool recognise(struct store *s, struct segment *seg, uint64_t identity, const uint8_t id[IMAGE_ID_BYTES])
+{
+	const struct segment_record *r = seg->record;
+	uint32_t slot = 0;
+	while (slot < GENERATIONS && segment_identity(r, generation_at(s->pool, r, slot)) != identity)
+		slot++;
+	if (slot == GENERATIONS)
+		return false;
+	if (!image_id_is_set(seg->id[slot]) && segment_has_sums(s->pool, seg, generation_at(s->pool, r, slot)))
+		memcpy(seg->id[slot], id, IMAGE_ID_BYTES);
+	return true;
 }
 
 bool store_segment_on_disk(struct store *s, uint32_t uid, uint64_t offset, uint64_t checksum, const uint8_t id[IMAGE_ID_BYTES])
@@ -284,11 +315,8 @@ bool store_segment_on_disk(struct store *s, uint32_t uid, uint64_t offset, uint6
 		const struct snapshot *snap = atomic_load(&s->context[i]->snapshot);
 		for (uint32_t k = 0; k < snap->count && s->context[i]->identity.uid == uid; k++) {
 			struct segment *seg = snap->ref[k].segment;
-			if (seg->offset != offset || !seg->record->sealed_rows || seg->record->header.checksum != checksum)
-				continue;
-			if (!image_id_is_set(seg->id) && segment_has_sums(s->pool, seg))
-				memcpy(seg->id, id, IMAGE_ID_BYTES);
-			found = true;
+			if (seg->offset == offset && seg->record->sealed_rows)
+				found |= recognise(s, seg, checksum, id);
 		}
 	}
 	store_unlock(s);

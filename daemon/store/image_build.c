@@ -107,8 +107,9 @@ static void build_segment(struct making *m, uint32_t i)
 	if (frames_bytes(m->spec))
 		r->frames_offset = extents_next(x);
 	if (from->indexed) {
-		r->generation_offset = extents_next(x);
-		g = build_generation(m, r->generation_offset, from);
+		r->generation[0].offset = extents_next(x);
+		r->generation[0].params = m->params->offset;
+		g = build_generation(m, r->generation[0].offset, from);
 	}
 	for (uint32_t b = 0; b < from->block_count; b++)
 		build_block(m, x, r, g, from, b);

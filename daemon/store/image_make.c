@@ -103,7 +103,8 @@ static int share_with(struct making *m, struct context *c)
 		for (uint32_t k = 0; k < snap->count && !m->segment[i]; k++) {
 			struct segment *seg = snap->ref[k].segment;
 			const struct image_segment *mine = &m->from.segment[i];
-			if (!mine->sealed || !image_id_is_set(mine->id) || memcmp(mine->id, seg->id, sizeof mine->id) ||
+			const uint8_t *id = segment_id(seg, p ? p->offset : 0);
+			if (!mine->sealed || !image_id_is_set(mine->id) || !id || memcmp(mine->id, id, sizeof mine->id) ||
 			    seg->record->sealed_rows != mine->rows)
 				continue;
 			if (p && !m->params) {
@@ -180,12 +181,14 @@ bool making_wants(const struct making *m, uint32_t segment)
 
 int making_parts(const struct making *m, uint32_t segment, struct image_part **parts, size_t *count)
 {
-	return parts_list(m->store->pool, m->segment[segment], &m->from.segment[segment], parts, count);
+	return parts_list(m->segment[segment], segment_generation(m->store->pool, m->segment[segment]), &m->from.segment[segment],
+	                  parts, count);
 }
 
 void making_write(struct making *m, uint32_t segment, const struct image_part *part, const void *bytes)
 {
-	memcpy(part_memory(m->store->pool, m->segment[segment], part), bytes, part->bytes);
+	memcpy(part_memory(m->store->pool, m->segment[segment], segment_generation(m->store->pool, m->segment[segment]), part),
+	       bytes, part->bytes);
 }
 
 // ---- the end ---------------------------------------------------------------------------------------------------------
@@ -215,7 +218,8 @@ static void book(struct making *m)
 		if (!m->shared[i])
 			segment_extents(m->store->pool, m->segment[i], &sink.sink);
 		if (m->from.segment[i].sealed && !m->from.foreign)
-			memcpy(m->segment[i]->id, m->from.segment[i].id, IMAGE_ID_BYTES);
+			memcpy(segment_id(m->segment[i], m->params ? m->params->offset : 0), m->from.segment[i].id,
+			       IMAGE_ID_BYTES);
 	}
 	if (m->own.count) {
 		charge_grow(m->store, &m->params->charge, m->params->bytes);
@@ -236,8 +240,11 @@ static int check_segments(struct making *m, char *why)
 		                          m->params ? m->params->offset : 0,
 		                          (uint32_t)(end - from->segment[i].first),
 		                          m->table_bytes};
+		struct generation_record *g = segment_generation(m->store->pool, m->segment[i]);
 		if (!m->shared[i] && from->segment[i].sealed)
 			r->header.checksum = segment_checksum(m->store->pool, m->spec, r, r->sealed_rows);
+		if (!m->shared[i] && from->segment[i].sealed && g)
+			g->records = generation_checksum(m->store->pool, r, g, r->sealed_rows);
 		if (!segment_check(&use, text))
 			return refuse(why, MPIG_ECORRUPT, "segment %u of '%s': %.150s", i, from->name, text);
 	}

@@ -53,12 +53,11 @@ static void add_block(struct list *list, const struct spec *spec, const uint8_t 
 	}
 }
 
-int parts_list(const struct pool *pool, const struct segment *seg, const struct image_segment *shape, struct image_part **parts,
-               size_t *count)
+int parts_list(const struct segment *seg, struct generation_record *g, const struct image_segment *shape,
+               struct image_part **parts, size_t *count)
 {
 	struct list list = {0};
 	const struct spec *spec = seg->spec;
-	struct generation_record *g = segment_generation(pool, seg);
 	for (uint32_t b = 0; b < shape->block_count; b++) {
 		uint32_t left = shape->rows - shape->block[b].first_row;
 		add_block(&list, spec, g ? generation_bits(g) : NULL, b, &shape->block[b],
@@ -76,10 +75,9 @@ int parts_list(const struct pool *pool, const struct segment *seg, const struct 
 	return 0;
 }
 
-void *part_memory(const struct pool *pool, const struct segment *seg, const struct image_part *part)
+void *part_memory(const struct pool *pool, const struct segment *seg, struct generation_record *g, const struct image_part *part)
 {
 	const struct segment_record *r = seg->record;
-	struct generation_record *g = segment_generation(pool, seg);
 	struct block_record *block = part->kind <= IMAGE_CODES ? pool_at(pool, r->block[part->block].offset) : NULL;
 	uint8_t *base = NULL;
 	switch ((enum image_kind)part->kind) {

@@ -6,8 +6,10 @@
 #include "daemon/store/internal.h"
 
 // Block by block: token ids, then of each strip its rows and codes. Then tables by strip, then the frames.
-int parts_list(const struct pool *pool, const struct segment *seg, const struct image_segment *shape, struct image_part **parts,
+// g: the generation that the image has of it, or NULL.
+int parts_list(const struct segment *seg, struct generation_record *g, const struct image_segment *shape,
+               struct image_part **parts,
                size_t *count); // 0 or MPIG_ENOMEM
-void *part_memory(const struct pool *pool, const struct segment *seg, const struct image_part *part);
+void *part_memory(const struct pool *pool, const struct segment *seg, struct generation_record *g, const struct image_part *part);
 
 #endif

@@ -94,8 +94,8 @@ struct segment {
 	uint32_t refs;     // contexts
 	uint64_t rows_bytes, index_bytes, metadata_bytes;
 	struct charge charge;
-	bool damaged;   // found so while attaching
-	uint8_t id[16]; // sealed and on disk: of its file; else zero
+	bool damaged;      // found so while attaching
+	uint8_t id[2][16]; // sealed and on disk: of its file, for each generation (none: the first); else zero
 };
 
 struct ref {
@@ -165,7 +165,7 @@ struct context {
 	// the writer's side
 	_Alignas(64) _Atomic uint64_t *rows; // appended, per layer
 	uint64_t reserved; // end of what has been handed to the writer; above `committed`: it may be writing there
-	bool sealing;
+	bool sealing, reindexing;
 	_Atomic bool writing; // holds a pin of epoch write_epoch; whoever clears it gives the pin back
 	uint64_t write_epoch;
 	_Atomic uint64_t holder;
@@ -307,9 +307,26 @@ static inline uint64_t segment_bytes(const struct segment *seg)
 struct trash *segment_trash_new(const struct store *s, const struct segment *seg, uint32_t rows, bool trim, size_t more);
 // Lists the surplus and takes it off the books. Then publish what makes it unreachable, then retire the list.
 void segment_trash_fill(struct store *s, struct segment *seg, uint32_t rows, bool trim, struct trash *trash);
+#define GENERATIONS 2u
+struct generation_record *generation_at(const struct pool *pool, const struct segment_record *r, uint32_t slot); // NULL: none
+// The slot whose generation was made with these parameters; GENERATIONS: there is none. Any reader of a context with them may ask.
+uint32_t generation_slot(const struct segment_record *r, uint64_t params_offset);
+struct generation_record *generation_of(const struct pool *pool, const struct segment_record *r, uint64_t params_offset);
+void generation_publish(struct pool *pool, struct segment_record *r, uint32_t slot, uint64_t offset); // into an empty slot
+// Of an open segment, or one being made: it has no other.
 struct generation_record *segment_generation(const struct pool *pool, const struct segment *seg);
-const uint8_t *generation_widths(const struct pool *pool, const struct segment_record *r); // bits of its generation; NULL: none
-float *segment_frame(const struct pool *pool, const struct segment *seg, uint32_t strip);  // of a strip with int8 rows
+const uint8_t *generation_widths(const struct pool *pool, const struct segment_record *r); // likewise, its bits; NULL: none
+// Where the id of its file is kept, for contexts with these parameters; NULL: nowhere, since it has other generations only.
+uint8_t *segment_id(struct segment *seg, uint64_t params_offset);
+// The generation leaves its slot and its segment's books; its extents go into trash, or if that is NULL back to the pool.
+void generation_drop(struct store *s, struct segment *seg, uint32_t slot, struct trash *trash);
+size_t generation_extent_count(const struct pool *pool, const struct segment *seg, uint32_t slot);
+void generation_surplus(const struct pool *pool, const struct segment *seg, const struct generation_record *g, uint32_t rows,
+                        struct extent_sink *sink); // what is left over when `rows` rows count
+// Extents of one generation of a segment of `rows` rows.
+void generation_extents(const struct pool *pool, const struct segment *seg, const struct generation_record *g, uint64_t offset,
+                        uint32_t rows, struct extent_sink *sink);
+float *segment_frame(const struct pool *pool, const struct segment *seg, uint32_t strip); // of a strip with int8 rows
 struct code_range {
 	uint64_t begin, end;
 };
@@ -319,17 +336,23 @@ uint32_t code_ranges(uint64_t per_row, uint32_t rows, uint32_t used, struct code
 
 // checksum.c: what a sealed segment says about itself. 0 means none.
 uint64_t segment_checksum(const struct pool *pool, const struct spec *spec, const struct segment_record *r,
-                          uint32_t sealed_rows); // its records, and the frames of int8 keys
-struct content_sums {                            // of what its records lead to; 0: it is not there
+                          uint32_t sealed_rows); // its records but for generations, and the frames of int8 keys
+uint64_t generation_checksum(const struct pool *pool, const struct segment_record *r, const struct generation_record *g,
+                             uint32_t sealed_rows);                                           // a generation's records
+uint64_t segment_identity(const struct segment_record *r, const struct generation_record *g); // of both; g: NULL or one of its
+struct content_sums { // of what its records lead to; 0: it is not there
 	uint64_t block[SEGMENT_MAX_BLOCKS], code_block[SEGMENT_MAX_BLOCKS], tables;
 };
 // Of the segment's first `rows` rows, which do not change any more: token ids and rows, codes and tables. g, table [strips]: NULL if there
 // are none. NULL without memory.
 struct content_sums *content_sums_new(const struct pool *pool, const struct spec *spec, const struct segment_record *r,
                                       const struct generation_record *g, const struct table_extent *table, uint32_t rows);
+// All checksums of a generation that nobody reaches yet.
+void generation_sums(const struct pool *pool, const struct spec *spec, const struct segment_record *r,
+                     struct generation_record *g, uint32_t rows);
 void content_sums_publish(struct pool *pool, const struct segment_record *r, struct generation_record *g,
                           const struct content_sums *sums, uint32_t rows);
-struct segment_walk { // of a verification, part by part: blocks, then tables
+struct segment_walk { // of a verification, part by part: blocks, then codes and tables of each generation
 	uint32_t step;
 	bool damaged;
 	uint64_t sum; // of the tables so far
@@ -338,12 +361,13 @@ struct segment_walk { // of a verification, part by part: blocks, then tables
 };
 // A segment that a fork sealed has no sums of its content until they are made. While they are being stored, and for good if that was
 // cut off, the record's checksum is the one from before: it counts as well.
-bool segment_records_good(const struct pool *pool, const struct spec *spec, const struct segment_record *r);
-bool segment_has_sums(const struct pool *pool, const struct segment *seg);
-int segment_make_sums(struct store *s, struct segment *seg); // the caller has a reference, not the lock; 0 or MPIG_ENOMEM
+bool segment_records_good(const struct pool *pool, const struct spec *spec, const struct segment_record *r); // generations, too
+bool segment_has_sums(const struct pool *pool, const struct segment *seg, const struct generation_record *g);
+// g: one of its generations, or NULL. The caller has what keeps both, not the lock; 0 or MPIG_ENOMEM.
+int segment_make_sums(struct store *s, struct segment *seg, struct generation_record *g);
 // Verifies the next part of a sealed segment; false when there was none.
 bool segment_verify_step(const struct pool *pool, const struct segment *seg, struct segment_walk *walk);
-// The one store that seals a segment; its checksum is stored before.
+// The one store that seals a segment; its checksum, and that of its generation if it has one, are stored before.
 void segment_publish_sealed(struct pool *pool, const struct spec *spec, struct segment_record *r, uint32_t rows);
 
 // check.c: records in the pool before anybody believes them. All return false with `why` filled.

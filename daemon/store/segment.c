@@ -19,10 +19,50 @@ struct segment *segment_new(struct store *s, struct spec *spec, const struct ide
 	return seg;
 }
 
+// ---- generations -----------------------------------------------------------------------------------------------------
+
+struct generation_record *generation_at(const struct pool *pool, const struct segment_record *r, uint32_t slot)
+{
+	uint64_t offset = load_word(&r->generation[slot].offset);
+	return offset ? pool_at(pool, offset) : NULL;
+}
+
+// Another context's generation may go at any time, so it is not looked into: its slot says what it was made with. A slot whose parameters are
+// the asking context's keeps its generation for as long as that reads with them.
+uint32_t generation_slot(const struct segment_record *r, uint64_t params_offset)
+{
+	uint32_t slot = 0;
+	while (slot < GENERATIONS &&
+	       (!load_word(&r->generation[slot].offset) || load_word(&r->generation[slot].params) != params_offset))
+		slot++;
+	return slot;
+}
+
+struct generation_record *generation_of(const struct pool *pool, const struct segment_record *r, uint64_t params_offset)
+{
+	uint32_t slot = params_offset ? generation_slot(r, params_offset) : GENERATIONS;
+	return slot < GENERATIONS ? generation_at(pool, r, slot) : NULL;
+}
+
+void generation_publish(struct pool *pool, struct segment_record *r, uint32_t slot, uint64_t offset)
+{
+	const struct generation_record *g = pool_at(pool, offset);
+	pool_publish_word(pool, &r->generation[slot].params, g->params_offset);
+	pool_publish_word(pool, &r->generation[slot].offset, offset);
+}
+
 struct generation_record *segment_generation(const struct pool *pool, const struct segment *seg)
 {
-	uint64_t offset = load_word(&seg->record->generation_offset);
-	return offset ? pool_at(pool, offset) : NULL;
+	return generation_at(pool, seg->record, 0);
+}
+
+uint8_t *segment_id(struct segment *seg, uint64_t params_offset)
+{
+	const struct segment_record *r = seg->record;
+	uint32_t slot = params_offset ? generation_slot(r, params_offset) : GENERATIONS;
+	if (slot < GENERATIONS)
+		return seg->id[slot];
+	return load_word(&r->generation[0].offset) || load_word(&r->generation[1].offset) ? NULL : seg->id[0];
 }
 
 float *segment_frame(const struct pool *pool, const struct segment *seg, uint32_t strip)
@@ -32,8 +72,8 @@ float *segment_frame(const struct pool *pool, const struct segment *seg, uint32_
 
 const uint8_t *generation_widths(const struct pool *pool, const struct segment_record *r)
 {
-	uint64_t offset = load_word(&r->generation_offset);
-	return offset ? generation_bits(pool_at(pool, offset)) : NULL;
+	const struct generation_record *g = generation_at(pool, r, 0);
+	return g ? generation_bits(g) : NULL;
 }
 
 // ---- extents of a segment --------------------------------------------------------------------------------------------
@@ -70,94 +110,105 @@ static void put(struct extent_sink *sink, uint64_t base, uint64_t begin, uint64_
 		sink->put(sink, base + begin, end - begin, use);
 }
 
-struct block_view {
-	struct block_record *record;
-	const uint64_t *codes; // NULL: the block has no codes
-	const uint8_t *bits;   // of its generation
-	uint64_t offset, code_block;
-	uint32_t first_row, rows;
-};
-
-static struct block_view block_at(const struct pool *pool, const struct segment *seg, uint32_t b)
+// What a block keeps of its codes in one generation when `used` of its rows count, or is left over then.
+static void code_extents(const struct pool *pool, const struct segment *seg, const struct generation_record *g, uint32_t b,
+                         uint32_t used, bool surplus, struct extent_sink *sink)
 {
-	const struct generation_record *g = segment_generation(pool, seg);
-	struct block_view v = {
-		.offset = seg->record->block[b].offset,
-		.first_row = seg->record->block[b].first_row,
-		.rows = seg->record->block[b].rows,
-		.code_block = g ? g->code_block[b] : 0,
-		.bits = g ? generation_bits(g) : NULL,
-	};
-	v.record = pool_at(pool, v.offset);
-	v.codes = v.code_block ? code_offsets(pool_at(pool, v.code_block)) : NULL;
-	return v;
-}
-
-static void block_extents(const struct segment *seg, const struct block_view *v, uint32_t used, struct extent_sink *sink)
-{
+	if (!g || !g->code_block[b])
+		return;
+	const uint64_t *codes = code_offsets(pool_at(pool, g->code_block[b]));
+	uint32_t rows = seg->record->block[b].rows;
 	for (uint32_t strip = 0; strip < seg->spec->strips; strip++) {
-		const struct layer *l = spec_strip(seg->spec, strip);
-		uint64_t rows = block_rows(v->record)[strip], codes = v->codes ? v->codes[strip] : 0;
-		if (rows)
-			put(sink, rows, 0, pool_round((uint64_t)used * l->rows.stride), USE_ROWS);
-		if (codes) {
-			struct code_parts p = code_parts(code_bytes(seg->spec, v->bits, strip), v->rows, used);
-			put(sink, codes, 0, p.lead, USE_INDEX);
-			put(sink, codes, p.tail, p.end, USE_INDEX);
-		}
+		uint64_t per_row = code_bytes(seg->spec, generation_bits(g), strip);
+		struct code_parts now = code_parts(per_row, rows, used), whole = code_parts(per_row, rows, rows);
+		if (!codes[strip])
+			continue;
+		put(sink, codes[strip], surplus ? now.lead : 0, surplus ? now.tail : now.lead, USE_INDEX);
+		put(sink, codes[strip], surplus ? now.end : now.tail, surplus ? whole.end : now.end, USE_INDEX);
 	}
-	if (v->code_block)
-		put(sink, v->code_block, 0, code_block_bytes(seg->spec->strips), USE_METADATA);
-	put(sink, v->offset, 0, block_bytes(seg->spec->strips, v->rows), USE_METADATA);
+	if (!surplus)
+		put(sink, g->code_block[b], 0, code_block_bytes(seg->spec->strips), USE_METADATA);
 }
 
-static void block_surplus(const struct segment *seg, const struct block_view *v, uint32_t used, struct extent_sink *sink)
+static void block_extents(const struct pool *pool, const struct segment *seg, uint32_t b, uint32_t used, struct extent_sink *sink)
 {
+	const struct segment_record *r = seg->record;
+	struct block_record *record = pool_at(pool, r->block[b].offset);
+	for (uint32_t strip = 0; strip < seg->spec->strips; strip++)
+		if (block_rows(record)[strip])
+			put(sink, block_rows(record)[strip], 0,
+			    pool_round((uint64_t)used * spec_strip(seg->spec, strip)->rows.stride), USE_ROWS);
+	put(sink, r->block[b].offset, 0, block_bytes(seg->spec->strips, r->block[b].rows), USE_METADATA);
+}
+
+static void block_surplus(const struct pool *pool, const struct segment *seg, uint32_t b, uint32_t used, struct extent_sink *sink)
+{
+	struct block_record *record = pool_at(pool, seg->record->block[b].offset);
 	for (uint32_t strip = 0; strip < seg->spec->strips; strip++) {
 		const struct layer *l = spec_strip(seg->spec, strip);
-		uint64_t rows = block_rows(v->record)[strip], codes = v->codes ? v->codes[strip] : 0;
-		if (rows)
-			put(sink, rows, pool_round((uint64_t)used * l->rows.stride),
-			    pool_round((uint64_t)v->rows * l->rows.stride), USE_ROWS);
-		if (codes) {
-			uint64_t per_row = code_bytes(seg->spec, v->bits, strip);
-			struct code_parts now = code_parts(per_row, v->rows, used), whole = code_parts(per_row, v->rows, v->rows);
-			put(sink, codes, now.lead, now.tail, USE_INDEX);
-			put(sink, codes, now.end, whole.end, USE_INDEX);
-		}
+		if (block_rows(record)[strip])
+			put(sink, block_rows(record)[strip], pool_round((uint64_t)used * l->rows.stride),
+			    pool_round((uint64_t)seg->record->block[b].rows * l->rows.stride), USE_ROWS);
 	}
 }
 
 void segment_surplus(const struct pool *pool, const struct segment *seg, uint32_t rows, bool trim, struct extent_sink *sink)
 {
+	const struct segment_record *r = seg->record;
+	const struct generation_record *g = segment_generation(pool, seg);
+	for (uint32_t b = 0; b < r->block_count; b++) {
+		uint32_t first = r->block[b].first_row, n = r->block[b].rows;
+		if (first >= rows) {
+			code_extents(pool, seg, g, b, n, false, sink);
+			block_extents(pool, seg, b, n, sink);
+		} else if (trim && rows - first < n) {
+			code_extents(pool, seg, g, b, rows - first, true, sink);
+			block_surplus(pool, seg, b, rows - first, sink);
+		}
+	}
+}
+
+// Rows of a block that count: all of an open segment's, else what lies below sealed_rows.
+static uint32_t rows_used(const struct segment_record *r, uint32_t b, uint32_t sealed_rows)
+{
+	uint32_t first = r->block[b].first_row, n = r->block[b].rows;
+	return !sealed_rows ? n : first >= sealed_rows ? 0 : sealed_rows - first < n ? sealed_rows - first : n;
+}
+
+void generation_extents(const struct pool *pool, const struct segment *seg, const struct generation_record *g, uint64_t offset,
+                        uint32_t rows, struct extent_sink *sink)
+{
+	const struct table_extent *table = generation_tables((struct generation_record *)g);
+	for (uint32_t b = 0; b < seg->record->block_count; b++)
+		if (rows_used(seg->record, b, rows))
+			code_extents(pool, seg, g, b, rows_used(seg->record, b, rows), false, sink);
+	for (uint32_t strip = 0; rows && g->table_rows && strip < g->strips; strip++)
+		if (table[strip].offset)
+			put(sink, table[strip].offset, 0, pool_round(table[strip].bytes), USE_INDEX);
+	put(sink, offset, 0, g->header.bytes, USE_METADATA);
+}
+
+void generation_surplus(const struct pool *pool, const struct segment *seg, const struct generation_record *g, uint32_t rows,
+                        struct extent_sink *sink)
+{
 	for (uint32_t b = 0; b < seg->record->block_count; b++) {
-		struct block_view v = block_at(pool, seg, b);
-		if (v.first_row >= rows)
-			block_extents(seg, &v, v.rows, sink);
-		else if (trim && rows - v.first_row < v.rows)
-			block_surplus(seg, &v, rows - v.first_row, sink);
+		uint32_t used = rows_used(seg->record, b, rows);
+		if (used && used < seg->record->block[b].rows)
+			code_extents(pool, seg, g, b, used, true, sink);
 	}
 }
 
 void segment_extents(const struct pool *pool, const struct segment *seg, struct extent_sink *sink)
 {
 	const struct segment_record *r = seg->record;
-	const struct generation_record *g = segment_generation(pool, seg);
-	for (uint32_t b = 0; b < r->block_count; b++) {
-		struct block_view v = block_at(pool, seg, b);
-		if (!r->sealed_rows)
-			block_extents(seg, &v, v.rows, sink);
-		else if (v.first_row < r->sealed_rows)
-			block_extents(seg, &v, r->sealed_rows - v.first_row < v.rows ? r->sealed_rows - v.first_row : v.rows,
-			              sink);
+	for (uint32_t slot = 0; slot < GENERATIONS; slot++) {
+		const struct generation_record *g = generation_at(pool, r, slot);
+		if (g)
+			generation_extents(pool, seg, g, r->generation[slot].offset, r->sealed_rows, sink);
 	}
-	if (g) {
-		const struct table_extent *table = generation_tables((struct generation_record *)g);
-		for (uint32_t strip = 0; r->sealed_rows && g->table_rows && strip < g->strips; strip++)
-			if (table[strip].offset)
-				put(sink, table[strip].offset, 0, pool_round(table[strip].bytes), USE_INDEX);
-		put(sink, r->generation_offset, 0, g->header.bytes, USE_METADATA);
-	}
+	for (uint32_t b = 0; b < r->block_count; b++)
+		if (rows_used(r, b, r->sealed_rows))
+			block_extents(pool, seg, b, rows_used(r, b, r->sealed_rows), sink);
 	if (r->frames_offset)
 		put(sink, r->frames_offset, 0, pool_round(frames_bytes(seg->spec)), USE_METADATA);
 	put(sink, seg->offset, 0, r->header.bytes, USE_METADATA);
@@ -237,6 +288,40 @@ static void free_put(struct extent_sink *sink, uint64_t offset, uint64_t bytes, 
 	pool_free(((struct freeing_sink *)sink)->pool, offset, bytes);
 }
 
+struct drop_sink {
+	struct extent_sink sink;
+	struct store *store;
+	struct segment *segment;
+	struct trash *trash;
+};
+static void drop_put(struct extent_sink *sink, uint64_t offset, uint64_t bytes, enum extent_use use)
+{
+	struct drop_sink *d = (struct drop_sink *)sink;
+	segment_shrink(d->store, d->segment, bytes, use);
+	if (d->trash)
+		trash_add(d->trash, offset, bytes);
+	else
+		pool_free(d->store->pool, offset, bytes);
+}
+
+size_t generation_extent_count(const struct pool *pool, const struct segment *seg, uint32_t slot)
+{
+	struct counting_sink counter = {.sink = {count_put}};
+	const struct segment_record *r = seg->record;
+	generation_extents(pool, seg, generation_at(pool, r, slot), r->generation[slot].offset, r->sealed_rows, &counter.sink);
+	return counter.count;
+}
+
+void generation_drop(struct store *s, struct segment *seg, uint32_t slot, struct trash *trash)
+{
+	struct drop_sink sink = {.sink = {drop_put}, .store = s, .segment = seg, .trash = trash};
+	struct segment_record *r = seg->record;
+	uint64_t offset = r->generation[slot].offset;
+	pool_publish_word(s->pool, &r->generation[slot].offset, 0);
+	memset(seg->id[slot], 0, sizeof seg->id[slot]);
+	generation_extents(s->pool, seg, pool_at(s->pool, offset), offset, r->sealed_rows, &sink.sink);
+}
+
 // Extents are put innermost first, records after what they lead to: a record is never read after it was freed.
 static void segment_destroy(struct store *s, struct garbage *g)
 {
@@ -265,10 +350,29 @@ static void params_destroy(struct store *s, struct garbage *g)
 	free(p);
 }
 
+// Nobody reads with these parameters any more: what was made with them goes, before their own memory does.
+static void drop_generations(struct store *s, uint64_t params_offset)
+{
+	for (size_t i = 0; i < s->count; i++) {
+		const struct snapshot *snap = atomic_load(&s->context[i]->snapshot);
+		for (uint32_t k = 0; k < snap->count; k++) {
+			struct segment *seg = snap->ref[k].segment;
+			uint32_t slot = generation_slot(seg->record, params_offset);
+			if (slot == GENERATIONS || !seg->record->sealed_rows)
+				continue;
+			struct trash *trash = trash_new(generation_extent_count(s->pool, seg, slot));
+			generation_drop(s, seg, slot, trash);
+			if (trash)
+				store_bury(s, &trash->garbage);
+		}
+	}
+}
+
 void params_put(struct store *s, struct params *p)
 {
 	if (!p || --p->refs)
 		return;
+	drop_generations(s, p->offset);
 	s->metadata_bytes -= p->bytes;
 	p->garbage.destroy = params_destroy;
 	store_bury(s, &p->garbage);

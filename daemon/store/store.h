@@ -243,7 +243,7 @@ void *context_private(const struct context *c);
 // Replaces, and releases, what was there.
 void context_private_set(struct context *c, void *data, void (*release)(void *data));
 // More of them, which any job may read at any time; each is set once (false: somebody was faster, and `data` stays the caller's).
-enum companion { COMPANION_RATIO, COMPANION_HEADS, COMPANIONS };
+enum companion { COMPANION_RATIO, COMPANION_HEADS, COMPANION_ASKED, COMPANIONS };
 void *context_companion(const struct context *c, enum companion which);
 bool context_companion_set(struct context *c, enum companion which, void *data, void (*release)(void *data));
 // Commits tokens [position, position + count): every global layer must hold them (MPIG_ERANGE names the layer in why). Re-committing
@@ -283,6 +283,29 @@ int context_seal_room(struct store *s, struct seal_plan *plan, uint64_t (*table_
                       char *why);
 // Publishes parameters, generation and sealed length, trims unused tails; or gives everything back.
 void context_seal_finish(struct store *s, struct seal_plan *plan, bool publish);
+// ---- a new index for what is sealed already ----------------------------------------------------------------------------
+// Parameters belong to a context, generations to (segment, parameters). A context that is indexed again gets new parameters, and each of its
+// sealed segments a generation beside the one it has; then the context goes over from one to the other, with one store, while readers
+// go on with what they began with. A fork keeps its parameters and so the old generations: what both share has two, and a third one is refused.
+// What nobody has parameters for any more is freed. Rows appended meanwhile are indexed as before; those that the switch finds without a
+// new index, 4,096 at most, are attended exactly until the next time.
+//
+//   begin -> fill mu, balance, bits [strips] -> { next -> fill codes and tables -> done }* -> switch -> end
+//
+// One thread at a time for all contexts. All return 0 or a negative status with `why`.
+struct reindex;
+// MPIG_ENOTSUP: it has no index yet; MPIG_EBUSY: somebody is at it; MPIG_EQUOTA, MPIG_ENOSPC, MPIG_ENOMEM. Keeps a reference.
+int reindex_begin(struct store *s, struct context *c, struct reindex **out, char *why);
+float *reindex_mu(const struct reindex *x, uint32_t strip), *reindex_balance(const struct reindex *x, uint32_t strip);
+uint8_t *reindex_bits(const struct reindex *x); // as layers name them; MPIG_BITS_AUTO is to be replaced
+// The next segment without a new generation: 1, and the plan is as one of sealing; 0: there is none. MPIG_EBUSY: it has two others.
+int reindex_next(struct reindex *x, uint64_t (*table_bytes)(const struct layer *, uint32_t rows), struct seal_plan *plan,
+                 char *why);
+void reindex_done(struct reindex *x, struct seal_plan *plan, bool publish); // with a plan from reindex_next
+// 0: done. 1: rows came meanwhile, go on with reindex_next. MPIG_EAGAIN: somebody is between an append and its commit; ask again.
+int reindex_switch(struct reindex *x, char *why);
+void reindex_end(struct reindex *x); // gives back what was not switched to; NULL is nothing
+
 // True when a commit should seal although it was not asked to (no parameters yet and >= 4,096 rows; tables wanted and >= 1,024
 // unindexed rows; the segment is full).
 bool context_wants_seal(const struct context *c);

@@ -89,9 +89,7 @@ static bool add_segment(const struct builder *v, uint32_t i, uint64_t begin, uin
 	uint32_t lo, hi, blocks = load_word32(&r->block_count);
 	clip(v->snap, i, begin, end, &lo, &hi);
 	bool sealed = load_word32(&r->sealed_rows) != 0;
-	const struct generation_record *g = segment_generation(v->pool, seg);
-	if (g && (!v->params || g->params_offset != v->params->offset))
-		g = NULL;
+	const struct generation_record *g = v->params ? generation_of(v->pool, r, v->params->offset) : NULL;
 	bool tables = g && sealed && l->wire.paper_k && load_word32(&g->table_rows);
 	if (tables)
 		add_tables(v, v->snap->ref[i].first, g);

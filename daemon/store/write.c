@@ -208,7 +208,8 @@ static void build_generation(struct store *s, struct plan *p, struct segment *se
 	g->version = params->version;
 	g->strips = seg->spec->strips;
 	memcpy(generation_bits(g), params_bits(pool_at(s->pool, params->offset)), g->strips);
-	seg->record->generation_offset = offset;
+	seg->record->generation[0].params = params->offset;
+	seg->record->generation[0].offset = offset;
 	segment_grow(s, seg, bytes, USE_METADATA);
 }
 

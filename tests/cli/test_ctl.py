@@ -15,8 +15,8 @@ import pytest
 from cli_daemon import MAGICPIGCTL, MAGICPIGD, ctl
 
 OK, FAILED, USAGE, NO_DAEMON, NOT_FOUND, PERMISSION = range(6)
-COMMANDS = """status ls show drop fork verify save load saved fsck gc erase export import evict pin unpin persist ttl clients kill-client quota drain ping config reload
-    top health metrics version analyze bench plan""".split()
+COMMANDS = """status ls show drop fork verify save load saved fsck gc erase export import evict pin unpin persist ttl clients kill-client quota drain ping
+    config reload top health metrics version analyze bench plan""".split()
 
 
 def open_terminal() -> tuple[int, int]:
@@ -263,6 +263,34 @@ def test_show_automatic_widths(daemon, client):
         with pytest.raises(magicpig.InvalidArgument, match="signature_bytes"):
             client.create("wrong", magicpig.Spec([magicpig.Layer(query_heads=4, kv_heads=2, d_k=64, **wrong)]))
     client.drop("widths")
+
+
+def test_reindex(daemon, client):
+    """While the context is served: the same rows, a new version, still near to exact attention; what has no index says so."""
+    import magicpig
+    import numpy
+
+    tokens, random = 6000, numpy.random.default_rng(5)
+    layer = magicpig.Layer(query_heads=4, kv_heads=2, d_k=64, signature_bits="auto")
+    q = random.standard_normal((4, 64), dtype=numpy.float32)
+    with client.create("again", magicpig.Spec([layer], seed=7)) as context, client.queue() as queue:
+        k, v = (random.standard_normal((tokens, 2, 64), dtype=numpy.float32) for _ in range(2))
+        queue.append(context, 0, 0, k, v, q[None])
+        early = daemon.ctl("reindex", "again")
+        assert early.returncode == 1 and "has no index yet" in early.stderr
+        queue.commit(context, 0, numpy.arange(tokens, dtype=numpy.uint32), seal=True)
+        exact = queue.attend(context, 0, q, proposal="dense")
+        assert good(daemon.ctl("reindex", "again")) == "again: indexed again, 6,000 tokens, version 2\n"
+        assert client.reindex("again") == 3
+        sampled = queue.attend(context, 0, q, budget=0.05)
+        assert sampled.signature_version == 3 and (sampled.rows < tokens / 10).all()
+        assert numpy.abs(sampled.lse - exact.lse).max() < 0.5
+        assert client.info("again").indexed == tokens
+        assert client.verify("again").checked > 0
+    (said,) = json.loads(good(daemon.ctl("--json", "reindex", "again")))
+    assert said == {"name": "again", "tokens": tokens, "signature_version": 4}
+    client.drop("again")
+    assert daemon.ctl("reindex").returncode == 2 and daemon.ctl("reindex", "missing").returncode == 4
 
 
 def test_show_heads(daemon, client):

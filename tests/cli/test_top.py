@@ -271,6 +271,18 @@ def test_the_daemon_ends_and_another_begins(tmp_path):
 
 
 @needs_tmux
+def test_the_terminal_goes_away(daemon):
+    """Without a signal: it is not the controlling terminal."""
+    master, slave = os.openpty()
+    command = [MAGICPIGCTL, "--socket", str(daemon.socket), "top"]
+    with subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env={**os.environ, "TERM": "xterm"}) as top:
+        os.close(slave)
+        while b"magicpigd" not in os.read(master, 65536):
+            pass
+        os.close(master)
+        assert top.wait(timeout=30) == OK
+
+
 def test_an_unknown_terminal(daemon, tmp_path):
     screen = Screen(tmp_path, "--socket", str(daemon.socket), "top", environment={"TERM": "abacus"})
     try:

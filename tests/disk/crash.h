@@ -14,7 +14,7 @@
 #include "tests/store/crash.h"
 
 static struct disk *disk;
-static char where[80];
+static char where[160];
 
 static inline void shell(const char *format)
 {
@@ -127,11 +127,14 @@ static inline void act_evict(int i, uint64_t *random)
 }
 
 static const struct action all_actions[] = {
-	{"create", 4, false, act_create},    {"load", 3, false, act_load},     {"erase", 1, false, act_erase},
-	{"check", 1, false, act_check},      {"append", 12, true, act_append}, {"seal", 5, true, act_seal},
-	{"truncate", 2, true, act_truncate}, {"chmod", 1, true, act_chmod},    {"fork", 3, true, act_fork},
-	{"drop", 1, true, act_drop},         {"save", 5, true, act_save},      {"evict", 2, true, act_evict},
-	{"erase", 1, true, act_erase},       {"check", 1, true, act_check},    {NULL, 0, 0, NULL},
+	{"create", 4, false, act_create},  {"load", 3, false, act_load},
+	{"erase", 1, false, act_erase},    {"check", 1, false, act_check},
+	{"append", 12, true, act_append},  {"seal", 5, true, act_seal},
+	{"reindex", 2, true, act_reindex}, {"truncate", 2, true, act_truncate},
+	{"chmod", 1, true, act_chmod},     {"fork", 3, true, act_fork},
+	{"drop", 1, true, act_drop},       {"save", 5, true, act_save},
+	{"evict", 2, true, act_evict},     {"erase", 1, true, act_erase},
+	{"check", 1, true, act_check},     {NULL, 0, 0, NULL},
 };
 
 // ---- contents --------------------------------------------------------------------------------------------------------
@@ -146,8 +149,8 @@ static inline uint64_t check_strip(const struct layer_view *v, uint32_t h, const
 		must(span->first == at);
 		for (uint32_t r = 0; r < span->n; r++) {
 			must(row_is(span->rows + (uint64_t)r * l->rows.stride, l->rows.stride, tags[at + r], strip));
-			must(!span->codes || codes_are(span->codes, span->factors, span->block_row + r, l->code_bytes_per_row - 2,
-			                               tags[at + r], strip));
+			must(!span->codes || codes_are(span->codes, span->factors, span->block_row + r,
+			                               code_width(l, v->strip[h].params.bits), tags[at + r], strip));
 		}
 		at += span->n;
 	}

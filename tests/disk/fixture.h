@@ -58,6 +58,7 @@ static inline void setup(void)
 {
 	open_small();
 	snprintf(where, sizeof where, "/tmp/mpig-disk-%d", (int)getpid());
+	shell("rm -rf %s", ""); // of a test that was killed and had our number
 	tags = tags_from(1, TAGS);
 	open_disk();
 }

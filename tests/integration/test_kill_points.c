@@ -262,16 +262,25 @@ static void act_attend(struct slot *t)
 	done(mpig_attend(s.queue, t->x, &ask, &result), "attend");
 }
 
+// Until now there may be no index; forks may have two.
+static void act_reindex(struct slot *t)
+{
+	int status = mpig_context_reindex(s.client, t->name, NULL);
+	if (status != MPIG_ENOTSUP && status != MPIG_EBUSY)
+		done(status, "index again");
+}
+
 static const struct action {
 	const char *name;
 	uint32_t weight;
 	bool living;
 	void (*act)(struct slot *t);
 } actions[] = {
-	{"create", 4, false, act_create}, {"load", 3, false, act_load},        {"erase", 1, false, act_erase},
-	{"append", 10, true, act_append}, {"truncate", 2, true, act_truncate}, {"fork", 3, true, act_fork},
-	{"drop", 1, true, act_drop},      {"save", 5, true, act_save},         {"erase", 1, true, act_erase},
-	{"evict", 2, true, act_evict},    {"attend", 2, true, act_attend},     {"copy", 2, true, act_copy},
+	{"create", 4, false, act_create},  {"load", 3, false, act_load},        {"erase", 1, false, act_erase},
+	{"append", 10, true, act_append},  {"truncate", 2, true, act_truncate}, {"fork", 3, true, act_fork},
+	{"drop", 1, true, act_drop},       {"save", 5, true, act_save},         {"erase", 1, true, act_erase},
+	{"reindex", 2, true, act_reindex}, {"evict", 2, true, act_evict},       {"attend", 2, true, act_attend},
+	{"copy", 2, true, act_copy},
 };
 
 static const struct action *draw_action(bool living)

@@ -453,6 +453,8 @@ static size_t request_size(unsigned op)
 		return sizeof(struct mpig_ctl_heads);
 	case MPIG_CTL_SIGNATURE:
 		return sizeof(struct mpig_ctl_signature);
+	case MPIG_CTL_REINDEX:
+		return sizeof(struct mpig_ctl_reindex);
 	case MPIG_CTL_DISK:
 		return sizeof(struct mpig_ctl_disk);
 	case MPIG_CTL_SAVED:

@@ -76,6 +76,7 @@ static const struct promise promises[] = {
 	{MPIG_CTL_SAVED, "SAVED", 0, 0, ALL},
 	{MPIG_CTL_EVICT, "EVICT", 0, 0, WRITERS},
 	{MPIG_CTL_POLICY, "POLICY", 0, 0, WRITERS},
+	{MPIG_CTL_REINDEX, "REINDEX", 0, 0, WRITERS},
 	{MPIG_CTL_SIGNATURE, "SIGNATURE", 0, 0, READERS},
 	{MPIG_CTL_STREAM, "STREAM export", 0, MPIG_STREAM_EXPORT, READERS},
 	{MPIG_CTL_STREAM, "STREAM import", 0, MPIG_STREAM_IMPORT, ALL},
@@ -110,6 +111,7 @@ static union request {
 	struct mpig_ctl_list list;
 	struct mpig_ctl_verify verify;
 	struct mpig_ctl_heads heads;
+	struct mpig_ctl_reindex reindex;
 	struct mpig_ctl_disk disk;
 	struct mpig_ctl_policy policy;
 	struct mpig_ctl_saved saved;
@@ -163,6 +165,9 @@ static size_t compose(const struct promise *p, uint32_t queue_id, int *fd)
 	case MPIG_CTL_HEADS:
 		strcpy(request.heads.name, name);
 		return sizeof request.heads;
+	case MPIG_CTL_REINDEX:
+		strcpy(request.reindex.name, name);
+		return sizeof request.reindex;
 	case MPIG_CTL_DISK:
 		strcpy(request.disk.name, name);
 		request.disk.work = p->work;

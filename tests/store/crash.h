@@ -163,6 +163,14 @@ static inline void act_seal(int i, uint64_t *random)
 	do_seal(i);
 }
 
+static inline void act_reindex(int i, uint64_t *random)
+{
+	const struct told *t = &report->slot[i];
+	(void)random;
+	int status = reindex(&f, context[i], t->tags, t->committed);
+	must(status == 0 || status == MPIG_ENOTSUP || status == MPIG_EBUSY); // no index yet; two others
+}
+
 static inline void act_truncate(int i, uint64_t *random)
 {
 	uint64_t now = report->slot[i].committed;
@@ -189,10 +197,9 @@ static inline void act_drop(int i, uint64_t *random)
 }
 
 static const struct action memory_actions[] = {
-	{"create", 1, false, act_create}, {"append", 6, true, act_append},
-	{"seal", 2, true, act_seal},      {"truncate", 1, true, act_truncate},
-	{"chmod", 1, true, act_chmod},    {"fork", 1, true, act_fork},
-	{"drop", 1, true, act_drop},      {NULL, 0, 0, NULL},
+	{"create", 1, false, act_create},    {"append", 6, true, act_append}, {"seal", 2, true, act_seal},
+	{"truncate", 1, true, act_truncate}, {"chmod", 1, true, act_chmod},   {"fork", 1, true, act_fork},
+	{"reindex", 1, true, act_reindex},   {"drop", 1, true, act_drop},     {NULL, 0, 0, NULL},
 };
 static const struct action *actions = memory_actions;
 

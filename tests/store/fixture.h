@@ -20,7 +20,10 @@ struct fixture {
 
 static inline void fixture_pool(struct fixture *f, uint64_t bytes, uint32_t nodes)
 {
+	char line[96];
 	snprintf(f->dir, sizeof f->dir, "/dev/shm/mpig-test-%d", (int)getpid());
+	snprintf(line, sizeof line, "rm -rf %s", f->dir); // of a test that was killed and had our number
+	must(access(f->dir, F_OK) != 0 || system(line) == 0);
 	struct pool_options o = {.dir = f->dir, .instance = "test", .bytes = bytes, .nodes = nodes};
 	ck_assert_msg(pool_create(&o, &f->pool, f->why, sizeof f->why) == 0, "%s", f->why);
 }
@@ -180,8 +183,9 @@ static inline int seal_begin(struct store *s, struct context *c, uint64_t (*tabl
 	return status;
 }
 
-// Builds what a plan asks for; tag of the plan's row i is tags[i] (the same for all layers).
-static inline void seal_fill(struct context *c, struct seal_plan *plan, const uint64_t *tags)
+// Builds what a plan asks for. known < UINT64_MAX: of the context's first `known` rows only, and where it uses fewer rows of the segment than
+// there are, the others have tags of another context. tag of the plan's row i is tags[i] (the same for all layers).
+static inline void seal_fill_known(struct context *c, struct seal_plan *plan, const uint64_t *tags, uint64_t known)
 {
 	for (uint32_t layer = 0; layer < context_layer_count(c); layer++) {
 		const struct layer *l = context_layer(c, layer);
@@ -199,10 +203,12 @@ static inline void seal_fill(struct context *c, struct seal_plan *plan, const ui
 				                         ? plan->codes(plan, strip, row, &factors, &block_row, &n)
 				                         : NULL;
 				for (uint32_t i = 0; i < m; i++) {
-					must(row_is(rows + (uint64_t)i * l->rows.stride, l->rows.stride, tags[row + i], strip));
+					uint64_t tag = row + i < known ? tags[row + i] : 0;
+					bool mine = row_is(rows + (uint64_t)i * l->rows.stride, l->rows.stride, tag, strip);
+					must(mine || known < UINT64_MAX);
 					if (codes)
 						codes_fill(codes, factors, block_row + i, code_width(l, plan->bits(plan)[strip]),
-						           tags[row + i], strip);
+						           tag, strip);
 				}
 				must(!codes || n == m);
 				row += m;
@@ -211,6 +217,43 @@ static inline void seal_fill(struct context *c, struct seal_plan *plan, const ui
 				memset(plan->table(plan, strip), (int)(strip + 1), test_table_bytes(l, plan->rows));
 		}
 	}
+}
+
+static inline void seal_fill(struct context *c, struct seal_plan *plan, const uint64_t *tags)
+{
+	seal_fill_known(c, plan, tags, UINT64_MAX);
+}
+
+// Indexes a context again, whose committed rows have these tags. The status of reindex_begin, _next or _switch, 0 if it went through.
+static inline int reindex(struct fixture *f, struct context *c, const uint64_t *tags, uint64_t committed)
+{
+	struct reindex *x;
+	struct seal_plan plan;
+	int status = reindex_begin(f->store, c, &x, f->why);
+	if (status)
+		return status;
+	for (uint32_t strip = 0; strip < context_strips(c); strip++) {
+		const struct layer *l = NULL;
+		for (uint32_t i = 0; i < context_layer_count(c); i++)
+			if (context_layer(c, i) && context_layer(c, i)->first_strip <= strip)
+				l = context_layer(c, i);
+		for (uint32_t i = 0; i < l->shape.d_k; i++) {
+			reindex_mu(x, strip)[i] = (float)strip;
+			reindex_balance(x, strip)[i] = (float)i;
+		}
+		if (reindex_bits(x)[strip] == MPIG_BITS_AUTO)
+			reindex_bits(x)[strip] = (uint8_t)(1u << (strip + context_signature_version(c)) % 3);
+	}
+	do {
+		while ((status = reindex_next(x, test_table_bytes, &plan, f->why)) == 1) {
+			seal_fill_known(c, &plan, tags + plan.first, committed - plan.first);
+			reindex_done(x, &plan, true);
+		}
+		if (!status)
+			status = reindex_switch(x, f->why);
+	} while (status == 1);
+	reindex_end(x);
+	return status;
 }
 
 #endif

@@ -406,8 +406,8 @@ START_TEST(damaged_content)
 {
 	make_families();
 	const struct segment_record *r = segment_of(0, 0);
-	must(r->sealed_rows == 300 && r->generation_offset);
-	const struct generation_record *g = (const void *)(image + r->generation_offset);
+	must(r->sealed_rows == 300 && r->generation[0].offset);
+	const struct generation_record *g = (const void *)(image + r->generation[0].offset);
 	const struct code_block_record *cb = (const void *)(image + g->code_block[0]);
 	const uint64_t *codes = (const void *)(cb + 1);
 	const struct table_extent *table = (const void *)(g + 1);
@@ -460,7 +460,7 @@ START_TEST(damaged_while_served)
 {
 	make_families();
 	const struct segment_record *r = segment_of(0, 0);
-	const struct generation_record *g = (const void *)(image + r->generation_offset);
+	const struct generation_record *g = (const void *)(image + r->generation[0].offset);
 	const uint64_t at[] = {0, g->params_offset + sizeof(struct params_record) + 64, r->frames_offset, rows_of(r)[1]};
 	attach_at(VERIFY_NONE);
 	for (size_t i = 0; i < sizeof at / sizeof at[0]; i++) {
@@ -564,10 +564,11 @@ static uint32_t list_records(int slot, uint64_t *out)
 	out[n++] = s->params_offset;
 	for (uint32_t i = 0; i < s->segment_count; i++) {
 		const struct segment_record *r = (const void *)(image + ref[i].segment_offset);
-		const struct generation_record *g = r->generation_offset ? (const void *)(image + r->generation_offset) : NULL;
+		const struct generation_record *g =
+			r->generation[0].offset ? (const void *)(image + r->generation[0].offset) : NULL;
 		out[n++] = offset_in(r);
 		if (g)
-			out[n++] = r->generation_offset;
+			out[n++] = r->generation[0].offset;
 		for (uint32_t b = 0; b < r->block_count; b++) {
 			out[n++] = r->block[b].offset;
 			if (g && g->code_block[b])
@@ -861,6 +862,7 @@ int main(void)
 	tcase_add_loop_test(t, damaged_at_random, 0, 2);
 	suite_add_tcase(suite, t);
 	t = tcase_create("refusals");
+	tcase_set_timeout(t, 120);
 	tcase_add_test(t, refused_and_left_alone);
 	tcase_add_test(t, nothing_to_open);
 	tcase_add_test(t, two_nodes);

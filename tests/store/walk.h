@@ -99,10 +99,9 @@ static inline uint64_t walk_code_bytes(const struct walk *w, const struct mpig_w
 	return (uint64_t)(l->d_k <= 64 ? 64 : l->d_k <= 128 ? 128 : 256) * bits / 8;
 }
 
-static inline void walk_block(struct walk *w, const struct walk_context *c, const struct generation_record *g, uint32_t b,
+static inline void walk_codes(struct walk *w, const struct walk_context *c, const struct generation_record *g, uint32_t b,
                               const struct block_record *block, uint32_t used)
 {
-	const uint64_t *rows = (const uint64_t *)(const void *)(block + 1);
 	const struct code_block_record *cb = NULL;
 	const uint64_t *codes = NULL;
 	if (g && g->code_block[b]) {
@@ -114,8 +113,6 @@ static inline void walk_block(struct walk *w, const struct walk_context *c, cons
 	}
 	for (uint32_t s = 0; s < c->strips; s++) {
 		const struct mpig_wire_layer *l = &c->layer[c->strip_layer[s]];
-		if (rows[s])
-			walk_mark(w, rows[s], used * walk_stride(l));
 		if (!codes || !codes[s])
 			continue;
 		uint64_t per_row = walk_code_bytes(w, l, g, s), factors = block->rows * per_row;
@@ -148,12 +145,16 @@ static inline void walk_segment(struct walk *w, const struct walk_context *c, ui
 	if (r->frames_offset)
 		walk_mark(w, r->frames_offset, 8ull * c->strips * c->max_d_k);
 	must((r->frames_offset != 0) == c->int8);
-	const struct generation_record *g = NULL;
-	if (r->generation_offset) {
+	const struct generation_record *generation[2] = {NULL, NULL};
+	for (int slot = 0; slot < 2; slot++) {
+		const struct generation_record *g;
+		if (!r->generation[slot].offset)
+			continue;
 		uint64_t bytes = sizeof *g + (sizeof(struct table_extent) + 1) * c->strips;
-		g = walk_record(w, r->generation_offset, RECORD_GENERATION, bytes);
-		walk_mark(w, r->generation_offset, bytes);
-		must(g->params_offset == c->slot->params_offset);
+		g = generation[slot] = walk_record(w, r->generation[slot].offset, RECORD_GENERATION, bytes);
+		walk_mark(w, r->generation[slot].offset, bytes);
+		must(g->params_offset == r->generation[slot].params);
+		must(r->sealed_rows || (slot == 0 && g->params_offset == c->slot->params_offset));
 		const struct table_extent *t = (const void *)(g + 1);
 		for (uint32_t s = 0; r->sealed_rows && g->table_rows && s < c->strips; s++)
 			if (t[s].offset)
@@ -169,7 +170,12 @@ static inline void walk_segment(struct walk *w, const struct walk_context *c, ui
 		uint32_t used = block->rows;
 		if (r->sealed_rows && r->sealed_rows - r->block[b].first_row < used)
 			used = r->sealed_rows - r->block[b].first_row;
-		walk_block(w, c, g, b, block, used);
+		const uint64_t *at = (const uint64_t *)(const void *)(block + 1);
+		for (uint32_t s = 0; s < c->strips; s++)
+			if (at[s])
+				walk_mark(w, at[s], used * walk_stride(&c->layer[c->strip_layer[s]]));
+		for (int slot = 0; slot < 2; slot++)
+			walk_codes(w, c, generation[slot], b, block, used);
 	}
 }
 

@@ -35,25 +35,30 @@ double median(double *x, size_t n)
 
 enum { ROOFLINE = 1, HEAD = 2, RING = 4, LAYER = 8, PROPOSALS = 16, TIMELINE = 32, MAX_COUNTS = 16 };
 
-static const char usage[] =
-	"usage: magicpig-bench [OPTIONS] [PART...]\n"
-	"Parts (all by default):\n"
-	"  roofline       what one core of this machine can read\n"
-	"  head           one KV head, one thread, the engine alone\n"
-	"  proposals      the same for every way of choosing rows\n"
-	"  ring           NOP round trips, and the idle daemon\n"
-	"  layer          one layer (8 KV heads, 32 query heads) through a daemon with 1, 2, 4, ... workers\n"
-	"  timeline       the same in the engine alone: where the workers' time goes\n"
-	"Options:\n"
-	"  --rows N       rows of a KV head (96000)\n"
-	"  --mask NAMES   CPU features to use in 'head' and 'proposals', joined by '+' (c, avx2, avx512, avx512vnni, amx); all "
-	"by default\n"
-	"  --no-paper     leave out the SimHash tables, whose build takes most of the time\n"
-	"  --workers LIST numbers of workers for 'layer', e.g. 1,4,15; default: powers of two and all but one CPU\n"
-	"  --daemon PATH  the magicpigd that 'ring' and 'layer' start privately; default $MAGICPIGD, else magicpigd beside this "
-	"program\n"
-	"  --json FILE    write the figures\n"
-	"It takes about 6 GiB of memory; use --rows for less.\n";
+static const char usage[] = "usage: magicpig-bench [OPTIONS] [PART...]\n"
+			    "Parts (all by default):\n"
+			    "  roofline       what one core of this machine can read\n"
+			    "  head           one KV head, one thread, the engine alone\n"
+			    "  proposals      the same for every way of choosing rows\n"
+			    "  ring           NOP round trips, and the idle daemon\n"
+			    "  layer          one layer (8 KV heads, 32 query heads) through a daemon "
+			    "with 1, 2, 4, ... workers\n"
+			    "  timeline       the same in the engine alone: where the workers' time "
+			    "goes\n"
+			    "Options:\n"
+			    "  --rows N       rows of a KV head (96000)\n"
+			    "  --mask NAMES   CPU features to use in 'head' and 'proposals', joined by "
+			    "'+' (c, avx2, avx512, avx512vnni, amx); all "
+			    "by default\n"
+			    "  --no-paper     leave out the SimHash tables, whose build takes most of "
+			    "the time\n"
+			    "  --workers LIST numbers of workers for 'layer', e.g. 1,4,15; default: "
+			    "powers of two and all but one CPU\n"
+			    "  --daemon PATH  the magicpigd that 'ring' and 'layer' start privately; "
+			    "default $MAGICPIGD, else magicpigd beside this "
+			    "program\n"
+			    "  --json FILE    write the figures\n"
+			    "It takes about 6 GiB of memory; use --rows for less.\n";
 
 struct options {
 	uint32_t rows, mask;
@@ -206,10 +211,11 @@ static void print_head(FILE *out, const struct results *r, int json)
 {
 	const struct head_result *h = &r->head;
 	double row_bytes = 4. * h->d, code_bytes = h->d * h->bits / 8. + 2;
-	// What a signature request must move at least: codes, noise, and each selected row once per head.
-	double least_ms = (h->rows * (code_bytes + 4) / r->roof.stream_gbs +
-	                   h->group * h->signature_rows * row_bytes / r->roof.gather_gbs) *
-	                  1e-6;
+	// What a signature request must move at least: codes, noise, and each
+	// selected row once. The scan also has its instructions.
+	double stream_ms = h->rows * (code_bytes + 4) / r->roof.stream_gbs * 1e-6, hot_ms = h->rows * h->scan_hot_ns * 1e-6;
+	double gather_ms = h->fetched_rows * row_bytes / r->roof.gather_gbs * 1e-6;
+	double attend_ms = h->signature_ms - h->pilot_ms - h->scan_ms;
 	const struct figure f[] = {
 		{"rows", "rows of the KV head", h->rows},
 		{"dense_ms", "dense bf16 pass, 4 query heads, ms", h->dense_ms},
@@ -217,7 +223,13 @@ static void print_head(FILE *out, const struct results *r, int json)
 		{"signature_ms", "signature b=2 at 1 %, ms", h->signature_ms},
 		{"pilot_ms", "  up to the thresholds", h->pilot_ms},
 		{"scan_ms", "  scan", h->scan_ms},
-		{"signature_roofline_ms", "  its bytes at stream and gather rates, ms", least_ms},
+		{"scan_ns", "    ns per row", h->scan_ms * 1e6 / h->rows},
+		{"scan_hot_ns", "    ns per row, codes in the caches", h->scan_hot_ns},
+		{"scan_share", "    of what stream or instructions allow", fmax(stream_ms, hot_ms) / h->scan_ms},
+		{"attend_ms", "  attention over the rows", attend_ms},
+		{"fetched_rows", "    rows fetched", h->fetched_rows},
+		{"attend_share", "    of the gather rate", gather_ms / attend_ms},
+		{"signature_roofline_ms", "  its bytes at stream and gather rates, ms", stream_ms + gather_ms},
 		{"signature_rows", "  rows per query head", h->signature_rows},
 		{"dense_over_signature", "  times faster than dense", h->dense_ms / h->signature_ms},
 		{"paper_ms", "paper (10,150), ms", h->paper_ms},

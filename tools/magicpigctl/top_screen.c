@@ -1,7 +1,7 @@
 // The full screen: drawn anew from one view each time, whatever size the terminal has at that moment.
 #include <curses.h>
-#include <errno.h>
 #include <inttypes.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -502,12 +502,13 @@ static void show(struct screen *s)
 		fit();
 		draw(s);
 		uint64_t now = now_ms();
-		timeout(s->held ? -1 : next > now ? (int)(next - now) : 0);
-		int key = getch();
-		look = false;
-		if (key == ERR && errno == EIO) // the terminal is gone
+		struct pollfd input = {.fd = STDIN_FILENO, .events = POLLIN};
+		int ready = poll(&input, 1, s->held ? -1 : next > now ? (int)(next - now) : 0);
+		if (ready > 0 && (input.revents & (POLLHUP | POLLERR | POLLNVAL))) // the terminal is gone
 			break;
-		stay = key == ERR || act(s, key, &look);
+		look = false;
+		for (int key = getch(); stay && key != ERR; key = getch())
+			stay = act(s, key, &look);
 		if (look) {
 			top_look(s->source, s->sort, &s->view);
 			next = now_ms() + s->delay_ms;
@@ -541,6 +542,7 @@ int top_screen(struct top_source *source, unsigned long delay_ms)
 	cbreak();
 	noecho();
 	keypad(stdscr, TRUE);
+	timeout(0); // poll waits
 	curs_set(0);
 	show(s);
 	endwin();

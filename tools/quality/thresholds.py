@@ -18,7 +18,7 @@ def checks(report: dict) -> list[tuple[str, float, float, bool]]:
     strayed = max(abs(part["z"]) for part in study["inclusion"])
     out = [
         ("dense: median error", err("dense"), 1e-3, True),
-        ("dense, int8 rows: median error", err("dense, int8 rows"), 0.004, True),
+        ("dense, int8 rows: median error", err("dense, int8 rows"), 0.003, True),
         ("rows of paper: median error over paper's", err(MATCHED) / err(REFERENCE), 0.5, True),
         ("rows of paper: p95 error over paper's", err(MATCHED, "p95") / err(REFERENCE, "p95"), 0.8, True),
         ("1 %: median error over window's", err(DEFAULT) / err("window"), 0.2, True),

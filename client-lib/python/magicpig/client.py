@@ -199,6 +199,12 @@ class Client:
         self._check(self._lib.mpig_context_verify(self._open_handle(), name.encode(), byref(raw)))
         return record(Verification, raw)
 
+    def reindex(self, name: str) -> int:
+        """Makes a new index for a context, for its rows and recent queries, while it is served; returns its signature version."""
+        raw = _lib.ReindexResult(size=ctypes.sizeof(_lib.ReindexResult))
+        self._check(self._lib.mpig_context_reindex(self._open_handle(), name.encode(), byref(raw)))
+        return int(raw.signature_version)
+
     def _disk(self, call: Callable, name: str, progress: Callable[[int, int], None] | None) -> DiskResult:
         options = _lib.DiskOptions(size=ctypes.sizeof(_lib.DiskOptions))
         if progress is not None:
