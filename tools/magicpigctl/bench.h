@@ -38,7 +38,7 @@ extern volatile sig_atomic_t bench_interrupted;
 // Measures on a context of its own, named `name`, which it drops. 0, MPIG_EAGAIN when interrupted, or a status (mpig_last_error says more;
 // of the roofline: errno). figures: to be freed, whatever is returned.
 int bench_run(mpig_client *client, const char *name, const struct bench_options *options, struct bench_figures *figures);
-// Round trips of sampled answers about the first tokens of a context of one layer, all points in turns.
+// Round trips of sampled answers about so many tokens of a context of one layer, all points in turns.
 struct bench_point {
 	uint64_t tokens;
 	double budget;

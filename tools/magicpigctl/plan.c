@@ -15,7 +15,8 @@
 #include "plan_model.h"
 #include "text.h"
 
-#define HEADROOM 1.05 // of the pool: segments that are open are not trimmed yet
+#define MEASURED 65536u // tokens of the context that is measured, if the pool has room: more than caches hold
+#define HEADROOM 1.05   // of the pool: segments that are open are not trimmed yet
 
 struct plan {
 	struct plan_shape shape;
@@ -85,9 +86,9 @@ static int measure(const struct ctl_command *self, struct plan *p)
 		return code;
 	int status = mpig_daemon_status(client, &daemon);
 	double each = layer->kv_heads * (layer_row_bytes(layer) + layer_code_bytes(layer, layer->signature_bits)) * HEADROOM;
-	uint64_t most = (uint64_t)(.8 * (double)(daemon.pool_bytes - daemon.pool_used) / each), tokens = 65536;
-	tokens = p->tokens < tokens ? p->tokens : tokens;
-	tokens = most < tokens ? most : tokens;
+	uint64_t room = (uint64_t)(.8 * (double)(daemon.pool_bytes - daemon.pool_used) / each),
+		 size = room < MEASURED ? room : MEASURED;
+	uint64_t tokens = p->tokens < size ? p->tokens : size;
 	if (!status && tokens < 8192) {
 		fprintf(stderr,
 		        "magicpigctl plan: --measure needs 8192 tokens of one layer, at least, asked for and free in the pool\n");
@@ -97,7 +98,7 @@ static int measure(const struct ctl_command *self, struct plan *p)
 	char name[64];
 	struct bench_point points[] = {{.tokens = tokens / 8, .budget = p->budget}, {.tokens = tokens, .budget = p->budget}};
 	snprintf(name, sizeof(name), "magicpigctl-plan-%d", (int)getpid());
-	status = status ? status : bench_points(client, name, layer, tokens, points, 2);
+	status = status ? status : bench_points(client, name, layer, size, points, 2);
 	if (status)
 		code = ctl_failed(self, client, NULL, status);
 	mpig_disconnect(client);
