@@ -160,7 +160,7 @@ $(B)/tests/gpu/bench_gpu $(B)/gpu/bench_gpu: $(call obj,tools/magicpig-bench/pri
 $(B)/tests/gpu/%: $(B)/obj/tests/gpu/%.o $(B)/obj/tests/gpu/fake/image.o $(GPU_OBJECTS) | $(FAKE_CUDA)
 	$(call say,LD,$@)
 	$(Q)mkdir -p $(@D)
-	$(Q)$(CC) $(ALL_LDFLAGS) -Wl,-rpath,'$$ORIGIN/fake' -o $@ $(filter %.o %.a,$^) $(TEST_LIBS) $(DAEMON_LIBS) -ldl
+	$(Q)$(CC) $(ALL_LDFLAGS) -Wl,--disable-new-dtags,-rpath,'$$ORIGIN/fake' -o $@ $(filter %.o %.a,$^) $(TEST_LIBS) $(DAEMON_LIBS) -ldl
 $(B)/gpu/%: $(B)/obj/tests/gpu/%.o $(B)/obj/cuda/image.o $(GPU_OBJECTS)
 	$(call say,LD,$@)
 	$(Q)mkdir -p $(@D)

@@ -49,7 +49,7 @@ static const struct option table[] = {
 	{"workers", "look_us", OPTION_DURATION, AT(workers.look_ns), "1ms", 0, 1e10, false,
          "How often a sleeping worker looks at a queue whose writer, a GPU, cannot wake it. 0: never."},
 	{"engine", "error_target", OPTION_SHARE, AT(engine.error_target), "0.055", 0, 1, false,
-         "Relative error of the mass that sets the rows where neither request nor layer names a share. 0: default_budget."},
+         "Deviation of the mass that rows are chosen for where neither request nor layer names a share. 0: default_budget."},
 	{"engine", "budget_floor", OPTION_SHARE, AT(engine.budget_floor), "0.005", 1e-6, 1, false,
          "Least share of rows under an error target; beyond 96K rows it falls as 1/sqrt(rows)."},
 	{"engine", "budget_cap", OPTION_SHARE, AT(engine.budget_cap), "0.08", 1e-6, 1, false,
@@ -60,6 +60,10 @@ static const struct option table[] = {
 	{"engine", "reindex_drift", OPTION_SHARE, AT(engine.reindex_drift), "0.5", 0, 100, true,
          "A context gets a new index by itself when its logits' noise has so much more variance than a new one would give, as a "
          "share of that. 0: never."},
+	{"engine", "upper_rows", OPTION_COUNT, AT(engine.upper_rows), "524288", 0, 4e9, false,
+         "Rows from which a request goes through upper layers over the signature codes; sealed segments that reach a quarter of "
+         "it "
+         "get one, 7 % more memory. 0: none do."},
 	{"engine", "cpu_mask", OPTION_NAME, AT(engine.cpu_mask), "", 0, 0, false,
          "Instruction sets allowed, e.g. c or avx2 or all. Empty: $MAGICPIG_CPU_MASK, else all."},
 	{"limits", "bytes_per_uid", OPTION_SIZE, AT(limits.bytes_per_uid), "0", 0, (double)(UINT64_C(1) << 50), true,

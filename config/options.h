@@ -53,6 +53,7 @@ struct options {
 	} workers;
 	struct {
 		float error_target, budget_floor, budget_cap, default_budget, reindex_drift;
+		uint32_t upper_rows; // 0: no upper layers
 		char cpu_mask[OPTIONS_NAME_BYTES];
 	} engine;
 	struct {

@@ -57,7 +57,6 @@ struct gpu_item {
 	struct mpig_sqe entry;
 	struct mpig_slot_header header;
 	uint64_t q, signature, scale, window_lse, out, lse; // byte offsets in the slot; 0 = absent
-	uint64_t balance;                                   // float [kv_heads][d_k]; 0 = no parameters
 	uint8_t signs[96];                                  // [3][d_pad] bits
 };
 
@@ -74,6 +73,7 @@ struct gpu_submit {
 	struct gpu_queue queue;
 	struct gpu_shape shape; // query_heads 0: nothing but entries
 	uint64_t items;         // struct gpu_item [items]
+	uint64_t balance;       // float [items][kv_heads][d_k]; those of items without parameters are not used
 	uint64_t q;
 	struct gpu_strides q_strides;
 	uint64_t window_lse;  // float [items][tokens][query_heads]
@@ -84,7 +84,7 @@ struct gpu_submit {
 
 struct gpu_sign {
 	struct gpu_shape shape;
-	uint64_t items, q;
+	uint64_t items, balance, q;
 	struct gpu_strides q_strides;
 	uint64_t signature, scale;
 	uint32_t dtype;

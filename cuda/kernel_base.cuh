@@ -33,11 +33,11 @@ DEVICE void store_relaxed(uint32_t *p, uint32_t v)
 {
 	asm volatile("st.relaxed.sys.global.u32 [%0], %1;" : : "l"(p), "r"(v) : "memory");
 }
-DEVICE uint64_t load_word(const uint64_t *p)
+// Two words, aligned to 16 bytes, each loaded once, after an acquire that covers them. Not `relaxed.sys`: such loads of one line wait for one
+// another, a round trip over the bus each.
+DEVICE void load_pair(const uint64_t *p, uint64_t *words)
 {
-	uint64_t v;
-	asm volatile("ld.relaxed.sys.global.u64 %0, [%1];" : "=l"(v) : "l"(p) : "memory");
-	return v;
+	asm volatile("ld.global.v2.u64 {%0, %1}, [%2];" : "=l"(words[0]), "=l"(words[1]) : "l"(p) : "memory");
 }
 DEVICE void store_word(uint64_t *p, uint64_t v)
 {

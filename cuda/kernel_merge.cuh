@@ -65,30 +65,32 @@ DEVICE void write_head(const struct gpu_merge *a, uint32_t number, int good, con
 // is looked at: that is a round trip over the bus less. It is read again if that completion was another request's.
 KERNEL(GPU_FUSED_BLOCK) mpig_merge_fused(ARGUMENT(gpu_merge) a)
 {
-	SHARED int ready, good;
-	struct gpu_state *s = AT(gpu_state, a.queue.state);
+	SHARED int good, again;
 	const uint32_t number = threadIdx.x / GPU_WARP;
 	struct patience patience = {0, 0};
 	struct part own, theirs;
+	struct expected e;
+	int ready = 0;
 	load_own(&a, number, &own);
 	const struct their_place place = their_place(&a, number);
 	if (threadIdx.x == 0) { // of one request that is out: others take the way below
-		uint32_t next = s->cq_next,
-			 usual = a.shape.items == 1 && !s->failed && slot_state(&a.queue, a.first_slot)->state == GPU_SLOT_OUT;
-		ready = usual ? wait_for_tail(&a.queue, next, &patience) : 0;
+		e = expect(&a.queue, a.first_slot);
+		ready = a.shape.items == 1 && e.usual ? wait_for_tail(&a.queue, e.s.cq_next, &patience) : 0;
 	}
 	block_barrier();
 	load_part(&theirs, place.out, place.lse, place.row, a.shape.d_v);
 	if (threadIdx.x == 0) {
-		int status = ready > 0 ? take_ready(&a.queue, (uint32_t)ready) : ready;
-		if (status)
-			fail(&a.queue, status, a.first_slot, slot_state(&a.queue, a.first_slot)->sequence);
-		if (!status && slot_state(&a.queue, a.first_slot)->state != GPU_SLOT_DONE)
-			ready = 0;
-		good = wait_for_all(&a.queue, a.first_slot, a.shape.items, &patience);
+		int status;
+		again = ready != 1 || !take_expected(&a.queue, &e, a.first_slot, &status);
+		if (again)
+			good = wait_for_all(&a.queue, a.first_slot, a.shape.items, &patience);
+		else
+			good = !status;
+		if (!again && status)
+			fail(&a.queue, status, a.first_slot, e.slot.sequence);
 	}
 	block_barrier();
-	if (good && ready <= 0)
+	if (good && again)
 		load_part(&theirs, place.out, place.lse, place.row, a.shape.d_v);
 	write_head(&a, number, good, &own, &theirs);
 }

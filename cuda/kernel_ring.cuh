@@ -80,37 +80,33 @@ DEVICE void publish(const struct gpu_queue *q, const struct gpu_state *s, uint32
 	store_relaxed(&h->sq_tail, s->sq_next + count);
 }
 
-// A warp's query, signed, into its slot, unless *status, which the block's first thread sets meanwhile, forbids it.
+// A warp's query, and its signature, into its slot, unless *status, which the block's first thread sets, forbids it. Everything that is
+// read is asked for before anything waits, and q is on its way over the bus while it is signed.
 DEVICE void submit_heads(const int E, const struct gpu_submit *a, struct gpu_state *state, int *status)
 {
 	const struct gpu_shape *shape = &a->shape;
 	const uint32_t number = (blockIdx.x * blockDim.x + threadIdx.x) / GPU_WARP;
 	const int mine = number < shape->items * shape->tokens * shape->query_heads;
-	struct gpu_state s = *state; // before the work, used after it
-	uint32_t busy = 0;
-	for (uint32_t i = threadIdx.x; i < shape->items; i += blockDim.x)
-		busy |= slot_state(&a->queue, a->first_slot + i)->state != GPU_SLOT_FREE;
-	if (threadIdx.x == 0)
-		*status = 0;
-	block_barrier();
-	if (busy)
-		*status = MPIG_EBUSY; // all write the same
+	struct place p = {0, 0, 0, 0};
 	struct signed_query query;
-	struct place p;
-	const struct gpu_item *item = AT(gpu_item, a->items);
+	float x[8], by[8], own_lse = 0.0f;
 	if (mine) {
 		p = place_of(shape, number);
-		item += p.item;
-		query_load(E, shape, item, p.head, a->q, stride_at(&a->q_strides, &p), a->dtype, &query);
+		query_load(E, shape->d_k, a->q, stride_at(&a->q_strides, &p), a->dtype, &query, x);
+		balance_load(E, shape, a->balance + (uint64_t)p.item * shape->kv_heads * shape->d_k * 4, p.head, by);
+		own_lse = ((const float *)a->window_lse)[number]; // of the step before; after one that failed it may be NaN
 	}
-	block_barrier();
-	if (threadIdx.x == 0) {
-		int bad = s.failed          ? s.failed
+	const struct gpu_item *item = AT(gpu_item, a->items) + p.item;
+	const uint64_t at_q = item->q, at_signature = item->signature, at_scale = item->scale, at_lse = item->window_lse;
+	const struct gpu_state s = *state;
+	if (threadIdx.x == 0)
+		*status = s.failed          ? s.failed
 		          : blockIdx.x == 0 ? wait_for_room(&a->queue, state, s.sq_next, s.known_head, shape->items)
 		                            : 0;
-		if (bad)
-			*status = bad;
-	}
+	block_barrier();
+	for (uint32_t i = threadIdx.x; i < shape->items; i += blockDim.x)
+		if (slot_state(&a->queue, a->first_slot + i)->state != GPU_SLOT_FREE)
+			*status = MPIG_EBUSY; // all write the same
 	block_barrier();
 	if (*status)
 		return;
@@ -119,15 +115,13 @@ DEVICE void submit_heads(const int E, const struct gpu_submit *a, struct gpu_sta
 	if (!mine)
 		return;
 	uint64_t slot = slot_address(&a->queue, a->first_slot + p.item);
-	raw_store(E, &query, slot + item->q + (uint64_t)p.row * shape->d_k * (a->dtype == MPIG_F32 ? 4 : 2), a->dtype,
-	          shape->d_k);
-	if (query.has)
-		signature_store(E, &query, slot + item->signature + (uint64_t)p.row * shape->d_pad,
-		                slot + item->scale + (uint64_t)p.row * 4);
-	if (item->window_lse && lane_of() == 0) {
-		float lse = ((const float *)a->window_lse)[number]; // of the step before; after one that failed it may be NaN
-		((float *)(slot + item->window_lse))[p.row] = lse != lse ? -INFINITE_FLOAT : lse;
-	}
+	raw_store(E, &query, slot + at_q + (uint64_t)p.row * shape->d_k * (a->dtype == MPIG_F32 ? 4 : 2), a->dtype, shape->d_k);
+	if (at_lse && lane_of() == 0)
+		((float *)(slot + at_lse))[p.row] = own_lse != own_lse ? -INFINITE_FLOAT : own_lse;
+	if (!at_signature)
+		return;
+	query_sign(E, shape, item, x, by, &query);
+	signature_store(E, &query, slot + at_signature + (uint64_t)p.row * shape->d_pad, slot + at_scale + (uint64_t)p.row * 4);
 }
 
 // Each warp writes one query into its slot; the block that is done last publishes them.
@@ -186,38 +180,69 @@ DEVICE int wait_for_tail(const struct gpu_queue *q, uint32_t cq_next, struct pat
 	}
 }
 
+struct completion {
+	uint64_t user_data, committed, rows_read, bytes_read, service_ns;
+	uint32_t slot;
+	int32_t status;
+};
+
+DEVICE struct completion load_completion(const uint64_t *place)
+{
+	uint64_t words[sizeof(struct mpig_cqe) / 8];
+	UNROLL
+	for (uint32_t w = 0; w < sizeof(struct mpig_cqe) / 8; w += 2)
+		load_pair(place + w, words + w);
+	struct completion c;
+	c.user_data = words[0];
+	c.status = (int32_t)(uint32_t)words[1];
+	c.slot = (uint32_t)(words[1] >> 32);
+	c.committed = words[offsetof(struct mpig_cqe, committed) / 8];
+	c.rows_read = words[offsetof(struct mpig_cqe, rows_read) / 8];
+	c.bytes_read = words[offsetof(struct mpig_cqe, bytes_read) / 8];
+	c.service_ns = words[offsetof(struct mpig_cqe, service_ns) / 8];
+	return c;
+}
+
+DEVICE void report_completion(const struct gpu_queue *q, const struct completion *c)
+{
+	struct gpu_report *r = AT(gpu_report, q->report);
+	r->answered = c->user_data;
+	r->committed = c->committed;
+	r->rows_read = c->rows_read;
+	r->bytes_read = c->bytes_read;
+	r->service_ns = c->service_ns;
+}
+
+// Places of the completion ring before `next` are the daemon's again: with the next submission, or now if half of the ring waits for
+// that. R2.
+DEVICE void give_back(const struct gpu_queue *q, uint32_t next, uint32_t published)
+{
+	struct mpig_queue_header *h = (struct mpig_queue_header *)q->region;
+	if (next - published < (q->entries + 1) / 2)
+		return;
+	store_release(&h->cq_head, next);
+	AT(gpu_state, q->state)->cq_published = next;
+}
+
 // Takes the completion at `place` over. Returns 0, or MPIG_EPROTO if it answers nothing that is out.
 DEVICE int take_completion(const struct gpu_queue *q, const uint64_t *place)
 {
-	struct mpig_cqe e;
-	uint64_t words[sizeof(e) / 8];
-	UNROLL
-	for (uint32_t w = 0; w < sizeof(e) / 8; w++)
-		words[w] = load_word(place + w);
-	uint64_t user_data = words[0];
-	int32_t status = (int32_t)(uint32_t)words[1];
-	uint32_t number = (uint32_t)(words[1] >> 32);
-	if (number >= q->slots || status > 0)
+	struct completion c = load_completion(place);
+	if (c.slot >= q->slots || c.status > 0)
 		return MPIG_EPROTO;
-	struct gpu_slot *slot = slot_state(q, number);
-	struct gpu_slot known = *slot, done = {user_data, GPU_SLOT_DONE, status};
-	if (known.state != GPU_SLOT_OUT || known.sequence != user_data)
+	struct gpu_slot *slot = slot_state(q, c.slot);
+	struct gpu_slot known = *slot, done = {c.user_data, GPU_SLOT_DONE, c.status};
+	if (known.state != GPU_SLOT_OUT || known.sequence != c.user_data)
 		return MPIG_EPROTO;
 	*slot = done;
-	struct gpu_report *r = AT(gpu_report, q->report);
-	r->answered = user_data;
-	r->committed = words[offsetof(struct mpig_cqe, committed) / 8];
-	r->rows_read = words[offsetof(struct mpig_cqe, rows_read) / 8];
-	r->bytes_read = words[offsetof(struct mpig_cqe, bytes_read) / 8];
-	r->service_ns = words[offsetof(struct mpig_cqe, service_ns) / 8];
+	report_completion(q, &c);
 	return 0;
 }
 
-// Takes `ready` completions. Their places are given back with the next submission, or now if half of the ring waits for that. R2.
+// Takes `ready` completions.
 DEVICE int take_ready(const struct gpu_queue *q, uint32_t ready)
 {
 	struct gpu_state *s = AT(gpu_state, q->state);
-	struct mpig_queue_header *h = (struct mpig_queue_header *)q->region;
 	uint32_t next = s->cq_next, published = s->cq_published;
 	int status = 0;
 	for (; ready && !status; ready--, next++) {
@@ -225,10 +250,7 @@ DEVICE int take_ready(const struct gpu_queue *q, uint32_t ready)
 		status = take_completion(q, (const uint64_t *)(q->region + at));
 	}
 	s->cq_next = next;
-	if (next - published >= (q->entries + 1) / 2) {
-		store_release(&h->cq_head, next);
-		s->cq_published = next;
-	}
+	give_back(q, next, published);
 	return status;
 }
 
@@ -248,6 +270,42 @@ DEVICE int wait_for_slot(const struct gpu_queue *q, uint32_t number, struct pati
 	return slot->status;
 }
 
+// What a wait knows of its request before the answer comes, so that nothing but the answer is read after.
+struct expected {
+	struct gpu_state s;
+	struct gpu_slot slot;
+	int usual; // nothing has failed, and the request is out
+};
+
+DEVICE struct expected expect(const struct gpu_queue *q, uint32_t number)
+{
+	struct expected e;
+	e.s = *AT(gpu_state, q->state);
+	e.slot = *slot_state(q, number);
+	e.usual = !e.s.failed && e.slot.state == GPU_SLOT_OUT;
+	return e;
+}
+
+// One completion has come, to one request that was waited for: takes it, and frees the slot. 1; or 0 if it is another's, or one that
+// makes no sense, and then nothing is done.
+DEVICE int take_expected(const struct gpu_queue *q, const struct expected *e, uint32_t number, int *status)
+{
+	struct gpu_state *s = AT(gpu_state, q->state);
+	uint32_t next = e->s.cq_next;
+	const uint64_t *place =
+		(const uint64_t *)(q->region + q->cq_offset + (next & (q->entries - 1)) * sizeof(struct mpig_cqe));
+	struct completion c = load_completion(place);
+	if (c.slot != number || c.user_data != e->slot.sequence || c.status > 0)
+		return 0;
+	struct gpu_slot free_slot = {c.user_data, GPU_SLOT_FREE, c.status};
+	*slot_state(q, number) = free_slot;
+	s->cq_next = next + 1;
+	report_completion(q, &c);
+	give_back(q, next + 1, e->s.cq_published);
+	*status = c.status;
+	return 1;
+}
+
 // Slots first, first + 1 .. Returns whether all were answered well. One thread.
 DEVICE int wait_for_all(const struct gpu_queue *q, uint32_t first, uint32_t count, struct patience *patience)
 {
@@ -261,10 +319,26 @@ DEVICE int wait_for_all(const struct gpu_queue *q, uint32_t first, uint32_t coun
 	return !AT(gpu_state, q->state)->failed;
 }
 
+// The same for one, as it usually is.
+DEVICE int wait_for_one(const struct gpu_queue *q, uint32_t number, struct patience *patience)
+{
+	const struct expected e = expect(q, number);
+	int status, ready = e.usual ? wait_for_tail(q, e.s.cq_next, patience) : 0;
+	if (ready != 1 || !take_expected(q, &e, number, &status))
+		return wait_for_all(q, number, 1, patience);
+	if (status)
+		fail(q, status, number, e.slot.sequence);
+	return !status;
+}
+
 KERNEL(GPU_WARP) mpig_wait(ARGUMENT(gpu_wait) a)
 {
 	struct patience patience = {0, 0};
-	if (threadIdx.x == 0)
+	if (threadIdx.x)
+		return;
+	if (a.slots == 1)
+		wait_for_one(&a.queue, a.first_slot, &patience);
+	else
 		wait_for_all(&a.queue, a.first_slot, a.slots, &patience);
 }
 
@@ -295,7 +369,7 @@ KERNEL(GPU_WARP) mpig_rounds(ARGUMENT(gpu_rounds) a)
 			store_word((uint64_t *)entry + w,
 			           w == offsetof(struct mpig_sqe, user_data) / 8 ? s.sequence : ((const uint64_t *)a.item)[w]);
 		publish(&a.queue, &s, a.slot, 1);
-		wait_for_all(&a.queue, a.slot, 1, &patience);
+		wait_for_one(&a.queue, a.slot, &patience);
 		cycles[n] = clock_cycles() - before;
 	}
 	cycles[a.count] = clock_cycles() - begin;

@@ -7,7 +7,6 @@
 struct signed_query {            // a lane's part of a query, as it is and as its signature
 	uint64_t raw[4], packed; // raw: E elements of two or four bytes
 	float scale;
-	int has; // a signature
 };
 
 // One query by one warp; lane l holds elements E l .. E l + E - 1, E = d_pad / 32. The butterflies at distances below E are inside a lane,
@@ -70,13 +69,18 @@ DEVICE float half_value(uint16_t b, uint32_t dtype)
 }
 
 // A lane's E elements of two bytes, from an address that is a multiple of 2 E, by the widest loads there are.
-DEVICE void load_halves(const int E, uint64_t from, uint32_t dtype, uint64_t *words, float *x)
+DEVICE void load_words(const int E, uint64_t from, uint64_t *words)
 {
 	if (E == 2)
 		words[0] = *(const uint32_t *)from;
 	UNROLL
 	for (int w = 0; w < E / 4; w++)
 		words[w] = ((const uint64_t *)from)[w];
+}
+
+DEVICE void load_halves(const int E, uint64_t from, uint32_t dtype, uint64_t *words, float *x)
+{
+	load_words(E, from, words);
 	UNROLL
 	for (int e = 0; e < E; e++)
 		x[e] = half_value((uint16_t)(words[e / 4] >> 16 * (e % 4)), dtype);
@@ -100,41 +104,47 @@ DEVICE int wide(const int E, uint64_t base, int64_t at, uint32_t dtype, uint32_t
 	       (base + (uint64_t)at * 2) % (2 * E) == 0;
 }
 
-// Loads the query, and signs it if the item has parameters.
-DEVICE void query_load(const int E, const struct gpu_shape *shape, const struct gpu_item *item, uint32_t head, uint64_t q,
-                       int64_t at, uint32_t dtype, struct signed_query *s)
+// Loads a query: raw elements into *s, their values into x.
+DEVICE void query_load(const int E, uint32_t d, uint64_t q, int64_t at, uint32_t dtype, struct signed_query *s, float *x)
 {
-	const uint32_t first = lane_of() * (uint32_t)E, d = shape->d_k;
-	float x[8], a[8];
+	const uint32_t first = lane_of() * (uint32_t)E;
 	if (wide(E, q, at, dtype, d)) {
 		load_halves(E, q + (uint64_t)(at + first) * 2, dtype, s->raw, x);
-	} else {
-		UNROLL
-		for (int e = 0; e < 4; e++)
-			s->raw[e] = 0;
-		UNROLL
-		for (int e = 0; e < E; e++) {
-			uint64_t at_e = (uint64_t)(at + first + e), bits = 0;
-			if (first + e < d)
-				bits = dtype == MPIG_F32 ? ((const uint32_t *)q)[at_e] : ((const uint16_t *)q)[at_e];
-			x[e] = dtype == MPIG_F32 ? bits_float((int)(uint32_t)bits) : half_value((uint16_t)bits, dtype);
-			if (dtype == MPIG_F32)
-				s->raw[e / 2] |= bits << 32 * (e % 2);
-			else
-				s->raw[e / 4] |= bits << 16 * (e % 4);
-		}
-	}
-	s->has = item->balance != 0;
-	if (!s->has)
 		return;
-	const float *balance = (const float *)item->balance + head / (shape->query_heads / shape->kv_heads) * d;
-	if (d == GPU_WARP * (uint32_t)E) { // aligned: d is a multiple of 64
-		load_floats(E, balance + first, a);
-	} else {
-		UNROLL
-		for (int e = 0; e < E; e++)
-			a[e] = first + e < d ? balance[first + e] : 1.0f;
 	}
+	UNROLL
+	for (int e = 0; e < 4; e++)
+		s->raw[e] = 0;
+	UNROLL
+	for (int e = 0; e < E; e++) {
+		uint64_t at_e = (uint64_t)(at + first + e), bits = 0;
+		if (first + e < d)
+			bits = dtype == MPIG_F32 ? ((const uint32_t *)q)[at_e] : ((const uint16_t *)q)[at_e];
+		x[e] = dtype == MPIG_F32 ? bits_float((int)(uint32_t)bits) : half_value((uint16_t)bits, dtype);
+		if (dtype == MPIG_F32)
+			s->raw[e / 2] |= bits << 32 * (e % 2);
+		else
+			s->raw[e / 4] |= bits << 16 * (e % 4);
+	}
+}
+
+// What the elements are divided by: `balance` is that of the item, float [kv_heads][d_k].
+DEVICE void balance_load(const int E, const struct gpu_shape *shape, uint64_t balance, uint32_t head, float *a)
+{
+	const uint32_t first = lane_of() * (uint32_t)E, d = shape->d_k;
+	const float *from = (const float *)balance + head / (shape->query_heads / shape->kv_heads) * d;
+	if (d == GPU_WARP * (uint32_t)E) { // aligned: d is a multiple of 64
+		load_floats(E, from + first, a);
+		return;
+	}
+	UNROLL
+	for (int e = 0; e < E; e++)
+		a[e] = first + e < d ? from[first + e] : 1.0f;
+}
+
+DEVICE void query_sign(const int E, const struct gpu_shape *shape, const struct gpu_item *item, float *x, const float *a,
+                       struct signed_query *s)
+{
 	UNROLL
 	for (int e = 0; e < E; e++)
 		x[e] = x[e] / a[e];
@@ -202,7 +212,10 @@ DEVICE void sign_head(const int E, const struct gpu_sign *a, uint32_t number)
 {
 	struct signed_query s;
 	struct place p = place_of(&a->shape, number);
-	query_load(E, &a->shape, AT(gpu_item, a->items) + p.item, p.head, a->q, stride_at(&a->q_strides, &p), a->dtype, &s);
+	float x[8], by[8];
+	query_load(E, a->shape.d_k, a->q, stride_at(&a->q_strides, &p), a->dtype, &s, x);
+	balance_load(E, &a->shape, a->balance + (uint64_t)p.item * a->shape.kv_heads * a->shape.d_k * 4, p.head, by);
+	query_sign(E, &a->shape, AT(gpu_item, a->items) + p.item, x, by, &s);
 	signature_store(E, &s, a->signature + (uint64_t)number * a->shape.d_pad, a->scale + (uint64_t)number * 4);
 }
 

@@ -40,18 +40,44 @@ DEVICE float larger(float a, float b)
 #define ROWS_AT_ONCE 4u // of a warp: their loads are in flight together
 #define WINDOW_WARPS (GPU_WINDOW_THREADS / GPU_WARP)
 
-// A lane's elements E l .. E l + E - 1 of a row.
+// A lane's elements E l .. E l + E - 1 of a row, with no more alignment than an element's.
 DEVICE void load_row(const int E, uint64_t base, int64_t at, uint32_t dtype, uint32_t d, float *x)
 {
 	const uint32_t first = lane_of() * (uint32_t)E;
-	uint64_t words[2];
-	if (wide(E, base, at, dtype, d)) {
-		load_halves(E, base + (uint64_t)(at + first) * 2, dtype, words, x);
-		return;
-	}
 	UNROLL
 	for (int e = 0; e < E; e++)
 		x[e] = first + e < d ? element(base, at + first + e, dtype) : 0.0f;
+}
+
+// Those of some rows of K and V. WIDE: they lie as load_halves wants them; then all loads are made before one is waited for.
+DEVICE void load_rows(const int E, const int WIDE, const struct gpu_window *a, const int64_t *at, float (*k)[8], float (*v)[8])
+{
+	uint64_t words[ROWS_AT_ONCE][2][2];
+	const uint32_t first = lane_of() * (uint32_t)E;
+	UNROLL
+	for (uint32_t j = 0; j < ROWS_AT_ONCE; j++) {
+		if (!WIDE) {
+			load_row(E, a->k, at[j], a->kv_dtype, a->shape.d_k, k[j]);
+			load_row(E, a->v, at[j], a->kv_dtype, a->shape.d_k, v[j]);
+			continue;
+		}
+		load_words(E, a->k + (uint64_t)(at[j] + first) * 2, words[j][0]);
+		load_words(E, a->v + (uint64_t)(at[j] + first) * 2, words[j][1]);
+	}
+	UNROLL
+	for (uint32_t j = 0; WIDE && j < ROWS_AT_ONCE; j++)
+		UNROLL
+	for (int e = 0; e < E; e++) {
+		k[j][e] = half_value((uint16_t)(words[j][0][e / 4] >> 16 * (e % 4)), a->kv_dtype);
+		v[j][e] = half_value((uint16_t)(words[j][1][e / 4] >> 16 * (e % 4)), a->kv_dtype);
+	}
+}
+
+DEVICE int rows_are_wide(const int E, const struct gpu_window *a)
+{
+	int64_t strides = a->kv_item | a->kv_page | a->kv_row | a->kv_head;
+	return a->kv_dtype != MPIG_F32 && a->shape.d_k == GPU_WARP * (uint32_t)E && (a->k | a->v) % (2 * E) == 0 &&
+	       strides % E == 0;
 }
 
 struct window_shared {
@@ -65,7 +91,7 @@ DEVICE uint32_t row_number(const struct rows *r, uint32_t n)
 }
 
 // Heads p->head .. + heads - 1 of KV head g over the rows of a piece: each warp a running softmax over every fourth batch of rows.
-DEVICE void piece_warp(const int E, const struct gpu_window *a, const struct place *p, uint32_t g, uint32_t heads,
+DEVICE void piece_warp(const int E, const int WIDE, const struct gpu_window *a, const struct place *p, uint32_t g, uint32_t heads,
                        const struct rows *r, uint32_t piece, struct window_shared *shared)
 {
 	const uint32_t warp = threadIdx.x / GPU_WARP, lane = lane_of(), d = a->shape.d_k;
@@ -88,12 +114,11 @@ DEVICE void piece_warp(const int E, const struct gpu_window *a, const struct pla
 		uint32_t end = first + part < r->count ? first + part : r->count;
 		for (uint32_t n = first; n < end; n += ROWS_AT_ONCE) {
 			float k[ROWS_AT_ONCE][8], v[ROWS_AT_ONCE][8], s[GPU_HEADS_AT_ONCE][ROWS_AT_ONCE];
+			int64_t at[ROWS_AT_ONCE];
 			UNROLL
-			for (uint32_t j = 0; j < ROWS_AT_ONCE; j++) {
-				int64_t at = row_at(a, p->item, g, row_number(r, n + j < end ? n + j : end - 1));
-				load_row(E, a->k, at, a->kv_dtype, d, k[j]);
-				load_row(E, a->v, at, a->kv_dtype, d, v[j]);
-			}
+			for (uint32_t j = 0; j < ROWS_AT_ONCE; j++)
+				at[j] = row_at(a, p->item, g, row_number(r, n + j < end ? n + j : end - 1));
+			load_rows(E, WIDE, a, at, k, v);
 			UNROLL
 			for (uint32_t i = 0; i < GPU_HEADS_AT_ONCE; i++) {
 				float top = most[i];
@@ -180,14 +205,16 @@ DEVICE void piece_heads(const struct gpu_window *a, const struct place *p, uint3
                         uint32_t piece, struct window_shared *shared)
 {
 	const uint32_t warp = threadIdx.x / GPU_WARP, d = a->shape.d_k;
+#define PIECE(E, WIDE) piece_warp(E, WIDE, a, p, g, heads, r, piece, shared)
 	if (d <= 64)
-		piece_warp(2, a, p, g, heads, r, piece, shared);
+		rows_are_wide(2, a) ? PIECE(2, 1) : PIECE(2, 0);
 	else if (d <= 96)
-		piece_warp(3, a, p, g, heads, r, piece, shared);
+		PIECE(3, 0);
 	else if (d <= 128)
-		piece_warp(4, a, p, g, heads, r, piece, shared);
+		rows_are_wide(4, a) ? PIECE(4, 1) : PIECE(4, 0);
 	else
-		piece_warp(8, a, p, g, heads, r, piece, shared);
+		rows_are_wide(8, a) ? PIECE(8, 1) : PIECE(8, 0);
+#undef PIECE
 	block_barrier();
 	if (warp < heads) { // warp i joins what the warps have of head i
 		uint64_t number = ((uint64_t)p->item * a->shape.tokens + p->token) * a->shape.query_heads + p->head + warp;

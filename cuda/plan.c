@@ -149,7 +149,6 @@ static int item_make(const struct mpig_cuda_plan *p, uint32_t i, float *balance)
 	item_begin(p, i, MPIG_HAS_WINDOW_LSE | (has ? MPIG_HAS_SIGNATURE : 0u));
 	if (has) {
 		p->items[i].header.signature_version = g.version;
-		p->items[i].balance = p->balance + i * floats * sizeof(float);
 		memcpy(p->items[i].signs, g.signs, sizeof(g.signs));
 	}
 	return MPIG_OK;

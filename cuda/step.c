@@ -50,6 +50,7 @@ int mpig_cuda_submit(mpig_cuda_plan *p, mpig_cuda_stream stream, const struct mp
 	struct gpu_submit a = {.queue = p->gpu->args,
 	                       .shape = p->shape,
 	                       .items = p->device_items,
+	                       .balance = p->balance,
 	                       .q = s.q,
 	                       .q_strides = strides(s.q_context, s.q_token, s.q_head, &p->shape, p->shape.d_k),
 	                       .window_lse = p->own_lse,
@@ -168,12 +169,13 @@ int mpig_cuda_sign(mpig_cuda_plan *p, mpig_cuda_stream stream, const struct mpig
 	if (!signature || signature % 8 || !scale || scale % 4)
 		return cuda_error_set(MPIG_EINVAL, "signature and scale must be aligned device addresses");
 	for (uint32_t i = 0; i < p->shape.items; i++)
-		if (!p->items[i].balance)
+		if (!p->items[i].signature)
 			return cuda_error_set(MPIG_EAGAIN,
 			                      "'%s' has no signature parameters yet: refresh the plan after a commit that seals",
 			                      mpig_context_name(p->spec.context[i]));
 	struct gpu_sign a = {.shape = p->shape,
 	                     .items = p->device_items,
+	                     .balance = p->balance,
 	                     .q = s.q,
 	                     .q_strides = strides(s.q_context, s.q_token, s.q_head, &p->shape, p->shape.d_k),
 	                     .signature = signature,

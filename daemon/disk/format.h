@@ -13,7 +13,7 @@
 #define DISK_MANIFEST_MAX (UINT64_C(64) << 20)
 #define DISK_SECTIONS_MAX (UINT64_C(1) << 24)
 
-enum disk_flags { DISK_SEALED = 1, DISK_INDEXED = 2, DISK_TABLES = 4, DISK_FLAGS = 7 };
+enum disk_flags { DISK_SEALED = 1, DISK_INDEXED = 2, DISK_TABLES = 4, DISK_UPPER = 8, DISK_FLAGS = 15 };
 
 struct disk_segment_header { // the first page of a segment file
 	uint64_t magic;

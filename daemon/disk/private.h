@@ -68,13 +68,15 @@ void segment_file_close(struct segment_file *file);
 
 static inline uint32_t segment_flags(const struct image_segment *seg)
 {
-	return (seg->sealed ? DISK_SEALED : 0) | (seg->indexed ? DISK_INDEXED : 0) | (seg->has_tables ? DISK_TABLES : 0);
+	return (seg->sealed ? DISK_SEALED : 0) | (seg->indexed ? DISK_INDEXED : 0) | (seg->has_tables ? DISK_TABLES : 0) |
+	       (seg->has_upper ? DISK_UPPER : 0);
 }
 static inline void segment_take_flags(struct image_segment *seg, uint32_t flags)
 {
 	seg->sealed = flags & DISK_SEALED;
 	seg->indexed = flags & DISK_INDEXED;
 	seg->has_tables = flags & DISK_TABLES;
+	seg->has_upper = flags & DISK_UPPER;
 }
 static inline struct disk_block block_to_disk(const struct image_block *b)
 {

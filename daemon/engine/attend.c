@@ -254,6 +254,8 @@ int attend_plan(struct job *j, struct engine_scratch *scratch)
 		a->deviations = verify_deviations((double)a->delta);
 		a->seed = verify_seed(a->seed);
 	}
+	a->upper = a->how == &signature_proposal && a->view.upper_count && j->engine->upper_rows &&
+	           end - begin >= j->engine->upper_rows;
 	j->ops = &a->how->ops; // from here on attend_release undoes everything
 	if ((status = lay_out(j)))
 		return status;

@@ -92,7 +92,13 @@ static int seal_finish(struct job *j, struct engine_scratch *s)
 	return status;
 }
 
-static const struct job_ops seal_ops = {.main = seal_unit, .finish = seal_finish, .release = give_up};
+static int seal_close(struct job *j, uint32_t strip, struct engine_scratch *s)
+{
+	struct commit *c = &j->commit;
+	return c->fitting ? 0 : indexing_close(j, &c->indexing, &c->plan, strip, s);
+}
+
+static const struct job_ops seal_ops = {.main = seal_unit, .close = seal_close, .finish = seal_finish, .release = give_up};
 
 int commit_plan(struct job *j)
 {

@@ -22,6 +22,8 @@ int engine_create(const struct engine_options *options, struct engine **engine)
 	e->default_budget = options->default_budget > 0 ? options->default_budget : .01f;
 	e->workers = options->workers > 1 ? options->workers : 1;
 	e->trace = options->trace;
+	e->upper_rows = options->upper_rows;
+	e->upper_most = options->upper_most > 0 ? options->upper_most : .5f;
 	e->noise = noise_table();
 	e->hashes = hash_cache_create();
 	if (!e->noise || !e->hashes) {

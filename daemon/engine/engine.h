@@ -34,6 +34,8 @@ struct engine_options {
 	float default_budget;             // share of rows where there is no error target; 0 = .01
 	uint32_t workers;                 // threads that will run jobs: how finely some work is cut, never what comes out; 0 = 1
 	const struct engine_trace *trace; // borrowed; NULL: nobody looks
+	uint64_t upper_rows;              // ranges of so many rows go through upper layers, where there are some; 0: none do
+	float upper_most;                 // share of a segment's groups beyond which all its rows are scanned instead; 0 = .5
 };
 int engine_create(const struct engine_options *options, struct engine **engine); // builds the noise table
 void engine_destroy(struct engine *engine);
@@ -41,6 +43,7 @@ uint64_t engine_table_bytes(const struct layer *layer, uint32_t rows); // of Sim
 // Of what comes from a file that anybody may have written: no NaN or infinity; no row id outside.
 bool engine_rows_good(const struct layer *layer, const uint8_t *rows, uint32_t n, const float *frame);
 bool engine_table_good(const struct layer *layer, const void *table, uint32_t rows);
+bool engine_upper_good(const struct layer *layer, uint32_t bits, const void *upper, uint32_t rows);
 
 // Scratch of one thread. Grows on demand; MPIG_ENOMEM fails the job, not the daemon.
 struct engine_scratch;

@@ -1,6 +1,12 @@
 // What the engine must be able to rely on in a context that it did not build: see engine.h.
 #include "daemon/engine/engine.h"
 #include "daemon/index/index.h"
+#include "daemon/index/upper.h"
+
+bool engine_upper_good(const struct layer *layer, uint32_t bits, const void *upper, uint32_t rows)
+{
+	return upper_good(layer->d_pad, bits, upper, rows);
+}
 
 bool engine_table_good(const struct layer *layer, const void *table, uint32_t rows)
 {

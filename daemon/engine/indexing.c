@@ -5,6 +5,8 @@
 #include <string.h>
 
 #include "daemon/engine/recent.h"
+#include "daemon/index/upper.h"
+#include "daemon/store/format.h"
 
 enum { ENCODE_ROWS = 4096 }; // rows of one unit
 
@@ -166,6 +168,31 @@ int indexing_unit(struct job *j, const struct indexing *x, struct seal_plan *pla
 {
 	return unit + 1 < indexing_units(plan) ? encode_chunk(j, x, plan, strip, unit * ENCODE_ROWS, s)
 	                                       : build_table(j, x, plan, strip, s);
+}
+
+// ---- upper layers ----------------------------------------------------------------------------------------------------
+
+// Once all rows of the strip have codes: the upper layer over them.
+int indexing_close(struct job *j, const struct indexing *x, struct seal_plan *plan, uint32_t strip, struct engine_scratch *s)
+{
+	const struct layer *layer = x->layer_of[strip];
+	void *memory = plan->needs_upper ? plan->upper(plan, strip) : NULL;
+	if (!memory)
+		return 0;
+	uint32_t count = 0, most = plan->rows / BLOCK_MIN_ROWS + 1;
+	size_t scratch_bytes = (upper_scratch_bytes(layer->d_pad, plan->rows) + 63) & ~(size_t)63;
+	uint8_t *scratch = scratch_get(s, scratch_bytes + most * sizeof(struct sig_run));
+	if (!scratch)
+		return job_fail(j, MPIG_ENOMEM, "no memory for the upper layer of %u rows", plan->rows);
+	struct sig_run *runs = (struct sig_run *)(void *)(scratch + scratch_bytes);
+	for (uint32_t row = 0, n; row < plan->rows; row += n) {
+		uint32_t block_row;
+		uint16_t *factors;
+		const uint8_t *codes = plan->codes(plan, strip, row, &factors, &block_row, &n);
+		runs[count++] = (struct sig_run){codes, factors, n};
+	}
+	upper_build(j->engine->kernels, layer->d_pad, plan->bits(plan)[strip], runs, plan->rows, memory, scratch);
+	return 0;
 }
 
 // ---- what all of it needs --------------------------------------------------------------------------------------------

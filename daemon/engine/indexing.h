@@ -11,6 +11,8 @@ int indexing_fit(struct job *j, const struct indexing *x, struct seal_plan *plan
 uint32_t indexing_units(const struct seal_plan *plan);
 int indexing_unit(struct job *j, const struct indexing *x, struct seal_plan *plan, uint32_t strip, uint32_t unit,
                   struct engine_scratch *s);
+// When the units of the second kind are done.
+int indexing_close(struct job *j, const struct indexing *x, struct seal_plan *plan, uint32_t strip, struct engine_scratch *s);
 // Between them, when all strips are fitted: the widths that are automatic, into bits [strips].
 void indexing_widths(const struct job *j, const struct indexing *x, uint8_t *bits);
 

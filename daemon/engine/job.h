@@ -18,6 +18,7 @@
 #include "daemon/index/index.h"
 
 struct hash_set;
+struct upper_query;
 struct proposal;
 
 struct engine {
@@ -26,6 +27,8 @@ struct engine {
 	const float *noise;
 	float error_target, budget_floor, budget_cap, default_budget;
 	uint32_t workers;
+	uint64_t upper_rows;
+	float upper_most;
 	struct hash_cache *hashes;
 	struct memory memory; // of jobs
 	const struct engine_trace *trace;
@@ -79,9 +82,12 @@ struct attend {
 	int8_t *signature;     // [kv_heads][queries][d_pad]
 	struct sig_query *sig; // [kv_heads][queries]
 	bool client_signature;
-	uint32_t pilots;  // pilots of one token of a KV head, each for a part of its query heads
-	uint64_t *turn;   // [kv_heads] of heads_turn; UINT64_MAX: nobody looks
-	uint16_t *bucket; // tables: [kv_heads][queries][L]
+	uint32_t pilots;                 // pilots of one token of a KV head, each for a part of its query heads
+	uint64_t *turn;                  // [kv_heads] of heads_turn; UINT64_MAX: nobody looks
+	bool upper;                      // through upper layers where there are some
+	uint32_t *unit_span;             // ... [main units] a unit's first span
+	struct upper_query *upper_query; // ... [kv_heads][queries]
+	uint16_t *bucket;                // tables: [kv_heads][queries][L]
 	struct hash_set *hashes;
 	float *score;     // ranked: [kv_heads][queries][rows]
 	struct cut *cut;  // ... [kv_heads][queries] its rows of large scores

@@ -7,6 +7,7 @@
 #include "daemon/base/rng.h"
 #include "daemon/engine/asked.h"
 #include "daemon/engine/heads.h"
+#include "daemon/engine/upper.h"
 
 enum {
 	PILOT_RUN = 64,     // rows of one stretch of the pilot
@@ -325,6 +326,8 @@ int signature_pre(struct job *j, uint32_t g, uint32_t unit, struct engine_scratc
 	uint32_t first = unit / a->pilots * a->group_heads, part = unit % a->pilots;
 	uint32_t r0 = first + a->group_heads * part / a->pilots, end = first + a->group_heads * (part + 1) / a->pilots;
 	sign_queries(j, g, r0, end);
+	if (a->upper)
+		upper_prepare(j, g, r0, end);
 	uint64_t rows = indexed_rows(a, g, r0);
 	uint32_t stride = pilot_stride(indexed_rows(a, g, a->queries - 1)), n = 0;
 	size_t most = (size_t)(rows / stride + (uint64_t)PILOT_RUN * (a->view.span_count + 1));

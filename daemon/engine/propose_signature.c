@@ -7,7 +7,7 @@
 #include "daemon/engine/heads.h"
 #include "daemon/engine/pilot.h"
 #include "daemon/engine/ratio.h"
-#include "daemon/engine/selection.h"
+#include "daemon/engine/upper.h"
 
 // The scan of one span for up to SIG_MAX_HEADS queries of one token: rows with estimate + noise > tau.
 static void scan_span(struct job *j, uint32_t g, uint32_t r0, uint32_t heads, const struct span *span, uint32_t visible,
@@ -42,22 +42,94 @@ static void scan_span(struct job *j, uint32_t g, uint32_t r0, uint32_t heads, co
 	}
 }
 
+// What a unit works with: hits of a scan, arrays for attention, and where its spans' partial results are put before they are merged.
+struct unit_memory {
+	struct sig_hits hits[SIG_MAX_HEADS];
+	float *scratch; // 3 x BLOCK_MAX_ROWS for attn_selected, 1 x for estimates
+	struct attn_partial *partial;
+	void *upper;
+};
+
+static int unit_memory(struct job *j, struct engine_scratch *s, struct unit_memory *m)
+{
+	const struct attend *a = &j->attend;
+	const uint32_t most = BLOCK_MAX_ROWS, batch = signature_batch(a);
+	size_t scan = most * (batch * 8 + 16), upper = a->upper ? upper_scratch(a) : 0;
+	uint8_t *memory = scratch_get(s, scan + a->partial_bytes + upper);
+	if (!memory)
+		return job_fail(j, MPIG_ENOMEM, "no memory for a scan");
+	for (uint32_t i = 0; i < batch; i++)
+		m->hits[i] =
+			(struct sig_hits){.row = (uint32_t *)memory + i * most, .estimate = (float *)memory + (batch + i) * most};
+	m->scratch = (float *)memory + 2 * batch * most;
+	m->partial = (struct attn_partial *)(memory + scan);
+	m->upper = memory + scan + a->partial_bytes;
+	return 0;
+}
+
+// Scans a span for some queries of one token and attends what it found. merge: into partials that are there already.
+static void signature_span(struct job *j, uint32_t g, uint32_t unit, uint32_t r0, uint32_t heads, const struct span *span,
+                           struct unit_memory *m, bool merge, struct row_set *set)
+{
+	struct attend *a = &j->attend;
+	uint32_t visible = attend_visible(a, r0, span->first, span->n);
+	for (uint32_t i = 0; i < heads; i++)
+		m->hits[i].n = 0;
+	if (visible)
+		scan_span(j, g, r0, heads, span, visible, m->hits, m->scratch + 3 * BLOCK_MAX_ROWS);
+	for (uint32_t i = 0; i < heads; i++) {
+		struct sig_hits *hits = &m->hits[i];
+		float tau = signature_query(a, g, r0 + i)->tau, *neg_log_pi = hits->estimate;
+		for (uint32_t n = 0; n < hits->n; n++)
+			neg_log_pi[n] = fmaxf(0, tau - hits->estimate[n]);
+		struct heavy *heavy = a->delta > 0 ? attend_heavy(a, g, unit, r0 + i) : NULL;
+		if (heavy && !a->measuring)
+			hits->n = heavy_force(heavy, hits->row, neg_log_pi, hits->n);
+		row_set_add(set, hits->row, hits->n);
+		struct selection sel = {.base = span->rows - (size_t)span->block_row * a->layer->rows.stride,
+		                        .first = span->first - span->block_row,
+		                        .frame = span->frame,
+		                        .index = hits->row,
+		                        .neg_log_pi = neg_log_pi,
+		                        .n = hits->n};
+		struct attn_partial *p = attend_partial(a, g, unit, r0 + i), *to = merge ? m->partial : p;
+		attend_selection(j, g, r0 + i, &sel, to, m->scratch);
+		if (heavy && a->measuring)
+			heavy_note(heavy, sel.index, neg_log_pi, m->scratch, to->m > -INFINITY ? sel.n : 0, to->m - tau);
+		if (merge)
+			attn_partial_merge(p, to, a->layer->shape.d_v);
+	}
+}
+
+// All spans of a segment that has an upper layer, which this batch of queries is too wide for.
+static void signature_segment(struct job *j, uint32_t g, uint32_t unit, uint32_t r0, uint32_t heads, uint32_t begin, uint32_t end,
+                              struct unit_memory *m)
+{
+	struct attend *a = &j->attend;
+	for (uint32_t i = 0; i < heads; i++)
+		attn_partial_clear(attend_partial(a, g, unit, r0 + i), a->layer->shape.d_v);
+	for (uint32_t s = begin; s < end; s++) {
+		const struct span *span = &a->view.strip[g].spans[s];
+		struct row_set set = {0};
+		signature_span(j, g, unit, r0, heads, span, m, true, &set);
+		uint64_t rows = row_set_count(&set), scanned = attend_visible(a, r0, span->first, span->n);
+		attend_count(a, rows, rows * a->layer->rows.stride + scanned * attend_code_bytes(a, g));
+	}
+}
+
 static int signature_main(struct job *j, uint32_t g, uint32_t unit, struct engine_scratch *s)
 {
 	struct attend *a = &j->attend;
-	const struct span *span = &a->view.strip[g].spans[unit];
+	uint32_t begin, end;
+	bool upper = upper_unit_spans(a, unit, &begin, &end);
+	const struct span *span = &a->view.strip[g].spans[begin];
 	if (!span->codes) // exact: verified answers have it from the first sample
 		return a->delta > 0 && !a->measuring ? 0 : attend_span(j, g, unit, span, s);
-	const uint32_t most = BLOCK_MAX_ROWS;
 	const uint32_t batch = signature_batch(a);
-	uint8_t *memory = scratch_get(s, most * (batch * 8 + 16));
-	if (!memory)
-		return job_fail(j, MPIG_ENOMEM, "no memory for a scan");
-	struct sig_hits hits[SIG_MAX_HEADS];
-	for (uint32_t i = 0; i < batch; i++)
-		hits[i] =
-			(struct sig_hits){.row = (uint32_t *)memory + i * most, .estimate = (float *)memory + (batch + i) * most};
-	float *scratch = (float *)memory + 2 * batch * most; // 3 x most for attn_selected, 1 x for estimates
+	struct unit_memory memory;
+	int status = unit_memory(j, s, &memory);
+	if (status)
+		return status;
 	struct row_set set = {0};
 	uint32_t scanned = 0;
 	for (uint32_t t = 0; t < a->tokens; t++) {
@@ -66,35 +138,22 @@ static int signature_main(struct job *j, uint32_t g, uint32_t unit, struct engin
 		for (uint32_t i0 = 0; i0 < a->group_heads; i0 += batch) {
 			uint32_t r0 = t * a->group_heads + i0;
 			uint32_t heads = a->group_heads - i0 < batch ? a->group_heads - i0 : batch;
-			for (uint32_t i = 0; i < heads; i++)
-				hits[i].n = 0;
-			if (visible)
-				scan_span(j, g, r0, heads, span, visible, hits, scratch + 3 * most);
-			for (uint32_t i = 0; i < heads; i++) {
-				float tau = signature_query(a, g, r0 + i)->tau, *neg_log_pi = hits[i].estimate;
-				for (uint32_t n = 0; n < hits[i].n; n++)
-					neg_log_pi[n] = fmaxf(0, tau - hits[i].estimate[n]);
-				struct heavy *heavy = a->delta > 0 ? attend_heavy(a, g, unit, r0 + i) : NULL;
-				if (heavy && !a->measuring)
-					hits[i].n = heavy_force(heavy, hits[i].row, neg_log_pi, hits[i].n);
-				row_set_add(&set, hits[i].row, hits[i].n);
-				struct selection sel = {.base = span->rows - (size_t)span->block_row * a->layer->rows.stride,
-				                        .first = span->first - span->block_row,
-				                        .frame = span->frame,
-				                        .index = hits[i].row,
-				                        .neg_log_pi = neg_log_pi,
-				                        .n = hits[i].n};
-				struct attn_partial *p = attend_partial(a, g, unit, r0 + i);
-				attend_selection(j, g, r0 + i, &sel, p, scratch);
-				if (heavy && a->measuring)
-					heavy_note(heavy, sel.index, neg_log_pi, scratch, p->m > -INFINITY ? sel.n : 0,
-					           p->m - tau);
-			}
+			if (!upper)
+				signature_span(j, g, unit, r0, heads, span, &memory, false, &set);
+			else if (!upper_attend(j, g, unit, r0, heads, memory.upper))
+				signature_segment(j, g, unit, r0, heads, begin, end, &memory);
 		}
 	}
+	if (upper)
+		return 0; // counted there
 	uint64_t rows = row_set_count(&set);
 	attend_count(a, rows, rows * a->layer->rows.stride + scanned * attend_code_bytes(a, g));
 	return 0;
+}
+
+static uint32_t signature_units(const struct attend *a)
+{
+	return a->upper ? upper_units(a, NULL) : a->view.span_count;
 }
 
 int signature_check(struct job *j, const struct layer *layer)
@@ -113,6 +172,10 @@ void signature_carve(struct job *j, struct carve *c)
 	a->signature = carve(c, all, a->layer->d_pad);
 	a->sig = carve(c, all, sizeof(struct sig_query));
 	a->turn = carve(c, s->kv_heads, sizeof(uint64_t));
+	if (a->upper) {
+		a->unit_span = carve(c, a->main_units, sizeof(*a->unit_span));
+		a->upper_query = carve(c, all, sizeof(*a->upper_query));
+	}
 	if (a->error_target > 0 && !(a->delta > 0)) {
 		a->ratio = carve(c, s->kv_heads, sizeof(float));
 		a->predicted = carve(c, all, sizeof(float));
@@ -129,6 +192,8 @@ int signature_prepare(struct job *j)
 {
 	struct attend *a = &j->attend;
 	sig_signs(context_seed(j->request.context), 0, 0, a->layer->d_pad, a->signs);
+	if (a->upper)
+		(void)upper_units(a, a->unit_span);
 	if (a->ratio)
 		ratio_take(j->request.context, a->layer, a->tokens == 1, a->position, a->ratio);
 	uint32_t each = (j->engine->workers + a->layer->shape.kv_heads - 1) / a->layer->shape.kv_heads;
@@ -149,6 +214,7 @@ const struct proposal signature_proposal = {.ops = {.pre = signature_pre,
                                             .estimates = true,
                                             .pre_units = signature_pre_units,
                                             .check = signature_check,
+                                            .main_units = signature_units,
                                             .carve = signature_carve,
                                             .prepare = signature_prepare};
 

@@ -244,12 +244,16 @@ int engine_reindex_step(struct engine_reindex *x, struct engine_scratch *scratch
 {
 	if (!x->planned)
 		return turn(x, why);
+	bool last = x->unit + 1 == indexing_units(&x->plan);
 	int status = indexing_unit(x->job, &x->indexing, &x->plan, x->strip, x->unit, scratch);
+	if (!status && last)
+		status = indexing_close(x->job, &x->indexing, &x->plan, x->strip, scratch);
 	if (status) {
 		strcpy(why, x->job->result.why);
 		return status;
 	}
-	if (++x->unit < indexing_units(&x->plan))
+	x->unit++;
+	if (!last)
 		return REINDEX_MORE;
 	x->unit = 0;
 	if (++x->strip < x->indexing.strips)

@@ -37,6 +37,8 @@ size_t sig_code_bytes(uint32_t d_pad, uint32_t bits, uint32_t rows);
 // Encodes one key into row `row` of a code array and its factor: g = |x|^2 / <level, x>. scratch: d_pad floats.
 void sig_encode(const struct kernels *k, const struct sig_params *p, const float *key, uint8_t *codes, uint16_t *factors,
                 uint32_t row, float *scratch);
+// The last step of it: x [d_pad] is balanced and rotated already.
+void sig_encode_rotated(uint32_t bits, const float *x, uint32_t d_pad, uint8_t *codes, uint16_t *factors, uint32_t row);
 // Standard deviation of an estimate's error, over g |q'| layer scale, for keys and rotations as the README assumes: at 1, 2 and 4 bits.
 float sig_noise(uint32_t bits);
 // The width (1, 2 or 4 bits) at which answers of the same error are cheapest (README.md), from what was seen at another.

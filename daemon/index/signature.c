@@ -165,26 +165,30 @@ static void balance_key(const float *restrict key, const float *restrict mu, con
 	memset(x + d_k, 0, (d_pad - d_k) * sizeof(*x));
 }
 
-void sig_encode(const struct kernels *k, const struct sig_params *p, const float *key, uint8_t *codes, uint16_t *factors,
-                uint32_t row, float *scratch)
+void sig_encode_rotated(uint32_t bits, const float *x, uint32_t d_pad, uint8_t *codes, uint16_t *factors, uint32_t row)
 {
-	balance_key(key, p->mu, p->balance, p->d_k, p->d_pad, scratch);
-	k->rotate(scratch, p->d_pad, p->signs);
-
-	uint32_t bytes = p->d_pad * p->bits / 8;
+	uint32_t bytes = d_pad * bits / 8;
 	int32_t code[SIG_MAX_DIM];
 	uint8_t packed[SIG_MAX_DIM / 2] = {0};
-	float square = norm2(scratch, p->d_pad), factor = 0;
+	float square = norm2(x, d_pad), factor = 0;
 	if (square >= FLT_MIN && square <= FLT_MAX) {
-		float dot = quantise(scratch, p->d_pad, grid_of(p->bits), sqrtf(square / (float)p->d_pad), code);
+		float dot = quantise(x, d_pad, grid_of(bits), sqrtf(square / (float)d_pad), code);
 		factor = square / dot;
-		pack(code, p->bits, bytes, packed);
+		pack(code, bits, bytes, packed);
 	}
 	factors[row] = f32_to_f16(factor < 65504.f ? factor : 65504.f);
 
 	uint8_t *group = codes + (size_t)(row / SIG_GROUP) * SIG_GROUP * bytes + row % SIG_GROUP * 4;
 	for (uint32_t w = 0; w < bytes / 4; w++)
 		memcpy(group + (size_t)w * SIG_GROUP * 4, packed + (size_t)w * 4, 4);
+}
+
+void sig_encode(const struct kernels *k, const struct sig_params *p, const float *key, uint8_t *codes, uint16_t *factors,
+                uint32_t row, float *scratch)
+{
+	balance_key(key, p->mu, p->balance, p->d_k, p->d_pad, scratch);
+	k->rotate(scratch, p->d_pad, p->signs);
+	sig_encode_rotated(p->bits, scratch, p->d_pad, codes, factors, row);
 }
 
 static void balance_query(const float *restrict q, const float *restrict balance, uint32_t d_k, uint32_t d_pad, float *restrict x)

@@ -24,9 +24,22 @@ struct row_format {
 };
 
 #define SIG_GROUP 16u
-#define SIG_MAX_HEADS 16u // heads scanned together
-#define SIGNS_KEYS 16u    // keys projected together
-#define SIGNS_QUERIES 4u  // queries projected together
+#define SIG_MAX_HEADS 16u   // heads scanned together
+#define SIG_CHOOSE_BITS 27u // sig_choose counts inclusion probabilities in units of 2^-27
+#define SIGNS_KEYS 16u      // keys projected together
+#define SIGNS_QUERIES 4u    // queries projected together
+
+// An upper layer over the codes of a segment's rows (daemon/index/upper.h): for every group of sixteen alike rows a signature of its
+// centroid, sixteen of them interleaved as rows are, with two fp16, and for each of its rows codes, factor and number.
+#define SIG_UPPER_BITS 4u
+static inline size_t sig_upper_groups(uint32_t rows) // with what fills up the last sixteen
+{
+	return ((size_t)rows + SIG_GROUP * SIG_GROUP - 1) / (SIG_GROUP * SIG_GROUP) * SIG_GROUP;
+}
+static inline size_t sig_upper_bytes(uint32_t d_pad, uint32_t bits, uint32_t rows)
+{
+	return sig_upper_groups(rows) * (d_pad * SIG_UPPER_BITS / 8 + 4 + SIG_GROUP * (d_pad * bits / 8 + 4));
+}
 
 // One query head against one set of signature parameters.
 struct sig_query {
@@ -55,12 +68,23 @@ struct kernels {
 	// and out[h][i] (stride ld) = t. Nothing is fused or reordered on any ISA: estimates agree to the bit.
 	void (*sig_estimate)(const uint8_t *codes, const uint16_t *factors, uint32_t n, uint32_t d_pad, uint32_t bits,
 	                     const struct sig_query *queries, uint32_t heads, float *out, size_t ld);
+	// The same estimates of the rows of n groups, in any order and number: out[h][16 i + r] is row r of group[i]. Slopes are taken for 0.
+	// Codes and factors of whole groups are read.
+	void (*sig_estimate_groups)(const uint8_t *codes, const uint16_t *factors, const uint32_t *group, uint32_t n,
+	                            uint32_t d_pad, uint32_t bits, const struct sig_query *queries, uint32_t heads, float *out,
+	                            size_t ld);
 	// The same estimates; appends the rows i in [begin, end) with estimate + noise[i] > tau_h (noise = -log U, end floats) to
 	// hits[h], ascending, and asks the memory system for the hit rows (rows may be NULL; row i at rows + i * stride,
 	// row_bytes).
 	void (*sig_select)(const uint8_t *codes, const uint16_t *factors, uint32_t begin, uint32_t end, uint32_t d_pad,
 	                   uint32_t bits, const struct sig_query *queries, uint32_t heads, const float *noise,
 	                   struct sig_hits *hits, const uint8_t *rows, uint32_t stride, uint32_t row_bytes);
+	// Systematic choice of rows, one head: of group i (estimates[16 i ..]) each row is taken with probability w / 2^27 exactly, over a
+	// *chain that is uniform in [0, 2^27) at first, w the whole number nearest 2^27 exp(min(0, estimate - tau[i])): the weights are added
+	// up in order, and a row is taken where the sum passes a multiple of 2^27. Rows taken are appended to hits, as positions
+	// among these estimates; *chain goes on in the next call. tau +inf: nothing of the group is taken, and the chain is as it was.
+	// A NaN is never taken. The exponential is the same sequence of rounded steps on every ISA: choices agree to the bit.
+	void (*sig_choose)(const float *estimates, const float *tau, uint32_t groups, uint32_t *chain, struct sig_hits *hits);
 	// s[h][i] (stride ld) = q_h . K[row_i]; row_i = index ? index[i] : i. q is [heads][d_k] fp32, heads any; d_k and d_v are
 	// multiples of 16. fp32 accumulation in an order of the ISA's choosing; |error| <= 2 d eps sum |q_j k_j|. A caller that
 	// wants every line of contiguous rows fetched once runs scores and values over the same few hundred rows at a time.

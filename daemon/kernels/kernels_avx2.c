@@ -172,6 +172,7 @@ static void rotate_avx2(float *x, uint32_t d_pad, const float *signs)
 
 void kernels_init_avx2(struct kernels *k)
 {
+	choose_init_avx2(k);
 	scan_init_avx2(k);
 	rows_init_avx2(k);
 	signs_init_avx2(k);

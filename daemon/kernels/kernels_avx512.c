@@ -152,6 +152,7 @@ static void rotate_avx512(float *x, uint32_t d_pad, const float *signs)
 
 void kernels_init_avx512(struct kernels *k)
 {
+	choose_init_avx512(k);
 	scan_init_avx512(k);
 	rows_init_avx512(k);
 	signs_init_avx512(k);

@@ -146,6 +146,26 @@ static void sig_estimate_c(const uint8_t *codes, const uint16_t *factors, uint32
 	}
 }
 
+static void sig_estimate_groups_c(const uint8_t *codes, const uint16_t *factors, const uint32_t *group, uint32_t n,
+                                  uint32_t d_pad, uint32_t bits, const struct sig_query *queries, uint32_t heads, float *out,
+                                  size_t ld)
+{
+	const size_t group_bytes = SIG_GROUP * (d_pad * bits / 8);
+	struct packed_query packed[SIG_MAX_HEADS];
+	struct scan_sums sums;
+	float g[SIG_GROUP];
+	pack_queries(queries, heads, d_pad, packed);
+	for (uint32_t i = 0; i < n; i++) {
+		block_sums(codes + group[i] * group_bytes, SIG_GROUP, d_pad, bits, packed, heads, &sums);
+		block_factors(factors + (size_t)group[i] * SIG_GROUP, SIG_GROUP, g);
+		for (uint32_t h = 0; h < heads; h++) {
+			struct sig_query query = queries[h];
+			query.slope = 0;
+			block_estimates(&sums, g, 0, SIG_GROUP, &query, h, out + h * ld + (size_t)i * SIG_GROUP);
+		}
+	}
+}
+
 // Bit r: row r of n <= 32 is above the threshold.
 static uint64_t hits32(const float *estimate, const float *noise, uint32_t n, float tau)
 {
@@ -400,6 +420,7 @@ void kernels_init_c(struct kernels *k)
 	*k = (struct kernels){
 		.isa = "c",
 		.sig_estimate = sig_estimate_c,
+		.sig_estimate_groups = sig_estimate_groups_c,
 		.sig_select = sig_select_c,
 		.scores = {scores_bf16_c, scores_f16_c, scores_i8_c},
 		.values = {values_bf16_c, values_f16_c, values_i8_c},
@@ -409,5 +430,6 @@ void kernels_init_c(struct kernels *k)
 		.split_sums = split_sums_c,
 		.rotate = rotate_c,
 	};
+	choose_init_c(k);
 	signs_init_c(k);
 }

@@ -8,11 +8,17 @@
 void signs_init_c(struct kernels *k);
 void signs_init_avx2(struct kernels *k);
 void signs_init_avx512(struct kernels *k);
+void choose_init_c(struct kernels *k);
+void choose_init_avx2(struct kernels *k);
+void choose_init_avx512(struct kernels *k);
 void scan_init_avx2(struct kernels *k);
 void rows_init_avx2(struct kernels *k);
 void scan_init_avx512(struct kernels *k);
 void sig_estimate_avx512vnni(const uint8_t *codes, const uint16_t *factors, uint32_t n, uint32_t d_pad, uint32_t bits,
                              const struct sig_query *queries, uint32_t heads, float *out, size_t ld);
+void sig_estimate_groups_avx512vnni(const uint8_t *codes, const uint16_t *factors, const uint32_t *group, uint32_t n,
+                                    uint32_t d_pad, uint32_t bits, const struct sig_query *queries, uint32_t heads, float *out,
+                                    size_t ld);
 void sig_select_avx512vnni(const uint8_t *codes, const uint16_t *factors, uint32_t begin, uint32_t end, uint32_t d_pad,
                            uint32_t bits, const struct sig_query *queries, uint32_t heads, const float *noise,
                            struct sig_hits *hits, const uint8_t *rows, uint32_t stride, uint32_t row_bytes);

@@ -123,6 +123,31 @@ static void sig_estimate_avx2(const uint8_t *codes, const uint16_t *factors, uin
 	}
 }
 
+#define LIST_AHEAD 4u // groups between a prefetch and its use
+
+static void sig_estimate_groups_avx2(const uint8_t *codes, const uint16_t *factors, const uint32_t *group, uint32_t n,
+                                     uint32_t d_pad, uint32_t bits, const struct sig_query *queries, uint32_t heads, float *out,
+                                     size_t ld)
+{
+	const size_t group_bytes = SIG_GROUP * (d_pad * bits / 8);
+	struct sig_query flat[SIG_MAX_HEADS];
+	struct scan_sums sums;
+	for (uint32_t h = 0; h < heads; h++) {
+		flat[h] = queries[h];
+		flat[h].slope = 0;
+	}
+	for (uint32_t i = 0; i < n; i++, out += SIG_GROUP) {
+		const uint16_t *g = factors + (size_t)group[i] * SIG_GROUP;
+		const uint8_t *next = codes + group[scan_min(i + LIST_AHEAD, n - 1)] * group_bytes;
+		for (size_t at = 0; at < group_bytes; at += 64)
+			__builtin_prefetch(next + at);
+		block_sums(codes + group[i] * group_bytes, SIG_GROUP, d_pad, bits, flat, heads, &sums);
+		for (uint32_t h = 0; h < heads; h++)
+			for (uint32_t r = 0; r < SIG_GROUP; r += 8)
+				_mm256_storeu_ps(out + h * ld + r, estimate8(&sums.at[h][r], factors8(g + r), &flat[h], 0));
+	}
+}
+
 static void sig_select_avx2(const uint8_t *codes, const uint16_t *factors, uint32_t begin, uint32_t end, uint32_t d_pad,
                             uint32_t bits, const struct sig_query *queries, uint32_t heads, const float *noise,
                             struct sig_hits *hits, const uint8_t *rows, uint32_t stride, uint32_t row_bytes)
@@ -156,5 +181,6 @@ static void sig_select_avx2(const uint8_t *codes, const uint16_t *factors, uint3
 void scan_init_avx2(struct kernels *k)
 {
 	k->sig_estimate = sig_estimate_avx2;
+	k->sig_estimate_groups = sig_estimate_groups_avx2;
 	k->sig_select = sig_select_avx2;
 }

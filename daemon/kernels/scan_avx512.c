@@ -12,7 +12,7 @@ INLINE void widen(__m512i *sums, __m512i *totals, uint32_t heads)
 }
 
 INLINE void group_sums(const uint8_t *codes, uint32_t words, uint32_t bits, const struct sig_query *queries, uint32_t heads,
-                       size_t ahead, int32_t out[][SCAN_ROWS], uint32_t row)
+                       const uint8_t *next, int32_t out[][SCAN_ROWS], uint32_t row)
 {
 	const __m512i mask = _mm512_set1_epi8((char)((1u << bits) - 1));
 	const uint32_t limit = scan_words16(bits);
@@ -26,7 +26,7 @@ INLINE void group_sums(const uint8_t *codes, uint32_t words, uint32_t bits, cons
 			const size_t q_at = 4 * ((size_t)f * words + w);
 			__m512i word = _mm512_loadu_si512(codes + 64 * (size_t)w);
 			if (f == 0)
-				__builtin_prefetch(codes + ahead + 64 * (size_t)w);
+				__builtin_prefetch(next + 64 * (size_t)w);
 			__m512i field = _mm512_and_si512(_mm512_srl_epi16(word, shift), mask);
 			EACH (h, heads) {
 				__m512i q = _mm512_set1_epi32((int)scan_query_word(queries[h].q + q_at));
@@ -43,25 +43,38 @@ INLINE void group_sums(const uint8_t *codes, uint32_t words, uint32_t bits, cons
 		_mm512_store_si512(&out[h][row], totals[h]);
 }
 
+static void row_sums(const uint8_t *codes, uint32_t row, uint32_t words, uint32_t bits, const struct sig_query *queries,
+                     uint32_t heads, const uint8_t *next, struct scan_sums *sums)
+{
+	for (uint32_t h = 0; h < heads; h += SCAN_HEADS)
+		switch (heads - h) {
+		case 1:
+			group_sums(codes, words, bits, queries + h, 1, next, sums->at + h, row);
+			break;
+		case 2:
+			group_sums(codes, words, bits, queries + h, 2, next, sums->at + h, row);
+			break;
+		case 3:
+			group_sums(codes, words, bits, queries + h, 3, next, sums->at + h, row);
+			break;
+		default:
+			group_sums(codes, words, bits, queries + h, 4, next, sums->at + h, row);
+		}
+}
+
 static void block_sums(const uint8_t *codes, uint32_t rows, uint32_t d_pad, uint32_t bits, const struct sig_query *queries,
                        uint32_t heads, size_t ahead, struct scan_sums *sums)
 {
 	const uint32_t words = d_pad * bits / 32;
 	for (uint32_t row = 0; row < rows; row += SIG_GROUP, codes += (size_t)words * 64)
-		for (uint32_t h = 0; h < heads; h += SCAN_HEADS)
-			switch (heads - h) {
-			case 1:
-				group_sums(codes, words, bits, queries + h, 1, ahead, sums->at + h, row);
-				break;
-			case 2:
-				group_sums(codes, words, bits, queries + h, 2, ahead, sums->at + h, row);
-				break;
-			case 3:
-				group_sums(codes, words, bits, queries + h, 3, ahead, sums->at + h, row);
-				break;
-			default:
-				group_sums(codes, words, bits, queries + h, 4, ahead, sums->at + h, row);
-			}
+		row_sums(codes, row, words, bits, queries, heads, codes + ahead, sums);
+}
+
+static void list_sums(const uint8_t *const *at, const uint8_t *const *next, uint32_t n, uint32_t d_pad, uint32_t bits,
+                      const struct sig_query *queries, uint32_t heads, struct scan_sums *sums)
+{
+	for (uint32_t i = 0; i < n; i++)
+		row_sums(at[i], SIG_GROUP * i, d_pad * bits / 32, bits, queries, heads, next[i], sums);
 }
 
 SCAN_KERNELS(static, avx512)
@@ -69,5 +82,6 @@ SCAN_KERNELS(static, avx512)
 void scan_init_avx512(struct kernels *k)
 {
 	k->sig_estimate = sig_estimate_avx512;
+	k->sig_estimate_groups = sig_estimate_groups_avx512;
 	k->sig_select = sig_select_avx512;
 }

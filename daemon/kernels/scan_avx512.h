@@ -12,6 +12,10 @@
 typedef void block_sums_fn(const uint8_t *codes, uint32_t rows, uint32_t d_pad, uint32_t bits, const struct sig_query *queries,
                            uint32_t heads, size_t ahead, struct scan_sums *sums);
 
+// Sums of n groups (at most four), each at its own place. Asks for the codes at `next`, a group for each.
+typedef void list_sums_fn(const uint8_t *const *at, const uint8_t *const *next, uint32_t n, uint32_t d_pad, uint32_t bits,
+                          const struct sig_query *queries, uint32_t heads, struct scan_sums *sums);
+
 // A head's constants in registers.
 struct head_lanes {
 	__m512 zero, factor, bias, slope, tau;
@@ -54,6 +58,7 @@ INLINE __m512 factors16(const uint16_t *factors, __mmask16 lanes)
 // Blocks between a code's prefetch and its use: the hardware's prefetcher stops at each page. Two to eight measure alike; more
 // lose. One prefetch beside each load, because a burst of 32 fills the core's line buffers.
 #define SCAN_AHEAD 2u
+#define LIST_AHEAD 8u // groups, where they lie apart
 
 INLINE size_t codes_ahead(size_t code_bytes, uint32_t rows_left)
 {
@@ -76,6 +81,32 @@ INLINE void estimate_avx512(block_sums_fn *block_sums, const uint8_t *codes, con
 				__m512 t = estimate16(&sums.at[h][r], factors16(factors + first + r, lanes), &head, first + r);
 				_mm512_mask_storeu_ps(out + h * ld + first + r, lanes, t);
 			}
+		}
+	}
+}
+
+INLINE void estimate_groups_avx512(list_sums_fn *list_sums, const uint8_t *codes, const uint16_t *factors, const uint32_t *group,
+                                   uint32_t n, uint32_t d_pad, uint32_t bits, const struct sig_query *queries, uint32_t heads,
+                                   float *out, size_t ld)
+{
+	const size_t group_bytes = SIG_GROUP * (d_pad * bits / 8);
+	struct scan_sums sums;
+	for (uint32_t first = 0; first < n; first += 4) {
+		const uint8_t *at[4], *next[4];
+		const uint32_t some = scan_min(4, n - first);
+		__m512 g[4];
+		for (uint32_t i = 0; i < some; i++) {
+			at[i] = codes + group[first + i] * group_bytes;
+			next[i] = codes + group[scan_min(first + i + LIST_AHEAD, n - 1)] * group_bytes;
+			g[i] = factors16(factors + (size_t)group[first + i] * SIG_GROUP, 0xffff);
+		}
+		list_sums(at, next, some, d_pad, bits, queries, heads, &sums);
+		for (uint32_t h = 0; h < heads; h++) {
+			struct head_lanes head = head_load(&queries[h]);
+			head.sloped = false;
+			for (uint32_t i = 0; i < some; i++)
+				_mm512_storeu_ps(out + h * ld + (size_t)(first + i) * SIG_GROUP,
+				                 estimate16(&sums.at[h][SIG_GROUP * i], g[i], &head, 0));
 		}
 	}
 }
@@ -121,6 +152,12 @@ INLINE void select_avx512(block_sums_fn *block_sums, const uint8_t *codes, const
 	                                uint32_t bits, const struct sig_query *queries, uint32_t heads, float *out, size_t ld)   \
 	{                                                                                                                        \
 		estimate_avx512(block_sums, codes, factors, n, d_pad, bits, queries, heads, out, ld);                            \
+	}                                                                                                                        \
+	storage void sig_estimate_groups_##isa(const uint8_t *codes, const uint16_t *factors, const uint32_t *group, uint32_t n, \
+	                                       uint32_t d_pad, uint32_t bits, const struct sig_query *queries, uint32_t heads,   \
+	                                       float *out, size_t ld)                                                            \
+	{                                                                                                                        \
+		estimate_groups_avx512(list_sums, codes, factors, group, n, d_pad, bits, queries, heads, out, ld);               \
 	}                                                                                                                        \
 	storage void sig_select_##isa(const uint8_t *codes, const uint16_t *factors, uint32_t begin, uint32_t end,               \
 	                              uint32_t d_pad, uint32_t bits, const struct sig_query *queries, uint32_t heads,            \

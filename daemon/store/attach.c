@@ -81,6 +81,8 @@ static void publish_open(struct pool *pool, const struct segment *seg)
 	struct generation_record *g = segment_generation(pool, seg);
 	if (g && g->table_rows)
 		pool_publish_word32(pool, &g->table_rows, 0);
+	if (g && g->upper_rows)
+		pool_publish_word32(pool, &g->upper_rows, 0);
 	if (g && g->header.checksum)
 		pool_publish_word(pool, &g->header.checksum, 0);
 	for (uint32_t b = 0; b < r->block_count; b++) {

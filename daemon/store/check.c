@@ -69,23 +69,37 @@ static bool check_block(const struct block_use *u, char *why)
 	return check_codes(u, block, why);
 }
 
-static bool check_tables(const struct segment_use *use, const struct segment_record *r, struct generation_record *g, char *why)
+// The extents of a kind: what a layer's must be, or none. rows: 0 if there are none of this kind.
+static bool check_extents(const struct segment_use *use, const struct table_extent *t, const uint8_t *bits, bool upper,
+                          uint32_t rows, char *why)
 {
-	if (!g || !r->sealed_rows || !g->table_rows)
-		return true;
-	if (g->table_rows != r->sealed_rows || !use->spec->has_tables)
-		return bad(why, "tables of %u rows in a segment of %u", g->table_rows, r->sealed_rows);
 	for (uint32_t strip = 0; strip < use->spec->strips; strip++) {
-		const struct table_extent *t = &generation_tables(g)[strip];
 		const struct layer *l = spec_strip(use->spec, strip);
-		bool good = l->wire.paper_k ? t->bytes == use->table_bytes(l, r->sealed_rows) &&
-		                                      pool_inside(use->pool, t->offset, t->bytes)
-		                            : !t->offset;
+		uint64_t wanted = 0;
+		if (rows && upper)
+			wanted = upper_bytes(use->spec, bits, strip, rows);
+		else if (rows && l->wire.paper_k)
+			wanted = use->table_bytes(l, rows);
+		bool good =
+			wanted ? t[strip].bytes == wanted && pool_inside(use->pool, t[strip].offset, wanted) : !t[strip].offset;
 		if (!good)
-			return bad(why, "the table of strip %u cannot be %" PRIu64 " bytes at %#" PRIx64, strip, t->bytes,
-			           t->offset);
+			return bad(why, "the %s of strip %u cannot be %" PRIu64 " bytes at %#" PRIx64,
+			           upper ? "upper layer" : "table", strip, t[strip].bytes, t[strip].offset);
 	}
 	return true;
+}
+
+static bool check_tables(const struct segment_use *use, const struct segment_record *r, struct generation_record *g, char *why)
+{
+	if (!g || !r->sealed_rows || !generation_has_tables(g))
+		return true;
+	if (g->table_rows && (g->table_rows != r->sealed_rows || !use->spec->has_tables))
+		return bad(why, "tables of %u rows in a segment of %u", g->table_rows, r->sealed_rows);
+	if (g->upper_rows && (g->upper_rows != r->sealed_rows || !use->spec->has_upper))
+		return bad(why, "an upper layer of %u rows in a segment of %u", g->upper_rows, r->sealed_rows);
+	const uint8_t *bits = generation_bits(g);
+	return check_extents(use, generation_tables(g), bits, false, g->table_rows, why) &&
+	       check_extents(use, generation_uppers(g), bits, true, g->upper_rows, why);
 }
 
 static bool check_head(const struct segment_use *use, const struct segment_record *r, char *why)

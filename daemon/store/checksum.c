@@ -63,15 +63,21 @@ static uint64_t hash_records(const struct pool *pool, const struct spec *spec, c
 static uint64_t hash_generation(const struct pool *pool, const struct segment_record *r, const struct generation_record *g,
                                 uint32_t sealed_rows, bool sums)
 {
-	uint64_t head[] = {g->params_offset, g->version, g->strips, g->table_rows, sealed_rows, sums ? g->header.checksum : 0};
+	uint64_t head[] = {g->params_offset,
+	                   g->version,
+	                   g->strips,
+	                   g->table_rows,
+	                   g->upper_rows,
+	                   sealed_rows,
+	                   sums ? g->header.checksum : 0};
 	uint64_t h = XXH3_64bits(head, sizeof head);
 	uint32_t rows = 0;
 	for (uint32_t b = 0; rows < sealed_rows; rows += r->block[b++].rows)
 		h = hash_codes(pool, r, b, g, sums, h);
 	h = XXH3_64bits_withSeed(generation_bits(g), r->strips, h);
-	if (g->table_rows)
+	if (generation_has_tables(g))
 		h = XXH3_64bits_withSeed(generation_tables((struct generation_record *)g),
-		                         r->strips * sizeof(struct table_extent), h);
+		                         2 * r->strips * sizeof(struct table_extent), h);
 	return not_zero(h);
 }
 
@@ -161,9 +167,9 @@ static uint64_t code_block_content(const struct pool *pool, const struct spec *s
 	return not_zero(h);
 }
 
-static uint64_t table_content(const struct pool *pool, const struct table_extent *table, uint32_t strip)
+static uint64_t table_content(const struct pool *pool, const struct table_extent *table, uint32_t i)
 {
-	return table->offset ? XXH3_64bits_withSeed(pool_at(pool, table->offset), table->bytes, strip) : 0;
+	return table->offset ? XXH3_64bits_withSeed(pool_at(pool, table->offset), table->bytes, i) : 0;
 }
 
 struct content_sums *content_sums_new(const struct pool *pool, const struct spec *spec, const struct segment_record *r,
@@ -176,8 +182,8 @@ struct content_sums *content_sums_new(const struct pool *pool, const struct spec
 			sums->code_block[b] = code_block_content(pool, spec, r, g, b, rows);
 	}
 	uint64_t tables = 0;
-	for (uint32_t strip = 0; sums && table && strip < spec->strips; strip++)
-		tables += table_content(pool, &table[strip], strip);
+	for (uint32_t i = 0; sums && table && i < 2 * spec->strips; i++)
+		tables += table_content(pool, &table[i], i);
 	if (sums && table)
 		sums->tables = checksum_of_sum(tables);
 	return sums;
@@ -191,9 +197,9 @@ void generation_sums(const struct pool *pool, const struct spec *spec, const str
 		if (g->code_block[b])
 			((struct code_block_record *)pool_at(pool, g->code_block[b]))->header.checksum =
 				code_block_content(pool, spec, r, g, b, rows);
-	for (uint32_t strip = 0; g->table_rows && strip < spec->strips; strip++)
-		tables += table_content(pool, &generation_tables(g)[strip], strip);
-	if (g->table_rows)
+	for (uint32_t i = 0; generation_has_tables(g) && i < 2 * spec->strips; i++)
+		tables += table_content(pool, &generation_tables(g)[i], i);
+	if (generation_has_tables(g))
 		g->header.checksum = checksum_of_sum(tables);
 	g->records = generation_checksum(pool, r, g, rows);
 }
@@ -253,8 +259,8 @@ static void verify_block(const struct pool *pool, const struct segment *seg, uin
 bool segment_verify_step(const struct pool *pool, const struct segment *seg, struct segment_walk *walk)
 {
 	const struct segment_record *r = seg->record;
-	uint32_t blocks = blocks_of(r, r->sealed_rows), strips = seg->spec->strips, step = walk->step;
-	if (step >= blocks + GENERATIONS * (blocks + strips))
+	uint32_t blocks = blocks_of(r, r->sealed_rows), tables = 2 * seg->spec->strips, step = walk->step;
+	if (step >= blocks + GENERATIONS * (blocks + tables))
 		return false;
 	walk->step++;
 	if (step == 0)
@@ -263,19 +269,19 @@ bool segment_verify_step(const struct pool *pool, const struct segment *seg, str
 		verify_block(pool, seg, step, walk);
 		return true;
 	}
-	uint32_t slot = (step - blocks) / (blocks + strips), part = (step - blocks) % (blocks + strips);
+	uint32_t slot = (step - blocks) / (blocks + tables), part = (step - blocks) % (blocks + tables);
 	struct generation_record *g = generation_at(pool, r, slot);
 	if (part < blocks) {
 		verify_codes(pool, seg, g, part, walk);
 		return true;
 	}
 	walk->sum = part == blocks ? 0 : walk->sum;
-	if (!g || !g->table_rows)
+	if (!g || !generation_has_tables(g))
 		return true;
 	const struct table_extent *table = &generation_tables(g)[part - blocks];
 	walk->sum += g->header.checksum ? table_content(pool, table, part - blocks) : 0;
 	walk->bytes += table->offset ? table->bytes : 0;
-	if (part + 1 == blocks + strips)
+	if (part + 1 == blocks + tables)
 		compare(walk, g->header.checksum, checksum_of_sum(walk->sum), 0);
 	return true;
 }
@@ -284,7 +290,7 @@ bool segment_verify_step(const struct pool *pool, const struct segment *seg, str
 
 static bool codes_have_sums(const struct pool *pool, const struct segment_record *r, const struct generation_record *g)
 {
-	bool all = !g->table_rows || g->header.checksum;
+	bool all = !generation_has_tables(g) || g->header.checksum;
 	for (uint32_t b = 0, blocks = blocks_of(r, r->sealed_rows); b < blocks; b++) {
 		const struct code_block_record *cb = g->code_block[b] ? pool_at(pool, g->code_block[b]) : NULL;
 		all = all && (!cb || cb->header.checksum);
@@ -306,7 +312,7 @@ int segment_make_sums(struct store *s, struct segment *seg, struct generation_re
 	struct segment_record *r = seg->record;
 	if (segment_has_sums(s->pool, seg, g))
 		return 0;
-	const struct table_extent *table = g && g->table_rows ? generation_tables(g) : NULL;
+	const struct table_extent *table = g && generation_has_tables(g) ? generation_tables(g) : NULL;
 	struct content_sums *sums = content_sums_new(s->pool, seg->spec, r, g, table, r->sealed_rows);
 	if (!sums)
 		return MPIG_ENOMEM;

@@ -14,13 +14,13 @@
 //            segment record: blocks [n], sealed rows, generation, frames of int8 keys
 //              -> block record: rows offset per strip (0 = not yet), token ids
 //                   -> rows extent: capacity x row stride
-//              -> generation record: parameters, tables (offset, bytes) per strip, code blocks [n]
+//              -> generation record: parameters, tables and upper layers (offset, bytes) per strip, code blocks [n]
 //                   -> code block: codes offset per strip; codes extent: codes, then fp16 factors
 //       -> parameter record: per strip the width of its codes, mu and balance             (checksummed)
 //
 // A strip is numbered kv head by kv head over the GLOBAL layers: strip = first_strip[layer] + kv_head.
 // Rows above `committed` mean nothing. Of a sealed segment only what lies below sealed_rows exists: later blocks do not, the last
-// one's extents have lost their unused granules, and tables count only then (README.md has the arithmetic).
+// one's extents have lost their unused granules, and tables and upper layers count only then (README.md has the arithmetic).
 #ifndef MPIG_STORE_FORMAT_H
 #define MPIG_STORE_FORMAT_H
 
@@ -141,15 +141,16 @@ struct block_record {                // followed by u64 rows_offset[strips], the
 struct table_extent {
 	uint64_t offset, bytes;
 };
-// Followed by struct table_extent[strips] (paper; offset 0 = none) and u8 bits[strips], as in the parameters it was made with.
+// Followed by struct table_extent[2][strips] (tables of paper, upper layers; offset 0 = none) and u8 bits[strips], as in the parameters it
+// was made with.
 struct generation_record {
-	struct record_header header; // checksum: of the tables; 0: none
+	struct record_header header; // checksum: of tables and upper layers; 0: none
 	uint64_t records;            // checksum, in a sealed segment: of this record and those it leads to (checksum.c)
 	uint64_t params_offset;
 	uint32_t version; // of the parameters
 	uint32_t strips;
-	uint32_t table_rows; // rows the tables cover; 0 = no tables
-	uint32_t reserved;
+	uint32_t table_rows;                     // rows the tables cover; 0 = no tables
+	uint32_t upper_rows;                     // and the upper layers
 	uint64_t code_block[SEGMENT_MAX_BLOCKS]; // parallel to the segment's blocks; 0 = no codes
 };
 

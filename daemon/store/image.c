@@ -48,7 +48,7 @@ static void fill_sums(const struct pool *pool, const struct segment *seg, const 
 		out->block[b].content = block->header.checksum;
 		out->block[b].codes_content = cb ? cb->header.checksum : 0;
 	}
-	out->table_content = out->has_tables ? g->header.checksum : 0;
+	out->table_content = out->has_tables || out->has_upper ? g->header.checksum : 0;
 	out->checksum = segment_identity(r, g);
 }
 
@@ -67,6 +67,7 @@ static int describe_segment(const struct pool *pool, struct segment *seg, const 
 		.sealed = r->sealed_rows != 0,
 		.indexed = g != NULL,
 		.has_tables = g && r->sealed_rows && g->table_rows,
+		.has_upper = g && r->sealed_rows && g->upper_rows,
 		.block_count = blocks,
 		.block = calloc(blocks ? blocks : 1, sizeof(struct image_block)),
 		.offset = seg->offset,

@@ -28,6 +28,7 @@ enum image_kind {
 	IMAGE_CODES = 3,  // likewise; opaque: ranges of the extent as the store keeps it
 	IMAGE_TABLE = 4,  // of a strip
 	IMAGE_FRAMES = 5, // float [strips][2][largest d_k]
+	IMAGE_UPPER = 6,  // of a strip
 	IMAGE_KINDS
 };
 struct image_part { // at most IMAGE_PART_MAX bytes; the order and the cut of the parts of a segment follow from its shape
@@ -45,10 +46,10 @@ struct image_segment {
 	uint8_t id[IMAGE_ID_BYTES]; // of a sealed segment on disk; zero: none yet
 	uint64_t first;             // token of its first row in this context
 	uint32_t rows;              // sealed rows; of an open segment: the committed ones
-	bool sealed, indexed, has_tables;
+	bool sealed, indexed, has_tables, has_upper;
 	uint32_t block_count;
 	struct image_block *block;
-	uint64_t table_content;
+	uint64_t table_content;    // of tables and upper layers
 	uint64_t offset, checksum; // of its record in the pool, by which it is found again after a restart
 };
 struct image_context {
@@ -154,6 +155,7 @@ struct making_checks { // what the store does not know itself
 	bool (*rows_good)(const struct layer *, const uint8_t *rows, uint32_t n,
 	                  const float *frame);                                      // NULL (tests): no numbers are looked at
 	bool (*table_good)(const struct layer *, const void *table, uint32_t rows); // NULL: no tables
+	bool (*upper_good)(const struct layer *, uint32_t bits, const void *upper, uint32_t rows); // NULL: not looked at
 };
 int making_check(struct making *m, const struct making_checks *checks, char *why);
 // The context is there, or nothing is. Frees m.

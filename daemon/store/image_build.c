@@ -23,6 +23,16 @@ static int want_block(const struct making *m, struct extents *x, const struct im
 	return status;
 }
 
+// Of the i-th extent beside the blocks: tables by strip, then upper layers by strip. 0: there is none.
+static uint64_t side_bytes(const struct making *m, const struct image_segment *from, uint32_t i)
+{
+	const struct layer *l = spec_strip(m->spec, i % m->spec->strips);
+	if (i < m->spec->strips)
+		return from->has_tables && l->wire.paper_k ? m->table_bytes(l, from->rows) : 0;
+	return from->has_upper ? upper_bytes(m->spec, m->from.params, i - m->spec->strips, from->rows)
+	                       : 0; // widths come first in them
+}
+
 // The same order as in build_segment.
 static int want_segment(const struct making *m, struct extents *x, const struct image_segment *from)
 {
@@ -34,10 +44,11 @@ static int want_segment(const struct making *m, struct extents *x, const struct 
 		status |= extents_want(x, generation_bytes(spec->strips), 0);
 	for (uint32_t b = 0; b < from->block_count && !status; b++)
 		status = want_block(m, x, &from->block[b]);
-	for (uint32_t strip = 0; from->has_tables && strip < spec->strips && !status; strip++) {
-		const struct layer *l = spec_strip(spec, strip);
-		if (l->wire.paper_k)
-			status = extents_want(x, m->table_bytes(l, from->rows), strip_node(m->store, l, strip - l->first_strip));
+	for (uint32_t i = 0; i < 2 * spec->strips && !status; i++) {
+		const struct layer *l = spec_strip(spec, i % spec->strips);
+		uint64_t bytes = side_bytes(m, from, i);
+		if (bytes)
+			status = extents_want(x, bytes, strip_node(m->store, l, i % spec->strips - l->first_strip));
 	}
 	return status;
 }
@@ -79,7 +90,7 @@ static struct generation_record *build_generation(struct making *m, uint64_t off
 	g->version = m->params->version;
 	g->strips = m->spec->strips;
 	memcpy(generation_bits(g), m->from.params, g->strips); // begin with them
-	g->header.checksum = from->has_tables ? from->table_content : 0;
+	g->header.checksum = from->has_tables || from->has_upper ? from->table_content : 0;
 	return g;
 }
 
@@ -114,13 +125,15 @@ static void build_segment(struct making *m, uint32_t i)
 	for (uint32_t b = 0; b < from->block_count; b++)
 		build_block(m, x, r, g, from, b);
 	r->block_count = from->block_count;
-	for (uint32_t strip = 0; from->has_tables && strip < m->spec->strips; strip++) {
-		const struct layer *l = spec_strip(m->spec, strip);
-		if (l->wire.paper_k)
-			generation_tables(g)[strip] = (struct table_extent){extents_next(x), m->table_bytes(l, from->rows)};
+	for (uint32_t t = 0; g && t < 2 * m->spec->strips; t++) {
+		uint64_t bytes = side_bytes(m, from, t);
+		if (bytes)
+			generation_tables(g)[t] = (struct table_extent){extents_next(x), bytes};
 	}
-	if (from->has_tables)
-		g->table_rows = from->rows;
+	if (g) {
+		g->table_rows = from->has_tables ? from->rows : 0;
+		g->upper_rows = from->has_upper ? from->rows : 0;
+	}
 	extents_fini(x); // from here on the records say what there is
 	struct surplus_sink surplus = {.sink = {surplus_put}, .m = m};
 	if (from->sealed)

@@ -66,6 +66,13 @@ static int check_tables(const struct making *m, const struct making_checks *chec
 			return refuse(why, MPIG_ECORRUPT, "segment %u, strip %u: its tables name rows that do not exist", i,
 			              strip);
 	}
+	for (uint32_t strip = 0; checks->upper_good && g && g->upper_rows && strip < m->spec->strips; strip++) {
+		uint64_t offset = generation_uppers(g)[strip].offset;
+		if (offset && !checks->upper_good(spec_strip(m->spec, strip), generation_bits(g)[strip],
+		                                  pool_at(m->store->pool, offset), r->sealed_rows))
+			return refuse(why, MPIG_ECORRUPT, "segment %u, strip %u: its upper layer does not name every row once", i,
+			              strip);
+	}
 	return 0;
 }
 
@@ -74,7 +81,7 @@ static int check_sums(const struct making *m, uint32_t i, char *why)
 	const struct image_segment *from = &m->from.segment[i];
 	const struct segment_record *r = m->segment[i]->record;
 	struct generation_record *g = segment_generation(m->store->pool, m->segment[i]);
-	const struct table_extent *table = g && g->table_rows ? generation_tables(g) : NULL;
+	const struct table_extent *table = g && generation_has_tables(g) ? generation_tables(g) : NULL;
 	struct content_sums *sums = content_sums_new(m->store->pool, m->spec, r, g, table, r->sealed_rows);
 	if (!sums)
 		return refuse(why, MPIG_ENOMEM, "the daemon has no memory to check '%s'", m->from.name);

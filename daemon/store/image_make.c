@@ -29,7 +29,9 @@ static bool segment_fits(const struct image_context *from, const struct spec *sp
 	uint64_t used = end > seg->first ? end - seg->first : 0;
 	if ((i == 0 && seg->first) || !used || used > seg->rows || (!seg->sealed && used != seg->rows) || !blocks_fit(seg))
 		return false;
-	if (seg->has_tables && (!seg->sealed || !seg->indexed || !spec->has_tables))
+	if ((seg->has_tables || seg->has_upper) && (!seg->sealed || !seg->indexed))
+		return false;
+	if ((seg->has_tables && !spec->has_tables) || (seg->has_upper && !spec->has_upper))
 		return false;
 	for (uint32_t b = 0; b < seg->block_count; b++)
 		if (seg->block[b].has_codes && !spec->has_codes)

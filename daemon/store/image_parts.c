@@ -65,6 +65,8 @@ int parts_list(const struct segment *seg, struct generation_record *g, const str
 	}
 	for (uint32_t strip = 0; shape->has_tables && strip < spec->strips; strip++)
 		add(&list, IMAGE_TABLE, 0, strip, 0, generation_tables(g)[strip].bytes);
+	for (uint32_t strip = 0; shape->has_upper && strip < spec->strips; strip++)
+		add(&list, IMAGE_UPPER, 0, strip, 0, generation_uppers(g)[strip].bytes);
 	add(&list, IMAGE_FRAMES, 0, 0, 0, frames_bytes(spec));
 	if (list.no_memory) {
 		free(list.part);
@@ -92,6 +94,9 @@ void *part_memory(const struct pool *pool, const struct segment *seg, struct gen
 		break;
 	case IMAGE_TABLE:
 		base = pool_at(pool, generation_tables(g)[part->strip].offset);
+		break;
+	case IMAGE_UPPER:
+		base = pool_at(pool, generation_uppers(g)[part->strip].offset);
 		break;
 	case IMAGE_FRAMES:
 		base = pool_at(pool, r->frames_offset);

@@ -71,7 +71,7 @@ struct need {
 struct spec { // what derives from the layers; shared by forks
 	_Atomic uint32_t refs;
 	uint32_t layer_count, global_layers, strips, max_d_k;
-	bool has_codes, has_tables, has_int8;
+	bool has_codes, has_tables, has_upper, has_int8;
 	uint64_t token_bytes;   // rows and codes of one token, all strips
 	uint64_t params_bytes;  // of the extent
 	struct layer *layer;    // [layer_count]
@@ -278,6 +278,12 @@ static inline uint64_t code_bytes(const struct spec *spec, const uint8_t *bits, 
 {
 	return (uint64_t)spec_strip(spec, strip)->d_pad * bits[strip] / 8;
 }
+// Of a strip's upper layer over `rows` rows; 0: its layer has none.
+static inline uint64_t upper_bytes(const struct spec *spec, const uint8_t *bits, uint32_t strip, uint32_t rows)
+{
+	const struct layer *l = spec_strip(spec, strip);
+	return l->may_have_upper ? sig_upper_bytes(l->d_pad, bits[strip], rows) : 0;
+}
 static inline uint64_t frames_bytes(const struct spec *spec)
 {
 	return spec->has_int8 ? spec->strips * ROW_FRAME(spec->max_d_k) * sizeof(float) : 0;
@@ -343,8 +349,8 @@ uint64_t segment_identity(const struct segment_record *r, const struct generatio
 struct content_sums { // of what its records lead to; 0: it is not there
 	uint64_t block[SEGMENT_MAX_BLOCKS], code_block[SEGMENT_MAX_BLOCKS], tables;
 };
-// Of the segment's first `rows` rows, which do not change any more: token ids and rows, codes and tables. g, table [strips]: NULL if there
-// are none. NULL without memory.
+// Of the segment's first `rows` rows, which do not change any more: token ids and rows, codes, tables and upper layers. g, table [2 strips]:
+// NULL if there are none. NULL without memory.
 struct content_sums *content_sums_new(const struct pool *pool, const struct spec *spec, const struct segment_record *r,
                                       const struct generation_record *g, const struct table_extent *table, uint32_t rows);
 // All checksums of a generation that nobody reaches yet.

@@ -44,9 +44,17 @@ static inline struct table_extent *generation_tables(struct generation_record *g
 {
 	return (struct table_extent *)(void *)(g + 1);
 }
+static inline struct table_extent *generation_uppers(struct generation_record *g)
+{
+	return generation_tables(g) + g->strips;
+}
+static inline bool generation_has_tables(const struct generation_record *g) // or upper layers
+{
+	return g->table_rows || g->upper_rows;
+}
 static inline uint8_t *generation_bits(const struct generation_record *g)
 {
-	return (uint8_t *)(generation_tables((struct generation_record *)g) + g->strips);
+	return (uint8_t *)(generation_tables((struct generation_record *)g) + 2 * (size_t)g->strips);
 }
 static inline struct segment_ref *list_refs(struct segment_list_record *l)
 {
@@ -62,7 +70,7 @@ static inline uint64_t code_block_bytes(uint32_t strips)
 }
 static inline uint64_t generation_bytes(uint32_t strips)
 {
-	return pool_round(sizeof(struct generation_record) + strips * (sizeof(struct table_extent) + UINT64_C(1)));
+	return pool_round(sizeof(struct generation_record) + strips * (2 * sizeof(struct table_extent) + UINT64_C(1)));
 }
 static inline uint64_t list_bytes(uint64_t count)
 {

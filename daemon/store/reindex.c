@@ -158,8 +158,9 @@ static int start(struct reindex *x, uint32_t i, table_bytes_fn *table_bytes, str
 	}
 	work_build(s, w, plan);
 	if (w->table) { // nobody reaches it yet
-		memcpy(generation_tables(w->generation), w->table, c->spec->strips * sizeof *w->table);
-		w->generation->table_rows = w->rows;
+		memcpy(generation_tables(w->generation), w->table, 2 * c->spec->strips * sizeof *w->table);
+		w->generation->table_rows = w->needs_tables ? w->rows : 0;
+		w->generation->upper_rows = w->needs_upper ? w->rows : 0;
 	}
 	struct give_sink surplus = {.sink = {give_put}, .store = s, .segment = seg};
 	generation_surplus(s->pool, seg, w->generation, w->rows, &surplus.sink);

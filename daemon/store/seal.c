@@ -148,8 +148,11 @@ static void publish_seal(struct store *s, struct context *c, struct seal_work *w
 	if (w->new_generation)
 		generation_publish(s->pool, r, 0, w->new_generation);
 	if (w->table) {
-		pool_publish(s->pool, generation_tables(w->generation), w->table, seg->spec->strips * sizeof *w->table);
-		pool_publish_word32(s->pool, &w->generation->table_rows, w->rows);
+		pool_publish(s->pool, generation_tables(w->generation), w->table, 2 * seg->spec->strips * sizeof *w->table);
+		if (w->needs_tables)
+			pool_publish_word32(s->pool, &w->generation->table_rows, w->rows);
+		if (w->needs_upper)
+			pool_publish_word32(s->pool, &w->generation->upper_rows, w->rows);
 	}
 	segment_grow(s, seg, w->index_bytes, USE_INDEX);
 	segment_grow(s, seg, w->metadata_bytes, USE_METADATA);

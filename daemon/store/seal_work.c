@@ -80,6 +80,11 @@ static void *plan_table(struct seal_plan *plan, uint32_t strip)
 	return w->table && w->table[strip].offset ? pool_at(plan->context->store->pool, w->table[strip].offset) : NULL;
 }
 
+static void *plan_upper(struct seal_plan *plan, uint32_t strip)
+{
+	return plan->needs_upper ? plan_table(plan, plan->context->spec->strips + strip) : NULL;
+}
+
 static const uint8_t *plan_rows_at(struct seal_plan *plan, uint32_t strip, uint32_t row, uint32_t *n)
 {
 	const struct seal_work *w = plan->private_;
@@ -98,17 +103,25 @@ static const float *plan_frame(struct seal_plan *plan, uint32_t strip)
 	return segment_frame(plan->context->store->pool, w->segment, strip);
 }
 
+static bool worth_upper(const struct store *s, uint64_t first, uint32_t rows)
+{
+	uint32_t least = s->options.upper_least ? s->options.upper_least : SEAL_UPPER_ROWS;
+	return s->options.upper_reach && first + rows >= s->options.upper_reach && rows >= least;
+}
+
 void plan_init(struct seal_plan *plan, struct context *c, struct seal_work *w, uint64_t first)
 {
 	*plan = (struct seal_plan){
 		.first = first,
 		.rows = w->rows,
 		.needs_tables = c->spec->has_tables,
+		.needs_upper = c->spec->has_upper && worth_upper(c->store, first, w->rows),
 		.mu = plan_mu,
 		.balance = plan_balance,
 		.bits = plan_bits,
 		.codes = plan_codes,
 		.table = plan_table,
+		.upper = plan_upper,
 		.rows_at = plan_rows_at,
 		.frame = plan_frame,
 		.context = c,
@@ -131,7 +144,9 @@ int work_want(struct store *s, struct seal_work *w, const struct seal_plan *plan
 {
 	const struct spec *spec = w->segment->spec;
 	struct extents *x = &w->extents;
-	if (plan->needs_tables && !(w->table = calloc(spec->strips, sizeof *w->table)))
+	w->needs_tables = plan->needs_tables;
+	w->needs_upper = plan->needs_upper;
+	if ((w->needs_tables || w->needs_upper) && !(w->table = calloc(2 * (size_t)spec->strips, sizeof *w->table)))
 		return MPIG_ENOMEM;
 	int status = w->fresh ? extents_want(x, generation_bytes(spec->strips), 0) : 0;
 	for (uint32_t b = 0; plan->needs_codes && b < w->blocks && !status; b++) {
@@ -143,12 +158,16 @@ int work_want(struct store *s, struct seal_work *w, const struct seal_plan *plan
 				status |= extents_want(x, bytes, strip_node(s, l, strip - l->first_strip));
 		}
 	}
-	for (uint32_t strip = 0; w->table && strip < spec->strips && !status; strip++) {
-		const struct layer *l = spec_strip(spec, strip);
-		if (!l->wire.paper_k)
-			continue;
-		w->table[strip].bytes = bytes_of(l, w->rows);
-		status |= extents_want(x, w->table[strip].bytes, strip_node(s, l, strip - l->first_strip));
+	const uint8_t *widths = w->params_offset ? params_bits(pool_at(s->pool, w->params_offset)) : NULL;
+	for (uint32_t i = 0; w->table && i < 2 * spec->strips && !status; i++) {
+		const struct layer *l = spec_strip(spec, i % spec->strips);
+		struct table_extent *t = &w->table[i];
+		if (i < spec->strips)
+			t->bytes = plan->needs_tables && l->wire.paper_k ? bytes_of(l, w->rows) : 0;
+		else
+			t->bytes = plan->needs_upper ? upper_bytes(spec, widths, i - spec->strips, w->rows) : 0;
+		if (t->bytes)
+			status |= extents_want(x, t->bytes, strip_node(s, l, i % spec->strips - l->first_strip));
 	}
 	return status;
 }
@@ -188,10 +207,10 @@ void work_build(struct store *s, struct seal_work *w, const struct seal_plan *pl
 	}
 	for (uint32_t b = 0; plan->needs_codes && b < w->blocks; b++)
 		build_code_block(s, w, b);
-	for (uint32_t strip = 0; w->table && strip < spec->strips; strip++)
-		if (spec_strip(spec, strip)->wire.paper_k) {
-			w->table[strip].offset = extents_next(&w->extents);
-			w->index_bytes += pool_round(w->table[strip].bytes);
+	for (uint32_t i = 0; w->table && i < 2 * spec->strips; i++)
+		if (w->table[i].bytes) {
+			w->table[i].offset = extents_next(&w->extents);
+			w->index_bytes += pool_round(w->table[i].bytes);
 		}
 }
 

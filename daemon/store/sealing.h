@@ -18,10 +18,13 @@ struct seal_work {
 	uint64_t params_offset;               // new, of the open segment's generation, or in force; 0: the context has no index
 	struct generation_record *generation; // new or the open segment's; NULL likewise
 	uint64_t new_generation;              // its offset; 0: it is the open segment's
-	struct table_extent *table;           // [strips], or NULL
+	struct table_extent *table;           // [2 strips]: tables, upper layers; or NULL
+	bool needs_tables, needs_upper;       // as in the plan
 	uint64_t index_bytes, metadata_bytes; // of what was allocated, but for params
 	struct content_sums *sums;            // NULL without memory: then the segment has none
 };
+
+#define SEAL_UPPER_ROWS 4096u // rows of a segment that are worth an upper layer, unless the options say
 
 typedef uint64_t table_bytes_fn(const struct layer *, uint32_t rows);
 

@@ -182,9 +182,9 @@ void generation_extents(const struct pool *pool, const struct segment *seg, cons
 	for (uint32_t b = 0; b < seg->record->block_count; b++)
 		if (rows_used(seg->record, b, rows))
 			code_extents(pool, seg, g, b, rows_used(seg->record, b, rows), false, sink);
-	for (uint32_t strip = 0; rows && g->table_rows && strip < g->strips; strip++)
-		if (table[strip].offset)
-			put(sink, table[strip].offset, 0, pool_round(table[strip].bytes), USE_INDEX);
+	for (uint32_t i = 0; rows && generation_has_tables(g) && i < 2 * g->strips; i++)
+		if (table[i].offset)
+			put(sink, table[i].offset, 0, pool_round(table[i].bytes), USE_INDEX);
 	put(sink, offset, 0, g->header.bytes, USE_METADATA);
 }
 

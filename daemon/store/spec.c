@@ -137,6 +137,7 @@ static int resolve(struct layer *l, const struct mpig_wire_layer *wire, uint32_t
 	l->d_pad = mpig_padded_dim(w->d_k);
 	uint32_t least = w->signature_bits == MPIG_BITS_AUTO ? 1 : w->signature_bits;
 	l->code_bytes_per_row = least ? mpig_code_bytes(w->d_k, least) : 0;
+	l->may_have_upper = w->signature_bits && !(w->softcap > 0) && !(w->alibi_slope_base > 0);
 	return 0;
 }
 
@@ -156,6 +157,7 @@ static void count_strips(struct spec *spec, uint64_t strips)
 		spec->global_layers++;
 		spec->has_codes |= l->wire.signature_bits != 0;
 		spec->has_tables |= l->wire.paper_k != 0;
+		spec->has_upper |= l->may_have_upper;
 		spec->has_int8 |= l->wire.row_dtype == MPIG_I8;
 		spec->max_d_k = l->wire.d_k > spec->max_d_k ? l->wire.d_k : spec->max_d_k;
 		spec->token_bytes += (uint64_t)l->wire.kv_heads * (l->rows.stride + l->code_bytes_per_row);

@@ -53,6 +53,8 @@ struct store_limits {
 struct store_options {
 	struct pool *pool; // borrowed; must outlive the store
 	struct store_limits limits;
+	uint64_t upper_reach;     // sealed segments that end at this token position or later get an upper layer; 0 = none do
+	uint32_t upper_least;     // ... if they hold so many rows; 0 = 4,096
 	uint64_t (*now_ns)(void); // CLOCK_REALTIME; NULL = the system's
 };
 int store_create(const struct store_options *options, struct store **store); // MPIG_ENOTSUP: the pool holds contexts
@@ -91,6 +93,7 @@ struct layer {
 	uint32_t first_strip; // UINT32_MAX for layers that store nothing
 	uint32_t d_pad;
 	uint64_t code_bytes_per_row; // 0 = no signature index (codes + factor)
+	bool may_have_upper;         // codes, and logits that are their products alone
 };
 
 // ---- control plane (store lock inside) -------------------------------------------------------------------------------
@@ -188,9 +191,10 @@ struct span {           // consecutive rows in memory: the part of one block ins
 	const uint16_t *factors; // of the block's first row
 	uint32_t block_row; // index in the block of the span's first row (codes and factors are indexed from the block's start)
 	uint32_t table;     // index into tables of the segment's SimHash table; UINT32_MAX: none covers this span
+	uint32_t upper;     // likewise into uppers
 	const float *frame; // of int8 rows (row_frame_fit); NULL otherwise
 };
-struct table_view { // SimHash tables of one segment of one strip
+struct table_view { // SimHash tables, or the upper layer, of one segment of one strip
 	const void *table;
 	uint64_t first; // token position of table row 0
 	uint32_t rows;
@@ -198,13 +202,13 @@ struct table_view { // SimHash tables of one segment of one strip
 };
 struct strip_view {
 	struct span *spans;
-	struct table_view *tables;
+	struct table_view *tables, *uppers;
 	struct strip_params params; // mu NULL: no signature parameters yet
 };
 struct layer_view {
 	const struct layer *layer;
 	uint64_t begin, end, committed;
-	uint32_t span_count, table_count, signature_version;
+	uint32_t span_count, table_count, upper_count, signature_version;
 	struct strip_view *strip; // [kv_heads]
 	void *memory;             // one allocation holding all of the above; free() by layer_view_free
 	struct context *context;  // pinned
@@ -263,11 +267,13 @@ struct seal_plan {
 	bool needs_params; // the context has no signature parameters: fill mu, balance and bits below
 	bool needs_codes;  // codes must be built (rows appended before there were parameters)
 	bool needs_tables; // some layer has SimHash tables
+	bool needs_upper;  // upper layers are wanted of layers that may have one, over the finished codes
 	float *(*mu)(struct seal_plan *, uint32_t strip),
 		*(*balance)(struct seal_plan *, uint32_t strip); // [d_k]: to fill if needs_params, else those in force
 	uint8_t *(*bits)(struct seal_plan *); // [strips]: MPIG_BITS_AUTO is to be replaced if needs_params; else as in force
 	uint8_t *(*codes)(struct seal_plan *, uint32_t strip, uint32_t row, uint16_t **factors, uint32_t *block_row, uint32_t *n);
-	void *(*table)(struct seal_plan *, uint32_t strip);                                       // table_bytes(K, L, rows) bytes
+	void *(*table)(struct seal_plan *, uint32_t strip); // table_bytes(K, L, rows) bytes
+	void *(*upper)(struct seal_plan *, uint32_t strip); // sig_upper_bytes(d_pad, bits, rows); NULL: none
 	const uint8_t *(*rows_at)(struct seal_plan *, uint32_t strip, uint32_t row, uint32_t *n); // consecutive rows from `row`
 	const float *(*frame)(struct seal_plan *, uint32_t strip);
 	struct context *context;

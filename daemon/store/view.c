@@ -41,6 +41,20 @@ static uint32_t count_blocks(const struct segment_record *r, uint32_t lo, uint32
 	return n;
 }
 
+static void add_uppers(const struct builder *v, uint64_t first, const struct generation_record *g)
+{
+	struct layer_view *view = v->view;
+	struct table_extent *upper = generation_uppers((struct generation_record *)g);
+	for (uint32_t h = 0; h < v->layer->shape.kv_heads; h++)
+		view->strip[h].uppers[view->upper_count] = (struct table_view){
+			.table = v->base + upper[v->layer->first_strip + h].offset,
+			.first = first,
+			.rows = g->upper_rows,
+			.span_begin = view->span_count,
+		};
+	view->upper_count++;
+}
+
 static void add_tables(const struct builder *v, uint64_t first, const struct generation_record *g)
 {
 	struct layer_view *view = v->view;
@@ -91,8 +105,11 @@ static bool add_segment(const struct builder *v, uint32_t i, uint64_t begin, uin
 	bool sealed = load_word32(&r->sealed_rows) != 0;
 	const struct generation_record *g = v->params ? generation_of(v->pool, r, v->params->offset) : NULL;
 	bool tables = g && sealed && l->wire.paper_k && load_word32(&g->table_rows);
+	bool upper = g && sealed && l->may_have_upper && load_word32(&g->upper_rows);
 	if (tables)
 		add_tables(v, v->snap->ref[i].first, g);
+	if (upper)
+		add_uppers(v, v->snap->ref[i].first, g);
 	for (uint32_t b = 0; b < blocks && lo < hi; b++) {
 		uint32_t first = relaxed32(&r->block[b].first_row), rows = relaxed32(&r->block[b].rows);
 		if (first + rows <= lo)
@@ -105,12 +122,15 @@ static bool add_segment(const struct builder *v, uint32_t i, uint64_t begin, uin
 			.n = stop - lo,
 			.block_row = lo - first,
 			.table = tables ? v->view->table_count - 1 : UINT32_MAX,
+			.upper = upper ? v->view->upper_count - 1 : UINT32_MAX,
 		};
 		add_spans(v, seg, &common, b, rows, g);
 		lo = stop;
 	}
 	for (uint32_t h = 0; tables && h < l->shape.kv_heads; h++)
 		v->view->strip[h].tables[v->view->table_count - 1].span_end = v->view->span_count;
+	for (uint32_t h = 0; upper && h < l->shape.kv_heads; h++)
+		v->view->strip[h].uppers[v->view->upper_count - 1].span_end = v->view->span_count;
 	return lo == hi;
 }
 
@@ -119,14 +139,15 @@ static uint64_t round64(uint64_t bytes)
 	return (bytes + 63) & ~UINT64_C(63);
 }
 
-// One allocation: head, strips, spans of each strip, tables of each strip.
+// One allocation: head, strips, spans of each strip, tables and upper layers of each strip.
 static int allocate(struct builder *v, uint32_t segments)
 {
 	const struct layer *l = v->layer;
 	uint64_t heads = l->shape.kv_heads, tables = l->wire.paper_k ? segments : 0, spans = v->capacity;
+	uint64_t uppers = l->may_have_upper ? segments : 0;
 	uint64_t strips_at = round64(sizeof(struct view_head)), spans_at = round64(strips_at + heads * sizeof(struct strip_view));
 	uint64_t tables_at = round64(spans_at + heads * spans * sizeof(struct span));
-	uint8_t *memory = malloc(tables_at + heads * tables * sizeof(struct table_view));
+	uint8_t *memory = malloc(tables_at + heads * (tables + uppers) * sizeof(struct table_view));
 	if (!memory)
 		return MPIG_ENOMEM;
 	v->view->memory = memory;
@@ -136,6 +157,7 @@ static int allocate(struct builder *v, uint32_t segments)
 		*strip = (struct strip_view){
 			.spans = (struct span *)(void *)(memory + spans_at) + h * spans,
 			.tables = (struct table_view *)(void *)(memory + tables_at) + h * tables,
+			.uppers = (struct table_view *)(void *)(memory + tables_at) + heads * tables + h * uppers,
 		};
 		if (v->params) {
 			strip->params.mu = spec_params(v->spec, v->base + v->params->offset, l->first_strip + (uint32_t)h);

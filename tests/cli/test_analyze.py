@@ -31,14 +31,14 @@ def zoo(daemon):
     layer = magicpig.Layer(query_heads=6, kv_heads=2, d_k=64, signature_bits=2)
     name, true_error = "z<o>o", {}
     with magicpig.Client(str(daemon.socket)) as client, client.queue(slot_bytes=1 << 20) as queue:
-        context = client.create(name, magicpig.Spec([layer] * len(SPREADS)))
+        context = client.create(name, magicpig.Spec([layer] * len(SPREADS), seed=7))
         for number in range(len(SPREADS)):
             k, v = (random.standard_normal((TOKENS, 2, 64), dtype=numpy.float32) for _ in range(2))
             queue.append(context, number, 0, k, v)
         queue.commit(context, 0, numpy.arange(TOKENS, dtype=numpy.uint32), seal=True)
         for number, spread in enumerate(SPREADS):
             deviations = []
-            for step in range(30):
+            for step in range(80):
                 q = (spread * random.standard_normal((6, 64))).astype(numpy.float32)
                 exact = queue.attend(context, number, q, proposal="dense").lse
                 for seed in range(10):
@@ -54,10 +54,13 @@ def test_predictions_hold(daemon, zoo):
     name, true_error = zoo
     seen = json.loads(good(daemon.ctl("analyze", name, "--json", "--budget", "0.02")))
     assert seen["heads_known"] == 2 * len(SPREADS) and seen["committed"] == TOKENS
-    # 1,800 deviations a layer, of which those of one query are independent: the true error is known to some 4 %
+    # Everything is seeded, down to which answers the daemon looks at (one in 64 of a head: a dozen). Sharp heads differ much from query to query,
+    # so a layer's two heads are taken together.
     for head in seen["heads"]:
-        assert head["error_at_budget"] == pytest.approx(true_error[head["layer"]], rel=0.5)
-        assert head["rows"] == TOKENS and head["samples"] >= 4
+        assert head["rows"] == TOKENS and head["samples"] >= 12
+    for number, truth in true_error.items():
+        told = [head["error_at_budget"] for head in seen["heads"] if head["layer"] == number]
+        assert (sum(e * e for e in told) / len(told)) ** 0.5 == pytest.approx(truth, rel=0.35)
     gains = [layer["gain"] for layer in seen["layers"]]
     assert gains == sorted(gains) and gains[0] < 1.5 < gains[-1]
     assert [layer["advice"] for layer in seen["layers"]][0::3] == ["dense", "sample"]

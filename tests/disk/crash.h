@@ -14,7 +14,7 @@
 #include "tests/store/crash.h"
 
 static struct disk *disk;
-static char where[80];
+static char where[160];
 
 static inline void shell(const char *format)
 {

@@ -46,7 +46,7 @@ static inline struct store_attached attach_again(void)
 	pool_close(f.pool, false);
 	struct pool_options p = {.dir = f.dir, .instance = "test"};
 	ck_assert_int_eq(pool_open(&p, &f.pool, f.why, sizeof f.why), 0);
-	struct store_options o = {.pool = f.pool};
+	struct store_options o = {.pool = f.pool, .upper_reach = 1, .upper_least = 1};
 	struct store_attach_options a = {.verify = VERIFY_FULL, .table_bytes = test_table_bytes};
 	struct store_attached attached;
 	ck_assert_int_eq(store_attach(&o, &a, &f.store, &attached), 0);
@@ -58,6 +58,7 @@ static inline void setup(void)
 {
 	open_small();
 	snprintf(where, sizeof where, "/tmp/mpig-disk-%d", (int)getpid());
+	shell("rm -rf %s", ""); // of a test that was killed and had our number
 	tags = tags_from(1, TAGS);
 	open_disk();
 }

@@ -178,6 +178,7 @@ static void open_all(void)
 {
 	fixture_open(&f, 48 << 20, 0, 0);
 	snprintf(where, sizeof where, "%s-disk", f.dir);
+	shell("rm -rf %s");
 	open_disk();
 }
 

@@ -124,6 +124,8 @@ static void setup(void)
 	fixture_open(&f, 48 << 20, 0, 0);
 	snprintf(top, sizeof top, "%s-top", f.dir);
 	snprintf(afterwards, sizeof afterwards, "%s-after", f.dir);
+	snprintf(where, sizeof where, "%s %s", top, afterwards);
+	shell("rm -rf %s"); // of a test that was killed and had our number
 	must(mkdir(top, 0700) == 0);
 	power_begin(top);
 	snprintf(where, sizeof where, "%s/disk", top);

@@ -9,7 +9,7 @@
 
 START_TEST(what_was_put_back_comes_again)
 {
-	struct memory m = {0};
+	struct memory m = {.bytes = 0};
 	uint8_t *first = memory_get(&m, 1000);
 	ck_assert_ptr_nonnull(first);
 	ck_assert_uint_eq((uintptr_t)first % 64, 0);
@@ -34,7 +34,7 @@ END_TEST
 
 START_TEST(no_more_is_kept_than_agreed)
 {
-	struct memory m = {0};
+	struct memory m = {.bytes = 0};
 	void *all[3 * MEMORY_KEPT];
 	for (size_t i = 0; i < 3 * MEMORY_KEPT; i++)
 		ck_assert_ptr_nonnull(all[i] = memory_get(&m, 64));
@@ -88,7 +88,7 @@ static void *use(void *argument)
 
 START_TEST(no_piece_belongs_to_two)
 {
-	struct memory m = {0};
+	struct memory m = {.bytes = 0};
 	struct user user[THREADS];
 	for (uint32_t i = 0; i < THREADS; i++) {
 		user[i] = (struct user){.m = &m, .number = i};

@@ -110,7 +110,7 @@ static void world_make(struct world *w, const struct mpig_layer *layer, unsigned
 {
 	*w = (struct world){.contexts = contexts, .tokens = tokens, .committed = committed, .step = {.size = sizeof(w->step)}};
 	for (unsigned i = 0; i < contexts; i++) {
-		char name[8];
+		char name[16];
 		snprintf(name, sizeof(name), "x%u", i);
 		model_data_make(&w->m[i], layer, 1, rows + 64, 100 + 10 * i);
 		w->x[i] = test_client_create(&s, name, &w->m[i]);

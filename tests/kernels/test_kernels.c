@@ -167,6 +167,35 @@ START_TEST(sig_estimate)
 }
 END_TEST
 
+START_TEST(sig_estimate_groups)
+{
+	const struct kernels *k = &isas[_i].k;
+	for (uint32_t round = 0; round < rounds; round++) {
+		uint64_t r = case_seed("sig_estimate_groups", round);
+		struct sig_case c;
+		sig_case_init(&c, &r, (uint32_t)_i);
+		uint32_t whole = c.n / SIG_GROUP, n = whole ? 1 + rng_below(&r, 9) : 0, group[9];
+		size_t ld = n * SIG_GROUP + rng_below(&r, 5);
+		struct guarded out;
+		float *got = guard_alloc(&out, (n ? (c.heads - 1) * ld + n * SIG_GROUP : 1) * sizeof *got);
+		for (uint32_t i = 0; i < n; i++)
+			group[i] = rng_below(&r, whole);
+		if (n)
+			k->sig_estimate_groups(c.codes.at, c.factors.at, group, n, c.d_pad, c.bits, c.queries, c.heads, got, ld);
+		for (uint32_t h = 0; h < c.heads; h++) {
+			c.queries[h].slope = 0;
+			for (uint32_t i = 0; i < n * SIG_GROUP; i++) {
+				uint32_t row = group[i / SIG_GROUP] * SIG_GROUP + i % SIG_GROUP;
+				if (!same_bits(got[h * ld + i], sig_reference(&c, h, row)))
+					FAIL("head %u group %u: estimate %u differs", h, group[i / SIG_GROUP], i);
+			}
+		}
+		guard_free(&out);
+		sig_case_free(&c);
+	}
+}
+END_TEST
+
 START_TEST(sig_select)
 {
 	static const uint8_t somewhere[64];
@@ -217,6 +246,76 @@ START_TEST(sig_select)
 		}
 		free(want);
 		sig_case_free(&c);
+	}
+}
+END_TEST
+
+// The weight of one estimate, found by bisection: alone in a group, it is taken from some chain on.
+static uint32_t choose_weight(const struct kernels *k, float estimate, float tau)
+{
+	float group[SIG_GROUP], e;
+	uint32_t row, low = 0,
+		      high = 1u << SIG_CHOOSE_BITS; // taken at high (it would carry there without any weight), not below low
+	for (uint32_t i = 0; i < SIG_GROUP; i++)
+		group[i] = -INFINITY;
+	group[5] = estimate;
+	while (low < high) {
+		uint32_t middle = low + (high - low) / 2, chain = middle;
+		struct sig_hits hits = {&row, &e, 0};
+		k->sig_choose(group, &tau, 1, &chain, &hits);
+		if (hits.n)
+			high = middle;
+		else
+			low = middle + 1;
+	}
+	return (1u << SIG_CHOOSE_BITS) - low;
+}
+
+START_TEST(sig_choose)
+{
+	const struct kernels *k = &isas[_i].k, *plain = &isas[0].k;
+	const uint32_t one = 1u << SIG_CHOOSE_BITS;
+	for (uint32_t round = 0; round < rounds; round++) {
+		uint64_t r = case_seed("sig_choose", round);
+		uint32_t groups = 1 + rng_below(&r, 6), had = rng_below(&r, 4), chain = rng_below(&r, one), at = chain, n = 0;
+		struct guarded estimates, tau, row, estimate;
+		float *e = guard_alloc(&estimates, groups * SIG_GROUP * sizeof *e), *t = guard_alloc(&tau, groups * sizeof *t);
+		uint32_t want[6 * SIG_GROUP];
+		for (uint32_t i = 0; i < groups; i++) {
+			uint32_t kind = rng_below(&r, 8);
+			t[i] = kind == 0 ? -INFINITY : kind == 1 ? INFINITY : 3 * rng_normal(&r) + (kind == 2 ? -4 : 2);
+			for (uint32_t j = i * SIG_GROUP; j < (i + 1) * SIG_GROUP; j++) {
+				uint32_t odd = rng_below(&r, 60);
+				e[j] = odd == 0 ? NAN : odd == 1 ? INFINITY : odd == 2 ? -INFINITY : 4 * rng_normal(&r);
+				float over = e[j] - t[i];
+				uint32_t w = choose_weight(k, e[j], t[i]);
+				double exact = isnan(over) ? 0 : ldexp(exp(fmin(0, (double)over)), SIG_CHOOSE_BITS);
+				if (fabs(w - exact) > 1 + 6e-7 * exact || w > one || (over >= 0 && w != one))
+					FAIL("estimate %a, tau %a: weight %u, want %.1f", (double)e[j], (double)t[i], w, exact);
+				if (w != choose_weight(plain, e[j], t[i]))
+					FAIL("estimate %a, tau %a: not the weight of plain C", (double)e[j], (double)t[i]);
+				at += w;
+				if (at >= one) {
+					at -= one;
+					want[n++] = j;
+				}
+			}
+		}
+		struct sig_hits hits = {guard_alloc(&row, (had + n) * sizeof(uint32_t)),
+		                        guard_alloc(&estimate, (had + n) * sizeof(float)), had};
+		k->sig_choose(e, t, groups, &chain, &hits);
+		if (hits.n != had + n || chain != at)
+			FAIL("%u rows, want %u; chain %u, want %u", hits.n - had, n, chain, at);
+		for (uint32_t i = 0; i < n; i++)
+			if (hits.row[had + i] != want[i] || !same_bits(hits.estimate[had + i], e[want[i]]))
+				FAIL("choice %u: row %u, want %u", i, hits.row[had + i], want[i]);
+		for (uint32_t i = 0; i < had; i++)
+			if (hits.row[i] != 0xa5a5a5a5u)
+				FAIL("earlier hit %u overwritten", i);
+		guard_free(&estimates);
+		guard_free(&tau);
+		guard_free(&row);
+		guard_free(&estimate);
 	}
 }
 END_TEST
@@ -729,7 +828,9 @@ int main(void)
 	TCase *tc = tcase_create("kernels");
 	tcase_set_timeout(tc, 600);
 	add_test(tc, sig_estimate);
+	add_test(tc, sig_estimate_groups);
 	add_test(tc, sig_select);
+	add_test(tc, sig_choose);
 	add_test(tc, scores);
 	add_test(tc, values);
 	add_test(tc, values_squares);

@@ -47,6 +47,16 @@ void fixture_engine(struct fixture *f, const struct engine_options *options)
 	REQUIRE(!engine_create(&with, &f->engine), "engine");
 }
 
+void fixture_upper(struct fixture *f, uint64_t reach, uint64_t rows, float most)
+{
+	struct store_options so = {.pool = f->pool, .upper_reach = reach};
+	engine_destroy(f->engine);
+	store_destroy(f->store);
+	REQUIRE(!store_create(&so, &f->store), "store");
+	struct engine_options eo = {.kernels = &f->kernels, .store = f->store, .upper_rows = rows, .upper_most = most};
+	REQUIRE(!engine_create(&eo, &f->engine), "engine");
+}
+
 void fixture_stop(struct fixture *f)
 {
 	for (uint32_t i = 0; i < 16; i++)

@@ -18,6 +18,9 @@ struct fixture {
 
 // Layers are all alike. mask: CPU features allowed.
 void fixture_start(struct fixture *f, uint64_t pool_bytes, uint32_t mask);
+// Begins anew, without contexts: upper layers for segments that reach this token position, used for ranges of so many rows, up to a
+// share of groups that are looked at (0: the default).
+void fixture_upper(struct fixture *f, uint64_t reach, uint64_t rows, float most);
 void fixture_stop(struct fixture *f);
 // Another engine in place of the first; kernels and store of the options are the fixture's.
 void fixture_engine(struct fixture *f, const struct engine_options *options);

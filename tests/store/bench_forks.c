@@ -41,7 +41,7 @@ static void measure(uint32_t own)
 	must(store_context_create(f.store, &root, &body, layer, &c, f.why) == 0);
 	must(context_lease(f.store, c, &root, 1, f.why) == 0);
 	grow(c, 0, PREFIX, ids);
-	must(context_seal_begin(f.store, c, test_table_bytes, &plan, f.why) == 0 && plan.rows == PREFIX);
+	must(seal_begin(f.store, c, test_table_bytes, &plan, f.why) == 0 && plan.rows == PREFIX);
 	context_seal_finish(f.store, &plan, true);
 	uint64_t prefix = pool_used(f.pool) - empty;
 	double begin = now();

@@ -20,7 +20,10 @@ struct fixture {
 
 static inline void fixture_pool(struct fixture *f, uint64_t bytes, uint32_t nodes)
 {
+	char line[96];
 	snprintf(f->dir, sizeof f->dir, "/dev/shm/mpig-test-%d", (int)getpid());
+	snprintf(line, sizeof line, "rm -rf %s", f->dir); // of a test that was killed and had our number
+	must(access(f->dir, F_OK) != 0 || system(line) == 0);
 	struct pool_options o = {.dir = f->dir, .instance = "test", .bytes = bytes, .nodes = nodes};
 	ck_assert_msg(pool_create(&o, &f->pool, f->why, sizeof f->why) == 0, "%s", f->why);
 }
@@ -28,7 +31,10 @@ static inline void fixture_pool(struct fixture *f, uint64_t bytes, uint32_t node
 static inline void fixture_open(struct fixture *f, uint64_t bytes, uint64_t quota_bytes, uint32_t quota_contexts)
 {
 	fixture_pool(f, bytes, 1);
-	struct store_options o = {.pool = f->pool, .limits = {.uid_bytes = quota_bytes, .uid_contexts = quota_contexts}};
+	struct store_options o = {.pool = f->pool,
+	                          .limits = {.uid_bytes = quota_bytes, .uid_contexts = quota_contexts},
+	                          .upper_reach = 1,
+	                          .upper_least = 1};
 	ck_assert_int_eq(store_create(&o, &f->store), 0);
 }
 
@@ -212,6 +218,9 @@ static inline void seal_fill_known(struct context *c, struct seal_plan *plan, co
 			}
 			if (plan->needs_tables && l->wire.paper_k)
 				memset(plan->table(plan, strip), (int)(strip + 1), test_table_bytes(l, plan->rows));
+			if (plan->upper(plan, strip))
+				memset(plan->upper(plan, strip), (int)(strip + 101),
+				       sig_upper_bytes(l->d_pad, plan->bits(plan)[strip], plan->rows));
 		}
 	}
 }

@@ -19,7 +19,7 @@ static struct store_attached attach_at(enum verify_level verify)
 {
 	struct pool_options p = {.dir = f.dir, .instance = "test"};
 	ck_assert_msg(pool_open(&p, &f.pool, f.why, sizeof f.why) == 0, "%s", f.why);
-	struct store_options o = {.pool = f.pool};
+	struct store_options o = {.pool = f.pool, .upper_reach = 1, .upper_least = 1};
 	struct store_attach_options a = {.verify = verify, .table_bytes = test_table_bytes, .warn = warn};
 	struct store_attached attached;
 	warned = 0;
@@ -410,7 +410,7 @@ START_TEST(damaged_content)
 	const struct generation_record *g = (const void *)(image + r->generation[0].offset);
 	const struct code_block_record *cb = (const void *)(image + g->code_block[0]);
 	const uint64_t *codes = (const void *)(cb + 1);
-	const struct table_extent *table = (const void *)(g + 1);
+	const struct table_extent *table = (const void *)(g + 1), *upper = table + r->strips;
 	const struct {
 		uint64_t at;
 		enum verify_level found;
@@ -421,10 +421,12 @@ START_TEST(damaged_content)
 		{offset_in(rows_of(r) + r->strips) + 4 * 299, VERIFY_FULL},
 		{codes[0] + 100, VERIFY_FULL},
 		{table[0].offset + table[0].bytes - 1, VERIFY_FULL},
+		{upper[0].offset + upper[0].bytes - 1, VERIFY_FULL},
+		{offset_in(&upper[0].bytes), VERIFY_NONE},
 		{g->params_offset + sizeof(struct params_record) + 64, VERIFY_HEADER},
 		{r->frames_offset + 4 * 100, VERIFY_NONE},
 	};
-	must(codes[0] && table[0].offset && r->frames_offset);
+	must(codes[0] && table[0].offset && upper[0].offset && g->upper_rows == 300 && r->frames_offset);
 	for (size_t i = 0; i < sizeof hit / sizeof hit[0]; i++)
 		for (enum verify_level level = VERIFY_NONE; level <= VERIFY_FULL; level++) {
 			unsigned char wrong = (unsigned char)~image[hit[i].at];
@@ -749,7 +751,7 @@ START_TEST(two_nodes)
 	crash_open();
 	root = user(0);
 	fixture_pool(&f, 2 * POOL_BYTES, 2);
-	struct store_options o = {.pool = f.pool};
+	struct store_options o = {.pool = f.pool, .upper_reach = 1, .upper_least = 1};
 	ck_assert_int_eq(store_create(&o, &f.store), 0);
 	do_create(0, 0);
 	do_append(0, 600, 600);
@@ -862,6 +864,7 @@ int main(void)
 	tcase_add_loop_test(t, damaged_at_random, 0, 2);
 	suite_add_tcase(suite, t);
 	t = tcase_create("refusals");
+	tcase_set_timeout(t, 120);
 	tcase_add_test(t, refused_and_left_alone);
 	tcase_add_test(t, nothing_to_open);
 	tcase_add_test(t, two_nodes);

@@ -324,7 +324,7 @@ START_TEST(a_store_takes_a_fresh_pool_only)
 	ck_assert_int_eq(create(&body, &layer, &c), 0);
 	context_unref(c);
 	struct store *second;
-	struct store_options o = {.pool = f.pool};
+	struct store_options o = {.pool = f.pool, .upper_reach = 1, .upper_least = 1};
 	ck_assert_int_eq(store_create(&o, &second), MPIG_ENOTSUP);
 }
 END_TEST

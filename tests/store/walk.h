@@ -93,7 +93,7 @@ static inline uint64_t walk_stride(const struct mpig_wire_layer *l)
 static inline uint64_t walk_code_bytes(const struct walk *w, const struct mpig_wire_layer *l, const struct generation_record *g,
                                        uint32_t strip)
 {
-	uint8_t bits = ((const uint8_t *)(g + 1))[sizeof(struct table_extent) * g->strips + strip];
+	uint8_t bits = ((const uint8_t *)(g + 1))[2 * sizeof(struct table_extent) * g->strips + strip];
 	must(bits == w->base[g->params_offset + sizeof(struct params_record) + strip]);
 	must(l->signature_bits == MPIG_BITS_AUTO ? bits == 1 || bits == 2 || bits == 4 : bits == l->signature_bits);
 	return (uint64_t)(l->d_k <= 64 ? 64 : l->d_k <= 128 ? 128 : 256) * bits / 8;
@@ -150,13 +150,13 @@ static inline void walk_segment(struct walk *w, const struct walk_context *c, ui
 		const struct generation_record *g;
 		if (!r->generation[slot].offset)
 			continue;
-		uint64_t bytes = sizeof *g + (sizeof(struct table_extent) + 1) * c->strips;
+		uint64_t bytes = sizeof *g + (2 * sizeof(struct table_extent) + 1) * c->strips;
 		g = generation[slot] = walk_record(w, r->generation[slot].offset, RECORD_GENERATION, bytes);
 		walk_mark(w, r->generation[slot].offset, bytes);
 		must(g->params_offset == r->generation[slot].params);
 		must(r->sealed_rows || (slot == 0 && g->params_offset == c->slot->params_offset));
 		const struct table_extent *t = (const void *)(g + 1);
-		for (uint32_t s = 0; r->sealed_rows && g->table_rows && s < c->strips; s++)
+		for (uint32_t s = 0; r->sealed_rows && (g->table_rows || g->upper_rows) && s < 2 * c->strips; s++)
 			if (t[s].offset)
 				walk_mark(w, t[s].offset, t[s].bytes);
 	}

@@ -1,4 +1,5 @@
-// magicpig-bench: what this machine does, next to what it could do. Every figure is a median of interleaved repetitions.
+// magicpig-bench: what this machine does, next to what it could do. Every
+// figure is a median of interleaved repetitions.
 #ifndef MPIG_BENCH_H
 #define MPIG_BENCH_H
 
@@ -10,29 +11,45 @@ struct roofline {
 	double stream_gbs; // one core reading a large array in order
 	double gather_gbs; // one core reading random rows
 	uint32_t row_bytes, threads;
-	double all_stream_gbs, all_gather_gbs; // `threads` cores together: all but one
+	double all_stream_gbs,
+		all_gather_gbs; // `threads` cores together: all but one
 };
 struct head_result { // one KV head, one thread
 	uint32_t rows, d, group, bits;
 	double budget;
 	double dense_ms, signature_ms, paper_ms;
-	double pilot_ms, scan_ms;           // parts of signature_ms: up to the thresholds; the scan
-	double signature_rows, paper_rows;  // rows per query head
-	double index_us_per_row, append_us; // build at seal; one decoded token of one KV head
+	double pilot_ms,
+		scan_ms;                   // parts of signature_ms: up to the thresholds; the scan
+	double signature_rows, paper_rows; // rows per query head
+	double fetched_rows;               // by `signature`, of all heads: a row that several want
+					   // counts once
+	double scan_hot_ns;                // per row, from the caches
+	double index_us_per_row,
+		append_us; // build at seal; one decoded token of one KV head
 };
 enum { BENCH_PROPOSALS = 10 };
 struct proposal_result { // one KV head, one thread, 4 query heads, d = 128
 	const char *name;
 	double ms, rows; // rows per query head
 };
-struct layer_result { // one layer through the ring: 8 KV heads, 32 query heads, d = 128
+struct upper_side {
+	double ms, rows, bytes;       // rows per query head
+	double mass_error, out_error; // root mean square of exp(LSE) / exact - 1, and of the output relative to its length
+};
+struct upper_result { // one KV head, one thread, 4 query heads, d = 128, the floor's share of rows
+	uint32_t rows;
+	struct upper_side plain, upper;
+};
+struct layer_result { // one layer through the ring: 8 KV heads, 32 query heads,
+		      // d = 128
 	unsigned workers;
 	double dense_ms, signature_ms;                 // as the client sees it
 	double dense_service_ms, signature_service_ms; // inside the daemon
 	double append_gbs, seal_s;                     // of all layers together
 	double huge_share;                             // of the pool
 };
-struct timeline_sample { // of one request; milliseconds, and shares of threads x ms
+struct timeline_sample { // of one request; milliseconds, and shares of threads
+			 // x ms
 	double ms, create_ms, first_main_ms, last_pre_ms;
 	double tail_ms; // from the first thread that finds nothing left to the end
 	double longest_unit_ms;
@@ -64,7 +81,10 @@ struct roofline bench_roofline(uint32_t row_bytes);
 // mask: CPU features to use. Prints nothing.
 struct head_result bench_head(uint32_t rows, uint32_t mask, int with_paper);
 void bench_proposals(uint32_t rows, uint32_t mask, struct proposal_result out[BENCH_PROPOSALS]);
-// Starts `daemon` privately, measures, stops it. 0, or -1 with a message on stderr.
+// Contexts of rows[count] (multiples of 65,536). tensors: file of a real head's, or NULL. 0, or -1 with a message on stderr.
+int bench_upper(const uint32_t *rows, size_t count, uint32_t mask, const char *tensors, struct upper_result *out);
+// Starts `daemon` privately, measures, stops it. 0, or -1 with a message on
+// stderr.
 int bench_queue(const char *daemon, struct queue_result *out);
 
 // threads [counts], at most 16 each.

@@ -1,5 +1,6 @@
-// One KV head of one layer, one thread, without rings: the engine's own time. Several strips are visited in turn so that none stays in
-// the caches, as a model's layers would not.
+// One KV head of one layer, one thread, without rings: the engine's own time.
+// Several strips are visited in turn so that none stays in the caches, as a
+// model's layers would not.
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,8 +11,9 @@
 
 enum { D = STRIP_DIM, GROUP = STRIP_GROUP, STRIPS = 6, REPETITIONS = 31, DECODED = 64 };
 
-// Where a signature request's time goes: up to the first unit's end it plans, signs the queries and sets the thresholds; a request
-// for almost no rows scans as one for 1 % does, and attends nothing.
+// Where a signature request's time goes: up to the first unit's end it plans,
+// signs the queries and sets the thresholds; a request for almost no rows scans
+// as one for 1 % does, and attends nothing.
 static void signature_stages(struct fixture *f, struct context *c, uint32_t layer, uint32_t rows, uint64_t seed, double *pilot_ms,
                              double *scan_ms)
 {
@@ -31,6 +33,33 @@ static void signature_stages(struct fixture *f, struct context *c, uint32_t laye
 		state = job_run(job, 0, 1, f->scratch[0]);
 	*scan_ms = (seconds() - start) * 1e3;
 	job_destroy(job);
+}
+
+// ns per row of the scan where nothing has to come from memory and nothing is
+// taken: what its instructions take.
+static double scan_in_cache(const struct kernels *k, uint32_t bits)
+{
+	enum { ROWS = 512, PASSES = 64 };
+	static _Alignas(64) uint8_t codes[ROWS * D / 2];
+	static _Alignas(64) float noise[ROWS];
+	static uint16_t factors[ROWS];
+	static int8_t q[GROUP][D];
+	struct sig_query query[GROUP];
+	struct sig_hits hits[GROUP] = {0};
+	for (uint32_t i = 0; i < sizeof(codes); i++)
+		codes[i] = (uint8_t)(i * 167 >> 3);
+	for (uint32_t h = 0; h < GROUP; h++) {
+		memset(q[h], (int)h + 1, D);
+		query[h] = (struct sig_query){.q = q[h], .factor = 1e-3f, .tau = INFINITY};
+	}
+	double ns[REPETITIONS];
+	for (uint32_t i = 0; i < REPETITIONS; i++) {
+		double start = seconds();
+		for (uint32_t pass = 0; pass < PASSES; pass++)
+			k->sig_select(codes, factors, 0, ROWS, D, bits, query, GROUP, noise, hits, NULL, 0, 0);
+		ns[i] = (seconds() - start) * 1e9 / (ROWS * PASSES);
+	}
+	return median(ns, REPETITIONS);
 }
 
 struct head_result bench_head(uint32_t rows, uint32_t mask, int with_paper)
@@ -56,12 +85,13 @@ struct head_result bench_head(uint32_t rows, uint32_t mask, int with_paper)
 	for (int i = 0; i < REPETITIONS; i++) {
 		fill_normal(q, GROUP * D, 100u + (uint64_t)i, 1);
 		uint32_t l = (uint32_t)i % STRIPS;
-		dense[i] = strip_attend_ms(&f, c, l, rows, MPIG_PROPOSAL_DENSE, 1, q, &ignored);
+		dense[i] = strip_attend_ms(&f, c, l, rows, MPIG_PROPOSAL_DENSE, 1, q, &ignored, NULL);
 		signature[i] = strip_attend_ms(&f, c, (l + 2) % STRIPS, rows, MPIG_PROPOSAL_SIGNATURE, (uint64_t)i, q,
-		                               &r.signature_rows);
+		                               &r.signature_rows, &r.fetched_rows);
 		signature_stages(&f, c, (l + 3) % STRIPS, rows, (uint64_t)i, &pilot[i], &scan[i]);
-		paper[i] =
-			with_paper ? strip_attend_ms(&f, c, (l + 4) % STRIPS, rows, MPIG_PROPOSAL_PAPER, 1, q, &r.paper_rows) : 0;
+		paper[i] = with_paper ? strip_attend_ms(&f, c, (l + 4) % STRIPS, rows, MPIG_PROPOSAL_PAPER, 1, q, &r.paper_rows,
+		                                        NULL)
+		                      : 0;
 	}
 	r.dense_ms = median(dense, REPETITIONS);
 	r.signature_ms = median(signature, REPETITIONS);
@@ -69,6 +99,8 @@ struct head_result bench_head(uint32_t rows, uint32_t mask, int with_paper)
 	r.scan_ms = median(scan, REPETITIONS);
 	r.paper_ms = with_paper ? median(paper, REPETITIONS) : NAN;
 	r.signature_rows /= REPETITIONS;
+	r.fetched_rows /= REPETITIONS;
+	r.scan_hot_ns = scan_in_cache(&f.kernels, r.bits);
 	r.paper_rows = with_paper ? r.paper_rows / REPETITIONS : NAN;
 	fill_normal(k, D, 5, 1);
 	fill_normal(v, D, 6, 1);

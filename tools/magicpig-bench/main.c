@@ -33,24 +33,35 @@ double median(double *x, size_t n)
 	return percentile(x, n, .5);
 }
 
-enum { ROOFLINE = 1, HEAD = 2, RING = 4, LAYER = 8, PROPOSALS = 16, TIMELINE = 32, MAX_COUNTS = 16 };
+enum { ROOFLINE = 1, HEAD = 2, RING = 4, LAYER = 8, PROPOSALS = 16, TIMELINE = 32, UPPER = 64, MAX_COUNTS = 16 };
+static const uint32_t upper_rows[] = {131072, 262144, 524288, 1048576, 2097152, 4194304};
+enum { UPPER_ROWS = sizeof(upper_rows) / sizeof(upper_rows[0]) };
 
 static const char usage[] =
 	"usage: magicpig-bench [OPTIONS] [PART...]\n"
-	"Parts (all by default):\n"
+	"Parts (all but 'upper' by default):\n"
 	"  roofline       what one core of this machine can read\n"
 	"  head           one KV head, one thread, the engine alone\n"
 	"  proposals      the same for every way of choosing rows\n"
+	"  upper          128K to 4M rows with and without upper layers (2.6 GiB of memory, minutes)\n"
 	"  ring           NOP round trips, and the idle daemon\n"
-	"  layer          one layer (8 KV heads, 32 query heads) through a daemon with 1, 2, 4, ... workers\n"
-	"  timeline       the same in the engine alone: where the workers' time goes\n"
+	"  layer          one layer (8 KV heads, 32 query heads) through a daemon "
+	"with 1, 2, 4, ... workers\n"
+	"  timeline       the same in the engine alone: where the workers' time "
+	"goes\n"
 	"Options:\n"
 	"  --rows N       rows of a KV head (96000)\n"
-	"  --mask NAMES   CPU features to use in 'head' and 'proposals', joined by '+' (c, avx2, avx512, avx512vnni, amx); all "
+	"  --mask NAMES   CPU features to use in 'head' and 'proposals', joined by "
+	"'+' (c, avx2, avx512, avx512vnni, amx); all "
 	"by default\n"
-	"  --no-paper     leave out the SimHash tables, whose build takes most of the time\n"
-	"  --workers LIST numbers of workers for 'layer', e.g. 1,4,15; default: powers of two and all but one CPU\n"
-	"  --daemon PATH  the magicpigd that 'ring' and 'layer' start privately; default $MAGICPIGD, else magicpigd beside this "
+	"  --tensors FILE rows for 'upper' like those of a real head (tools/quality/export_head.py); default: normal numbers\n"
+	"  --most N       rows that 'upper' ends with (4194304)\n"
+	"  --no-paper     leave out the SimHash tables, whose build takes most of "
+	"the time\n"
+	"  --workers LIST numbers of workers for 'layer', e.g. 1,4,15; default: "
+	"powers of two and all but one CPU\n"
+	"  --daemon PATH  the magicpigd that 'ring' and 'layer' start privately; "
+	"default $MAGICPIGD, else magicpigd beside this "
 	"program\n"
 	"  --json FILE    write the figures\n"
 	"It takes about 6 GiB of memory; use --rows for less.\n";
@@ -59,7 +70,8 @@ struct options {
 	uint32_t rows, mask;
 	int paper;
 	unsigned parts, workers[MAX_COUNTS], worker_counts;
-	const char *daemon, *json;
+	const char *daemon, *json, *tensors;
+	uint32_t most;
 };
 
 static int refuse(const char *what, const char *value, const char *wanted)
@@ -83,13 +95,13 @@ static int parse_workers(const char *text, struct options *o)
 
 static int parse_part(const char *name, struct options *o)
 {
-	static const char *const names[] = {"roofline", "head", "ring", "layer", "proposals", "timeline"};
+	static const char *const names[] = {"roofline", "head", "ring", "layer", "proposals", "timeline", "upper"};
 	for (unsigned i = 0; i < sizeof(names) / sizeof(names[0]); i++)
 		if (strcmp(name, names[i]) == 0) {
 			o->parts |= 1u << i;
 			return 0;
 		}
-	return refuse("part", name, "one of roofline, head, proposals, ring, layer, timeline");
+	return refuse("part", name, "one of roofline, head, proposals, upper, ring, layer, timeline");
 }
 
 static int parse_option(int c, struct options *o)
@@ -102,6 +114,15 @@ static int parse_option(int c, struct options *o)
 		if (*end || n < 1024 || n > 8000000)
 			return refuse("--rows", optarg, "a number from 1024 to 8000000");
 		o->rows = (uint32_t)n;
+		return 0;
+	case 'M':
+		n = strtoul(optarg, &end, 10);
+		if (*end || n < upper_rows[0])
+			return refuse("--most", optarg, "a number from 131072 on");
+		o->most = n > UINT32_MAX ? UINT32_MAX : (uint32_t)n;
+		return 0;
+	case 't':
+		o->tensors = optarg;
 		return 0;
 	case 'm':
 		return cpu_mask_parse(optarg, &o->mask) ? refuse("--mask", optarg, "unknown name") : 0;
@@ -147,10 +168,11 @@ static void default_workers(struct options *o)
 
 static int parse(int argc, char **argv, struct options *o)
 {
-	static const struct option table[] = {{"rows", 1, NULL, 'r'},   {"mask", 1, NULL, 'm'},    {"no-paper", 0, NULL, 'p'},
-	                                      {"daemon", 1, NULL, 'd'}, {"workers", 1, NULL, 'w'}, {"json", 1, NULL, 'j'},
-	                                      {"help", 0, NULL, 'h'},   {NULL, 0, NULL, 0}};
-	*o = (struct options){.rows = 96000, .mask = UINT32_MAX, .paper = 1, .daemon = getenv("MAGICPIGD")};
+	static const struct option table[] = {{"rows", 1, NULL, 'r'},    {"mask", 1, NULL, 'm'},    {"no-paper", 0, NULL, 'p'},
+	                                      {"daemon", 1, NULL, 'd'},  {"workers", 1, NULL, 'w'}, {"json", 1, NULL, 'j'},
+	                                      {"tensors", 1, NULL, 't'}, {"most", 1, NULL, 'M'},    {"help", 0, NULL, 'h'},
+	                                      {NULL, 0, NULL, 0}};
+	*o = (struct options){.rows = 96000, .mask = UINT32_MAX, .paper = 1, .most = UINT32_MAX, .daemon = getenv("MAGICPIGD")};
 	int status = 0;
 	for (int c; !status && (c = getopt_long(argc, argv, "h", table, NULL)) != -1;)
 		status = parse_option(c, o);
@@ -188,6 +210,8 @@ struct results {
 	struct layer_result layer[MAX_COUNTS];
 	struct proposal_result proposal[BENCH_PROPOSALS];
 	struct timeline_result timeline[MAX_COUNTS];
+	struct upper_result upper[UPPER_ROWS];
+	size_t uppers;
 };
 
 static void print_roofline(FILE *out, const struct results *r, int json)
@@ -206,10 +230,11 @@ static void print_head(FILE *out, const struct results *r, int json)
 {
 	const struct head_result *h = &r->head;
 	double row_bytes = 4. * h->d, code_bytes = h->d * h->bits / 8. + 2;
-	// What a signature request must move at least: codes, noise, and each selected row once per head.
-	double least_ms = (h->rows * (code_bytes + 4) / r->roof.stream_gbs +
-	                   h->group * h->signature_rows * row_bytes / r->roof.gather_gbs) *
-	                  1e-6;
+	// What a signature request must move at least: codes, noise, and each
+	// selected row once. The scan also has its instructions.
+	double stream_ms = h->rows * (code_bytes + 4) / r->roof.stream_gbs * 1e-6, hot_ms = h->rows * h->scan_hot_ns * 1e-6;
+	double gather_ms = h->fetched_rows * row_bytes / r->roof.gather_gbs * 1e-6;
+	double attend_ms = h->signature_ms - h->pilot_ms - h->scan_ms;
 	const struct figure f[] = {
 		{"rows", "rows of the KV head", h->rows},
 		{"dense_ms", "dense bf16 pass, 4 query heads, ms", h->dense_ms},
@@ -217,7 +242,13 @@ static void print_head(FILE *out, const struct results *r, int json)
 		{"signature_ms", "signature b=2 at 1 %, ms", h->signature_ms},
 		{"pilot_ms", "  up to the thresholds", h->pilot_ms},
 		{"scan_ms", "  scan", h->scan_ms},
-		{"signature_roofline_ms", "  its bytes at stream and gather rates, ms", least_ms},
+		{"scan_ns", "    ns per row", h->scan_ms * 1e6 / h->rows},
+		{"scan_hot_ns", "    ns per row, codes in the caches", h->scan_hot_ns},
+		{"scan_share", "    of what stream or instructions allow", fmax(stream_ms, hot_ms) / h->scan_ms},
+		{"attend_ms", "  attention over the rows", attend_ms},
+		{"fetched_rows", "    rows fetched", h->fetched_rows},
+		{"attend_share", "    of the gather rate", gather_ms / attend_ms},
+		{"signature_roofline_ms", "  its bytes at stream and gather rates, ms", stream_ms + gather_ms},
 		{"signature_rows", "  rows per query head", h->signature_rows},
 		{"dense_over_signature", "  times faster than dense", h->dense_ms / h->signature_ms},
 		{"paper_ms", "paper (10,150), ms", h->paper_ms},
@@ -237,6 +268,45 @@ static void print_proposals(FILE *out, const struct results *r, int json)
 		fprintf(out, json ? "%s\"%s\": {\"rows\": %.6g, \"ms\": %.6g}" : "%s  %-34s %15.5g %10.4g\n",
 		        json && i ? ", " : "", p->name, p->rows, p->ms);
 	}
+}
+
+// The exponent of rows that fits the times best.
+static double growth(const struct results *r, int upper)
+{
+	double n = (double)r->uppers, x = 0, y = 0, xx = 0, xy = 0;
+	for (size_t i = 0; i < r->uppers; i++) {
+		double a = log(r->upper[i].rows), b = log(upper ? r->upper[i].upper.ms : r->upper[i].plain.ms);
+		x += a, y += b, xx += a * a, xy += a * b;
+	}
+	return r->uppers > 1 ? (n * xy - x * y) / (n * xx - x * x) : NAN;
+}
+
+static void print_side(FILE *out, const char *name, const struct results *r, const struct upper_side *s, int json)
+{
+	double roof = s->bytes / r->roof.stream_gbs * 1e-6; // bytes at stream rate
+	fprintf(out,
+	        json ? "\"%s\": {\"ms\": %.6g, \"rows\": %.6g, \"mb\": %.6g, \"roofline_ms\": %.6g, \"mass_error\": %.6g, "
+	               "\"out_error\": %.6g}"
+	             : "  %-6s %10.4g %10.5g %8.4g %10.4g %10.4g %10.4g\n",
+	        name, s->ms, s->rows, s->bytes * 1e-6, roof, s->mass_error, s->out_error);
+}
+
+static void print_upper(FILE *out, const struct results *r, int json)
+{
+	if (!json)
+		fprintf(out, "%-8s %10s %10s %8s %10s %10s %10s\n", "rows", "ms", "rows/head", "MB", "at stream", "mass err",
+		        "out err");
+	for (size_t i = 0; i < r->uppers; i++) {
+		fprintf(out, json ? "%s\"%u\": {" : "%s%u\n", json && i ? ", " : "", r->upper[i].rows);
+		print_side(out, "plain", r, &r->upper[i].plain, json);
+		fputs(json ? ", " : "", out);
+		print_side(out, "upper", r, &r->upper[i].upper, json);
+		fputs(json ? "}" : "", out);
+	}
+	fprintf(out,
+	        json ? "%s\"growth\": {\"plain\": %.4g, \"upper\": %.4g}"
+	             : "%stime grows as rows to the power of %.3g, with upper layers %.3g\n",
+	        json ? ", " : "", growth(r, 0), growth(r, 1));
 }
 
 static void print_ring(FILE *out, const struct results *r, int json)
@@ -292,6 +362,7 @@ static void report(FILE *out, const struct options *o, const struct results *r, 
 	} part[] = {{ROOFLINE, "roofline", print_roofline},
 	            {HEAD, "head", print_head},
 	            {PROPOSALS, "proposals", print_proposals},
+	            {UPPER, "upper", print_upper},
 	            {RING, "ring", print_ring}};
 	fprintf(out, json ? "{\n  \"kernels\": \"%s\"" : "kernels: %s\n", r->isa);
 	for (size_t i = 0; i < COUNT(part); i++) {
@@ -346,12 +417,16 @@ int main(int argc, char **argv)
 	static struct results r;
 	struct kernels kernels;
 	kernels_init(&kernels, cpu_features() & o.mask, r.isa, sizeof(r.isa));
-	if (o.parts & (ROOFLINE | HEAD | TIMELINE))
+	if (o.parts & (ROOFLINE | HEAD | TIMELINE | UPPER))
 		r.roof = bench_roofline(512);
 	if (o.parts & HEAD)
 		r.head = bench_head(o.rows, o.mask, o.paper);
 	if (o.parts & PROPOSALS)
 		bench_proposals(o.rows, o.mask, r.proposal);
+	while (o.parts & UPPER && r.uppers < UPPER_ROWS && upper_rows[r.uppers] <= o.most)
+		r.uppers++;
+	if (r.uppers && bench_upper(upper_rows, r.uppers, o.mask, o.tensors, r.upper))
+		return 1;
 	if (o.parts & RING && bench_queue(o.daemon, &r.ring))
 		return 1;
 	for (unsigned i = 0; o.parts & LAYER && i < o.worker_counts; i++)

@@ -1,4 +1,5 @@
-// Every proposal on the same strips, one thread, without rings: what 1 % of the rows costs, or as many as the tables give.
+// Every proposal on the same strips, one thread, without rings: what 1 % of the
+// rows costs, or as many as the tables give.
 #include <string.h>
 
 #include "daemon/store/pool.h"
@@ -54,7 +55,7 @@ void bench_proposals(uint32_t rows, uint32_t mask, struct proposal_result out[BE
 		fill_normal(q, STRIP_GROUP * STRIP_DIM, 100u + i, 1);
 		for (uint32_t p = 0; p < BENCH_PROPOSALS; p++)
 			ms[p][i] = strip_attend_ms(&f, context[entries[p].context], (i + p) % LAYERS, rows, entries[p].proposal,
-			                           i, q, &kept[p]);
+			                           i, q, &kept[p], NULL);
 	}
 	for (uint32_t p = 0; p < BENCH_PROPOSALS; p++)
 		out[p] = (struct proposal_result){entries[p].name, median(ms[p], REPETITIONS), kept[p] / REPETITIONS};

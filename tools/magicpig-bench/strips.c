@@ -36,15 +36,17 @@ struct mpig_sqe strip_request(uint32_t layer, uint32_t rows, uint8_t proposal, f
 }
 
 double strip_attend_ms(struct fixture *f, struct context *c, uint32_t layer, uint32_t rows, uint8_t proposal, uint64_t seed,
-                       const float *q, double *kept)
+                       const float *q, double *kept, double *fetched)
 {
 	struct mpig_sqe e = strip_request(layer, rows, proposal, .01f, seed);
 	struct mpig_layer_shape s = context_layer(c, layer)->shape;
 	struct mpig_payload_layout l = mpig_attend_layout(&s, 1, MPIG_F32, 0);
 	memcpy(f->slot + l.q, q, GROUP * D * sizeof(float));
 	double start = seconds();
-	fixture_run(f, c, &e, NULL);
+	struct engine_result result = fixture_run(f, c, &e, NULL);
 	double taken = seconds() - start;
+	if (fetched)
+		*fetched += (double)result.rows_read;
 	uint32_t n;
 	for (uint32_t h = 0; h < GROUP; h++) {
 		memcpy(&n, f->slot + l.rows + 4 * h, 4);

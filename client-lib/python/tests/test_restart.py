@@ -1,6 +1,7 @@
 """A model decodes while its daemon is killed and another one takes over the pool: it says what it would have said."""
 
 import os
+import pathlib
 import signal
 import threading
 import time
@@ -10,11 +11,11 @@ import pytest
 import torch
 
 import magicpig
-from conftest import BUILD
 from magicpig.transformers import MagicPigCache, register
 from private_daemon import PrivateDaemon
 from test_transformers import make_gemma2, make_llama
 
+BUILD = pathlib.Path(os.environ.get("MAGICPIG_BUILD", pathlib.Path(__file__).resolve().parents[3] / "build")).resolve()
 PROMPT, STEPS = 300, 24
 OPTIONS = {
     "dense": dict(proposal="dense", row_dtype="f16", window=16, sinks=4),
@@ -33,7 +34,7 @@ def daemon():
 
 @pytest.fixture
 def client(daemon):
-    with magicpig.Client(str(daemon.socket)) as client:
+    with magicpig.Client(str(daemon.socket), reconnect_ms=60_000) as client:
         yield client
         for info in list(client.contexts()):
             client.drop(info.name)

@@ -17,7 +17,7 @@
 struct launch {
 	const struct simt_kernel *kernel;
 	unsigned grid_x, grid_y, block;
-	uint8_t argument[MOST_ARGUMENT];
+	_Alignas(16) uint8_t argument[MOST_ARGUMENT];
 };
 struct graph {
 	uint32_t count;

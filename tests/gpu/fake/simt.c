@@ -167,9 +167,10 @@ DEVICE void store_relaxed(uint32_t *p, uint32_t v)
 {
 	__atomic_store_n(p, v, __ATOMIC_RELAXED);
 }
-DEVICE uint64_t load_word(const uint64_t *p)
+DEVICE void load_pair(const uint64_t *p, uint64_t *words)
 {
-	return __atomic_load_n(p, __ATOMIC_RELAXED);
+	words[0] = __atomic_load_n(p, __ATOMIC_RELAXED);
+	words[1] = __atomic_load_n(p + 1, __ATOMIC_RELAXED);
 }
 DEVICE void store_word(uint64_t *p, uint64_t v)
 {
