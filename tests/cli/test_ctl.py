@@ -283,7 +283,7 @@ def test_reindex(daemon, client):
         assert good(daemon.ctl("reindex", "again")) == "again: indexed again, 6,000 tokens, version 2\n"
         assert client.reindex("again") == 3
         sampled = queue.attend(context, 0, q, budget=0.05)
-        assert context.signature_version == 3 and (sampled.rows < tokens / 10).all()
+        assert client.info("again").signature_version == 3 and (sampled.rows < tokens / 10).all()
         assert numpy.abs(sampled.lse - exact.lse).max() < 0.5
         assert client.info("again").indexed == tokens
         assert client.verify("again").checked > 0

@@ -98,7 +98,7 @@ def test_a_llama(tmp_path):
     assert by_file.pop("model") == "llama" and by_shape.pop("model") == "model"
     assert by_file == by_shape
     assert by_file["rows_bytes"] == 32 * 8 * 98304 * 512
-    assert by_file["index_bytes"] / (32 * 8 * 98304) == pytest.approx(34, rel=0.01)  # 32 bytes of codes and a factor a row
+    assert by_file["index_bytes"] / (32 * 8 * 98304) == pytest.approx(34, rel=0.02)  # 32 bytes of codes and a factor a row, in pages
     assert by_file["token_dense_bytes"] == by_file["rows_bytes"]
     assert by_file["token_codes_bytes"] == 32 * 8 * 98304 * 34
     assert by_file["token_rows_bytes"] == pytest.approx(by_file["rows_bytes"] * (1 - 0.98**4))

@@ -150,14 +150,14 @@ START_TEST(rows_that_come_meanwhile)
 	ck_assert_int_eq(reindex_switch(x, f.why), 0);
 	reindex_end(x);
 	struct layer_view view;
-	append_all(c, 11500, 100, tags + 11500);
-	ck_assert_int_eq(commit(c, 11500, 100, tags + 11500), 0);
-	ck_assert_int_eq(layer_view_get(f.store, c, 0, 0, 11600, &view), 0);
-	ck_assert_uint_eq(coded(&view), 11400);
+	append_all(c, 11500, 1000, tags + 11500);
+	ck_assert_int_eq(commit(c, 11500, 1000, tags + 11500), 0);
+	ck_assert_int_eq(layer_view_get(f.store, c, 0, 0, 12500, &view), 0);
+	ck_assert_uint_eq(coded(&view), 11300 + 1000);
 	check_view(&view, tags);
 	layer_view_free(f.store, &view);
-	ck_assert_int_eq(reindex(&f, c, tags, 11600), 0); // these have their turn the next time
-	check_all(c, 3, tags, 11600);
+	ck_assert_int_eq(reindex(&f, c, tags, 12500), 0); // the 200 have their turn the next time
+	check_all(c, 3, tags, 12500);
 	audited();
 	context_unref(c);
 	free(tags);

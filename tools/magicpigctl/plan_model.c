@@ -7,9 +7,10 @@
 // The pool's constants (daemon/store/format.h); a test holds the two together.
 #define GRANULE 4096u
 #define SEGMENT_ROWS 65536u
-#define BLOCK_LEAST 256u
+#define BLOCK_UNIT 16u
+#define APPEND_BYTES (256u << 10) // of fp32 rows that the library sends at once: its default slot
 #define BLOCK_MOST 4096u
-#define SEGMENT_BLOCKS 320u
+#define SEGMENT_BLOCKS 248u
 #define HEADER 24u // of every record, about
 
 static uint64_t granules(uint64_t bytes)
@@ -69,14 +70,29 @@ static void add_block(const struct plan_shape *s, int strips, uint64_t rows, uin
 		m->metadata += granules(HEADER + 8 + 8 * (uint64_t)strips);
 }
 
+// Rows of one append; the layer with the fewest sets the blocks of all.
+static uint64_t append_rows(const struct plan_shape *s)
+{
+	uint64_t least = BLOCK_MOST;
+	for (int i = 0; i < s->layers; i++) {
+		const struct mpig_layer *l = &s->layer[i];
+		uint64_t bytes = 4 * (uint64_t)l->kv_heads * (uint64_t)(l->d_k + (l->d_v ? l->d_v : l->d_k));
+		if (stored(l) && bytes && APPEND_BYTES / bytes < least)
+			least = APPEND_BYTES / bytes;
+	}
+	return least ? least : 1;
+}
+
 static void add_segment(const struct plan_shape *s, int strips, uint64_t rows, struct plan_memory *m)
 {
 	bool int8 = false;
-	uint64_t most_d = 0;
+	uint64_t most_d = 0, piece = append_rows(s);
 	for (uint64_t at = 0; at < rows;) {
-		uint64_t block = BLOCK_LEAST; // as large as the segment is already, rounded down to a power of two
-		while (block < BLOCK_MOST && 2 * block <= at)
-			block *= 2;
+		uint64_t left = piece - at % piece, block = (left + BLOCK_UNIT - 1) / BLOCK_UNIT * BLOCK_UNIT, so_far = 1;
+		while (2 * so_far <= at) // as large as the append or the segment so far, rounded down to a power of two
+			so_far *= 2;
+		block = block > so_far ? block : so_far;
+		block = block < BLOCK_MOST ? block : BLOCK_MOST;
 		add_block(s, strips, block, rows - at < block ? rows - at : block, m);
 		at += block;
 	}
