@@ -66,22 +66,22 @@ DEVICE void write_head(const struct gpu_merge *a, uint32_t number, int good, con
 KERNEL(GPU_FUSED_BLOCK) mpig_merge_fused(ARGUMENT(gpu_merge) a)
 {
 	SHARED int good, again;
+	SHARED struct together together;
 	const uint32_t number = threadIdx.x / GPU_WARP;
 	struct patience patience = {0, 0};
 	struct part own, theirs;
 	struct expected e;
-	int ready = 0;
+	uint64_t words[2] = {0, 0};
 	load_own(&a, number, &own);
 	const struct their_place place = their_place(&a, number);
-	if (threadIdx.x == 0) { // of one request that is out: others take the way below
-		e = expect(&a.queue, a.first_slot);
-		ready = a.shape.items == 1 && e.usual ? wait_for_tail(&a.queue, e.s.cq_next, &patience) : 0;
-	}
-	block_barrier();
+	wait_together(&a.queue, a.first_slot, a.shape.items == 1, &together, &e,
+	              &patience); // several requests take the way below
+	if (together.ready == 1 && threadIdx.x < 4)
+		load_expected(&a.queue, together.next, words);
 	load_part(&theirs, place.out, place.lse, place.row, a.shape.d_v);
 	if (threadIdx.x == 0) {
-		int status;
-		again = ready != 1 || !take_expected(&a.queue, &e, a.first_slot, &status);
+		int status = 0;
+		again = together.ready != 1 || !take_expected(&a.queue, &e, a.first_slot, words, &status);
 		if (again)
 			good = wait_for_all(&a.queue, a.first_slot, a.shape.items, &patience);
 		else

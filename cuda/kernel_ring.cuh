@@ -286,23 +286,37 @@ DEVICE struct expected expect(const struct gpu_queue *q, uint32_t number)
 	return e;
 }
 
-// One completion has come, to one request that was waited for: takes it, and frees the slot. 1; or 0 if it is another's, or one that
-// makes no sense, and then nothing is done.
-DEVICE int take_expected(const struct gpu_queue *q, const struct expected *e, uint32_t number, int *status)
+// The completion at place `next` by lanes 0 to 3 of a warp at once, two words each: a thread's loads of one line wait for one another. What
+// lanes 1 and 2 have goes to the host; it is overwritten if the completion turns out to be another's, which is then taken again.
+DEVICE void load_expected(const struct gpu_queue *q, uint32_t next, uint64_t *words)
 {
-	struct gpu_state *s = AT(gpu_state, q->state);
+	const uint32_t lane = threadIdx.x;
+	struct gpu_report *r = AT(gpu_report, q->report);
+	load_pair((const uint64_t *)(q->region + q->cq_offset + (next & (q->entries - 1)) * sizeof(struct mpig_cqe)) + 2 * lane,
+	          words);
+	if (lane == 1) {
+		r->committed = words[0];
+		r->rows_read = words[1];
+	} else if (lane == 2) {
+		r->bytes_read = words[0];
+		r->service_ns = words[1];
+	}
+}
+
+// One completion has come, to one request that was waited for; `words` are its first two. Takes it, and frees the slot. 1; or 0 if it is
+// another's, or one that makes no sense, and then nothing is done. One thread.
+DEVICE int take_expected(const struct gpu_queue *q, const struct expected *e, uint32_t number, const uint64_t *words, int *status)
+{
 	uint32_t next = e->s.cq_next;
-	const uint64_t *place =
-		(const uint64_t *)(q->region + q->cq_offset + (next & (q->entries - 1)) * sizeof(struct mpig_cqe));
-	struct completion c = load_completion(place);
-	if (c.slot != number || c.user_data != e->slot.sequence || c.status > 0)
+	int32_t answer = (int32_t)(uint32_t)words[1];
+	if ((uint32_t)(words[1] >> 32) != number || words[0] != e->slot.sequence || answer > 0)
 		return 0;
-	struct gpu_slot free_slot = {c.user_data, GPU_SLOT_FREE, c.status};
+	struct gpu_slot free_slot = {words[0], GPU_SLOT_FREE, answer};
 	*slot_state(q, number) = free_slot;
-	s->cq_next = next + 1;
-	report_completion(q, &c);
+	AT(gpu_state, q->state)->cq_next = next + 1;
+	AT(gpu_report, q->report)->answered = words[0];
 	give_back(q, next + 1, e->s.cq_published);
-	*status = c.status;
+	*status = answer;
 	return 1;
 }
 
@@ -319,59 +333,97 @@ DEVICE int wait_for_all(const struct gpu_queue *q, uint32_t first, uint32_t coun
 	return !AT(gpu_state, q->state)->failed;
 }
 
-// The same for one, as it usually is.
-DEVICE int wait_for_one(const struct gpu_queue *q, uint32_t number, struct patience *patience)
+// What threads of a block share while they wait for one request.
+struct together {
+	int ready;     // completions that have come
+	uint32_t next; // place of the first
+};
+
+// The first half of a wait for one request, by all threads of a block; after it those of its first warp may look at the completion.
+DEVICE void wait_together(const struct gpu_queue *q, uint32_t number, int usual, struct together *t, struct expected *e,
+                          struct patience *patience)
 {
-	const struct expected e = expect(q, number);
-	int status, ready = e.usual ? wait_for_tail(q, e.s.cq_next, patience) : 0;
-	if (ready != 1 || !take_expected(q, &e, number, &status))
-		return wait_for_all(q, number, 1, patience);
-	if (status)
-		fail(q, status, number, e.slot.sequence);
-	return !status;
+	*e = expect(q, number);
+	if (threadIdx.x == 0) {
+		t->next = e->s.cq_next;
+		t->ready = usual && e->usual ? wait_for_tail(q, e->s.cq_next, patience) : 0;
+	}
+	block_barrier();
+}
+
+// The same for one, as it usually is. All threads of a block; what it returns is thread 0's.
+DEVICE int wait_for_one(const struct gpu_queue *q, uint32_t number, struct together *t, struct patience *patience)
+{
+	struct expected e;
+	uint64_t words[2] = {0, 0};
+	int status = 0, good = 0;
+	wait_together(q, number, 1, t, &e, patience);
+	if (t->ready == 1 && threadIdx.x < 4)
+		load_expected(q, t->next, words);
+	if (threadIdx.x == 0) {
+		if (t->ready != 1 || !take_expected(q, &e, number, words, &status))
+			good = wait_for_all(q, number, 1, patience);
+		else
+			good = !status;
+		if (status)
+			fail(q, status, number, e.slot.sequence);
+	}
+	block_barrier();
+	return good;
 }
 
 KERNEL(GPU_WARP) mpig_wait(ARGUMENT(gpu_wait) a)
 {
 	struct patience patience = {0, 0};
-	if (threadIdx.x)
-		return;
+	SHARED struct together together;
 	if (a.slots == 1)
-		wait_for_one(&a.queue, a.first_slot, &patience);
-	else
+		wait_for_one(&a.queue, a.first_slot, &together, &patience);
+	else if (threadIdx.x == 0)
 		wait_for_all(&a.queue, a.first_slot, a.slots, &patience);
 }
 
 // ---- measuring -------------------------------------------------------------------------------------------------------
-// One thread submits a request that does nothing and waits for it, again and again.
+// A request that does nothing, now. One thread; 0, or what it fails with.
+DEVICE int submit_nothing(const struct gpu_rounds *a, struct gpu_state *state)
+{
+	struct gpu_state s = *state;
+	uint64_t entry = a->queue.region + a->queue.sq_offset + (s.sq_next & (a->queue.entries - 1)) * sizeof(struct mpig_sqe);
+	if (s.failed)
+		return s.failed;
+	int status = slot_state(&a->queue, a->slot)->state != GPU_SLOT_FREE
+	                     ? MPIG_EBUSY
+	                     : wait_for_room(&a->queue, state, s.sq_next, s.known_head, 1);
+	if (status) {
+		fail(&a->queue, status, a->slot, s.sequence);
+		return status;
+	}
+	for (uint32_t w = 0; w < sizeof(struct mpig_sqe) / 8; w++)
+		store_word((uint64_t *)entry + w,
+		           w == offsetof(struct mpig_sqe, user_data) / 8 ? s.sequence : ((const uint64_t *)a->item)[w]);
+	publish(&a->queue, &s, a->slot, 1);
+	return 0;
+}
+
+// One thread submits a request that does nothing and its warp waits for it, again and again.
 KERNEL(GPU_WARP) mpig_rounds(ARGUMENT(gpu_rounds) a)
 {
-	struct gpu_state *state = AT(gpu_state, a.queue.state);
+	SHARED struct together together;
+	SHARED int stop;
 	uint64_t *cycles = (uint64_t *)a.cycles, begin = clock_cycles(), begin_ns = clock_ns();
-	if (threadIdx.x)
-		return;
 	for (uint32_t n = 0; n < a.count; n++) {
 		struct patience patience = {0, 0};
 		uint64_t before = clock_cycles();
-		struct gpu_state s = *state;
-		uint64_t entry =
-			a.queue.region + a.queue.sq_offset + (s.sq_next & (a.queue.entries - 1)) * sizeof(struct mpig_sqe);
-		if (s.failed)
+		if (threadIdx.x == 0)
+			stop = submit_nothing(&a, AT(gpu_state, a.queue.state)) != 0;
+		block_barrier();
+		if (stop)
 			return;
-		int status = slot_state(&a.queue, a.slot)->state != GPU_SLOT_FREE
-		                     ? MPIG_EBUSY
-		                     : wait_for_room(&a.queue, state, s.sq_next, s.known_head, 1);
-		if (status) {
-			fail(&a.queue, status, a.slot, s.sequence);
-			return;
-		}
-		for (uint32_t w = 0; w < sizeof(struct mpig_sqe) / 8; w++)
-			store_word((uint64_t *)entry + w,
-			           w == offsetof(struct mpig_sqe, user_data) / 8 ? s.sequence : ((const uint64_t *)a.item)[w]);
-		publish(&a.queue, &s, a.slot, 1);
-		wait_for_one(&a.queue, a.slot, &patience);
-		cycles[n] = clock_cycles() - before;
+		wait_for_one(&a.queue, a.slot, &together, &patience);
+		if (threadIdx.x == 0)
+			cycles[n] = clock_cycles() - before;
 	}
+	if (threadIdx.x)
+		return;
 	cycles[a.count] = clock_cycles() - begin;
 	cycles[a.count + 1] = clock_ns() - begin_ns;
 }
