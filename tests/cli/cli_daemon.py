@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import pathlib
+import pty
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+
+import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 MAGICPIGD = os.environ.get("MAGICPIGD", str(ROOT / "build/magicpigd"))
@@ -31,6 +34,14 @@ count = 2
 [disk]
 dir = {directory}/disk
 """
+
+
+def open_terminal() -> tuple[int, int]:
+    """A pseudo terminal's two ends; the test is skipped where there are none (a bare root without /dev/pts)."""
+    try:
+        return pty.openpty()
+    except OSError as error:
+        pytest.skip(f"no pseudo terminals here: {error}")
 
 
 class Daemon:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import re
 import shutil
 import socket
@@ -12,18 +11,11 @@ import subprocess
 import time
 
 import pytest
-from cli_daemon import MAGICPIGCTL, MAGICPIGD, ctl
+from cli_daemon import MAGICPIGCTL, MAGICPIGD, ctl, open_terminal
 
 OK, FAILED, USAGE, NO_DAEMON, NOT_FOUND, PERMISSION = range(6)
 COMMANDS = """status ls show drop fork verify save load saved fsck gc erase export import evict pin unpin persist ttl clients kill-client quota drain ping
     config reload top health metrics version analyze bench plan""".split()
-
-
-def open_terminal() -> tuple[int, int]:
-    try:
-        return pty.openpty()
-    except OSError as error:
-        pytest.skip(f"no pseudo terminals here: {error}")
 
 
 def good(result) -> str:

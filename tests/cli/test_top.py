@@ -12,7 +12,7 @@ import threading
 import time
 
 import pytest
-from cli_daemon import MAGICPIGCTL, Daemon, ctl
+from cli_daemon import MAGICPIGCTL, Daemon, ctl, open_terminal
 
 OK, FAILED, USAGE, NO_DAEMON = range(4)
 needs_tmux = pytest.mark.skipif(not shutil.which("tmux"), reason="needs tmux")
@@ -22,6 +22,8 @@ class Screen:
     """magicpigctl top in a tmux of its own."""
 
     def __init__(self, directory, *arguments: str, columns: int = 120, lines: int = 40, environment: dict[str, str] | None = None):
+        for end in open_terminal():
+            os.close(end)
         self.tmux = ["tmux", "-S", str(directory / "tmux"), "-f", "/dev/null"]
         self.status = directory / "status"
         cache = directory / "cache"
@@ -273,7 +275,7 @@ def test_the_daemon_ends_and_another_begins(tmp_path):
 @needs_tmux
 def test_the_terminal_goes_away(daemon):
     """Without a signal: it is not the controlling terminal."""
-    master, slave = os.openpty()
+    master, slave = open_terminal()
     command = [MAGICPIGCTL, "--socket", str(daemon.socket), "top"]
     with subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env={**os.environ, "TERM": "xterm"}) as top:
         os.close(slave)
