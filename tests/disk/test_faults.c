@@ -377,6 +377,28 @@ START_TEST(damage_is_not_relied_on)
 }
 END_TEST
 
+// Found while tokens are looked up: what is in memory does not count as saved any more, and is not let go.
+START_TEST(damage_found_while_placing)
+{
+	char path[200];
+	struct context *c = create("book", 1);
+	grow(c, 300, true);
+	ck_assert_int_eq(save("book"), 0);
+	context_release(f.store, c, 1);
+	context_unref(c);
+	snprintf(path, sizeof path, "%s/contexts/book/manifest", where);
+	damage_file(path, 100, false);
+	const struct unplaced of = {.name = "book", .number = 1};
+	ck_assert_int_eq(disk_place(disk, f.store, &of, f.why), MPIG_ECORRUPT);
+	ck_assert_uint_eq(files_in("damaged"), 1);
+	ck_assert_int_eq(store_context_evict(f.store, &root, "book", f.why), MPIG_EBUSY);
+	ck_assert_int_eq(save("book"), 0);
+	ck_assert_int_eq(store_context_evict(f.store, &root, "book", f.why), 0);
+	ck_assert_int_eq(load("book"), 0);
+	check_context("book", 300);
+}
+END_TEST
+
 // A manifest that is damaged is in nobody's way.
 START_TEST(saved_over_damage)
 {
@@ -476,6 +498,7 @@ int main(void)
 	tcase_add_test(t, truncated_meanwhile);
 	tcase_add_test(t, damaged_files);
 	tcase_add_test(t, damage_is_not_relied_on);
+	tcase_add_test(t, damage_found_while_placing);
 	tcase_add_test(t, saved_over_damage);
 	tcase_add_test(t, tidied_at_start);
 	tcase_add_loop_test(t, another_version, 0, 2);
