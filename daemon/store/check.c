@@ -172,7 +172,7 @@ bool segment_check(const struct segment_use *use, char *why)
 	}
 	if (r->sealed_rows > rows || use->rows > (r->sealed_rows ? r->sealed_rows : rows))
 		return bad(why, "%u rows in blocks, %u sealed, %u used", rows, r->sealed_rows, use->rows);
-	if (r->sealed_rows && !segment_records_good(use->pool, use->spec, r))
+	if (r->sealed_rows && !segment_records_good(use->pool, use->spec, r, NULL))
 		return bad(why, "its records do not have their checksum");
 	return true;
 }
