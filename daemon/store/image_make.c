@@ -46,7 +46,7 @@ static int check(const struct image_context *from, const struct spec *spec, char
 		return refuse(why, MPIG_ECORRUPT, "the image: %.200s", text);
 	uint64_t params = from->params ? spec->params_bytes - sizeof(struct params_record) : 0;
 	if (from->identity.mode > 0777 || from->committed > MPIG_MAX_TOKENS || !from->committed != !from->segment_count ||
-	    from->params_bytes != params || !from->params != !from->signature_version)
+	    from->params_bytes != params || !from->params != !from->signature_version || from->signature_version == UINT32_MAX)
 		return refuse(why, MPIG_ECORRUPT, "the image of '%s' contradicts itself", from->name);
 	if (from->params && !params_bits_good(spec, from->params))
 		return refuse(why, MPIG_ECORRUPT, "the parameters of the image of '%s' name impossible widths of codes",

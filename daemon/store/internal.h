@@ -364,7 +364,7 @@ struct segment_walk { // of a verification, part by part: blocks, then codes and
 	uint64_t sum; // of the tables so far
 	uint64_t bytes;
 	uint32_t checked, unchecked; // parts with and without a checksum
-	bool own;                    // only of the generation made with `params`, which is 0 without an index: others may go meanwhile
+	bool own; // only of the generation made with `params`, which is 0 without an index: others may go meanwhile
 	uint64_t params;
 };
 // A segment that a fork sealed has no sums of its content until they are made. While they are being stored, and for good if that was

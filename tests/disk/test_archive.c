@@ -352,8 +352,8 @@ END_TEST
 
 // ---- while it is written ---------------------------------------------------------------------------------------------
 
-// An upper layer is made of codes: one over a block without them is refused, whoever says that there is one.
-START_TEST(an_upper_layer_needs_codes)
+// An upper layer is made of codes: one over a block without them is refused, whoever says that there is one. So is a last version.
+START_TEST(descriptions_that_lead_nowhere)
 {
 	struct image *image;
 	struct making *m;
@@ -369,6 +369,8 @@ START_TEST(an_upper_layer_needs_codes)
 		ck_assert_int_eq(making_finish(m, f.why), coded ? 0 : MPIG_ECORRUPT);
 		ck_assert(coded || strstr(f.why, "no codes"));
 	}
+	from.signature_version = UINT32_MAX; // the next would be 0: none
+	ck_assert_int_eq(making_begin(f.store, &from, test_table_bytes, &m, f.why), MPIG_ECORRUPT);
 	image_release(image);
 	done_with(c, "book");
 	ck_assert_int_eq(store_context_drop(f.store, &root, "copy", f.why), 0);
@@ -463,7 +465,7 @@ int main(void)
 	tcase_add_test(t, altered_or_cut);
 	tcase_add_test(t, made_up);
 	tcase_add_test(t, ids_mean_nothing);
-	tcase_add_test(t, an_upper_layer_needs_codes);
+	tcase_add_test(t, descriptions_that_lead_nowhere);
 	tcase_add_test(t, while_it_is_written);
 	tcase_add_test(t, errors_while_writing);
 	tcase_add_test(t, a_full_pool);
