@@ -70,6 +70,13 @@ static void collect_context(struct gc *gc, struct io *io, const char *name)
 	int dir = disk_open(gc->d->contexts, name, O_RDONLY | O_DIRECTORY, false);
 	if (dir < 0)
 		return;
+	// As at start (load.c): the manifest is to last before anything that it does not name goes.
+	int rc = gc->options->dry ? 0 : disk_sync(dir, name);
+	if (rc) {
+		gc->failed = gc->failed ? gc->failed : rc;
+		close(dir);
+		return;
+	}
 	int status = manifest_read(io, dir, name, &m, why);
 	DIR *list = !status || status == MPIG_ENOENT ? list_directory(dir) : NULL; // else it is for fsck to say
 	for (struct dirent *e; list && (e = readdir(list));)

@@ -178,7 +178,7 @@ int disk_place(struct disk *d, struct store *s, const struct unplaced *of, char 
 {
 	static const struct credentials root;
 	struct disk_progress none = {0};
-	struct loading l = {.d = d, .dir = -1, .progress = &none, .why = why};
+	struct loading l = {.d = d, .store = s, .dir = -1, .progress = &none, .why = why};
 	struct placing p = {.store = s, .of = of};
 	int status = begin(&l, &root, of->name);
 	if (!status)

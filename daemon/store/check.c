@@ -97,6 +97,9 @@ static bool check_tables(const struct segment_use *use, const struct segment_rec
 		return bad(why, "tables of %u rows in a segment of %u", g->table_rows, r->sealed_rows);
 	if (g->upper_rows && (g->upper_rows != r->sealed_rows || !use->spec->has_upper))
 		return bad(why, "an upper layer of %u rows in a segment of %u", g->upper_rows, r->sealed_rows);
+	for (uint32_t b = 0; g->upper_rows && b < r->block_count && r->block[b].first_row < r->sealed_rows; b++)
+		if (!g->code_block[b])
+			return bad(why, "an upper layer over block %u, which has no codes", b);
 	const uint8_t *bits = generation_bits(g);
 	return check_extents(use, generation_tables(g), bits, false, g->table_rows, why) &&
 	       check_extents(use, generation_uppers(g), bits, true, g->upper_rows, why);
@@ -169,7 +172,7 @@ bool segment_check(const struct segment_use *use, char *why)
 	}
 	if (r->sealed_rows > rows || use->rows > (r->sealed_rows ? r->sealed_rows : rows))
 		return bad(why, "%u rows in blocks, %u sealed, %u used", rows, r->sealed_rows, use->rows);
-	if (r->sealed_rows && !segment_records_good(use->pool, use->spec, r))
+	if (r->sealed_rows && !segment_records_good(use->pool, use->spec, r, NULL))
 		return bad(why, "its records do not have their checksum");
 	return true;
 }

@@ -98,13 +98,23 @@ uint64_t segment_checksum(const struct pool *pool, const struct spec *spec, cons
 	return hash_records(pool, spec, r, sealed_rows, true);
 }
 
-bool segment_records_good(const struct pool *pool, const struct spec *spec, const struct segment_record *r)
+// NULL: there is none in the slot, or none that the walk may look at.
+static struct generation_record *walked(const struct pool *pool, const struct segment_record *r, uint32_t slot,
+                                        const struct segment_walk *walk)
+{
+	if (walk && walk->own && load_word(&r->generation[slot].params) != walk->params)
+		return NULL;
+	return generation_at(pool, r, slot);
+}
+
+bool segment_records_good(const struct pool *pool, const struct spec *spec, const struct segment_record *r,
+                          const struct segment_walk *walk)
 {
 	uint64_t stored = load_word(&r->header.checksum); // before the sums: segment_make_sums stores it after them
 	bool good = stored == hash_records(pool, spec, r, r->sealed_rows, true) ||
 	            stored == hash_records(pool, spec, r, r->sealed_rows, false);
 	for (uint32_t slot = 0; slot < GENERATIONS; slot++) {
-		const struct generation_record *g = generation_at(pool, r, slot);
+		const struct generation_record *g = walked(pool, r, slot, walk);
 		uint64_t records = g ? load_word(&g->records) : 0;
 		good = good && (!g || records == hash_generation(pool, r, g, r->sealed_rows, true) ||
 		                records == hash_generation(pool, r, g, r->sealed_rows, false));
@@ -172,6 +182,14 @@ static uint64_t table_content(const struct pool *pool, const struct table_extent
 	return table->offset ? XXH3_64bits_withSeed(pool_at(pool, table->offset), table->bytes, i) : 0;
 }
 
+static uint64_t tables_content(const struct pool *pool, const struct table_extent *table, uint32_t count)
+{
+	uint64_t sum = 0;
+	for (uint32_t i = 0; i < count; i++)
+		sum += table_content(pool, &table[i], i);
+	return checksum_of_sum(sum);
+}
+
 struct content_sums *content_sums_new(const struct pool *pool, const struct spec *spec, const struct segment_record *r,
                                       const struct generation_record *g, const struct table_extent *table, uint32_t rows)
 {
@@ -181,26 +199,20 @@ struct content_sums *content_sums_new(const struct pool *pool, const struct spec
 		if (g && g->code_block[b])
 			sums->code_block[b] = code_block_content(pool, spec, r, g, b, rows);
 	}
-	uint64_t tables = 0;
-	for (uint32_t i = 0; sums && table && i < 2 * spec->strips; i++)
-		tables += table_content(pool, &table[i], i);
 	if (sums && table)
-		sums->tables = checksum_of_sum(tables);
+		sums->tables = tables_content(pool, table, 2 * spec->strips);
 	return sums;
 }
 
 void generation_sums(const struct pool *pool, const struct spec *spec, const struct segment_record *r,
                      struct generation_record *g, uint32_t rows)
 {
-	uint64_t tables = 0;
 	for (uint32_t b = 0, blocks = blocks_of(r, rows); b < blocks; b++)
 		if (g->code_block[b])
 			((struct code_block_record *)pool_at(pool, g->code_block[b]))->header.checksum =
 				code_block_content(pool, spec, r, g, b, rows);
-	for (uint32_t i = 0; generation_has_tables(g) && i < 2 * spec->strips; i++)
-		tables += table_content(pool, &generation_tables(g)[i], i);
 	if (generation_has_tables(g))
-		g->header.checksum = checksum_of_sum(tables);
+		g->header.checksum = tables_content(pool, generation_tables(g), 2 * spec->strips);
 	g->records = generation_checksum(pool, r, g, rows);
 }
 
@@ -254,6 +266,14 @@ static void verify_block(const struct pool *pool, const struct segment *seg, uin
 	        used_rows(r, b, r->sealed_rows) * rows);
 }
 
+// The sum that was carried from step to step is good enough to say that all is well. If it is another, the generation may have come, or
+// changed, in between: damage is only what one look at all of it finds.
+static uint64_t tables_found(const struct pool *pool, struct generation_record *g, uint64_t sum, uint32_t tables)
+{
+	uint64_t found = checksum_of_sum(sum);
+	return !g->header.checksum || found == g->header.checksum ? found : tables_content(pool, generation_tables(g), tables);
+}
+
 // Blocks, then of each generation the codes of each block and the table of each strip. Generations come and go while a living context is
 // verified; the caller holds what keeps those that there are now.
 bool segment_verify_step(const struct pool *pool, const struct segment *seg, struct segment_walk *walk)
@@ -264,13 +284,13 @@ bool segment_verify_step(const struct pool *pool, const struct segment *seg, str
 		return false;
 	walk->step++;
 	if (step == 0)
-		compare(walk, 1, segment_records_good(pool, seg->spec, r), pool_round(sizeof *r) + frames_bytes(seg->spec));
+		compare(walk, 1, segment_records_good(pool, seg->spec, r, walk), pool_round(sizeof *r) + frames_bytes(seg->spec));
 	if (step < blocks) {
 		verify_block(pool, seg, step, walk);
 		return true;
 	}
 	uint32_t slot = (step - blocks) / (blocks + tables), part = (step - blocks) % (blocks + tables);
-	struct generation_record *g = generation_at(pool, r, slot);
+	struct generation_record *g = walked(pool, r, slot, walk);
 	if (part < blocks) {
 		verify_codes(pool, seg, g, part, walk);
 		return true;
@@ -282,7 +302,7 @@ bool segment_verify_step(const struct pool *pool, const struct segment *seg, str
 	walk->sum += g->header.checksum ? table_content(pool, table, part - blocks) : 0;
 	walk->bytes += table->offset ? table->bytes : 0;
 	if (part + 1 == blocks + tables)
-		compare(walk, g->header.checksum, checksum_of_sum(walk->sum), 0);
+		compare(walk, g->header.checksum, tables_found(pool, g, walk->sum, tables), 0);
 	return true;
 }
 
@@ -350,7 +370,9 @@ static void verify_pinned(const struct store *s, const struct context *c, struct
 	if (part->segment >= snap->count)
 		return;
 	const struct segment *seg = snap->ref[part->segment].segment;
-	struct segment_walk walk = {.step = part->part, .sum = part->part ? part->sum : 0};
+	const struct params *p = atomic_load(&c->params);
+	struct segment_walk walk = {
+		.step = part->part, .sum = part->part ? part->sum : 0, .own = true, .params = p ? p->offset : 0};
 	part->more = true;
 	if (load_word32(&seg->record->sealed_rows) && segment_verify_step(s->pool, seg, &walk)) {
 		part->part++;

@@ -256,7 +256,8 @@ void image_saved(struct image *image)
 {
 	struct context *c = image->source;
 	store_lock(image->store);
-	c->on_disk = memcmp(&c->identity, &image->context.identity, sizeof c->identity) == 0;
+	c->on_disk = memcmp(&c->identity, &image->context.identity, sizeof c->identity) == 0 &&
+	             (!image->params || image->params == atomic_load(&c->params)); // else it was indexed again meanwhile
 	c->disk_tokens = image->context.committed;
 	c->disk_cuts = image->cuts;
 	bool same = !context_dropped(c) && atomic_load(&c->cuts) == image->cuts;

@@ -46,7 +46,7 @@ static int check(const struct image_context *from, const struct spec *spec, char
 		return refuse(why, MPIG_ECORRUPT, "the image: %.200s", text);
 	uint64_t params = from->params ? spec->params_bytes - sizeof(struct params_record) : 0;
 	if (from->identity.mode > 0777 || from->committed > MPIG_MAX_TOKENS || !from->committed != !from->segment_count ||
-	    from->params_bytes != params || !from->params != !from->signature_version)
+	    from->params_bytes != params || !from->params != !from->signature_version || from->signature_version == UINT32_MAX)
 		return refuse(why, MPIG_ECORRUPT, "the image of '%s' contradicts itself", from->name);
 	if (from->params && !params_bits_good(spec, from->params))
 		return refuse(why, MPIG_ECORRUPT, "the parameters of the image of '%s' name impossible widths of codes",
@@ -217,8 +217,9 @@ static void book(struct making *m)
 	m->held = 0;
 	for (uint32_t i = 0; i < m->from.segment_count; i++) {
 		struct book_sink sink = {.sink = {book_put}, .m = m, .segment = m->segment[i]};
-		if (!m->shared[i])
-			segment_extents(m->store->pool, m->segment[i], &sink.sink);
+		if (m->shared[i]) // it has its id; and may have none for these parameters any more
+			continue;
+		segment_extents(m->store->pool, m->segment[i], &sink.sink);
 		if (m->from.segment[i].sealed && !m->from.foreign)
 			memcpy(segment_id(m->segment[i], m->params ? m->params->offset : 0), m->from.segment[i].id,
 			       IMAGE_ID_BYTES);
@@ -235,6 +236,8 @@ static int check_segments(struct making *m, char *why)
 	for (uint32_t i = 0; i < from->segment_count; i++) {
 		char text[MPIG_TEXT_BYTES];
 		struct segment_record *r = m->segment[i]->record;
+		if (m->shared[i]) // with a living context: another's generation of it may go at any time
+			continue;
 		uint64_t end = i + 1 < from->segment_count ? from->segment[i + 1].first : from->committed;
 		struct segment_use use = {m->store->pool,
 		                          m->spec,
@@ -243,9 +246,9 @@ static int check_segments(struct making *m, char *why)
 		                          (uint32_t)(end - from->segment[i].first),
 		                          m->table_bytes};
 		struct generation_record *g = segment_generation(m->store->pool, m->segment[i]);
-		if (!m->shared[i] && from->segment[i].sealed)
+		if (from->segment[i].sealed)
 			r->header.checksum = segment_checksum(m->store->pool, m->spec, r, r->sealed_rows);
-		if (!m->shared[i] && from->segment[i].sealed && g)
+		if (from->segment[i].sealed && g)
 			g->records = generation_checksum(m->store->pool, r, g, r->sealed_rows);
 		if (!segment_check(&use, text))
 			return refuse(why, MPIG_ECORRUPT, "segment %u of '%s': %.150s", i, from->name, text);

@@ -364,10 +364,14 @@ struct segment_walk { // of a verification, part by part: blocks, then codes and
 	uint64_t sum; // of the tables so far
 	uint64_t bytes;
 	uint32_t checked, unchecked; // parts with and without a checksum
+	bool own; // only of the generation made with `params`, which is 0 without an index: others may go meanwhile
+	uint64_t params;
 };
 // A segment that a fork sealed has no sums of its content until they are made. While they are being stored, and for good if that was
 // cut off, the record's checksum is the one from before: it counts as well.
-bool segment_records_good(const struct pool *pool, const struct spec *spec, const struct segment_record *r); // generations, too
+// Generations, too: those that the walk looks at, or all (NULL).
+bool segment_records_good(const struct pool *pool, const struct spec *spec, const struct segment_record *r,
+                          const struct segment_walk *walk);
 bool segment_has_sums(const struct pool *pool, const struct segment *seg, const struct generation_record *g);
 // g: one of its generations, or NULL. The caller has what keeps both, not the lock; 0 or MPIG_ENOMEM.
 int segment_make_sums(struct store *s, struct segment *seg, struct generation_record *g);

@@ -65,6 +65,16 @@ int context_seal_room(struct store *s, struct seal_plan *plan, table_bytes_fn *t
 
 // ---- begin -----------------------------------------------------------------------------------------------------------
 
+// An upper layer is made of codes. The first block of an open segment may have none: see EXACT_ROWS in write.c.
+static bool all_coded(const struct store *s, const struct seal_work *w)
+{
+	const struct generation_record *g = segment_generation(s->pool, w->segment);
+	uint32_t b = 0;
+	while (g && b < w->blocks && g->code_block[b])
+		b++;
+	return g && b == w->blocks;
+}
+
 static int prepare(struct store *s, struct context *c, uint32_t index, uint32_t rows, struct seal_plan *plan, char *why)
 {
 	const struct spec *spec = c->spec;
@@ -81,6 +91,7 @@ static int prepare(struct store *s, struct context *c, uint32_t index, uint32_t 
 	plan_init(plan, c, w, snap->ref[index].first);
 	plan->needs_params = (spec->has_codes || spec->has_tables) && !atomic_load(&c->params);
 	plan->needs_codes = spec->has_codes && w->fresh;
+	plan->needs_upper = plan->needs_upper && (w->fresh || all_coded(s, w));
 	w->trash = segment_trash_new(s, seg, rows, true, 2 * (size_t)spec->strips);
 	int status = w->trash ? 0 : refuse(why, MPIG_ENOMEM, "the daemon has no memory to seal %u rows", rows);
 	if (!status && plan->needs_params)

@@ -352,6 +352,32 @@ END_TEST
 
 // ---- while it is written ---------------------------------------------------------------------------------------------
 
+// An upper layer is made of codes: one over a block without them is refused, whoever says that there is one. So is a last version.
+START_TEST(descriptions_that_lead_nowhere)
+{
+	struct image *image;
+	struct making *m;
+	struct context *c = three_segments(0);
+	ck_assert_int_eq(image_take(f.store, &root, "book", ACCESS_READ, &image, f.why), 0);
+	struct image_context from = *image_of(image);
+	from.foreign = true;
+	snprintf(from.name, sizeof from.name, "copy");
+	ck_assert(from.segment[0].has_upper);
+	for (int coded = 0; coded < 2; coded++) {
+		from.segment[0].block[0].has_codes = coded;
+		ck_assert_msg(making_begin(f.store, &from, test_table_bytes, &m, f.why) == 0, "%s", f.why);
+		ck_assert_int_eq(making_finish(m, f.why), coded ? 0 : MPIG_ECORRUPT);
+		ck_assert(coded || strstr(f.why, "no codes"));
+	}
+	from.signature_version = UINT32_MAX; // the next would be 0: none
+	ck_assert_int_eq(making_begin(f.store, &from, test_table_bytes, &m, f.why), MPIG_ECORRUPT);
+	image_release(image);
+	done_with(c, "book");
+	ck_assert_int_eq(store_context_drop(f.store, &root, "copy", f.why), 0);
+	nothing_came(pool_used(f.pool));
+}
+END_TEST
+
 static struct context *living;
 static void truncate_it(void)
 {
@@ -439,6 +465,7 @@ int main(void)
 	tcase_add_test(t, altered_or_cut);
 	tcase_add_test(t, made_up);
 	tcase_add_test(t, ids_mean_nothing);
+	tcase_add_test(t, descriptions_that_lead_nowhere);
 	tcase_add_test(t, while_it_is_written);
 	tcase_add_test(t, errors_while_writing);
 	tcase_add_test(t, a_full_pool);

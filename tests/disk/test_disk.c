@@ -254,6 +254,26 @@ START_TEST(evicted)
 }
 END_TEST
 
+// Indexed again while it was saved: the file has the index before.
+START_TEST(indexed_meanwhile)
+{
+	struct image *image;
+	struct context *c = create("book", 0);
+	grow(c, 5000, true);
+	ck_assert_int_eq(image_take(f.store, &root, "book", ACCESS_READ, &image, f.why), 0);
+	ck_assert_int_eq(reindex(&f, c, tags, 5000), 0);
+	image_saved(image);
+	image_release(image);
+	context_release(f.store, c, 1);
+	context_unref(c);
+	ck_assert_int_eq(store_context_evict(f.store, &root, "book", f.why), MPIG_EBUSY);
+	ck_assert_int_eq(save("book"), 0);
+	ck_assert_int_eq(store_context_evict(f.store, &root, "book", f.why), 0);
+	ck_assert_int_eq(load("book"), 0);
+	check_context("book", 5000);
+}
+END_TEST
+
 // What is done unasked does not replace what somebody saved.
 START_TEST(an_older_one)
 {
@@ -301,6 +321,7 @@ int main(void)
 	tcase_add_test(t, one_daemon_a_directory);
 	tcase_add_test(t, a_full_pool);
 	tcase_add_test(t, evicted);
+	tcase_add_test(t, indexed_meanwhile);
 	tcase_add_test(t, an_older_one);
 	tcase_add_test(t, cancelled);
 	suite_add_tcase(suite, t);

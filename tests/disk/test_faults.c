@@ -241,6 +241,43 @@ START_TEST(order_of_calls)
 }
 END_TEST
 
+static bool unsyncable, synced;
+
+static int collecting(const struct disk_call *call, int after)
+{
+	bool sync = !strcmp(call->call, "fsync") && !strcmp(call->file, "book");
+	synced |= sync && after;
+	ck_assert_msg(synced || strcmp(call->call, "unlink"), "%s goes before the manifest is durable", call->file);
+	return unsyncable && sync ? EIO : 0;
+}
+
+// A killed daemon's manifest may be in place and not durable: what the one before it named is collected only after that, if at all.
+START_TEST(collected_after_the_manifest)
+{
+	struct disk_gc_options options = {.dry = true};
+	struct disk_gc_result found;
+	struct context *c = create("book", 0);
+	grow(c, 300, true);
+	ck_assert_int_eq(save("book"), 0);
+	done_with(c, "book");
+	shell("touch %s/contexts/book/writing.tmp", "");
+	disk_hook = collecting;
+	ck_assert_int_eq(disk_gc(disk, &options, &found, f.why), 0);
+	ck_assert_uint_eq(found.leftovers, 1);
+	ck_assert(!synced); // it only looks
+	options.dry = false;
+	unsyncable = true;
+	ck_assert_int_ne(disk_gc(disk, &options, &found, f.why), 0);
+	ck_assert_uint_eq(files_in("contexts/book"), 3);
+	unsyncable = false;
+	ck_assert_int_eq(disk_gc(disk, &options, &found, f.why), 0);
+	disk_hook = NULL;
+	ck_assert_uint_eq(found.leftovers, 1);
+	ck_assert_uint_eq(files_in("contexts/book"), 2);
+	ck_assert_int_eq(load("book"), 0);
+}
+END_TEST
+
 static int truncate_once(const struct disk_call *call, int after)
 {
 	struct context *c;
@@ -377,6 +414,28 @@ START_TEST(damage_is_not_relied_on)
 }
 END_TEST
 
+// Found while tokens are looked up: what is in memory does not count as saved any more, and is not let go.
+START_TEST(damage_found_while_placing)
+{
+	char path[200];
+	struct context *c = create("book", 1);
+	grow(c, 300, true);
+	ck_assert_int_eq(save("book"), 0);
+	context_release(f.store, c, 1);
+	context_unref(c);
+	snprintf(path, sizeof path, "%s/contexts/book/manifest", where);
+	damage_file(path, 100, false);
+	const struct unplaced of = {.name = "book", .number = 1};
+	ck_assert_int_eq(disk_place(disk, f.store, &of, f.why), MPIG_ECORRUPT);
+	ck_assert_uint_eq(files_in("damaged"), 1);
+	ck_assert_int_eq(store_context_evict(f.store, &root, "book", f.why), MPIG_EBUSY);
+	ck_assert_int_eq(save("book"), 0);
+	ck_assert_int_eq(store_context_evict(f.store, &root, "book", f.why), 0);
+	ck_assert_int_eq(load("book"), 0);
+	check_context("book", 300);
+}
+END_TEST
+
 // A manifest that is damaged is in nobody's way.
 START_TEST(saved_over_damage)
 {
@@ -473,9 +532,11 @@ int main(void)
 	tcase_add_test(t, errors_while_saving);
 	tcase_add_test(t, errors_while_loading);
 	tcase_add_test(t, order_of_calls);
+	tcase_add_test(t, collected_after_the_manifest);
 	tcase_add_test(t, truncated_meanwhile);
 	tcase_add_test(t, damaged_files);
 	tcase_add_test(t, damage_is_not_relied_on);
+	tcase_add_test(t, damage_found_while_placing);
 	tcase_add_test(t, saved_over_damage);
 	tcase_add_test(t, tidied_at_start);
 	tcase_add_loop_test(t, another_version, 0, 2);

@@ -246,6 +246,32 @@ START_TEST(forks_see_their_part)
 }
 END_TEST
 
+// A few rows that begin a segment get no codes, and an upper layer is made of codes: such a segment does without.
+START_TEST(not_over_rows_without_codes)
+{
+	enum { FIRST = 8000, FEW = 100 };
+	fixture_upper(&f, 1, 1, 2);
+	struct rows r = make_rows(64, false);
+	struct mpig_wire_layer layer = fixture_layer(HEADS, 1, r.d, MPIG_BF16);
+	layer.signature_bits = 2;
+	struct context *c = fixture_context(&f, "c", &layer, 1, 7);
+	static const uint32_t end[] = {FIRST, FIRST + FEW, ROWS};
+	for (uint32_t i = 0, at = 0; i < 3; at = end[i++]) {
+		ck_assert_int_eq(fixture_append(&f, c, 0, at, end[i] - at, r.k + at * r.d, r.v + at * r.d, r.q, 1).status, 0);
+		struct engine_result result = fixture_commit(&f, c, at, end[i] - at, i != 1);
+		ck_assert_msg(result.status == 0, "%s", result.why);
+	}
+	struct layer_view view;
+	ck_assert_int_eq(layer_view_get(f.store, c, 0, 0, ROWS, &view), 0);
+	ck_assert_uint_eq(view.upper_count, 1);
+	ck_assert_uint_eq(view.strip[0].uppers[0].rows, FIRST);
+	layer_view_free(f.store, &view);
+	expect_dense(c, &r, (struct mpig_sqe){.count = 1, .end = ROWS}, NULL, 1e-5);
+	context_unref(c);
+	free_rows(&r);
+}
+END_TEST
+
 START_TEST(same_seed_same_bits)
 {
 	fixture_upper(&f, 1, 1, 0);
@@ -302,6 +328,7 @@ int main(void)
 	tcase_add_test(tc, frequencies_are_the_probabilities);
 	tcase_add_test(tc, certain_rows_make_it_dense);
 	tcase_add_test(tc, forks_see_their_part);
+	tcase_add_test(tc, not_over_rows_without_codes);
 	tcase_add_test(tc, same_seed_same_bits);
 	tcase_add_test(tc, only_where_they_belong);
 	suite_add_tcase(suite, tc);

@@ -164,6 +164,60 @@ START_TEST(rows_that_come_meanwhile)
 }
 END_TEST
 
+// Up to `steps` more parts of a verification; returns how many of them are damaged.
+static uint32_t verify(const char *name, struct verify_part *part, uint32_t steps)
+{
+	uint32_t damaged = 0;
+	for (uint32_t i = 0; i < steps && part->more; i++) {
+		ck_assert_int_eq(store_context_verify(f.store, &root, name, part, f.why), 0);
+		damaged += part->damaged;
+	}
+	return damaged;
+}
+
+// Indexed again after any of its parts: no part of what there is then is taken for damaged.
+START_TEST(verified_meanwhile)
+{
+	uint64_t *tags = tags_from(1, 6000);
+	struct context *c = sealed("a", 1, tags, 6000);
+	bool more = true;
+	for (uint32_t stop = 0; more; stop++) {
+		struct verify_part part = {.more = true};
+		uint32_t damaged = verify("a", &part, stop);
+		more = part.more;
+		ck_assert_int_eq(reindex(&f, c, tags, 6000), 0);
+		damaged += verify("a", &part, UINT32_MAX);
+		ck_assert_msg(damaged == 0, "%u damaged parts of an index made after %u", damaged, stop);
+	}
+	context_unref(c);
+	free(tags);
+}
+END_TEST
+
+// A context's verification keeps its own index and no other's from being freed, so it looks at no other's.
+START_TEST(verified_alone)
+{
+	uint64_t *tags = tags_from(1, 6000);
+	struct context *c = sealed("parent", 1, tags, 6000), *one;
+	ck_assert_int_eq(store_context_fork(f.store, &root, c, 5000, "one", &one, f.why), 0);
+	ck_assert_int_eq(reindex(&f, c, tags, 6000), 0);
+	struct layer_view view;
+	ck_assert_int_eq(layer_view_get(f.store, one, 0, 0, 5000, &view), 0);
+	uint8_t *code = (uint8_t *)(uintptr_t)view.strip[0].spans[0].codes;
+	for (int damaged = 0; damaged < 2; damaged++) {
+		struct verify_part mine = {.more = true}, theirs = {.more = true};
+		*code ^= damaged ? 0xff : 0;
+		ck_assert_uint_eq(verify("parent", &mine, UINT32_MAX), 0);
+		ck_assert_uint_eq(verify("one", &theirs, UINT32_MAX), damaged);
+	}
+	*code ^= 0xff;
+	layer_view_free(f.store, &view);
+	context_unref(one);
+	context_unref(c);
+	free(tags);
+}
+END_TEST
+
 // Given up, dropped, refused for want of memory: nothing is left of it.
 START_TEST(given_up)
 {
@@ -205,6 +259,8 @@ int main(void)
 	tcase_add_loop_test(t, readers_keep_what_they_began_with, 0, 2);
 	tcase_add_test(t, forks_keep_theirs);
 	tcase_add_loop_test(t, rows_that_come_meanwhile, 0, 2);
+	tcase_add_test(t, verified_meanwhile);
+	tcase_add_test(t, verified_alone);
 	tcase_add_loop_test(t, given_up, 0, 2);
 	suite_add_tcase(suite, t);
 	SRunner *runner = srunner_create(suite);
