@@ -282,7 +282,6 @@ START_TEST(nobody_reads)
 	ck_assert_int_eq(read(ends[0], &byte, 1), 1); // it has begun
 	test_client_assert_dense(&s, x, &data, 0, TOKENS);
 	ck_assert_status(mpig_context_export_file(s.client, "book", file, NULL, NULL), MPIG_OK); // the second
-	ck_assert_status(mpig_context_drop(s.client, "book"), MPIG_OK);
 	mpig_context_close(x);
 	test_client_close(&s);
 	test_daemon_term(d);
@@ -297,6 +296,40 @@ START_TEST(nobody_reads)
 }
 END_TEST
 
+// What is dropped meanwhile leaves the pool, though nobody reads the rest of the export.
+START_TEST(dropped_while_nobody_reads)
+{
+	struct copying c;
+	struct test_client s;
+	struct mpig_daemon_status info = MPIG_INIT(struct mpig_daemon_status);
+	pthread_t thread;
+	int ends[2];
+	test_client_open(&s, d);
+	test_client_open(&c.s, d);
+	ck_assert_status(mpig_daemon_status(s.client, &info), MPIG_OK);
+	uint64_t empty = info.pool_used;
+	mpig_context_close(make(&s, "book"));
+	ck_assert_int_eq(pipe(ends), 0);
+	c.fd = ends[1];
+	ck_assert_int_eq(pthread_create(&thread, NULL, export_to_pipe, &c), 0);
+	char byte;
+	ck_assert_int_eq(read(ends[0], &byte, 1), 1);
+	ck_assert_status(mpig_context_drop(s.client, "book"), MPIG_OK);
+	do {
+		usleep(10000);
+		ck_assert_status(mpig_daemon_status(s.client, &info), MPIG_OK);
+	} while (info.pool_used > empty);
+	static char rest[1 << 16];
+	while (read(ends[0], rest, sizeof(rest)) > 0)
+		;
+	pthread_join(thread, NULL);
+	ck_assert_status(c.status, MPIG_ENOENT);
+	close(ends[0]);
+	test_client_close(&c.s);
+	test_client_close(&s);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *suite = suite_create("archive");
@@ -308,6 +341,7 @@ int main(void)
 	tcase_add_test(t, made_up_index);
 	tcase_add_test(t, through_a_pipe);
 	tcase_add_test(t, nobody_reads);
+	tcase_add_test(t, dropped_while_nobody_reads);
 	suite_add_tcase(suite, t);
 	SRunner *runner = srunner_create(suite);
 	srunner_run_all(runner, CK_ENV);
