@@ -343,24 +343,26 @@ int mpig_cuda_last_answer(const mpig_cuda *gpu, struct mpig_cuda_answer *answer)
 	return gpu_options_return("mpig_cuda_answer", answer, &known, sizeof(known));
 }
 
-// Another daemon has the queue: both rings begin at 0.
-static int renewed(struct mpig_cuda *gpu)
+// Another daemon takes the queue if there is one: then both rings begin at 0, and 1 is returned. No kernel of ours may run meanwhile: it
+// would write into rings that are the new daemon's.
+static int renew(struct mpig_cuda *gpu)
 {
 	int rc = gpu_enter(gpu);
 	if (rc)
 		return rc;
 	rc = cuda_error_of(gpu->driver, gpu->driver->synchronize(), "waiting for the GPU");
-	rc = rc ? rc : state_reset(gpu, 0, gpu->region.sq_tail, gpu->region.cq_head);
+	if (rc)
+		goto leave;
+	rc = mpig_queue_renew(gpu->queue, &gpu->region);
+	if (rc < 0)
+		cuda_error_set(rc, "the daemon: %s", mpig_strerror(rc));
+	if (rc != 1)
+		goto leave;
+	rc = state_reset(gpu, 0, gpu->region.sq_tail, gpu->region.cq_head);
+	rc = rc ? rc : 1;
+leave:
 	gpu_leave(gpu);
-	return rc ? rc : 1;
-}
-
-static int renew(struct mpig_cuda *gpu)
-{
-	int rc = mpig_queue_renew(gpu->queue, &gpu->region);
-	if (rc == 1)
-		return renewed(gpu);
-	return rc ? cuda_error_set(rc, "the daemon: %s", mpig_strerror(rc)) : MPIG_OK;
+	return rc;
 }
 
 int mpig_cuda_begin(mpig_cuda *gpu, int awake_ms)

@@ -432,7 +432,8 @@ struct mpig_signature {
 	uint32_t kv_heads;
 	uint8_t signs[96]; /* [3][d_pad]: bit j % 8 of byte j / 8 set: -1 */
 };
-/* balance [kv_heads][d_k], or NULL. Errors: MPIG_ENOTSUP (the layer has no signature index), MPIG_EINVAL, MPIG_ENOENT. */
+/* balance [kv_heads][d_k], or NULL. Errors: MPIG_ENOTSUP (the layer has no signature index), MPIG_EINVAL, MPIG_ENOENT, MPIG_ELOST (the
+ * context was dropped, and one of other shape has its name). */
 MPIG_API int mpig_context_signature(mpig_context *context, int layer, struct mpig_signature *signature, float *balance);
 
 /* What the handle knows without asking the daemon. */

@@ -3,9 +3,11 @@
 
 #include <string.h>
 
-// Takes over a page that begins at KV head `first`; *out is as in the first page. Returns how many KV heads it had.
-static int take_page(mpig_client *c, uint32_t first, struct mpig_signature *out, float *balance)
+// Takes over a page that begins at KV head `first`; *out is as in the first page. Returns how many KV heads it had. The daemon was asked by
+// name, and `balance` has room for the layer as it was when x was opened.
+static int take_page(const mpig_context *x, uint32_t layer, uint32_t first, struct mpig_signature *out, float *balance)
 {
+	mpig_client *c = x->client;
 	const struct mpig_ctl_signature *page = (const void *)c->reply;
 	if (page->first != first || page->kv_heads < 1 || page->kv_heads > MPIG_MAX_HEADS || page->count > MPIG_SIGNATURE_PAGE ||
 	    page->count > page->kv_heads - first || (page->version && !page->count) || page->d_k < 1 ||
@@ -13,6 +15,8 @@ static int take_page(mpig_client *c, uint32_t first, struct mpig_signature *out,
 	    c->reply_bytes < sizeof(*page) + page->count * page->d_k * sizeof(float))
 		return error_set(c, MPIG_EPROTO, "signature of layer %u: %u of %u KV heads in %u bytes", page->layer, page->count,
 		                 page->kv_heads, c->reply_bytes);
+	if (page->kv_heads != x->layers[layer].kv_heads || page->d_k != x->layers[layer].d_k)
+		return error_set(c, MPIG_ELOST, "'%s' is another context now: open it again", x->name);
 	if (first == 0) {
 		*out = (struct mpig_signature){.version = page->version,
 		                               .bits = page->bits,
@@ -39,7 +43,7 @@ static int ask(mpig_context *x, uint32_t layer, struct mpig_signature *out, floa
 		memcpy(request.name, x->name, sizeof(request.name));
 		pthread_mutex_lock(&c->lock);
 		rc = client_call(c, MPIG_CTL_SIGNATURE, &request, sizeof(request), -1, sizeof(request), NULL);
-		rc = rc ? rc : take_page(c, first, out, balance);
+		rc = rc ? rc : take_page(x, layer, first, out, balance);
 		pthread_mutex_unlock(&c->lock);
 		first += rc > 0 ? (uint32_t)rc : 0;
 	} while (rc > 0 && first < out->kv_heads);

@@ -6,6 +6,7 @@
 
 #include "daemon/disk/archive.h"
 #include "daemon/disk/private.h"
+#include "daemon/store/format.h"
 #include "shm/status.h"
 
 struct reading {
@@ -15,7 +16,7 @@ struct reading {
 	struct mpig_archive_header header;
 	struct mpig_archive_chunk head; // of the chunk in `data`
 	uint8_t *data;                  // MPIG_ARCHIVE_CHUNK_MAX
-	uint64_t got, number;
+	uint64_t got, number, blocks;
 	XXH3_state_t *heads;
 	struct manifest manifest;
 	struct making *making;
@@ -126,7 +127,19 @@ static int get_context(struct reading *r)
 	return status;
 }
 
-static int get_shape(struct reading *r, uint32_t i)
+// What the shapes take in the daemon's memory grows only as far as what they describe could be had: of the pool, and by its owner.
+static int may_grow(struct reading *r, const struct credentials *who, uint32_t blocks)
+{
+	const struct image_context *c = &r->manifest.context;
+	if (c->segment_count > c->committed)
+		return bad(r, "it has more segments than tokens");
+	if (blocks > SEGMENT_MAX_BLOCKS)
+		return bad(r, "the segment has more blocks than one can have");
+	r->blocks += blocks;
+	return making_admits(r->store, who, c->segment_count, r->blocks, r->why);
+}
+
+static int get_shape(struct reading *r, const struct credentials *who, uint32_t i)
 {
 	struct mpig_archive_shape shape;
 	struct image_segment *out = &r->manifest.context.segment[i];
@@ -140,6 +153,9 @@ static int get_shape(struct reading *r, uint32_t i)
 	    shape.flags != r->manifest.segment[i].flags ||
 	    r->head.bytes != sizeof shape + (uint64_t)shape.block_count * sizeof(struct disk_block))
 		return bad(r, "the shape of the segment contradicts itself");
+	status = may_grow(r, who, shape.block_count);
+	if (status)
+		return status;
 	out->block = calloc(shape.block_count + UINT64_C(1), sizeof *out->block);
 	if (!out->block)
 		return no_memory(r);
@@ -214,7 +230,7 @@ static int get_all(struct reading *r, const struct credentials *who, const char 
 		status = get_context(r);
 	uint32_t count = status ? 0 : r->manifest.context.segment_count;
 	for (uint32_t i = 0; i < count && !status; i++)
-		status = get_shape(r, i);
+		status = get_shape(r, who, i);
 	if (!status)
 		status = begin(r, who, name);
 	for (uint32_t i = count; i > 0 && !status; i--)

@@ -53,6 +53,8 @@ static int await(const struct stream *st, short events, uint64_t since_ns, char 
 	while (poll(&p, 1, LOOK_MS) <= 0) {
 		if (stopped(st, why))
 			return MPIG_ESHUTDOWN;
+		if (st->image && image_dropped(st->image)) // a reader that is slow does not keep its memory
+			return disk_fail(why, MPIG_ENOENT, "'%s' was dropped while it was exported", st->name);
 		if (mono_ns() - since_ns > st->all->options.silence_ms * UINT64_C(1000000))
 			return disk_fail(why, MPIG_ETIMEDOUT, "the client moved nothing for %u ms", st->all->options.silence_ms);
 	}
@@ -145,6 +147,8 @@ static void work(struct stream *st)
 	int status = out ? archive_write(st->image, &io, &result, why)
 	                 : archive_read(o->store, &st->who, st->name, &o->archive, &io, &result, why);
 	if (status) {
+		image_release(st->image); // the client may take its time to hear of it
+		st->image = NULL;
 		result = (struct mpig_archive_result){.status = status};
 		memcpy(result.name, st->name, sizeof result.name);
 		snprintf(result.text, sizeof result.text, "%s", why);

@@ -256,6 +256,7 @@ void indexer_stop(struct indexer *x)
 int indexer_begin(struct indexer *x, uint32_t uid, struct context *c, uint64_t *number, char *why)
 {
 	struct job *place = NULL;
+	uint32_t same = 0;
 	pthread_mutex_lock(&x->lock);
 	for (uint32_t i = 0; i < INDEXER_JOBS; i++) {
 		struct job *j = &x->job[i];
@@ -265,19 +266,24 @@ int indexer_begin(struct indexer *x, uint32_t uid, struct context *c, uint64_t *
 			return 0;
 		}
 		bool free_now = !j->number || j->view.state == INDEXER_DONE;
+		same += !free_now && j->uid == uid;
 		if (free_now && (!place || j->number < place->number))
 			place = j;
 	}
-	if (place) {
+	bool begun = place && same < INDEXER_JOBS_PER_UID;
+	if (begun) {
 		context_ref(c);
 		*place = (struct job){.number = ++x->last, .uid = uid, .context = c};
 		*number = place->number;
 		pthread_cond_signal(&x->wake);
 	}
 	pthread_mutex_unlock(&x->lock);
-	if (!place)
+	if (!begun && same >= INDEXER_JOBS_PER_UID)
+		snprintf(why, MPIG_TEXT_BYTES,
+		         "%u contexts that you asked for wait to be indexed again, which is the most: try later", same);
+	else if (!begun)
 		snprintf(why, MPIG_TEXT_BYTES, "%u contexts wait to be indexed again: try later", INDEXER_JOBS);
-	return place ? 0 : MPIG_ELIMIT;
+	return begun ? 0 : MPIG_ELIMIT;
 }
 
 int indexer_look(struct indexer *x, uint32_t uid, uint64_t number, struct indexer_view *view)

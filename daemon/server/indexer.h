@@ -5,7 +5,8 @@
 
 #include "daemon/engine/engine.h"
 
-#define INDEXER_JOBS 32u // known at a time, waiting, running or done
+#define INDEXER_JOBS 32u        // known at a time, waiting, running or done
+#define INDEXER_JOBS_PER_UID 4u // of these, waiting or running
 
 struct indexer;
 struct indexer_options {
@@ -28,7 +29,7 @@ struct indexer_view {
 	uint64_t done, total; // rows
 	char why[MPIG_TEXT_BYTES];
 };
-// Keeps a reference to the context. A context that waits already is not listed twice. MPIG_ELIMIT: too many wait.
+// Keeps a reference to the context. A context that waits already is not listed twice. MPIG_ELIMIT: too many wait, of this user or of all.
 int indexer_begin(struct indexer *x, uint32_t uid, struct context *c, uint64_t *job, char *why);
 int indexer_look(struct indexer *x, uint32_t uid, uint64_t job,
                  struct indexer_view *view); // MPIG_ENOENT: forgotten, or another user's

@@ -19,10 +19,11 @@ static inline void rate_set(struct rate *r, uint32_t per_second)
 	atomic_store_explicit(&r->interval_ns, per_second ? UINT64_C(1000000000) / per_second : 0, memory_order_relaxed);
 }
 
-// False: not now.
-static inline bool rate_take(struct rate *r, uint64_t now_ns)
+// False: not now. *took: what rate_give gives back.
+static inline bool rate_take(struct rate *r, uint64_t now_ns, uint64_t *took)
 {
 	uint64_t interval = atomic_load_explicit(&r->interval_ns, memory_order_relaxed);
+	*took = 0;
 	if (!interval)
 		return true;
 	uint64_t due = atomic_load_explicit(&r->due_ns, memory_order_relaxed), begin;
@@ -32,13 +33,14 @@ static inline bool rate_take(struct rate *r, uint64_t now_ns)
 			return false;
 	} while (!atomic_compare_exchange_weak_explicit(&r->due_ns, &due, begin + interval, memory_order_relaxed,
 	                                                memory_order_relaxed));
+	*took = interval;
 	return true;
 }
 
-// Undoes a rate_take that was not used.
-static inline void rate_give(struct rate *r)
+// Undoes a rate_take that was not used. The limit may be another one meanwhile.
+static inline void rate_give(struct rate *r, uint64_t took)
 {
-	atomic_fetch_sub_explicit(&r->due_ns, atomic_load_explicit(&r->interval_ns, memory_order_relaxed), memory_order_relaxed);
+	atomic_fetch_sub_explicit(&r->due_ns, took, memory_order_relaxed);
 }
 
 #endif

@@ -108,11 +108,11 @@ static bool admit(struct queue *q, struct submission *s)
 	struct rate *user = q->rate[0], *group = q->rate[1];
 	if (s->admitted || !user || !group)
 		return true;
-	uint64_t now = mono_ns();
-	bool user_may = rate_take(user, now);
-	s->admitted = user_may && rate_take(group, now);
+	uint64_t now = mono_ns(), took, took_group;
+	bool user_may = rate_take(user, now, &took);
+	s->admitted = user_may && rate_take(group, now, &took_group);
 	if (user_may && !s->admitted)
-		rate_give(user);
+		rate_give(user, took);
 	if (!s->admitted)
 		log_limited(&waiting_limit, LOG_LEVEL_INFO,
 		            "limits.requests_per_%s: requests of uid %u, gid %u wait for their turn", user_may ? "gid" : "uid",

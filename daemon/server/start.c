@@ -184,10 +184,12 @@ static int start_indexer(struct server *s)
 
 static int start_streams(struct server *s)
 {
-	struct streams_options o = {
-		.store = s->store,
-		.archive = {.table_bytes = engine_table_bytes, .checks = {engine_rows_good, engine_table_good}},
-		.tell = server_tell_disk};
+	struct streams_options o = {.store = s->store,
+	                            .archive = {.table_bytes = engine_table_bytes,
+	                                        .checks = {.rows_good = engine_rows_good,
+	                                                   .table_good = engine_table_good,
+	                                                   .upper_good = engine_upper_good}},
+	                            .tell = server_tell_disk};
 	int status = streams_create(&o, &s->streams);
 	if (status != MPIG_OK)
 		log_error("no memory for exports and imports");

@@ -142,6 +142,9 @@ int store_context_evict(struct store *s, const struct credentials *who, const ch
 
 // ---- making ----------------------------------------------------------------------------------------------------------
 struct making;
+// Whether `who` could have a context of so many segments and blocks at all, as far as their records alone tell: for a reader that is
+// about to keep their descriptions. 0, MPIG_ENOSPC (the pool is smaller), MPIG_EQUOTA.
+int making_admits(struct store *s, const struct credentials *who, uint64_t segments, uint64_t blocks, char *why);
 // *from is checked, not trusted, and copied as far as it is needed later. Segments with an id that are in the pool already are
 // shared. MPIG_EEXIST, MPIG_ENOSPC, MPIG_EQUOTA, MPIG_ENOMEM, MPIG_ECORRUPT (it contradicts itself).
 int making_begin(struct store *s, const struct image_context *from, uint64_t (*table_bytes)(const struct layer *, uint32_t rows),

@@ -1,4 +1,5 @@
 // Making a context from an image: see image.h.
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -122,6 +123,22 @@ static int share_with(struct making *m, struct context *c)
 			m->shared[i] = true;
 		}
 	return 0;
+}
+
+// ---- before the beginning --------------------------------------------------------------------------------------------
+
+int making_admits(struct store *s, const struct credentials *who, uint64_t segments, uint64_t blocks, char *why)
+{
+	struct identity owner = {.uid = who->uid, .gid = who->gid};
+	uint64_t least = (segments + blocks) * POOL_GRANULE; // a record each
+	if (least > pool_bytes(s->pool))
+		return refuse(why, MPIG_ENOSPC,
+		              "it has %" PRIu64 " segments and %" PRIu64 " blocks: the pool has no room for them", segments,
+		              blocks);
+	store_lock(s);
+	int status = quota_admit(s, &owner, least, 0, why);
+	store_unlock(s);
+	return status;
 }
 
 // ---- the beginning ---------------------------------------------------------------------------------------------------

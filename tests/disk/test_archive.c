@@ -315,6 +315,89 @@ START_TEST(made_up)
 }
 END_TEST
 
+// A description of `segments` segments with `blocks` blocks each, of one token each, and nothing after it.
+static struct tape shapes(const struct tape *from, uint32_t segments, uint32_t blocks, uint64_t tokens)
+{
+	struct mpig_archive_chunk h = {0};
+	const uint8_t *chunk = chunk_at(from, MPIG_ARCHIVE_CONTEXT, 0) + sizeof h;
+	struct disk_manifest m;
+	struct disk_segment_ref ref;
+	memcpy(&m, chunk, sizeof m);
+	uint64_t refs = sizeof m + m.layer_count * sizeof(struct mpig_wire_layer);
+	memcpy(&ref, chunk + refs, sizeof ref);
+	uint64_t after = refs + m.segment_count * sizeof ref;
+	m.segment_count = segments;
+	m.committed = tokens;
+	m.file_bytes = refs + segments * sizeof ref + m.params_bytes + 8;
+	uint64_t shape_bytes = sizeof(struct mpig_archive_shape) + blocks * sizeof(struct disk_block);
+	size_t capacity = sizeof(struct mpig_archive_header) + sizeof h + m.file_bytes + segments * (sizeof h + shape_bytes);
+	struct tape t = {.data = calloc(1, capacity), .bytes = capacity, .capacity = capacity};
+	must(t.data && m.file_bytes <= MPIG_ARCHIVE_CHUNK_MAX && shape_bytes <= MPIG_ARCHIVE_CHUNK_MAX);
+	memcpy(t.data, from->data, sizeof(struct mpig_archive_header));
+	memcpy(&h, chunk - sizeof h, sizeof h);
+	h.bytes = m.file_bytes;
+	uint8_t *at = t.data + sizeof(struct mpig_archive_header), *context = at;
+	memcpy(at, &h, sizeof h);
+	at += sizeof h;
+	memcpy(at, &m, sizeof m);
+	memcpy(at + sizeof m, chunk + sizeof m, refs - sizeof m);
+	for (uint32_t i = 0; i < segments; i++) {
+		ref.first = i;
+		memcpy(at + refs + i * sizeof ref, &ref, sizeof ref);
+	}
+	memcpy(at + refs + segments * sizeof ref, chunk + after, m.params_bytes);
+	at += m.file_bytes;
+	manifest_sign(context);
+	sign(context);
+	for (uint32_t i = 0; i < segments; i++, at += sizeof h + shape_bytes) {
+		struct mpig_archive_shape shape = {.rows = ref.rows, .flags = ref.flags, .block_count = blocks};
+		h = (struct mpig_archive_chunk){.magic = MPIG_ARCHIVE_CHUNK_MAGIC,
+		                                .kind = MPIG_ARCHIVE_SEGMENT,
+		                                .number = i + 1,
+		                                .segment = i,
+		                                .bytes = shape_bytes};
+		memcpy(at, &h, sizeof h);
+		memcpy(at + sizeof h, &shape, sizeof shape);
+		sign(at);
+	}
+	return t;
+}
+
+// What could never be had is refused as soon as it is told, not when all of it has been kept.
+START_TEST(descriptions_without_end)
+{
+	struct tape t = {0};
+	struct context *c = create("book", 1);
+	grow(c, 300, true);
+	ck_assert_int_eq(to_tape(&t, &root, "book"), 0);
+	done_with(c, "book");
+	uint64_t used = pool_used(f.pool), most = pool_bytes(f.pool) / POOL_GRANULE;
+	uint32_t enough = (uint32_t)(most / SEGMENT_MAX_BLOCKS + 10);
+	const struct credentials nobody = {.uid = 77, .gid = 77};
+	const struct store_limits limits = {.uid_bytes = pool_bytes(f.pool) / 4}, none = {0};
+	struct tape bad = shapes(&t, 3, SEGMENT_MAX_BLOCKS + 1, 3);
+	ck_assert_int_eq(from_tape(&bad, &root, "x"), MPIG_ECORRUPT);
+	ck_assert_msg(strstr(f.why, "more blocks than one can have"), "%s", f.why);
+	free(bad.data);
+	bad = shapes(&t, 3, 1, 2);
+	ck_assert_int_eq(from_tape(&bad, &root, "x"), MPIG_ECORRUPT);
+	ck_assert_msg(strstr(f.why, "more segments than tokens"), "%s", f.why);
+	free(bad.data);
+	bad = shapes(&t, enough, SEGMENT_MAX_BLOCKS, enough);
+	ck_assert_int_eq(from_tape(&bad, &root, "x"), MPIG_ENOSPC);
+	ck_assert_msg(strstr(f.why, "no room"), "%s", f.why);
+	ck_assert_uint_lt(bad.at, bad.bytes); // the rest was not asked for
+	uint64_t all = bad.at;
+	store_set_limits(f.store, &limits);
+	ck_assert_int_eq(from_tape(&bad, &nobody, "x"), MPIG_EQUOTA);
+	ck_assert_uint_lt(bad.at, all / 2);
+	store_set_limits(f.store, &none);
+	free(bad.data);
+	nothing_came(used);
+	free(t.data);
+}
+END_TEST
+
 // Ids in a stream would give whoever made it the segments of others.
 START_TEST(ids_mean_nothing)
 {
@@ -464,6 +547,7 @@ int main(void)
 	tcase_add_test(t, whose_it_is);
 	tcase_add_test(t, altered_or_cut);
 	tcase_add_test(t, made_up);
+	tcase_add_test(t, descriptions_without_end);
 	tcase_add_test(t, ids_mean_nothing);
 	tcase_add_test(t, descriptions_that_lead_nowhere);
 	tcase_add_test(t, while_it_is_written);

@@ -9,7 +9,9 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
+#include <xxhash.h>
 
+#include "daemon/store/image.h"
 #include "shm/archive.h"
 #include "tests/lib/client.h"
 #include "tests/lib/model.h"
@@ -171,6 +173,58 @@ START_TEST(refused)
 }
 END_TEST
 
+// An index made up, with all the checksums of chunks right: whoever makes an export can name any rows in it.
+START_TEST(made_up_index)
+{
+	static const uint16_t kinds[] = {IMAGE_ROWS, IMAGE_TABLE, IMAGE_UPPER};
+	static const char *const says[] = {"a row has a NaN", "name rows that do not exist", "does not name every row once"};
+	struct test_client s;
+	struct stat st;
+	test_daemon_free(d); // one with upper layers in small contexts
+	d = test_daemon_start("[pool]\nkeep = no\n[engine]\nupper_rows = 4000\n");
+	test_client_open(&s, d);
+	mpig_context_close(make(&s, "book"));
+	ck_assert_status(mpig_context_export_file(s.client, "book", file, NULL, NULL), MPIG_OK);
+	for (int k = 0; k < 3; k++) {
+		int fd = open(file, O_RDWR | O_CLOEXEC);
+		ck_assert_int_eq(fstat(fd, &st), 0);
+		uint8_t *data_of = malloc((size_t)st.st_size), *at = data_of + sizeof(struct mpig_archive_header);
+		ck_assert_int_eq(pread(fd, data_of, (size_t)st.st_size, 0), st.st_size);
+		XXH3_state_t *heads = XXH3_createState();
+		XXH3_64bits_reset(heads);
+		struct mpig_archive_chunk h;
+		for (bool done = false;; at += sizeof(h) + h.bytes) {
+			memcpy(&h, at, sizeof(h));
+			if (h.kind == MPIG_ARCHIVE_END) {
+				uint64_t sum = XXH3_64bits_digest(heads);
+				memcpy(at + sizeof(h), &sum, sizeof(sum));
+			} else if (h.kind == kinds[k] && h.segment == 0 && !done) {
+				memset(at + sizeof(h), 0xff, h.bytes);
+				done = true;
+			}
+			h.data_checksum = XXH3_64bits(at + sizeof(h), h.bytes);
+			h.checksum = XXH3_64bits(&h, offsetof(struct mpig_archive_chunk, checksum));
+			memcpy(at, &h, sizeof(h));
+			if (h.kind == MPIG_ARCHIVE_END) {
+				ck_assert(done);
+				break;
+			}
+			XXH3_64bits_update(heads, &h, sizeof(h));
+		}
+		XXH3_freeState(heads);
+		int changed = open(other, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+		ck_assert_int_eq(write(changed, data_of, (size_t)st.st_size), st.st_size);
+		ck_assert_int_eq(lseek(changed, 0, SEEK_SET), 0);
+		ck_assert_status(mpig_context_import(s.client, changed, "x", NULL, NULL), MPIG_ECORRUPT);
+		ck_assert_msg(strstr(mpig_last_error(s.client), says[k]), "%s", mpig_last_error(s.client));
+		close(changed);
+		close(fd);
+		free(data_of);
+	}
+	test_client_close(&s);
+}
+END_TEST
+
 // ---- pipes -----------------------------------------------------------------------------------------------------------
 
 struct copying {
@@ -228,7 +282,6 @@ START_TEST(nobody_reads)
 	ck_assert_int_eq(read(ends[0], &byte, 1), 1); // it has begun
 	test_client_assert_dense(&s, x, &data, 0, TOKENS);
 	ck_assert_status(mpig_context_export_file(s.client, "book", file, NULL, NULL), MPIG_OK); // the second
-	ck_assert_status(mpig_context_drop(s.client, "book"), MPIG_OK);
 	mpig_context_close(x);
 	test_client_close(&s);
 	test_daemon_term(d);
@@ -243,6 +296,40 @@ START_TEST(nobody_reads)
 }
 END_TEST
 
+// What is dropped meanwhile leaves the pool, though nobody reads the rest of the export.
+START_TEST(dropped_while_nobody_reads)
+{
+	struct copying c;
+	struct test_client s;
+	struct mpig_daemon_status info = MPIG_INIT(struct mpig_daemon_status);
+	pthread_t thread;
+	int ends[2];
+	test_client_open(&s, d);
+	test_client_open(&c.s, d);
+	ck_assert_status(mpig_daemon_status(s.client, &info), MPIG_OK);
+	uint64_t empty = info.pool_used;
+	mpig_context_close(make(&s, "book"));
+	ck_assert_int_eq(pipe(ends), 0);
+	c.fd = ends[1];
+	ck_assert_int_eq(pthread_create(&thread, NULL, export_to_pipe, &c), 0);
+	char byte;
+	ck_assert_int_eq(read(ends[0], &byte, 1), 1);
+	ck_assert_status(mpig_context_drop(s.client, "book"), MPIG_OK);
+	do {
+		usleep(10000);
+		ck_assert_status(mpig_daemon_status(s.client, &info), MPIG_OK);
+	} while (info.pool_used > empty);
+	static char rest[1 << 16];
+	while (read(ends[0], rest, sizeof(rest)) > 0)
+		;
+	pthread_join(thread, NULL);
+	ck_assert_status(c.status, MPIG_ENOENT);
+	close(ends[0]);
+	test_client_close(&c.s);
+	test_client_close(&s);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *suite = suite_create("archive");
@@ -251,8 +338,10 @@ int main(void)
 	tcase_add_checked_fixture(t, setup, teardown);
 	tcase_add_test(t, the_same_answers);
 	tcase_add_test(t, refused);
+	tcase_add_test(t, made_up_index);
 	tcase_add_test(t, through_a_pipe);
 	tcase_add_test(t, nobody_reads);
+	tcase_add_test(t, dropped_while_nobody_reads);
 	suite_add_tcase(suite, t);
 	SRunner *runner = srunner_create(suite);
 	srunner_run_all(runner, CK_ENV);

@@ -121,6 +121,39 @@ START_TEST(layers_without_signatures)
 }
 END_TEST
 
+// The name belongs to a context of another shape meanwhile: nothing is written, least of all beyond what the caller has room for.
+START_TEST(another_context_of_the_name)
+{
+	const struct mpig_layer before = test_client_layer(4, 2, 64),
+				after[2] = {test_client_layer(100, 100, 64), test_client_layer(4, 2, 80)};
+	float balance[2 * 64 + 1];
+	for (int i = 0; i < 2; i++) {
+		struct model_data m;
+		struct mpig_spec spec = test_client_spec(&before, 1);
+		struct mpig_signature p = MPIG_INIT(struct mpig_signature);
+		mpig_context *x, *other;
+		ck_assert_status(mpig_context_create(s.client, "x", &spec, &x), MPIG_OK);
+		ck_assert_status(mpig_context_drop(s.client, "x"), MPIG_OK);
+		model_data_make(&m, &after[i], 1, 300, 3);
+		other = test_client_create(&s, "x", &m);
+		ck_assert_status(test_client_fill(&s, other, &m, 0, 300, MPIG_COMMIT_SEAL), MPIG_OK);
+		for (int k = 0; k <= 2 * 64; k++)
+			balance[k] = 7;
+		ck_assert_status(mpig_context_signature(x, 0, &p, balance), MPIG_ELOST);
+		ck_assert_ptr_nonnull(strstr(mpig_last_error(s.client), "another context"));
+		ck_assert_uint_eq(p.kv_heads, 0);
+		for (int k = 0; k <= 2 * 64; k++)
+			ck_assert_float_eq(balance[k], 7);
+		ck_assert_status(mpig_context_signature(other, 0, &p, NULL), MPIG_OK);
+		ck_assert_uint_eq(p.version, 1);
+		ck_assert_status(mpig_context_drop(s.client, "x"), MPIG_OK);
+		mpig_context_close(other);
+		mpig_context_close(x);
+		model_data_free(&m);
+	}
+}
+END_TEST
+
 int main(void)
 {
 	Suite *suite = suite_create("integration/signature");
@@ -129,6 +162,7 @@ int main(void)
 	tcase_set_timeout(t, 60);
 	tcase_add_loop_test(t, a_clients_signatures_are_as_good_as_the_daemons, 0, (int)(sizeof(shapes) / sizeof(shapes[0])));
 	tcase_add_test(t, layers_without_signatures);
+	tcase_add_test(t, another_context_of_the_name);
 	suite_add_tcase(suite, t);
 	SRunner *runner = srunner_create(suite);
 	srunner_run_all(runner, CK_NORMAL);

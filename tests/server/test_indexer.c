@@ -102,6 +102,37 @@ START_TEST(asked_for)
 }
 END_TEST
 
+// One user's jobs leave places for others. The first to run waits all the while, for rows that are not committed.
+START_TEST(a_share_for_each)
+{
+	enum { MOST = INDEXER_JOBS_PER_UID };
+	start(0);
+	char why[MPIG_TEXT_BYTES], name[8];
+	struct context *c[MOST + 1];
+	uint64_t job[MOST], other, again;
+	for (int i = 0; i <= MOST; i++) {
+		snprintf(name, sizeof name, "c%d", i);
+		c[i] = filled(name);
+	}
+	ck_assert_int_eq(fixture_append(&f, c[0], 0, ROWS, 1, k, k, NULL, 0).status, 0);
+	for (int i = 0; i < MOST; i++)
+		ck_assert_int_eq(indexer_begin(x, 5, c[i], &job[i], why), 0);
+	ck_assert_int_eq(indexer_begin(x, 5, c[MOST], &other, why), MPIG_ELIMIT);
+	ck_assert_msg(strstr(why, "4 contexts that you asked for"), "%s", why);
+	ck_assert_int_eq(indexer_begin(x, 5, c[MOST - 1], &again, why), 0); // waits already
+	ck_assert_uint_eq(again, job[MOST - 1]);
+	ck_assert_int_eq(indexer_begin(x, 6, c[MOST], &other, why), 0);
+	ck_assert_int_eq(fixture_commit(&f, c[0], ROWS, 1, false).status, 0);
+	ck_assert_int_eq(until_done(6, other).status, 0);
+	for (int i = 0; i < MOST; i++)
+		ck_assert_int_eq(until_done(5, job[i]).status, 0);
+	ck_assert_int_eq(indexer_begin(x, 5, c[MOST], &other, why), 0);
+	until_done(5, other);
+	for (int i = 0; i <= MOST; i++)
+		context_unref(c[i]);
+}
+END_TEST
+
 START_TEST(drifted)
 {
 	start(.5);
@@ -134,6 +165,7 @@ int main(void)
 	tcase_add_checked_fixture(t, setup, teardown);
 	tcase_set_timeout(t, 120);
 	tcase_add_test(t, asked_for);
+	tcase_add_test(t, a_share_for_each);
 	tcase_add_test(t, drifted);
 	suite_add_tcase(s, t);
 	SRunner *r = srunner_create(s);

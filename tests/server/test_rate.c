@@ -11,8 +11,9 @@
 static uint32_t take(struct rate *r, uint64_t now, uint32_t tries)
 {
 	uint32_t taken = 0;
+	uint64_t took;
 	for (uint32_t i = 0; i < tries; i++)
-		taken += rate_take(r, now);
+		taken += rate_take(r, now, &took);
 	return taken;
 }
 
@@ -56,9 +57,29 @@ START_TEST(what_is_given_back_can_be_taken)
 {
 	struct rate r = {0};
 	rate_set(&r, 100);
-	ck_assert_uint_eq(take(&r, SECOND, 100), 11);
-	rate_give(&r);
+	ck_assert_uint_eq(take(&r, SECOND, 10), 10);
+	uint64_t took;
+	ck_assert(rate_take(&r, SECOND, &took));
+	rate_give(&r, took);
 	ck_assert_uint_eq(take(&r, SECOND, 100), 1);
+}
+END_TEST
+
+// Between taking and giving the limit becomes another one, or there is none, or there was none: never is more given than was taken.
+START_TEST(given_back_after_a_new_limit)
+{
+	static const uint32_t limits[] = {0, 1, 100, 100000};
+	for (int before = 0; before < 4; before++)
+		for (int after = 0; after < 4; after++) {
+			struct rate r = {0};
+			uint64_t took;
+			rate_set(&r, limits[before]);
+			ck_assert(rate_take(&r, 5, &took));
+			rate_set(&r, limits[after]);
+			rate_give(&r, took);
+			ck_assert_uint_le(atomic_load(&r.due_ns), 5);
+			ck_assert_uint_eq(take(&r, SECOND, 1), 1);
+		}
 }
 END_TEST
 
@@ -76,10 +97,10 @@ END_TEST
 static struct rate shared;
 static void *taker(void *arg)
 {
-	uint64_t taken = 0;
+	uint64_t taken = 0, took;
 	(void)arg;
 	for (uint64_t now = SECOND; now < 2 * SECOND; now += 10000)
-		taken += rate_take(&shared, now);
+		taken += rate_take(&shared, now, &took);
 	return (void *)(uintptr_t)taken;
 }
 
@@ -110,6 +131,7 @@ int main(void)
 	tcase_add_test(t, a_burst_and_then_the_rate);
 	tcase_add_test(t, one_a_second_is_possible);
 	tcase_add_test(t, what_is_given_back_can_be_taken);
+	tcase_add_test(t, given_back_after_a_new_limit);
 	tcase_add_test(t, a_limit_can_be_lifted);
 	tcase_add_test(t, threads_share_it);
 	suite_add_tcase(suite, t);
