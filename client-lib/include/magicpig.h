@@ -387,8 +387,8 @@ struct mpig_gc_result {
 	uint32_t damaged;   /* contexts that had been put aside because they were damaged */
 	uint64_t bytes;     /* that are free now */
 };
-/* Removes from the daemon's disk what nothing needs, and damaged contexts that were put aside at least damaged_days ago (MPIG_GC_NO_DAMAGED: none
- * of them). dry: only counts. Administrators only (MPIG_EACCES). result may be NULL. */
+/* Removes from the daemon's disk what nothing needs, and damaged contexts that were put aside at least damaged_days ago (at most
+ * 100,000; MPIG_GC_NO_DAMAGED: none of them). dry: only counts. Administrators only (MPIG_EACCES). result may be NULL. */
 MPIG_API int mpig_saved_gc(mpig_client *client, int dry, uint32_t damaged_days, struct mpig_gc_result *result);
 /* Writes a whole context (rows, index, token ids, seed) into fd, which may be a pipe: one stream with checksums throughout, described in
  * daemon/disk/FORMAT.md. What is on disk only is loaded first. This process writes; the daemon opens nothing. fd is left behind what was written; on

@@ -28,8 +28,13 @@ static int check_disk(struct peer *p, struct request *r, const struct mpig_ctl_d
 	return MPIG_OK;
 }
 
+#define DAYS_MAX 100000u // in nanoseconds that is still a number
+
 static int begin_gc(struct disk_jobs *jobs, struct peer *p, struct request *r, const struct mpig_ctl_disk *in, uint64_t *job)
 {
+	if (in->damaged_days > DAYS_MAX && in->damaged_days != UINT32_MAX)
+		return control_fail(r, MPIG_EINVAL, "DISK: damaged_days = %u: at most %u, or %u for none", in->damaged_days,
+		                    DAYS_MAX, UINT32_MAX);
 	uint64_t now = real_ns(), age = in->damaged_days * UINT64_C(86400000000000);
 	struct disk_gc_options options = {.dry = in->dry,
 	                                  .damaged_before_ns = in->damaged_days == UINT32_MAX ? 0

@@ -182,9 +182,11 @@ static void on_accept(void *arg, int fd);
 static void accept_again(void *arg)
 {
 	struct server *s = arg;
+	s->accepting = loop_accept(s->loop, s->listener.fd, on_accept, s);
+	if (!s->accepting)
+		return; // the next tick tries again
 	loop_cancel(s->accept_again);
 	s->accept_again = NULL;
-	s->accepting = loop_accept(s->loop, s->listener.fd, on_accept, s);
 }
 
 static void on_accept(void *arg, int fd)

@@ -141,6 +141,21 @@ START_TEST(nothing_on_disk)
 }
 END_TEST
 
+START_TEST(days_of_damaged_contexts)
+{
+	struct test_client s;
+	start("");
+	test_client_open(&s, d);
+	ck_assert_status(mpig_saved_gc(s.client, 1, 0, NULL), MPIG_OK);
+	ck_assert_status(mpig_saved_gc(s.client, 1, 100000, NULL), MPIG_OK);
+	ck_assert_status(mpig_saved_gc(s.client, 1, MPIG_GC_NO_DAMAGED, NULL), MPIG_OK);
+	ck_assert_status(mpig_saved_gc(s.client, 1, 100001, NULL), MPIG_EINVAL);
+	ck_assert_status(mpig_saved_gc(s.client, 1, 213504, NULL), MPIG_EINVAL); // in nanoseconds it would be a few hours
+	ck_assert_ptr_nonnull(strstr(mpig_last_error(s.client), "damaged_days = 213504"));
+	test_client_close(&s);
+}
+END_TEST
+
 // ---- while a slow save runs ------------------------------------------------------------------------------------------
 
 struct saver {
@@ -440,6 +455,7 @@ int main(void)
 	tcase_add_checked_fixture(t, setup, teardown);
 	tcase_add_test(t, the_same_answers);
 	tcase_add_test(t, nothing_on_disk);
+	tcase_add_test(t, days_of_damaged_contexts);
 	tcase_add_test(t, serving_goes_on);
 	tcase_add_test(t, killed_while_saving);
 	tcase_add_test(t, stopped_while_saving);
