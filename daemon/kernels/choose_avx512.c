@@ -25,6 +25,16 @@ INLINE __m512i weights16(__m512 e, __m512 tau)
 	return _mm512_min_epi32(w, _mm512_set1_epi32((int)CHOOSE_ONE));
 }
 
+// Up to 16 * 2^27, which an int does not hold: _mm512_reduce_add_epi32 ends in an addition of two of those.
+static uint32_t total16(__m512i w)
+{
+	__m256i eight = _mm256_add_epi32(_mm512_castsi512_si256(w), _mm512_extracti64x4_epi64(w, 1));
+	__m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+	four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+	four = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0xb1));
+	return (uint32_t)_mm_cvtsi128_si32(four);
+}
+
 static void sig_choose_avx512(const float *estimates, const float *tau, uint32_t groups, uint32_t *chain, struct sig_hits *hits)
 {
 	uint32_t at = *chain;
@@ -32,7 +42,7 @@ static void sig_choose_avx512(const float *estimates, const float *tau, uint32_t
 		if (tau[i] == INFINITY)
 			continue;
 		__m512i w = weights16(_mm512_loadu_ps(estimates), _mm512_set1_ps(tau[i]));
-		uint32_t sum = (uint32_t)_mm512_reduce_add_epi32(w);
+		uint32_t sum = total16(w);
 		if (!((at + sum) >> SIG_CHOOSE_BITS)) {
 			at += sum;
 			continue;

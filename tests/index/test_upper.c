@@ -28,7 +28,7 @@ static void rows_init(struct rows *r, uint32_t bits, float spread)
 			r->x[i * D + j] = spread * r->x[i * D + j] + centre[i % (ROWS / 40) * D + j];
 	for (uint32_t k = 0, row = 0; k < 3; k++) {
 		r->codes[k] = need(calloc(1, sig_code_bytes(D, bits, RUN[k])));
-		r->factors[k] = need(calloc(RUN[k], 2));
+		r->factors[k] = need(calloc((RUN[k] + SIG_GROUP - 1) / SIG_GROUP * SIG_GROUP, 2)); // whole groups are estimated
 		for (uint32_t i = 0; i < RUN[k]; i++, row++)
 			sig_encode_rotated(bits, r->x + (size_t)row * D, D, r->codes[k], r->factors[k], i);
 		r->run[k] = (struct sig_run){r->codes[k], r->factors[k], RUN[k]};
