@@ -245,7 +245,7 @@ check-long: ## all tests in their long form (minutes to hours)
 	@$(MAKE) --no-print-directory check MPIG_LONG=1
 
 check-asan: ## the C tests under AddressSanitizer and UndefinedBehaviorSanitizer
-	@$(MAKE) --no-print-directory check-c B=build-asan OPT='-O1 -g' SAN='-fsanitize=address,undefined -fno-sanitize-recover=undefined'
+	@ASAN_OPTIONS=allocator_may_return_null=1 $(MAKE) --no-print-directory check-c B=build-asan OPT='-O1 -g' SAN='-fsanitize=address,undefined -fno-sanitize-recover=undefined'
 
 # setarch: ThreadSanitizer of gcc 12 and clang 14 does not know every address layout of newer kernels. It takes no part in fences,
 # which gcc warns of; the pairs that need one are tested by test_ring_circle in two processes, without it.
