@@ -323,7 +323,7 @@ START_TEST(dropped_while_nobody_reads)
 	while (read(ends[0], rest, sizeof(rest)) > 0)
 		;
 	pthread_join(thread, NULL);
-	ck_assert_status(c.status, MPIG_ENOENT);
+	ck_assert(c.status == MPIG_ENOENT || c.status == MPIG_ERETRY); // told between two chunks, or cut off within one
 	close(ends[0]);
 	test_client_close(&c.s);
 	test_client_close(&s);
