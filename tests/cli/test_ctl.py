@@ -434,7 +434,7 @@ def test_save_and_load(daemon, client, book):
     calls = []
     assert client.save("book", progress=lambda done, total: calls.append((done, total))).shared == 1
     assert calls and calls[-1][0] == calls[-1][1]
-    good(daemon.ctl("erase", "--yes", "book"))
+    assert good(daemon.ctl("erase", "--yes", "book")) == "book: erased\n"
     assert good(daemon.ctl("saved")) == "nothing is saved\n"
     assert daemon.ctl("erase", "--yes", "book").returncode == NOT_FOUND
     assert not list((daemon.directory / "disk" / "segments").iterdir())

@@ -6,8 +6,8 @@
 #include <string.h>
 #include <time.h>
 
+#include "batch.h"
 #include "context.h"
-#include "ctl.h"
 #include "policy.h"
 #include "text.h"
 
@@ -343,25 +343,13 @@ static int run(const struct ctl_command *self, int argc, char **argv)
 	if (optind == argc)
 		return ctl_usage(self, "which context? Give one name or more (`magicpigctl ls` shows them)");
 
-	mpig_client *client;
-	struct json json;
-	int first_failure = ctl_connect(self, &client);
-	if (first_failure)
-		return first_failure;
-	json_begin(&json, stdout);
-	if (ctl_globals.json)
-		json_array(&json, NULL);
-	for (int i = optind; i < argc; i++) {
-		int status = show(client, argv[i], &json, i > optind);
-		int code = status ? ctl_failed(self, client, argv[i], status) : CTL_OK;
-		first_failure = first_failure ? first_failure : code;
-	}
-	if (ctl_globals.json) {
-		json_array_end(&json);
-		json_finish(&json);
-	}
-	mpig_disconnect(client);
-	return first_failure;
+	struct batch batch;
+	int code = batch_begin(&batch, self);
+	if (code)
+		return code;
+	for (int i = optind; i < argc; i++)
+		batch_note(&batch, argv[i], show(batch.client, argv[i], &batch.json, i > optind));
+	return batch_end(&batch);
 }
 
 const struct ctl_command ctl_show = {
