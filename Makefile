@@ -155,6 +155,12 @@ $(FAKE_CUDA): $(call obj,tests/gpu/fake/libcuda.c tests/gpu/fake/simt.c daemon/k
 	$(call say,LD,$@)
 	$(Q)mkdir -p $(@D)
 	$(Q)$(CC) -shared -Wl,-soname,libcuda.so.1 $(ALL_LDFLAGS) -o $@ $^ -lm
+# The library over that driver, for the Python package's tests.
+FAKE_CUDA_LIBRARY := $(B)/tests/gpu/fake/libmagicpig-cuda.so.0
+$(FAKE_CUDA_LIBRARY): $(call obj,$(CUDA_SRC) tests/gpu/fake/image.c) $(FAKE_CUDA) $(B)/libmagicpig.so.0 cuda/libmagicpig-cuda.map | $(B)/libmagicpig.so
+	$(call say,LD,$@)
+	$(Q)$(CC) -shared -Wl,-soname,libmagicpig-cuda.so.0 -Wl,--version-script=cuda/libmagicpig-cuda.map -Wl,-z,defs $(ALL_LDFLAGS) \
+		-Wl,--enable-new-dtags,-rpath,'$$ORIGIN' -o $@ $(filter %.o,$^) -L$(B) -lmagicpig -lm
 GPU_OBJECTS = $(call obj,$(CUDA_SRC)) $(B)/libtest.a $(B)/libdaemon.a $(B)/libmagicpig.a
 $(B)/tests/gpu/bench_gpu $(B)/gpu/bench_gpu: $(call obj,tools/magicpig-bench/private_daemon.c)
 $(B)/tests/gpu/%: $(B)/obj/tests/gpu/%.o $(B)/obj/tests/gpu/fake/image.o $(GPU_OBJECTS) | $(FAKE_CUDA)
@@ -232,13 +238,13 @@ crosspolytope-table: ## simulate daemon/index/crosspolytope_table.c anew (five m
 	$(B)/crosspolytope_table > $(B)/crosspolytope_table.c
 	mv $(B)/crosspolytope_table.c daemon/index/crosspolytope_table.c
 
-check: deps python-deps all $(TESTS) $(B)/tests/magicpigd ## all tests, C and Python
+check: deps python-deps all $(TESTS) $(B)/tests/magicpigd $(FAKE_CUDA_LIBRARY) ## all tests, C and Python
 	@$(TEST_ENV) tools/build/run-tests --limit $(TEST_LIMIT) --pytest $(VENV)/bin/python $(PYTESTS) -- $(sort $(TESTS))
 
 check-c: deps all $(TESTS) $(B)/tests/magicpigd ## the C tests only
 	@$(TEST_ENV) tools/build/run-tests --limit $(TEST_LIMIT) $(sort $(TESTS))
 
-check-python: deps python-deps all ## the Python and command line tests only
+check-python: deps python-deps all $(FAKE_CUDA_LIBRARY) ## the Python and command line tests only
 	@$(TEST_ENV) tools/build/run-tests --pytest $(VENV)/bin/python $(PYTESTS)
 
 check-long: ## all tests in their long form (minutes to hours)

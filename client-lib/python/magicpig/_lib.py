@@ -505,47 +505,53 @@ FUNCTIONS: dict[str, tuple[object, list[object]]] = {
 }
 
 
-def candidates() -> list[str]:
-    """Where the library is looked for, in order."""
-    named = os.environ.get("MAGICPIG_LIBRARY")
+def candidates(soname: str = SONAME, variable: str = "MAGICPIG_LIBRARY") -> list[str]:
+    """Where a library is looked for, in order."""
+    named = os.environ.get(variable)
     if named:
         return [named]
     package = pathlib.Path(__file__).resolve().parent
     source = package.parents[2]  # the source tree, when the package is used from client-lib/python/
-    return [str(package / SONAME), str(source / "build" / SONAME), SONAME]
+    return [str(package / soname), str(source / "build" / soname), soname]
 
 
 def load(path: str | None = None) -> ctypes.CDLL:
     """Loads the library and types its functions. ImportError says which files were tried; a library of another major or
     minor version is refused, because the structs may differ."""
+    loaded, candidate = load_typed(
+        [path] if path else candidates(),
+        FUNCTIONS,
+        f"{SONAME} not found; set MAGICPIG_LIBRARY to its path, or build it with `make`",
+    )
+    version = loaded.mpig_version().decode()
+    if tuple(int(part) for part in version.split(".")[:2]) != VERSION:
+        raise ImportError(f"{candidate} is version {version}, this package needs {VERSION[0]}.{VERSION[1]}")
+    return loaded
+
+
+def load_typed(
+    paths: list[str], functions: dict[str, tuple[object, list[object]]], missing: str
+) -> tuple[ctypes.CDLL, str]:
+    """The first of these files that can be loaded, its functions typed, and its name. ImportError: `missing`, and why not."""
     tried = []
-    for candidate in [path] if path else candidates():
+    for candidate in paths:
         if os.sep in candidate and not os.path.exists(candidate):
             tried.append(f"{candidate}: no such file")
             continue
         try:
-            library = ctypes.CDLL(candidate)
+            loaded = ctypes.CDLL(candidate)
         except OSError as error:
             tried.append(f"{candidate}: {error}")
             continue
         try:
-            _declare(library)
+            for name, (result, arguments) in functions.items():
+                function = getattr(loaded, name)
+                function.restype = result
+                function.argtypes = arguments
         except AttributeError as error:
             raise ImportError(f"{candidate} does not fit this package: {error}") from error
-        version = library.mpig_version().decode()
-        if tuple(int(part) for part in version.split(".")[:2]) != VERSION:
-            raise ImportError(f"{candidate} is version {version}, this package needs {VERSION[0]}.{VERSION[1]}")
-        return library
-    raise ImportError(
-        f"{SONAME} not found; set MAGICPIG_LIBRARY to its path, or build it with `make`. Tried: " + "; ".join(tried)
-    )
-
-
-def _declare(library: ctypes.CDLL) -> None:
-    for name, (result, arguments) in FUNCTIONS.items():
-        function = getattr(library, name)
-        function.restype = result
-        function.argtypes = arguments
+        return loaded, candidate
+    raise ImportError(f"{missing}. Tried: " + "; ".join(tried))
 
 
 _library: ctypes.CDLL | None = None

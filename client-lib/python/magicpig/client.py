@@ -11,7 +11,7 @@ import os
 import weakref
 from ctypes import byref, c_uint64, c_void_p
 from dataclasses import replace
-from typing import Any, Callable, Iterator
+from typing import TYPE_CHECKING, Any, Callable, Iterator
 
 from . import _lib, errors
 from .arrays import token_array
@@ -35,6 +35,9 @@ from .records import (
     record,
 )
 
+if TYPE_CHECKING:
+    from .cuda import Gpu, Plan
+
 _UNCHANGED = 0xFFFFFFFF  # of a uid or gid
 
 
@@ -45,6 +48,7 @@ class Client:
         self._lib = _lib.library()
         self._handle: c_void_p | None = None
         self._children: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._gpus: set[Gpu] = set()  # kept until closed: kernels write into their queues
         options = _lib.ConnectOptions(
             size=ctypes.sizeof(_lib.ConnectOptions),
             socket_path=socket_path.encode() if socket_path else None,
@@ -352,6 +356,7 @@ class Context:
         self.client = client
         self._handle: c_void_p | None = handle
         self._layers: list[Layer] | None = None
+        self._plans: weakref.WeakSet[Plan] = weakref.WeakSet()  # of GPUs
         self.name = client._lib.mpig_context_name(handle).decode()
         client._children.add(self)
 
@@ -362,6 +367,8 @@ class Context:
 
     def close(self) -> None:
         if self._handle is not None:
+            for plan in list(self._plans):
+                plan.close()
             self.client._lib.mpig_context_close(self._handle)
             self._handle = None
 

@@ -14,6 +14,7 @@ from .records import COMMIT_SEAL, PROPOSALS, AttendResult, Completion, choice
 
 if TYPE_CHECKING:
     from .client import Client, Context
+    from .cuda import Gpu
 
 _INPUTS = ("f32", "bf16", "f16")
 
@@ -29,6 +30,7 @@ class Queue:
         self._tickets: dict[int, int] = {}  # user_data -> ticket, of everything submitted and not yet seen
         self._user_data: dict[int, int] = {}  # the inverse
         self._results: dict[int, AttendResult] = {}  # by ticket: keeps the arrays alive that a completion will write
+        self._gpu: Gpu | None = None  # whom it is lent to
         client._children.add(self)
 
     def _open_handle(self) -> c_void_p:
@@ -38,6 +40,8 @@ class Queue:
 
     def close(self) -> None:
         if self._handle is not None:
+            if self._gpu is not None:
+                self._gpu.close()
             self._lib.mpig_queue_destroy(self._handle)
             self._handle = None
             self._tickets.clear()

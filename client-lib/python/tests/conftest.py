@@ -12,6 +12,12 @@ sys.path[:0] = [str(TREE / "client-lib" / "python"), str(TREE / "tools" / "commo
 BUILD = pathlib.Path(os.environ.get("MAGICPIG_BUILD", TREE / "build")).resolve()
 os.environ.setdefault("MAGICPIG_LIBRARY", str(BUILD / "libmagicpig.so.0"))
 
+# The GPU's side: on a GPU where torch has one, else over a driver without a GPU, whose kernels run on the CPU and whose device memory is
+# the host's, so that CPU tensors serve.
+GPU = torch.cuda.is_available()
+CUDA_LIBRARY = BUILD / "libmagicpig-cuda.so.0" if GPU else BUILD / "tests" / "gpu" / "fake" / "libmagicpig-cuda.so.0"
+os.environ.setdefault("MAGICPIG_CUDA_LIBRARY", str(CUDA_LIBRARY))
+
 from private_daemon import PrivateDaemon  # noqa: E402
 
 
@@ -23,3 +29,11 @@ def daemon_socket():
         pytest.skip(f"{program} is not built")
     with PrivateDaemon(program, instance="pytest") as daemon:
         yield str(daemon.socket)
+
+
+@pytest.fixture(scope="session")
+def device():
+    """The torch device whose tensors the GPU's side takes."""
+    if not pathlib.Path(os.environ["MAGICPIG_CUDA_LIBRARY"]).exists():
+        pytest.skip(f"{os.environ['MAGICPIG_CUDA_LIBRARY']} is not built")
+    return torch.device("cuda" if GPU else "cpu")
