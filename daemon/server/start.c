@@ -144,7 +144,8 @@ static int start_memory(struct server *s, uint32_t workers)
 	                                .budget_floor = o->engine.budget_floor,
 	                                .budget_cap = o->engine.budget_cap,
 	                                .default_budget = o->engine.default_budget,
-	                                .workers = workers};
+	                                .workers = workers,
+	                                .upper_rows = o->engine.upper_rows};
 	int status = open_store(s);
 	engine.store = s->store;
 	if (status == MPIG_OK)
