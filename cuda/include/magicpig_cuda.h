@@ -179,47 +179,45 @@ MPIG_API int mpig_cuda_wait(mpig_cuda *gpu, mpig_cuda_stream stream, unsigned sl
 MPIG_API int mpig_cuda_round_trips(mpig_cuda *gpu, unsigned count, float *ns);
 
 /* ---- prefill: rows of the GPU into the daemon ------------------------------------------------------------------------ */
-/* K and V of a layer are copied into the staging slots of a queue while the GPU computes the next layer, and the GPU itself publishes the
- * append when its copy is done: no host thread takes part, and nothing is copied twice on the way.
+/* K and V of a layer go into the staging slots of a queue while the GPU computes the next layer: a kernel on a stream of the ingest's own
+ * writes them over the bus, in the layout the daemon takes, and publishes the append. No host thread takes part, and nothing is copied
+ * twice on the way.
  *
  *     mpig_cuda_ingest_create(client, NULL, &ingest);
  *     for each chunk of the prompt:
  *         for each layer:  ... kernels that compute K and V, on `stream` ...
  *                          ticket = mpig_cuda_ingest_layer(ingest, context, &rows, stream);
  *                          ... and before K and V are overwritten, by the next chunk or layer:
- *                          mpig_cuda_ingest_release(ingest, ticket, stream);      // the stream waits until they were copied
- *         mpig_cuda_ingest_commit(ingest, context, position, count, tokens, 0);    // MPIG_COMMIT_SEAL with the last one
- *     mpig_cuda_ingest_finish(ingest, &report);                                    // waits until all of it is committed
+ *                          mpig_cuda_ingest_release(ingest, ticket, stream);    // the stream waits until they have been read
+ *         mpig_cuda_ingest_commit(ingest, context, position, count, tokens, 0);  // MPIG_COMMIT_SEAL with the last one
+ *     mpig_cuda_ingest_finish(ingest, &report);                                  // waits until all of it is committed
  *
- * Back-pressure. A slot is used again when the daemon has taken its rows, and the copies wait for that on a stream of the ingest's own. A
- * daemon that is slow makes them late; what computes is held up only where it asks by mpig_cuda_ingest_release, or where the host is 64 slots
- * ahead of the copies: then mpig_cuda_ingest_layer waits. Only a daemon that finishes nothing at all for timeout_ms is a failure.
+ * Back-pressure. A slot is used again when the daemon has taken its rows; until then the ingest's stream waits, and nothing else does. What
+ * computes is held up only where it asks by mpig_cuda_ingest_release, and the host only where it is 64 slots ahead of the copies: then
+ * mpig_cuda_ingest_layer waits. A daemon that is slow is no failure; one that answers nothing at all for timeout_ms is.
  *
- * Failure. The first one is kept; nothing after it reaches the daemon; all calls but recover and destroy answer it. What was committed
- * stays, and nothing is half committed: appends without their commit are forgotten or written again. mpig_cuda_ingest_recover says how far each
- * context is, by mpig_context_committed; go on from there.
+ * Failure. The first one is kept, nothing after it reaches the daemon, and all calls but failure, recover and destroy answer it. What was
+ * committed stays, and nothing is half committed: rows without their commit are written again or forgotten. After mpig_cuda_ingest_recover
+ * mpig_context_committed says how far each context is; go on from there.
  *
- * Threads: an ingest belongs to one thread at a time. Its context of CUDA is the one that was current when it was made. While an ingest has
- * rows of a context under way, nothing else may append to that context, commit or truncate it. */
+ * Threads. An ingest belongs to one thread at a time, and to the CUDA context that was current when it was made. While it has rows of a
+ * context under way, nobody else may append to that context, commit or truncate it. */
 typedef struct mpig_cuda_ingest mpig_cuda_ingest;
 
-enum mpig_cuda_copy {
-	MPIG_CUDA_COPY_DEFAULT = 0, /* by the copy engine where a row's heads lie side by side, else by a kernel */
-	MPIG_CUDA_COPY_ENGINE = 1,  /* always by the copy engine: slow where they do not */
-	MPIG_CUDA_COPY_KERNEL = 2,  /* always by a kernel, on a few multiprocessors */
-};
 struct mpig_cuda_ingest_options {
 	size_t size;
-	size_t slot_bytes; /* of one staging slot: what one append carries; 0 = 8 MiB. At least a row of the widest layer */
+	size_t slot_bytes; /* of a staging slot: what one append carries; 0 = 8 MiB. At least a row of the widest layer */
 	unsigned slots;    /* 2 to 64; 0 = 4. slots * slot_bytes of host memory are registered */
-	int timeout_ms;    /* longest time in which the daemon finishes nothing; 0 = 30000, at most 600000 */
-	int copy;          /* enum mpig_cuda_copy */
+	int timeout_ms;    /* longest time in which the daemon answers nothing; 0 = 30000, at most 60000 */
+	unsigned blocks;   /* of the kernel that copies, 256 threads each; 0 = 32, at most 1024 */
 };
-/* Makes a queue of the client's, attaches the current CUDA context to it (the primary one of device 0 if there is none), and two streams. Errors:
- * those of mpig_queue_create and mpig_cuda_attach. *ingest is the caller's until mpig_cuda_ingest_destroy, before mpig_disconnect. */
+/* Makes a queue of the client's, attaches the current CUDA context to it (the primary one of device 0 if there is none), and a stream.
+ * Errors: those of mpig_queue_create and mpig_cuda_attach. *ingest is the caller's until mpig_cuda_ingest_destroy, before
+ * mpig_disconnect. */
 MPIG_API int mpig_cuda_ingest_create(mpig_client *client, const struct mpig_cuda_ingest_options *options,
                                      mpig_cuda_ingest **ingest);
-/* Waits for what is under way (at most timeout_ms). Rows that were not committed are as after a client's end. NULL is allowed. */
+/* Waits for what is under way, at most timeout_ms without an answer. Rows that were not committed are as after a client's end. NULL is
+ * allowed. */
 MPIG_API void mpig_cuda_ingest_destroy(mpig_cuda_ingest *ingest);
 
 struct mpig_cuda_rows { /* some tokens' K and V of one layer, in the GPU's memory */
@@ -229,54 +227,54 @@ struct mpig_cuda_rows { /* some tokens' K and V of one layer, in the GPU's memor
 	uint64_t first, count; /* tokens first .. first + count - 1 of the context */
 	uint64_t k, v;         /* device addresses of token `first`, KV head 0; the elements of a head are contiguous */
 	int64_t k_row,
-		k_head; /* strides from token to token and from KV head to KV head, in elements; 0 and 0: [count][kv_heads][d_k] */
+		k_head; /* strides from token to token and from head to head, in elements; 0 and 0: [count][kv_heads][d_k] */
 	int64_t v_row, v_head; /* 0 and 0: [count][kv_heads][d_v] */
 	uint64_t queries; /* the layer's last query_count queries, which set the balance when the prefill is sealed; 0: none */
 	unsigned query_count;
-	int64_t q_token, q_head; /* 0 and 0: [query_count][query_heads][d_k] */
+	int64_t q_row, q_head; /* 0 and 0: [query_count][query_heads][d_k] */
 };
-/* Rows of a layer that kernels before it on `stream` compute. Returns without waiting for them: a ticket > 0 for release and released, or
- * a negative status. Positions as in mpig_append. Errors: MPIG_EINVAL (dtype, shape, strides, addresses), MPIG_ELIMIT (a slot is too small: the text says
- * what is needed), MPIG_ENOTSUP (layer not global), MPIG_EIO, and a failure noted before. */
+/* Rows of a layer, as what is on `stream` before leaves them. Returns without waiting for them: a ticket > 0 for release and released, or a
+ * negative status. Positions are as in mpig_append. Errors: MPIG_EINVAL (dtype, layer, strides, addresses), MPIG_ERANGE (tokens), MPIG_ELIMIT
+ * (the slots are too small: the text says what is needed), MPIG_ENOTSUP (layer not global), MPIG_EIO, and a failure noted before. */
 MPIG_API int64_t mpig_cuda_ingest_layer(mpig_cuda_ingest *ingest, mpig_context *context, const struct mpig_cuda_rows *rows,
                                         mpig_cuda_stream stream);
-/* May K, V and queries of a ticket be overwritten? `stream` waits until they may be, without the host; what is launched on it afterwards
- * may write them. Tickets of earlier calls are covered. */
+/* May K, V and queries of a ticket, and of those before it, be overwritten? `stream` waits until they may be, without the host: what is
+ * launched on it from now on may write them. */
 MPIG_API int mpig_cuda_ingest_release(mpig_cuda_ingest *ingest, int64_t ticket, mpig_cuda_stream stream);
-/* The same asked by the host: 1 yes, 0 not yet, or a failure (then they may be, too). */
+/* The same asked by the host: 1 yes, 0 not yet, or a failure (after which they may be once the stream of the ingest is through:
+ * mpig_cuda_ingest_recover). */
 MPIG_API int mpig_cuda_ingest_released(mpig_cuda_ingest *ingest, int64_t ticket);
-/* Commits tokens [position, position + count) behind the appends before it, as mpig_commit; all global layers must have been given up to
- * there. Returns without waiting; token ids are copied. */
+/* Commits tokens [position, position + count) behind the appends before it, as mpig_commit does: all global layers must have been given up
+ * to there. Returns without waiting; token ids are copied. */
 MPIG_API int mpig_cuda_ingest_commit(mpig_cuda_ingest *ingest, mpig_context *context, uint64_t position, uint64_t count,
                                      const uint32_t *tokens, int flags);
 
 struct mpig_cuda_ingest_report { /* since the ingest was made, recovered, or finished before */
 	size_t size;
-	uint64_t rows, bytes; /* a token of a layer is a row; of K, V and queries */
+	uint64_t rows, bytes; /* a token of a layer is a row; bytes over the bus, of K, V, queries and token ids */
 	uint64_t appends, commits;
-	uint64_t elapsed_ns;     /* from the first call to the last answer */
-	uint64_t link_ns;        /* copies were running */
-	uint64_t daemon_wait_ns; /* copies could not begin: every slot was the daemon's; of it the wait at the end */
-	uint64_t end_wait_ns;
-	uint64_t service_ns; /* the daemon's own time, claim to answer, of all requests; several overlap */
+	uint64_t elapsed_ns; /* from the first call to the last answer */
+	uint64_t copy_ns;    /* rows were on the bus */
+	uint64_t wait_ns;    /* the stream waited for the daemon: for a slot, and at the end for the last answers */
+	uint64_t service_ns; /* of all requests, from claim to answer, by the daemon's clock */
 };
-/* Waits until the daemon has answered everything. Then mpig_context_committed of the contexts is up to date. *report (may be NULL) is written on success. Errors:
- * the failure, which mpig_cuda_ingest_failure describes. */
+/* Waits until the daemon has answered everything. Then mpig_context_committed of the contexts is up to date. *report (may be NULL) is
+ * written on success. Errors: the failure, which mpig_cuda_ingest_failure describes. */
 MPIG_API int mpig_cuda_ingest_finish(mpig_cuda_ingest *ingest, struct mpig_cuda_ingest_report *report);
 
 struct mpig_cuda_ingest_failure {
 	size_t size;
-	int status; /* MPIG_ETIMEDOUT: nothing was finished for timeout_ms; MPIG_ERETRY: the daemon is gone; MPIG_ESHUTDOWN; or an
-	                          answer's: MPIG_EQUOTA, MPIG_ENOSPC, MPIG_ENAN, MPIG_ERANGE, MPIG_ELEASE ... */
-	int layer;  /* of the request; -1: a commit */
+	int status; /* MPIG_ETIMEDOUT: no answer for timeout_ms; MPIG_ERETRY: the daemon is gone; MPIG_ESHUTDOWN: it closed the queue; MPIG_EIO:
+	               CUDA failed; or an answer: MPIG_EQUOTA, MPIG_ENOSPC, MPIG_ENAN, MPIG_ERANGE, MPIG_ELEASE, MPIG_ELOST .. */
+	int layer;             /* of the request; -1: a commit, or none */
 	uint64_t first, count; /* its tokens */
-	mpig_context *context; /* NULL: none is to blame */
+	mpig_context *context; /* NULL: the failure is nobody's request */
 };
-/* As mpig_cuda_failure: the failure's status or 0; also notices that the daemon is gone. Any time. */
+/* As mpig_cuda_failure: the failure's status, or 0; it also asks whether the daemon lives. */
 MPIG_API int mpig_cuda_ingest_failure(mpig_cuda_ingest *ingest, struct mpig_cuda_ingest_failure *failure);
-/* After a failure: waits for the GPU and for what the daemon still works on, or goes over to the next daemon; forgets what was not
- * committed. 0, or 1 as mpig_cuda_begin; mpig_context_committed of the contexts says how far they are. May be repeated after
- * MPIG_ETIMEDOUT and MPIG_ENODAEMON. */
+/* After a failure: waits for the GPU and for what the daemon still works on, or goes over to the next daemon. 0, or 1 as mpig_cuda_begin;
+ * mpig_context_committed of the contexts is up to date, and what was given beyond that is to be given again. May be repeated after
+ * MPIG_ETIMEDOUT (the daemon still works on a request) and MPIG_ENODAEMON. */
 MPIG_API int mpig_cuda_ingest_recover(mpig_cuda_ingest *ingest);
 
 #ifdef __cplusplus
