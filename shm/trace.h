@@ -47,6 +47,7 @@ enum mpig_trace_ended { // why no more will come
 	MPIG_TRACE_DROPPED = 2,  // the context is gone
 	MPIG_TRACE_SHUTDOWN = 3, // the daemon ends, or has ended
 	MPIG_TRACE_BROKEN = 4,   // the ring's words made no sense
+	MPIG_TRACE_REVOKED = 5,  // the context's owner or permissions changed
 };
 
 // Every record begins like this.
