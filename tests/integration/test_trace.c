@@ -1,6 +1,7 @@
 // Recording queries: what is recorded is what was asked; who does not read loses records and holds up nobody; who may, and how it ends.
 #include <check.h>
 #include <math.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -239,6 +240,52 @@ START_TEST(many_laps_of_the_ring)
 			ck_assert_mem_eq(t.attend->q, q + k % 50 * 64, (1 + k % 17) * HEADS * D * sizeof(float));
 		}
 	}
+	mpig_trace_stop(trace);
+}
+END_TEST
+
+// Several clients at once: each one's queries stand in its order, whole.
+#define ASKERS 4
+#define EACH 1500
+static void *asker(void *argument)
+{
+	int self = *(int *)argument;
+	struct test_client s;
+	mpig_context *x;
+	test_client_open(&s, d);
+	ck_assert_status(test_client_find(&s, "book", MPIG_READ, &x), MPIG_OK);
+	for (int i = 0; i < EACH; i++) {
+		struct mpig_attend a = question(1 + (unsigned)i % 3);
+		struct mpig_result result = MPIG_INIT(result);
+		a.seed = (uint64_t)(self * EACH + i);
+		a.q = q + (self * 7 + i % 50) * 64;
+		a.begin = 5900;
+		ck_assert_status(mpig_attend(s.queue, x, &a, &result), MPIG_OK);
+	}
+	test_client_close(&s);
+	return NULL;
+}
+
+START_TEST(several_clients_at_once)
+{
+	pthread_t thread[ASKERS];
+	int number[ASKERS], seen[ASKERS] = {0};
+	mpig_trace *trace = record(me.client, 64 << 20);
+	for (int i = 0; i < ASKERS; i++) {
+		number[i] = i;
+		ck_assert_int_eq(pthread_create(&thread[i], NULL, asker, &number[i]), 0);
+	}
+	for (uint64_t n = 0; n < ASKERS * EACH; n++) {
+		struct mpig_traced t = next(trace);
+		int self = (int)(t.attend->seed / EACH), i = (int)(t.attend->seed % EACH);
+		ck_assert_uint_eq(t.number, n);
+		ck_assert_int_lt(self, ASKERS);
+		ck_assert_int_eq(i, seen[self]++);
+		ck_assert_mem_eq(t.attend->q, q + (self * 7 + i % 50) * 64, t.attend->tokens * HEADS * D * sizeof(float));
+	}
+	for (int i = 0; i < ASKERS; i++)
+		pthread_join(thread[i], NULL);
+	ck_assert_uint_eq(state_of(trace).lost, 0);
 	mpig_trace_stop(trace);
 }
 END_TEST
@@ -508,6 +555,7 @@ int main(void)
 	tcase_add_test(tc, dtypes_and_connections);
 	tcase_add_test(tc, nothing_else_is_recorded);
 	tcase_add_test(tc, many_laps_of_the_ring);
+	tcase_add_test(tc, several_clients_at_once);
 	tcase_add_test(tc, who_does_not_read_loses_records_and_holds_up_nobody);
 	tcase_add_test(tc, one_recorder_at_a_time_and_so_many_of_them);
 	tcase_add_test(tc, a_recorder_that_dies);

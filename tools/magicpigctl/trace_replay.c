@@ -301,7 +301,7 @@ static int all_passes(struct replay *r)
 	for (int i = 0; i < r->o->configs; i++)
 		r->pass[i].config = &r->o->config[i];
 	for (int i = 0; i < r->o->configs && !code; i++) {
-		if (!r->o->speed) // at a pace everybody begins cold
+		if (r->o->speed <= 0) // at a pace everybody begins cold
 			code = one_pass(r, &r->pass[i], most < WARM ? most : WARM, false);
 		forget(&r->pass[i]);
 		code = code ? code : one_pass(r, &r->pass[i], most, false);
