@@ -22,7 +22,7 @@
 #define MPIG_CONTROL_MAX_BYTES 65536u
 #define MPIG_NAME_BYTES 128u // including the terminating zero
 #define MPIG_TEXT_BYTES 256u
-#define MPIG_LIST_PAGE 64u
+#define MPIG_LIST_PAGE 160u
 #define MPIG_HEADS_PAGE 512u
 #define MPIG_SIGNATURE_PAGE 48u
 #define MPIG_CLIENTS_PAGE 256u

@@ -4,7 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#define PAGE 64
+#define PAGE 160 // what the daemon sends at once
 
 void context_json(struct json *json, const struct mpig_context_info *info)
 {
