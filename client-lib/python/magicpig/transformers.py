@@ -43,6 +43,7 @@ from .cache_layers import (
 )
 from .channel import Channel, again
 from .client import Client, Context
+from .decode_graph import DecodeGraph
 from .errors import AccessDenied, Busy, Error, NotFound, Retry
 from .gpu_path import open_gpu_path
 from .model_spec import attention_modules, fingerprint, layer_table, sliding_windows, text_config
@@ -116,7 +117,10 @@ def _hook(model: torch.nn.Module) -> None:
         set_unmasked(False)
         call = call_of(args, kwargs)
         cache = call.get("past_key_values")
-        if not isinstance(cache, MagicPigCache) or cache.in_graph:
+        if not isinstance(cache, MagicPigCache):
+            return
+        if cache.in_graph:
+            set_unmasked(True)
             return
         if call.get("input_ids") is not None:
             cache.begin_step(call["input_ids"])
@@ -414,6 +418,10 @@ class MagicPigCache(Cache):
         self.stats.steps += 1
         self.stats.tokens += 1
         return True
+
+    def graph(self, model: torch.nn.Module) -> DecodeGraph:
+        """One-token steps of `model` as a CUDA graph: logits = cache.graph(model)(ids). ValueError if they are not made by a GPU."""
+        return DecodeGraph(model, self)
 
     def flush(self) -> None:
         """Commits what steps on a GPU have left there: after it the daemon has every token of `length`."""

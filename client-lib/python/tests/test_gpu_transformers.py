@@ -196,6 +196,52 @@ def test_small_windows(connect, llama, ids):
         assert (logits - expected).abs().max() < 2e-3 * expected.abs().max()
 
 
+def test_a_graph(connect, llama, ids):
+    """Captured once, where there is a GPU; the window moves meanwhile, and other steps come between."""
+    expected = own_logits(llama, ids, "sdpa")
+    far = 2e-3 * expected.abs().max()
+    with MagicPigCache(connect(), llama, "graph", **OPTIONS) as cache:
+        run(llama, cache, ids[:, :200], [200])
+        step = cache.graph(llama)
+        for at in range(200, 260):
+            assert (step(ids[:, at : at + 1])[0] - expected[at]).abs().max() < far
+        assert (run(llama, cache, ids[:, 260:264], [1, 2, 1]) - expected[260:264]).abs().max() < far
+        for at in range(264, ids.shape[1]):
+            assert (step(ids[:, at : at + 1])[0] - expected[at]).abs().max() < far
+        cache.flush()
+        assert cache.length == ids.shape[1] == cache.context.committed
+        with pytest.raises(ValueError, match="one token"):
+            step(ids[:, :2])
+    with MagicPigCache(connect(), llama, "empty", **OPTIONS) as cache:
+        with pytest.raises(ValueError, match="run the model on its prompt"):
+            cache.graph(llama)(ids[:, :1])
+    with MagicPigCache(connect(), llama, "host", **HOST) as cache:
+        with pytest.raises(ValueError, match="gpu=True"):
+            cache.graph(llama)
+
+
+def test_a_graph_whose_daemon_dies(connect, daemon, llama, ids):
+    expected = own_logits(llama, ids, "sdpa")
+    with MagicPigCache(connect(), llama, "graph", **{**OPTIONS, "gpu_timeout_ms": 500}) as cache:
+        run(llama, cache, ids[:, :PROMPT], [PROMPT])
+        step = cache.graph(llama)
+        for at in range(PROMPT, PROMPT + STEPS):
+            if at == PROMPT + 4:
+                daemon.kill_and_restart()
+            elif at == PROMPT + 8:
+                advance = cache.gpu.begin
+
+                def begin_and_die(ids):
+                    cache.gpu.begin = advance
+                    advance(ids)
+                    daemon.kill_and_restart()
+
+                cache.gpu.begin = begin_and_die
+            logits = step(ids[:, at : at + 1])[0]
+            assert (logits - expected[at]).abs().max() < 2e-3 * expected.abs().max()
+        assert cache.stats.repeated == 1
+
+
 def test_when_it_cannot(connect, llama, monkeypatch, tmp_path):
     monkeypatch.setenv("MAGICPIG_CUDA_LIBRARY", str(tmp_path / "none.so"))
     monkeypatch.setattr("magicpig._cuda._library", None)
@@ -277,14 +323,14 @@ def test_no_successor(gpu_operators, llama, ids):
     with PrivateDaemon(BUILD / "magicpigd", pool_size="256M", instance="pytest-gone") as own:
         with magicpig.Client(str(own.socket), reconnect_ms=200) as client:
             begin = time.monotonic()
-            with pytest.raises((magicpig.NoDaemon, magicpig.Retry)):
+            with pytest.raises(magicpig.NoDaemon, match="gone: the daemon is gone.*MagicPigCache.open"):
                 with MagicPigCache(client, llama, "gone", **{**OPTIONS, "gpu_timeout_ms": 300}) as cache:
                     decode(llama, cache, ids[:, :PROMPT], lambda step: step == 3 and (own.process.kill(), own.process.wait()))
             assert time.monotonic() - begin < 60
 
 
 def test_a_context_that_is_dropped(connect, llama, ids):
-    with pytest.raises((magicpig.NotFound, magicpig.Lost)):
+    with pytest.raises((magicpig.NotFound, magicpig.Lost), match="dropped.*run the prompt again"):
         with MagicPigCache(connect(), llama, "dropped", **OPTIONS) as cache:
             other = connect()
             decode(llama, cache, ids[:, :PROMPT], lambda step: step == 3 and other.drop("dropped"))
