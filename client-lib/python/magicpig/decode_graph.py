@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from typing import TYPE_CHECKING, Callable
+import threading
+from typing import TYPE_CHECKING, Any, Callable, Iterator
 
 import torch
 
@@ -12,17 +14,41 @@ if TYPE_CHECKING:
 
 _WARM_UP = 2  # steps before the capture: libraries that the model uses make their workspaces then
 
+_running: MagicPigCache | None = None  # whose step is being captured: a global, because compilers see through it
+_thread = 0  # ... by this thread
+_one_at_a_time = threading.RLock()
+
+
+def running() -> MagicPigCache | None:
+    """The cache whose graph this thread makes: its layers then do nothing but what belongs into the graph."""
+    if _running is not None and (torch.compiler.is_compiling() or _thread == threading.get_ident()):
+        return _running
+    return None
+
+
+@contextlib.contextmanager
+def _run_for(cache: MagicPigCache) -> Iterator[None]:
+    global _running, _thread
+    with _one_at_a_time:
+        _running, _thread = cache, threading.get_ident()
+        try:
+            yield
+        finally:
+            _running = None
+
 
 class DecodeGraph:
     """Made by MagicPigCache.graph(). Captured at the first call, with that call's kernels; whatever the cache is used for between calls
     (generate, longer steps, crop) may happen, and a daemon's death is handled as in any other step. The graph ends with its cache."""
 
-    def __init__(self, model: torch.nn.Module, cache: MagicPigCache):
+    def __init__(self, model: torch.nn.Module, cache: MagicPigCache, compiled: bool | dict[str, Any] = False):
         if cache.gpu is None:
             raise ValueError("graph: the cache's steps are not made by a GPU; make it with gpu=True to see why")
         if any(layer.is_sliding for layer in cache.layers):
             raise NotImplementedError("graph: layers with a sliding window make new tensors in each step")
-        self.model, self.cache = model, cache
+        self.cache, self._forward = cache, model
+        if compiled is not False:
+            self._forward = torch.compile(model, fullgraph=True, **(compiled if isinstance(compiled, dict) else {}))
         device = cache.gpu.device
         self._ids = torch.zeros(1, 1, dtype=torch.int64, device=device)
         self._position = torch.zeros(1, 1, dtype=torch.int64, device=device)
@@ -59,7 +85,9 @@ class DecodeGraph:
     def _run(self) -> None:
         self.cache.gpu.advance()
         torch.sub(self.cache.gpu.rows, 1, out=self._position.view(1))
-        self._logits = self.model(input_ids=self._ids, past_key_values=self.cache, use_cache=True, **self._positions).logits[:, -1]
+        with _run_for(self.cache):
+            out = self._forward(input_ids=self._ids, past_key_values=self.cache, use_cache=True, **self._positions)
+        self._logits = out.logits[:, -1]
 
     def _capture(self) -> None:
         cache, device = self.cache, self.cache.gpu.device

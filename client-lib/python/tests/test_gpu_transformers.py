@@ -220,6 +220,42 @@ def test_a_graph(connect, llama, ids):
             cache.graph(llama)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_compiled_graph(connect, device, ids, dtype):
+    """The whole model in one piece, by torch.compile, then captured: compiled once."""
+    model = make_llama().to(device, dtype)
+    expected = own_logits(model, ids, "sdpa")
+    far = (2e-3 if dtype == torch.float32 else 4e-2) * expected.abs().max()
+    counters = torch._dynamo.utils.counters
+    with MagicPigCache(connect(), model, "compiled", **{**OPTIONS, "row_dtype": "bf16" if dtype == torch.bfloat16 else "f16"}) as cache:
+        run(model, cache, ids[:, :PROMPT], [PROMPT])
+        torch._dynamo.reset()
+        counters.clear()
+        step = cache.graph(model, compiled=True if device.type == "cuda" else {"backend": "aot_eager"})
+        for at in range(PROMPT, PROMPT + STEPS):
+            assert (step(ids[:, at : at + 1])[0] - expected[at]).abs().max() < far
+        assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+        torch._dynamo.reset()
+
+
+def test_compiled_with_breaks(connect, llama, ids):
+    """torch.compile of the model as people do it: attention is left out, and nothing is compiled again for each token."""
+    expected = own_logits(llama, ids, "sdpa")
+    counters = torch._dynamo.utils.counters
+    with MagicPigCache(connect(), llama, "breaks", **OPTIONS) as cache, torch.no_grad():
+        run(llama, cache, ids[:, :PROMPT], [PROMPT])
+        torch._dynamo.reset()
+        counters.clear()
+        compiled = torch.compile(llama, backend="aot_eager")
+        made = []
+        for at in range(PROMPT, PROMPT + STEPS):
+            logits = compiled(ids[:, at : at + 1], past_key_values=cache, use_cache=True).logits[0, -1]
+            assert (logits - expected[at]).abs().max() < 2e-3 * expected.abs().max()
+            made.append(counters["stats"]["unique_graphs"])
+        assert made[2] == made[-1]
+        torch._dynamo.reset()
+
+
 def test_a_graph_whose_daemon_dies(connect, daemon, llama, ids):
     expected = own_logits(llama, ids, "sdpa")
     with MagicPigCache(connect(), llama, "graph", **{**OPTIONS, "gpu_timeout_ms": 500}) as cache:
