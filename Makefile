@@ -264,13 +264,19 @@ check-tsan-run: deps $(TSAN_TESTS)
 
 .PHONY: gpu-compile check-gpu
 gpu-compile: $(CUDA_LIBRARIES) $(GPU_TESTS) ## build the GPU's side and its tests (needs nvcc, and no GPU)
-check-gpu: deps all $(if $(NVCC),$(GPU_TESTS)) ## the tests of the GPU's side, on the GPU of this machine
+# Python tests of the GPU's side: over a driver without a GPU in `make check`, on the GPU here.
+GPU_PYTESTS := $(addprefix client-lib/python/tests/test_,cuda.py ops.py parity.py real_heads.py outbox.py gpu_transformers.py)
+GPU_PYTHON ?= $(VENV)/bin/python
+check-gpu: deps all $(if $(NVCC),$(GPU_TESTS)) ## the tests of the GPU's side, on the GPU of this machine (GPU_PYTHON: one whose torch has CUDA)
 ifeq ($(NVCC),)
 	@echo 'check-gpu: skipped: no nvcc on this machine'
 else ifeq ($(wildcard /dev/nvidiactl),)
 	@echo 'check-gpu: skipped: no GPU on this machine'
 else
-	@$(TEST_ENV) tools/build/run-tests --limit $(TEST_LIMIT) $(filter $(B)/gpu/test_%,$(GPU_TESTS))
+	@if $(GPU_PYTHON) -c 'import pytest, transformers, torch; raise SystemExit(not torch.cuda.is_available())' 2> /dev/null; \
+	then set -- --pytest $(GPU_PYTHON) $(GPU_PYTESTS); \
+	else set --; echo 'check-gpu: the Python tests are skipped: $(GPU_PYTHON) has no pytest, transformers and torch with CUDA; set GPU_PYTHON'; fi; \
+	$(TEST_ENV) tools/build/run-tests --limit $(TEST_LIMIT) "$$@" -- $(filter $(B)/gpu/test_%,$(GPU_TESTS))
 endif
 
 bench: deps $(B)/magicpig-bench $(B)/magicpigd $(B)/tests/kernels/bench_kernels ## measure this machine; also writes build/bench/*.json

@@ -403,34 +403,6 @@ class Completion(Structure):
 
 
 # The struct names of the header, for the test that holds sizes and offsets together.
-class Signature(Structure):
-    _fields_ = [
-        ("size", c_size_t),
-        ("version", c_uint32),
-        ("bits", c_uint32),
-        ("d_k", c_uint32),
-        ("d_pad", c_uint32),
-        ("kv_heads", c_uint32),
-        ("signs", c_uint8 * 96),
-    ]
-
-
-class Region(Structure):
-    _fields_ = [
-        ("size", c_size_t),
-        ("base", c_void_p),
-        ("bytes", c_uint64),
-        ("sq_offset", c_uint64),
-        ("cq_offset", c_uint64),
-        ("slots_offset", c_uint64),
-        ("slot_bytes", c_uint64),
-        ("entries", c_uint32),
-        ("slots", c_uint32),
-        ("sq_tail", c_uint32),
-        ("cq_head", c_uint32),
-    ]
-
-
 STRUCTS = {
     "mpig_connect_options": ConnectOptions,
     "mpig_daemon_status": DaemonStatus,
@@ -450,9 +422,7 @@ STRUCTS = {
     "mpig_reindex_result": ReindexResult,
     "mpig_saved_info": SavedInfo,
     "mpig_open_options": OpenOptions,
-    "mpig_signature": Signature,
     "mpig_queue_options": QueueOptions,
-    "mpig_region": Region,
     "mpig_attend": Attend,
     "mpig_result": Result,
     "mpig_trace_options": TraceOptions,
@@ -507,20 +477,13 @@ FUNCTIONS: dict[str, tuple[object, list[object]]] = {
     "mpig_context_name": (c_char_p, [_handle]),
     "mpig_context_layer": (c_int, [_handle, c_int, POINTER(Layer)]),
     "mpig_context_handle": (c_uint32, [_handle]),
-    "mpig_context_signature": (c_int, [_handle, c_int, POINTER(Signature), POINTER(c_float)]),
+    "mpig_context_signature": (c_int, [_handle, c_int, POINTER(Signature), c_void_p]),
     "mpig_awake": (c_int, [_handle, c_int]),
     "mpig_queue_lend": (c_int, [_handle, POINTER(Region)]),
     "mpig_queue_renew": (c_int, [_handle, POINTER(Region)]),
     "mpig_queue_take_back": (None, [_handle]),
     "mpig_context_committed": (c_uint64, [_handle]),
     "mpig_context_signature_version": (c_uint32, [_handle]),
-    "mpig_context_signature": (c_int, [_handle, c_int, POINTER(Signature), c_void_p]),
-    "mpig_context_layer": (c_int, [_handle, c_int, POINTER(Layer)]),
-    "mpig_context_handle": (c_uint32, [_handle]),
-    "mpig_queue_lend": (c_int, [_handle, POINTER(Region)]),
-    "mpig_queue_renew": (c_int, [_handle, POINTER(Region)]),
-    "mpig_queue_take_back": (None, [_handle]),
-    "mpig_awake": (c_int, [_handle, c_int]),
     "mpig_queue_create": (c_int, [_handle, POINTER(QueueOptions), _out]),
     "mpig_queue_destroy": (None, [_handle]),
     "mpig_attend": (c_int, [_handle, _handle, POINTER(Attend), POINTER(Result)]),
