@@ -9,7 +9,7 @@ import torch
 from transformers.cache_utils import CacheLayerMixin, DynamicSlidingWindowLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from .channel import token_major
+from .channel import readable, token_major
 from .exact import causal_mask, exact_attention
 from .merging import merge
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from .transformers import MagicPigCache
 
 _RECENT_QUERIES = 64      # of each layer, sent with a prefill's rows: they set the balance of the signatures
-_state = threading.local()  # .layer, .key: whose update() ran last and what it returned, until its attention runs
+_state = threading.local()  # .layer, .key: whose update() ran last and what it returned, until its attention runs; .unmasked: see below
 
 
 class _Rows:
@@ -79,6 +79,11 @@ class GlobalLayer(CacheLayerMixin):
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any):
         _check_update(self, key_states)
+        if self.cache.step_on_gpu:
+            self.keys, self.values = self.cache.gpu.update(self.index, key_states, value_states)
+            self.length += 1
+            _state.layer, _state.key = self, self.keys
+            return self.keys, self.values
         if self.rows is None:
             self.lazy_initialization(key_states, value_states)
         self.rows.append(key_states, value_states)
@@ -89,17 +94,25 @@ class GlobalLayer(CacheLayerMixin):
 
     def attend(self, module, query, key, value, mask, scale, softcap, sink_logit) -> torch.Tensor:
         """[1, T, heads, d_v], the output of this layer for the step's T new tokens."""
+        if self.cache.step_on_gpu:
+            return self.cache.gpu.attend(self.index, query, sink_logit)
         if self.cache.sealed:
             out = self._attend_sealed(query, key, value, scale, softcap, sink_logit)
             return out.to(query.dtype).to(query.device)[None]
         tokens = query.shape[2]
-        recent = token_major(query[:, :, -_RECENT_QUERIES:])
+        recent = readable(query[0, :, -_RECENT_QUERIES:].transpose(0, 1)).clone(memory_format=torch.contiguous_format)
         if tokens < _RECENT_QUERIES and self.recent_queries is not None:
             recent = torch.cat([self.recent_queries, recent])[-_RECENT_QUERIES:]
         self.recent_queries = recent
         new = slice(key.shape[2] - tokens, key.shape[2])
-        self.cache.channel.append(self.index, self.length - tokens, key[:, :, new], value[:, :, new], recent)
-        return attend_locally(module, query, key, value, mask, scale, softcap, sink_logit)
+        outbox, position = self.cache.outbox, self.length - tokens
+        ready = outbox.mark() if outbox else None
+        if outbox is None:
+            self.cache.channel.append(self.index, position, key[:, :, new], value[:, :, new], recent.cpu())
+        out = attend_locally(module, query, key, value, mask, scale, softcap, sink_logit)
+        if outbox:  # the GPU has something to do meanwhile
+            outbox.append(ready, self.index, position, key[:, :, new], value[:, :, new], recent)
+        return out
 
     def _attend_sealed(self, query, key, value, scale, softcap, sink_logit) -> torch.Tensor:
         cache, tokens = self.cache, query.shape[2]
@@ -154,15 +167,25 @@ class GlobalLayer(CacheLayerMixin):
         """Rows begin..length, which a daemon took with it. They are held: of a prompt all, later at least the last step's."""
         keys, values = self.rows.view()
         new = slice(self.rows.count - (self.length - begin), self.rows.count)
-        queries = None if self.cache.sealed else self.recent_queries
+        queries = None if self.cache.sealed else self.recent_queries.cpu()
         self.cache.channel.append_again(self.index, begin, keys[:, :, new], values[:, :, new], queries)
 
     def drop_last(self, length: int) -> None:
         """Back to `length` tokens, which must be within the rows held at the end."""
-        if self.rows is not None and self.length > length:
-            self.rows.count -= self.length - length
+        if self.length > length:
+            if self.rows is not None:
+                self.rows.count -= self.length - length
+                self.keys, self.values = self.rows.view()
             self.length = length
-            self.keys, self.values = self.rows.view()
+
+    def to_gpu(self) -> None:
+        """The GPU's path has the rows."""
+        self.rows = self.recent_queries = None
+
+    def from_gpu(self) -> None:
+        """Back from there."""
+        self.rows = _Rows(*self.cache.gpu.rows_of(self.index), 2 * self.cache.options.window)
+        self.keys, self.values = self.rows.view()
 
     def get_seq_length(self) -> int:
         return self.length
@@ -171,6 +194,8 @@ class GlobalLayer(CacheLayerMixin):
         """(kv_length, kv_offset) of the rows that update() will return. The offset is the window's: rows before it are the
         sinks, and after the prompt this implementation builds its own mask."""
         held = self.rows.count if self.rows is not None else 0
+        if self.cache.step_on_gpu:  # nobody makes a mask of it
+            held = self.length
         return held + _query_length(query), self.length - held
 
     def get_max_cache_shape(self) -> int:
@@ -193,6 +218,7 @@ class SlidingLayer(DynamicSlidingWindowLayer):
     def __init__(self, cache: MagicPigCache, index: int, sliding_window: int):
         super().__init__(sliding_window=sliding_window)
         self.cache, self.index = cache, index
+        self._before: tuple[torch.Tensor, torch.Tensor, int] | None = None  # the last update of a step
 
     @property
     def length(self) -> int:
@@ -200,17 +226,26 @@ class SlidingLayer(DynamicSlidingWindowLayer):
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any):
         _check_update(self, key_states)
+        self._before = (self.keys, self.values, self.length) if self.cache.sealed and self.is_initialized else None
         keys, values = super().update(key_states, value_states, *args, **kwargs)
+        if self.cache.step_on_gpu and self.cache.keep_sliding:
+            self.cache.gpu.update(self.index, key_states, value_states)
         _state.layer, _state.key = self, keys
         return keys, values
 
     def attend(self, module, query, key, value, mask, scale, softcap, sink_logit) -> torch.Tensor:
-        tokens = query.shape[2]
-        if self.cache.keep_sliding:
-            new = slice(key.shape[2] - tokens, key.shape[2])
+        if not self.cache.keep_sliding or self.cache.step_on_gpu:
+            return attend_locally(module, query, key, value, mask, scale, softcap, sink_logit)
+        tokens, outbox = query.shape[2], self.cache.outbox
+        new, position = slice(key.shape[2] - tokens, key.shape[2]), self.length - tokens
+        ready = outbox.mark() if outbox and not self.cache.sealed else None
+        if ready is None:
             append = self.cache.channel.submit_append if self.cache.sealed else self.cache.channel.append
-            append(self.index, self.length - tokens, key[:, :, new], value[:, :, new])
-        return attend_locally(module, query, key, value, mask, scale, softcap, sink_logit)
+            append(self.index, position, key[:, :, new], value[:, :, new])
+        out = attend_locally(module, query, key, value, mask, scale, softcap, sink_logit)
+        if ready is not None:
+            outbox.append(ready, self.index, position, key[:, :, new], value[:, :, new])
+        return out
 
     def trim(self, window_start_before: int) -> None:
         pass
@@ -236,8 +271,15 @@ class SlidingLayer(DynamicSlidingWindowLayer):
         self.cache.channel.append_again(self.index, begin, self.keys[:, :, new], self.values[:, :, new])
 
     def drop_last(self, length: int) -> None:
-        if self.length > length:
+        if self._before is not None and self._before[2] == length < self.length:
+            self.keys, self.values, self.cumulative_length = self._before
+        elif self.length > length:
             self.reload(length)
+
+    def to_gpu(self) -> None:
+        pass
+
+    from_gpu = to_gpu
 
 
 def _query_length(query: torch.Tensor | int) -> int:
@@ -274,6 +316,15 @@ def _check_update(layer: GlobalLayer | SlidingLayer, key_states: torch.Tensor) -
 
 def clear_pending() -> None:
     _state.layer = _state.key = None
+
+
+def set_unmasked(unmasked: bool) -> None:
+    """Whether the forward pass that begins needs no mask: one token, which sees every row it is given."""
+    _state.unmasked = unmasked
+
+
+def is_unmasked() -> bool:
+    return getattr(_state, "unmasked", False)
 
 
 def take_pending(key: torch.Tensor, index: int | None) -> GlobalLayer | SlidingLayer | None:

@@ -32,12 +32,15 @@ def again(call: Callable[[], _T]) -> _T:
     raise AssertionError("not reached")
 
 
+def readable(states: torch.Tensor) -> torch.Tensor:
+    """In a dtype the daemon reads."""
+    states = states.detach()
+    return states if states.dtype in (torch.float32, torch.float16, torch.bfloat16) else states.float()
+
+
 def token_major(states: torch.Tensor) -> torch.Tensor:
     """[1, heads, T, d] on any device -> [T, heads, d], contiguous, in host memory, in a dtype the daemon reads."""
-    states = states.detach()[0].transpose(0, 1).cpu()
-    if states.dtype not in (torch.float32, torch.float16, torch.bfloat16):
-        states = states.float()
-    return states.contiguous()
+    return readable(states[0].transpose(0, 1)).cpu().contiguous()
 
 
 class Channel:
@@ -74,10 +77,14 @@ class Channel:
             raise ValueError(f"layer {index}: the model's scale {scale} or soft cap {softcap} is not the context's")
 
     def append(self, index: int, position: int, keys, values, queries: torch.Tensor | None = None) -> None:
+        self.append_rows(index, position, token_major(keys), token_major(values), queries)
+
+    def append_rows(self, index: int, position: int, k: torch.Tensor, v: torch.Tensor, queries: torch.Tensor | None = None) -> None:
+        """The same for [n, kv_heads, d] in host memory."""
         if self.lost:
             return
         try:
-            self.append_again(index, position, keys, values, queries)
+            self._queue.append(self.context, index, position, k, v, queries)
         except (Retry, OutOfRange):  # of range: those before went with a daemon
             self.lost = True
 
@@ -92,8 +99,11 @@ class Channel:
 
     def submit_append(self, index: int, position: int, keys, values) -> None:
         """Without waiting; collect() or discard() sees to the completions."""
+        self.submit_rows(index, position, token_major(keys), token_major(values))
+
+    def submit_rows(self, index: int, position: int, k: torch.Tensor, v: torch.Tensor) -> None:
+        """The same for [n, kv_heads, d] in host memory; they are copied before this returns."""
         layer = self.table[index]
-        k, v = token_major(keys), token_major(values)
         per_row = layer.kv_heads * (layer.d_k + (layer.d_v or layer.d_k)) * k.element_size()
         most = max(1, (_MIN_SLOT_BYTES - 8192) // per_row)
         for begin in range(0, k.shape[0], most):

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from typing import Any
+from typing import Any, Callable
 from weakref import WeakSet
 
 import numpy as np
@@ -32,12 +32,22 @@ from transformers.masking_utils import sdpa_mask
 
 from . import model_spec
 from .arrays import token_array
-from .cache_layers import GlobalLayer, SlidingLayer, attend_locally, clear_pending, take_pending
+from .cache_layers import (
+    GlobalLayer,
+    SlidingLayer,
+    attend_locally,
+    clear_pending,
+    is_unmasked,
+    set_unmasked,
+    take_pending,
+)
 from .channel import Channel, again
 from .client import Client, Context
-from .errors import AccessDenied, Busy, NotFound, Retry
+from .errors import AccessDenied, Busy, Error, NotFound, Retry
+from .gpu_path import open_gpu_path
 from .model_spec import attention_modules, fingerprint, layer_table, sliding_windows, text_config
 from .options import Options, Stats
+from .outbox import Outbox
 from .records import Layer, Spec
 
 __all__ = ["MagicPigCache", "NAME", "Options", "Stats", "fingerprint", "layer_table", "magicpig_attention", "register"]
@@ -72,11 +82,16 @@ def magicpig_attention(
     return layer.attend(module, query, key, value, attention_mask, scale, softcap or 0.0, s_aux), None
 
 
+def magicpig_mask(*arguments: Any, **options: Any) -> torch.Tensor | None:
+    """SDPA's, which looks at the padding and waits for the GPU for that; none where a MagicPigCache says that none is needed."""
+    return None if is_unmasked() else sdpa_mask(*arguments, **options)
+
+
 def register(model: torch.nn.Module | None = None) -> None:
     """Makes attn_implementation="magicpig" known, and switches `model` to it if given. May be called again."""
     AttentionInterface.register(NAME, magicpig_attention)
     # Without a mask function of the same name transformers would pass no mask at all and chunked prefills would see ahead.
-    AttentionMaskInterface.register(NAME, sdpa_mask)
+    AttentionMaskInterface.register(NAME, magicpig_mask)
     if model is not None:
         model.set_attn_implementation(NAME)
 
@@ -98,19 +113,25 @@ def _hook(model: torch.nn.Module) -> None:
 
     def before(_module, args, kwargs):
         clear_pending()
+        set_unmasked(False)
         call = call_of(args, kwargs)
         cache = call.get("past_key_values")
-        if isinstance(cache, MagicPigCache):
-            padding = call.get("attention_mask")
-            if isinstance(padding, torch.Tensor) and padding.ndim == 2 and not bool(padding.all()):
-                raise ValueError("MagicPigCache serves one sequence without padding: the attention mask has zeros")
-            if call.get("input_ids") is not None:
-                cache.begin_step(call["input_ids"])
+        if not isinstance(cache, MagicPigCache) or cache.in_graph:
+            return
+        if call.get("input_ids") is not None:
+            cache.begin_step(call["input_ids"])
+        set_unmasked(cache.step_on_gpu)
+        padding = call.get("attention_mask")
+        if isinstance(padding, torch.Tensor) and padding.ndim == 2:
+            cache.see_padding(padding)
 
-    def after(_module, args, kwargs, _output):
+    def after(module, args, kwargs, output):
         cache = call_of(args, kwargs).get("past_key_values")
-        if isinstance(cache, MagicPigCache):
-            cache.end_step()
+        if isinstance(cache, MagicPigCache) and not cache.in_graph:
+            while not cache.end_step():
+                output = module.forward(*args, **kwargs)
+        set_unmasked(False)
+        return output
 
     decoder.register_forward_pre_hook(before, with_kwargs=True)
     decoder.register_forward_hook(after, with_kwargs=True)
@@ -200,8 +221,9 @@ class MagicPigCache(Cache):
         return cache
 
     def _attach(self, client, model, context, layers, options) -> None:
-        self.context, self.options, self.stats = context, options, Stats()
-        self.sealed, self._committed, self._step, self._held = False, 0, None, None
+        self.client, self.context, self.options, self.stats = client, context, options, Stats()
+        self.sealed, self.committed, self._step, self._held = False, 0, None, None
+        self.step_on_gpu = self.in_graph = False
         register()
         windows = sliding_windows(text_config(model))
         if len(windows) != len(layers):
@@ -212,7 +234,11 @@ class MagicPigCache(Cache):
         def homes(layer: int) -> torch.Tensor:
             return next(modules[layer].parameters(), home) if layer in modules else home
 
+        places = [homes(index) for index in range(len(layers))]
+        self.gpu = open_gpu_path(self, layers, windows, places)
+        one_gpu = len({place.device for place in places}) == 1 and places[0].device.type == "cuda"
         self.channel = Channel(client, context, layers, homes, options, self.stats)
+        self.outbox = Outbox(self.channel, places[0].device) if self.gpu or one_gpu else None
         own = [
             GlobalLayer(self, i) if window is None else SlidingLayer(self, i, window) for i, window in enumerate(windows)
         ]
@@ -224,20 +250,29 @@ class MagicPigCache(Cache):
             raise NotImplementedError(
                 f"context {self.context.name} has no rows of the model's sliding layers and cannot be reopened"
             )
-        self.sealed, self._committed = True, length
+        self.sealed, self.committed = True, length
         for layer in self.layers:
             layer.reload(length)
 
     def close(self) -> None:
-        """Gives queue, handle and lease back. What has been committed stays in the daemon; a prompt that was never sealed
-        is not."""
-        self.channel.close()
+        """Gives queues, handle and lease back. What has been committed stays in the daemon, steps on a GPU included; a prompt that was
+        never sealed is not."""
+        try:
+            self.flush()
+        finally:
+            if self.gpu is not None:
+                self.gpu.close()
+            self.channel.close()
 
     def __enter__(self) -> MagicPigCache:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *exception: object) -> None:
+        try:
+            self.close()
+        except Error:
+            if kind is None:
+                raise  # else what has happened before matters more
 
     # ---- steps
 
@@ -248,14 +283,16 @@ class MagicPigCache(Cache):
     @property
     def length(self) -> int:
         """Tokens of finished forward passes."""
-        return self._committed + (0 if self._held is None else int(self._held.size))
+        if self.gpu is not None and self.gpu.holds:
+            return self.gpu.length
+        return self.committed + (0 if self._held is None else int(self._held.size))
 
     @property
     def window_start(self) -> int:
         """The first row of the recent window: a function of the length alone, moved in strides of `window`, so that the
         same position attends to the same rows in every process."""
         w = self.options.window
-        return max(self.options.sinks, w * ((self._committed - w) // w))
+        return max(self.options.sinks, w * ((self.length - w) // w))
 
     def begin_step(self, ids: Any) -> None:
         """A forward pass over these tokens begins. Called by a hook on the model; call it yourself only if you feed the model
@@ -266,6 +303,13 @@ class MagicPigCache(Cache):
         if self._step is not None:
             self._abandon_step()
         clear_pending()
+        if self._enter_gpu(ids):
+            self.gpu.begin(ids)
+            self._step, self.step_on_gpu = ids, True
+            if not self.in_graph:
+                self.gpu.advance()
+            return
+        self._leave_gpu()
         step = token_array(ids)
         if step.size == 0:
             raise ValueError("ids: a step has at least one token")
@@ -276,25 +320,40 @@ class MagicPigCache(Cache):
                 self._commit_held(seal=False)
         self._step = step
 
-    def end_step(self) -> None:
+    def see_padding(self, mask: torch.Tensor) -> None:
+        """The step's attention mask [1, tokens]: ValueError for zeros in it, at the end of the step if that is a GPU's."""
+        if self.step_on_gpu:
+            self.gpu.see_padding(mask)
+        elif not bool(mask.all()):
+            self._abandon_step()
+            raise ValueError("MagicPigCache serves one sequence without padding: the attention mask has zeros")
+
+    def end_step(self) -> bool:
         """The forward pass is over: commits its tokens. A prompt's are kept back until seal(), so that its index is made of
-        all its rows and its last queries."""
+        all its rows and its last queries; those of a GPU's steps follow some at a time. False, of a GPU's step: the daemon went away
+        or stood still, and the forward pass is to be made again."""
         if self._step is None:
             raise RuntimeError("end_step without begin_step")
+        if self.outbox is not None:
+            self.outbox.finish()
         self.channel.collect()
-        end = self.length + self._step.size
+        end = self.length + (1 if self.step_on_gpu else self._step.size)
         short = [layer.index for layer in self.layers if layer.length != end]
         if short:
             raise RuntimeError(f"layers {short} were not run for all tokens of this step; nothing is committed")
+        if self.step_on_gpu:
+            return self._end_gpu_step()
         step, self._step = self._step, None
         if not self.sealed:
             self._held = step if self._held is None else np.concatenate([self._held, step])
-            return
+            return True
+        before = self.window_start
         self._commit(step)
-        before, self._committed = self.window_start, end
+        self.committed = end
         self._trim(before)
         self.stats.steps += 1
         self.stats.tokens += int(step.size)
+        return True
 
     def seal(self) -> None:
         """The prompt is complete: commits it, has the daemon index it, and keeps only sinks and window here. The first
@@ -313,26 +372,101 @@ class MagicPigCache(Cache):
         for layer in self.layers:
             layer.trim(window_start_before)
 
+    # ---- steps that a GPU makes by itself
+
+    def _enter_gpu(self, ids: Any) -> bool:
+        """Whether this step is one of them; then the rows are on the GPU."""
+        if self.gpu is None or not isinstance(ids, torch.Tensor) or ids.numel() != 1:
+            return False
+        if not self.sealed:
+            if self._held is None:
+                return False
+            self.seal()
+        if not self.gpu.holds and self.gpu.can_take(self.length):
+            self.gpu.take(self.length)
+            for layer in self.layers:
+                layer.to_gpu()
+        return self.gpu.holds
+
+    def _leave_gpu(self) -> None:
+        if self.gpu is None or not self.gpu.holds:
+            return
+        self.gpu.flush()
+        for layer in self.layers:
+            layer.from_gpu()
+        self.gpu.holds = False
+
+    def _end_gpu_step(self) -> bool:
+        start, length = self.window_start, self.length
+        if not self.gpu.end():
+            self.stats.repeated += 1
+            for layer in self.layers:
+                layer.drop_last(length)
+            clear_pending()
+            self.gpu.begin(self._step)
+            if not self.in_graph:
+                self.gpu.advance()
+            return False
+        self._step, self.step_on_gpu = None, False
+        sampled = [layer.query_heads for layer, own in zip(self.channel.table, self.layers) if isinstance(own, GlobalLayer)]
+        self.stats.head_tokens += sum(sampled)
+        self.stats.exact_rows += sum(sampled) * (length + 1 - (start - self.options.sinks))
+        self.stats.steps += 1
+        self.stats.tokens += 1
+        return True
+
+    def flush(self) -> None:
+        """Commits what steps on a GPU have left there: after it the daemon has every token of `length`."""
+        if self.gpu is not None and self.gpu.holds:
+            if self._step is not None:
+                self._abandon_step()
+            self.gpu.flush()
+
+    def commit_rows(self, begin: int, tokens: np.ndarray, rows: dict[int, torch.Tensor]) -> None:
+        """Appends and commits rows begin.. of each layer, [2, n, kv_heads, d] in host memory."""
+
+        def append_from(done: int) -> None:
+            if done < begin + tokens.size:
+                new = slice(max(done, begin) - begin, None)
+                for index, (k, v) in rows.items():
+                    self.channel.submit_rows(index, begin + new.start, k[new], v[new])
+                self.channel.collect()
+
+        append_from(begin)
+        self._commit(tokens, append_again=append_from)
+        self.committed = begin + int(tokens.size)
+
+    # ---- commits
+
     def _commit_held(self, seal: bool) -> None:
         tokens = np.zeros(0, np.uint32) if self._held is None else self._held
         self._commit(tokens, seal)
-        self._committed += int(tokens.size)
+        self.committed += int(tokens.size)
         self._held = None
 
-    def _commit(self, tokens: np.ndarray, seal: bool = False) -> None:
+    def _commit(self, tokens: np.ndarray, seal: bool = False, append_again: Callable[[int], None] | None = None) -> None:
         """Commits these tokens after those that are. A daemon that goes away takes rows that are not committed with it: its
         successor gets them again. What it had committed without our hearing of it may be committed once more."""
+
+        def append_layers(done: int) -> None:
+            for layer in self.layers:
+                if done < layer.length:
+                    layer.append_again(max(done, self.committed))
 
         def attempt() -> None:
             if self.channel.lost:
                 self.channel.discard()
                 done = self.channel.reconnect()
-                for layer in self.layers:
-                    if done < layer.length:
-                        layer.append_again(max(done, self._committed))
-                self.channel.lost = False
+                try:
+                    self.channel.lost = False
+                    (append_again or append_layers)(done)
+                except BaseException:
+                    self.channel.lost = True
+                    raise
             try:
-                self.channel.commit(self._committed, tokens, seal=seal)
+                if self.channel.lost:
+                    raise Retry()
+                self.channel.commit(self.committed, tokens, seal=seal)
             except Retry:
                 self.channel.lost = True
                 raise
@@ -341,7 +475,11 @@ class MagicPigCache(Cache):
 
     def _abandon_step(self) -> None:
         """The last forward pass failed half way: forget its rows. Rows the daemon has of it were never committed."""
-        self._step = None
+        on_gpu, self._step, self.step_on_gpu = self.step_on_gpu, None, False
+        if on_gpu:
+            self.gpu.abandon()
+        if self.outbox is not None:
+            self.outbox.discard()
         self.channel.discard()
         for layer in self.layers:
             layer.drop_last(self.length)
@@ -355,11 +493,12 @@ class MagicPigCache(Cache):
             raise ValueError("crop: at least one token stays")
         if self._step is not None:
             self._abandon_step()
-        if length < self._committed:
+        self._leave_gpu()
+        if length < self.committed:
             self.channel.truncate(length)
-            self._committed, self._held = length, None
+            self.committed, self._held = length, None
         else:
-            self._held = self._held[: length - self._committed] if length > self._committed else None
+            self._held = self._held[: length - self.committed] if length > self.committed else None
         for layer in self.layers:
             layer.reload(length) if self.sealed else layer.drop_last(length)
 

@@ -37,3 +37,18 @@ def device():
     if not pathlib.Path(os.environ["MAGICPIG_CUDA_LIBRARY"]).exists():
         pytest.skip(f"{os.environ['MAGICPIG_CUDA_LIBRARY']} is not built")
     return torch.device("cuda" if GPU else "cpu")
+
+
+@pytest.fixture(scope="session")
+def gpu_operators(device):
+    """Over the driver without a GPU the operators take CPU tensors: the same functions under another key."""
+    from magicpig import ops
+
+    if device.type == "cuda":
+        yield
+        return
+    library = torch.library.Library("magicpig", "IMPL")
+    for name, kernel in ops.KERNELS.items():
+        library.impl(name, kernel, "CPU")
+    yield
+    library._destroy()

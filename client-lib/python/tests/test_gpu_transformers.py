@@ -1,0 +1,290 @@
+"""A MagicPigCache whose steps a GPU makes by itself: against the model's own attention, against the host's path, and while its daemon dies."""
+
+import os
+import pathlib
+import signal
+import time
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+import magicpig
+from magicpig.transformers import MagicPigCache, register
+from private_daemon import PrivateDaemon
+from test_transformers import PROMPT, STEPS, make_gemma2, make_llama, own_logits, run
+
+BUILD = pathlib.Path(os.environ.get("MAGICPIG_BUILD", pathlib.Path(__file__).resolve().parents[3] / "build")).resolve()
+OPTIONS = dict(proposal="dense", row_dtype="f16", window=16, sinks=4, gpu=True, gpu_timeout_ms=20_000)
+HOST = {**OPTIONS, "gpu": False}
+
+
+def opening(options):
+    return {name: value for name, value in options.items() if name != "row_dtype"}
+
+
+@pytest.fixture(scope="module")
+def daemon(gpu_operators):
+    program = BUILD / "magicpigd"
+    if not program.exists():
+        pytest.skip(f"{program} is not built")
+    with PrivateDaemon(program, pool_size="256M", instance="pytest-gpu") as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def connect(daemon):
+    made = []
+
+    def connect():
+        made.append(magicpig.Client(str(daemon.socket), reconnect_ms=60_000))
+        return made[-1]
+
+    yield connect
+    for client in made:
+        client.close()
+    with magicpig.Client(str(daemon.socket)) as client:
+        for info in list(client.contexts()):
+            client.drop(info.name)
+
+
+@pytest.fixture(scope="module")
+def llama(device):
+    return make_llama().to(device)
+
+
+@pytest.fixture(scope="module")
+def ids(device):
+    return torch.randint(0, 199, (1, PROMPT + STEPS), generator=torch.Generator().manual_seed(3)).to(device)
+
+
+CHUNKINGS = [
+    [PROMPT] + [1] * STEPS,
+    [128, 128, PROMPT - 256] + [1] * STEPS,
+    [200] + [1] * 3 + [97] + [1] * (STEPS - 10) + [2, 8],  # the GPU's steps, then a continued prompt, and again
+    [2] + [1] * 88,                                        # from a context shorter than the sinks on
+]
+
+
+@pytest.mark.parametrize("chunks", CHUNKINGS, ids=range(len(CHUNKINGS)))
+def test_dense_equals_own_attention(connect, llama, ids, chunks):
+    ids = ids[:, : sum(chunks)]
+    with MagicPigCache(connect(), llama, "dense", **OPTIONS) as cache:
+        logits = run(llama, cache, ids, chunks)
+        expected = own_logits(llama, ids, "sdpa")
+        assert (logits - expected).abs().max() < 2e-3 * expected.abs().max()
+        assert cache.get_seq_length() == ids.shape[1]
+        singles = sum(n == 1 for n in chunks)
+        assert cache.gpu._queue._gpu.last_answer().sequence >= 3 * (singles - 20)  # the GPU asked, a layer a step
+        assert ids.shape[1] - 3 * 8 <= cache.context.committed  # not far behind
+        cache.flush()
+        assert cache.context.committed == ids.shape[1] == cache.committed
+        visible = cache.stats.rows_visible + cache.stats.exact_rows
+        assert visible > 0 and cache.stats.head_tokens == 3 * 4 * cache.stats.tokens
+
+
+def test_it_is_the_host_path_to_rounding(connect, llama, ids):
+    chunks = [PROMPT] + [1] * STEPS
+    logits = {}
+    for name, options in {"host": HOST, "gpu": OPTIONS}.items():
+        with MagicPigCache(connect(), llama, name, context_seed=1, **options) as cache:
+            logits[name] = run(llama, cache, ids, chunks)
+    assert (logits["host"] - logits["gpu"]).abs().max() < 1e-4 * logits["host"].abs().max()
+
+
+def test_without_the_daemons_rows_it_differs(connect, llama, ids):
+    """The comparisons can fail."""
+    with MagicPigCache(connect(), llama, "sampled", **{**OPTIONS, "proposal": "uniform", "budget": 0.02}) as cache:
+        logits = run(llama, cache, ids, [PROMPT] + [1] * STEPS)
+        expected = own_logits(llama, ids, "sdpa")
+        assert (logits[PROMPT:] - expected[PROMPT:]).abs().max() > 0.02 * expected.abs().max()
+        assert not logits.isnan().any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_other_dtypes(connect, device, ids, dtype):
+    model = make_llama().to(device, dtype)
+    with MagicPigCache(connect(), model, "half", **{**OPTIONS, "row_dtype": "bf16"}) as cache:
+        logits = run(model, cache, ids, [PROMPT] + [1] * STEPS)
+        expected = own_logits(model, ids, "sdpa")
+        assert logits.dtype == dtype
+        assert (logits - expected).abs().max() < 4e-2 * expected.abs().max()
+
+
+def test_sliding_layers_and_soft_cap(connect, device, ids):
+    model = make_gemma2().to(device)
+    register(model)
+    with MagicPigCache(connect(), model, "gemma", **OPTIONS) as cache:
+        logits = run(model, cache, ids, [128, PROMPT - 128] + [1] * STEPS)
+        expected = own_logits(model, ids, "eager")
+        assert (logits - expected).abs().max() < 5e-3 * expected.abs().max()
+    with MagicPigCache.open(connect(), model, ids[0], **opening(OPTIONS)) as cache:
+        again = run(model, cache, ids[:, -1:], [1])
+        assert cache.length == ids.shape[1] and (again[-1] - expected[-1]).abs().max() < 5e-3 * expected.abs().max()
+
+
+def test_generate(connect, llama, ids):
+    prompt = ids[:, :PROMPT]
+    keep = dict(max_new_tokens=STEPS, do_sample=False, pad_token_id=0, attention_mask=torch.ones_like(prompt))
+    expected = llama.generate(prompt, past_key_values=DynamicCache(config=llama.config), **keep)
+    with MagicPigCache(connect(), llama, "generate", **OPTIONS) as cache:
+        assert torch.equal(llama.generate(prompt, past_key_values=cache, **keep), expected)
+        assert cache.length == PROMPT + STEPS - 1  # the last token was never fed back
+        assert cache.gpu.holds
+
+
+def test_reopening_continues_the_same(connect, llama, ids):
+    with MagicPigCache(connect(), llama, "book", **OPTIONS) as cache:
+        run(llama, cache, ids[:, : PROMPT + 1], [PROMPT, 1])
+        expected = run(llama, cache, ids[:, PROMPT + 1 :], [1] * (STEPS - 1))
+    for options in (OPTIONS, HOST):  # closing has committed all
+        with MagicPigCache.open(connect(), llama, ids[0, : PROMPT + 2], fork_name="branch", **opening(options)) as cache:
+            assert (cache.context.name, cache.get_seq_length()) == ("branch", PROMPT + 1)
+            again = run(llama, cache, ids[:, PROMPT + 1 :], [1] * (STEPS - 1))
+            assert (again - expected).abs().max() < 2e-3 * expected.abs().max()
+        connect().drop("branch")
+
+
+def test_crop_goes_back(connect, llama, ids):
+    with MagicPigCache(connect(), llama, "crop", **OPTIONS) as cache:
+        logits = run(llama, cache, ids, [PROMPT] + [1] * STEPS)
+        cache.crop(PROMPT - 20)
+        assert cache.length == PROMPT - 20 == cache.context.committed
+        again = run(llama, cache, ids[:, PROMPT - 20 :], [16, 4] + [1] * STEPS)
+        assert (again[20:] - logits[PROMPT:]).abs().max() < 2e-3 * logits.abs().max()
+        cache.crop(-1)  # within what is not committed yet
+        again = run(llama, cache, ids[:, -1:], [1])
+        assert (again[-1] - logits[-1]).abs().max() < 2e-3 * logits.abs().max()
+
+
+def test_a_failed_step_is_forgotten(connect, llama, ids):
+    with MagicPigCache(connect(), llama, "failed", **OPTIONS) as cache:
+        run(llama, cache, ids[:, : PROMPT + 1], [PROMPT, 1])
+
+        def fail(*_):
+            raise KeyboardInterrupt
+
+        handle = llama.model.layers[1].mlp.register_forward_hook(fail)
+        with pytest.raises(KeyboardInterrupt):
+            llama(ids[:, PROMPT + 1 : PROMPT + 2], past_key_values=cache)
+        handle.remove()
+        logits = run(llama, cache, ids[:, PROMPT + 1 :], [1] * (STEPS - 1))
+        expected = own_logits(llama, ids, "sdpa")[PROMPT + 1 :]
+        assert (logits - expected).abs().max() < 2e-3 * expected.abs().max()
+
+
+def test_padding_is_refused(connect, llama, ids, device):
+    with MagicPigCache(connect(), llama, "padded", **OPTIONS) as cache:
+        run(llama, cache, ids[:, : PROMPT + 1], [PROMPT, 1])
+        mask = torch.ones(1, PROMPT + 2, dtype=torch.long, device=device)
+        step = ids[:, PROMPT + 1 : PROMPT + 2]
+        expected = own_logits(llama, ids[:, : PROMPT + 2], "sdpa")[-1]
+        mask[0, 3] = 0
+        with pytest.raises(ValueError, match="padding"), torch.no_grad():
+            llama(step, attention_mask=mask, past_key_values=cache)
+        mask[0, 3] = 1
+        with torch.no_grad():
+            logits = llama(step, attention_mask=mask, past_key_values=cache).logits[0, -1]
+        assert (logits - expected).abs().max() < 2e-3 * expected.abs().max()
+
+
+def test_small_windows(connect, llama, ids):
+    """A window that does not cover what is on its way: rows are committed before they are asked for."""
+    with MagicPigCache(connect(), llama, "small", **{**OPTIONS, "window": 1, "sinks": 0}) as cache:
+        logits = run(llama, cache, ids, [PROMPT] + [1] * STEPS)
+        expected = own_logits(llama, ids, "sdpa")
+        assert (logits - expected).abs().max() < 2e-3 * expected.abs().max()
+
+
+def test_when_it_cannot(connect, llama, monkeypatch, tmp_path):
+    monkeypatch.setenv("MAGICPIG_CUDA_LIBRARY", str(tmp_path / "none.so"))
+    monkeypatch.setattr("magicpig._cuda._library", None)
+    with pytest.raises(ImportError, match="MAGICPIG_CUDA_LIBRARY"):
+        MagicPigCache(connect(), llama, "x", **OPTIONS)
+    if next(llama.parameters()).device.type == "cuda":
+        with pytest.warns(RuntimeWarning, match="host memory.*MAGICPIG_CUDA_LIBRARY"):
+            MagicPigCache(connect(), llama, "y", **{**OPTIONS, "gpu": None}).close()
+    with pytest.raises(ValueError, match="not all float32"):
+        MagicPigCache(connect(), make_llama().double(), "z", **OPTIONS)
+    with pytest.raises(ValueError, match="gpu_timeout_ms"):
+        MagicPigCache(connect(), llama, "w", **{**OPTIONS, "gpu_timeout_ms": -1})
+    with pytest.raises(ValueError, match="is on meta"):
+        MagicPigCache(connect(), make_llama().to("meta"), "v", fingerprint=b"x", **OPTIONS)
+
+
+# ---- a daemon that goes away -----------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def decode(model, cache, prompt, at_step=lambda step: None):
+    last = model(prompt, past_key_values=cache, use_cache=True).logits[0, -1]
+    said, logits = [], []
+    for step in range(24):
+        token = last.argmax()
+        at_step(step)
+        last = model(token.view(1, 1), past_key_values=cache, use_cache=True).logits[0, -1]
+        said.append(int(token))
+        logits.append(last)
+    return said, torch.stack(logits)
+
+
+class Trouble:
+    """Does something to the daemon at one place of one step."""
+
+    def __init__(self, daemon, model, place, step=11):
+        self.daemon, self.place, self.step, self.now, self.done = daemon, place, step, None, 0
+        self.handle = model.model.layers[1].register_forward_hook(self.in_a_layer)
+
+    def at_step(self, step):
+        self.now = step
+        if step == self.step and self.place == "between steps":
+            self.kill()
+
+    def in_a_layer(self, *_):
+        if self.now == self.step and not self.done:
+            if self.place == "in a step":
+                self.kill()
+            elif self.place == "stands still":
+                self.done += 1
+                self.daemon.process.send_signal(signal.SIGSTOP)
+                os.system(f"(sleep 1.5; kill -CONT {self.daemon.process.pid}) &")
+
+    def kill(self):
+        self.done += 1
+        self.daemon.kill_and_restart()
+
+
+@pytest.mark.parametrize("place", ["between steps", "in a step", "stands still"])
+@pytest.mark.parametrize("make", [make_llama, make_gemma2])
+def test_a_daemon_in_trouble(connect, daemon, device, ids, place, make):
+    model = make().to(device)
+    register(model)
+    options = {**OPTIONS, "gpu_timeout_ms": 500}
+    with MagicPigCache(connect(), model, "calm", context_seed=1, **options) as cache:
+        said, logits = decode(model, cache, ids[:, :PROMPT])
+    with MagicPigCache(connect(), model, "troubled", context_seed=1, **options) as cache:
+        trouble = Trouble(daemon, model, place)
+        again, logits_again = decode(model, cache, ids[:, :PROMPT], trouble.at_step)
+        trouble.handle.remove()
+        assert trouble.done == 1 and cache.stats.repeated == (0 if place == "between steps" else 1)
+        assert again == said and torch.equal(logits, logits_again)  # to the last bit
+        cache.flush()
+        assert cache.length == PROMPT + 24 == cache.context.committed
+
+
+def test_no_successor(gpu_operators, llama, ids):
+    """When no daemon comes back, that is said; nothing hangs."""
+    with PrivateDaemon(BUILD / "magicpigd", pool_size="256M", instance="pytest-gone") as own:
+        with magicpig.Client(str(own.socket), reconnect_ms=200) as client:
+            begin = time.monotonic()
+            with pytest.raises((magicpig.NoDaemon, magicpig.Retry)):
+                with MagicPigCache(client, llama, "gone", **{**OPTIONS, "gpu_timeout_ms": 300}) as cache:
+                    decode(llama, cache, ids[:, :PROMPT], lambda step: step == 3 and (own.process.kill(), own.process.wait()))
+            assert time.monotonic() - begin < 60
+
+
+def test_a_context_that_is_dropped(connect, llama, ids):
+    with pytest.raises((magicpig.NotFound, magicpig.Lost)):
+        with MagicPigCache(connect(), llama, "dropped", **OPTIONS) as cache:
+            other = connect()
+            decode(llama, cache, ids[:, :PROMPT], lambda step: step == 3 and other.drop("dropped"))
