@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import gc
 import json
 import math
 import os
@@ -242,17 +243,16 @@ class Bench:
 
     def services(self, lane) -> tuple[float, float]:
         """The daemon's own time of all layers of a token, and rows of a KV head: layer by layer, from the answers."""
-        service, rows, s = 0.0, 0, self.shape
+        rows, s, rounds = 0, self.shape, 5 if self.gpu else 1
+        several: list[list[float]] = [[] for _ in range(s.layers)]
         q = torch.randn(len(lane.contexts), s.heads, s.d, device=self.loop.DEVICE).bfloat16()
-        for layer in range(s.layers):
-            several = []
-            for _ in range(5 if self.gpu else 1):
+        for _ in range(rounds):  # all layers in turn, as a model asks: what a layer reads is in no cache
+            for layer in range(s.layers):
                 lane.answers(layer, q, lane.plans[layer])
                 answer = lane.gpu.last_answer()
-                several.append(answer.service_ns * 1e-6)
+                several[layer].append(answer.service_ns * 1e-6)
                 rows += answer.rows_read
-            service += statistics.median(several)
-        return service, rows / (s.layers * s.kv_heads * (5 if self.gpu else 1))
+        return sum(map(statistics.median, several)), rows / (s.layers * s.kv_heads * rounds)
 
     def submissions(self, lane) -> float:
         """Milliseconds of a token's submissions: they alone, then the waits."""
@@ -299,13 +299,12 @@ class Bench:
             lane.close()
         if not self.gpu:
             return
-        context = self.context(client, self.tokens, s.layers)
-        for cpus in ("1-8", "1-12", "0-15"):
+        for cpus in ("1-8", "1-12", self.a.cpus):
             self.daemon.cpus = cpus
             self.daemon.kill_and_restart()
-            context = client.open(context.name)
-            lane = self.lane(client, [context])
-            r.note("trade", f"int8, 2 bits, by error, workers on CPUs {cpus}", loop.timed([self.graph(lane)], 8), "ms")
+            lane = self.lane(client, [self.context(client, self.tokens, s.layers)])
+            if cpus != self.a.cpus:
+                r.note("trade", f"int8, 2 bits, by error, workers on CPUs {cpus}", loop.timed([self.graph(lane)], 8), "ms")
             lane.close()
 
     @staticmethod
@@ -407,16 +406,21 @@ class Bench:
         weights = self.weights
         lengths = [8192, 32768, self.tokens, 262144, 524288] if self.shape is loop.EIGHT_B else [1024]
         for tokens in lengths:
-            free = torch.cuda.mem_get_info()[0] + torch.cuda.memory_reserved() - torch.cuda.memory_allocated() if self.gpu else GIB
-            most = int((free - 3 * GIB) // (tokens * s.kv_bytes)) if self.gpu else 2
+            most = max(0, self.room() // (tokens * s.kv_bytes)) if self.gpu else 2
             if most < 1:
                 bound = tokens * s.kv_bytes / self.host_to_device * 1e-6
                 r.note("dense", f"{tokens} tokens: does not fit ({tokens * s.kv_bytes / GIB:.0f} GiB)", bound, "ms", "a token at least, if K and V came from host memory (computed)")
                 continue
             for b in sorted({1, most}):
                 self.dense_step(dense_attention, tokens, b)
-        free = (torch.cuda.mem_get_info()[0] if self.gpu else GIB) - 3 * GIB
-        r.note("dense", "the longest context beside the weights", free // s.kv_bytes, "tokens", f"{weights.bytes / 1e9:.1f} GB of weights")
+        if self.gpu:
+            r.note("dense", "the longest context beside the weights", self.room() // s.kv_bytes, "tokens", f"{weights.bytes / 1e9:.1f} GB of weights")
+
+    def room(self) -> int:
+        """Bytes of the GPU's memory for K and V: what is free less 3 GiB for everything else."""
+        gc.collect()
+        torch.cuda.empty_cache()
+        return torch.cuda.mem_get_info()[0] - 3 * GIB
 
     def dense_step(self, dense_attention, tokens: int, b: int) -> None:
         loop, s = self.loop, self.shape
@@ -426,10 +430,15 @@ class Bench:
             k[layer].normal_(), v[layer].normal_()
         q = torch.randn(b, s.heads, s.d, device=loop.DEVICE).bfloat16()
         speeds = {}
-        for name, way in dense_attention.agreeing(q[:1], k[0, :1], v[0, :1]).items():
-            graph = loop.Graph(lambda way=way: [way(q, k[i], v[i]) for i in range(s.layers)] and None)
-            speeds[name] = loop.timed([graph], 2, 3)
-            del graph
+
+        def measure(ways, layers: int, steps: int) -> None:
+            for name in ways:
+                way = dense_attention.WAYS[name]
+                graph = loop.Graph(lambda way=way: [way(q, k[i], v[i]) for i in range(layers)] and None)
+                speeds[name] = loop.timed([graph], steps, 3) * s.layers / layers
+
+        measure(dense_attention.agreeing(q[:1], k[0, :1], v[0, :1]), 2, 1)
+        measure(sorted(speeds, key=speeds.get)[:2], s.layers, 2)
         name = min(speeds, key=speeds.get)
         way, rows = dense_attention.WAYS[name], torch.full((b,), tokens - 1, device=loop.DEVICE)
         last = torch.full((1,), tokens - 1, device=loop.DEVICE)
@@ -444,9 +453,6 @@ class Bench:
         others = ", ".join(f"{n} {t:.1f}" for n, t in sorted(speeds.items(), key=lambda x: x[1]))
         self.report.note("dense", f"{tokens} tokens, batch {b}", ms, "ms", f"{1e3 * b / ms:.1f} tokens/s; attention by {name}, {rate:.2f} TB/s",
                          attention_ms=speeds[name], ways=others)  # fmt: skip
-        del k, v
-        if self.gpu:
-            torch.cuda.empty_cache()
 
     def run(self) -> None:
         from private_daemon import PrivateDaemon
