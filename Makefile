@@ -156,7 +156,7 @@ $(FAKE_CUDA): $(call obj,tests/gpu/fake/libcuda.c tests/gpu/fake/simt.c daemon/k
 	$(Q)mkdir -p $(@D)
 	$(Q)$(CC) -shared -Wl,-soname,libcuda.so.1 $(ALL_LDFLAGS) -o $@ $^ -lm
 GPU_OBJECTS = $(call obj,$(CUDA_SRC)) $(B)/libtest.a $(B)/libdaemon.a $(B)/libmagicpig.a
-$(B)/tests/gpu/bench_gpu $(B)/gpu/bench_gpu: $(call obj,tools/magicpig-bench/private_daemon.c)
+$(B)/tests/gpu/bench_gpu $(B)/gpu/bench_gpu $(B)/tests/gpu/bench_ingest $(B)/gpu/bench_ingest: $(call obj,tools/magicpig-bench/private_daemon.c)
 $(B)/tests/gpu/%: $(B)/obj/tests/gpu/%.o $(B)/obj/tests/gpu/fake/image.o $(GPU_OBJECTS) | $(FAKE_CUDA)
 	$(call say,LD,$@)
 	$(Q)mkdir -p $(@D)
