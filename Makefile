@@ -176,7 +176,7 @@ $(FAKE_EXAMPLES): $(B)/tests/gpu/examples/%: cuda/examples/%.c $(FAKE_CUDA_LIBRA
 	$(Q)$(CC) -Iclient-lib/include -Icuda/include -Itests/gpu/fake $(CSTD) $(WARN) $(OPT) -pthread $(SAN) \
 		-Wl,--disable-new-dtags,-rpath,'$$ORIGIN/../fake:$$ORIGIN/../../..' -o $@ $^ -lm
 GPU_OBJECTS = $(call obj,$(CUDA_SRC)) $(B)/libtest.a $(B)/libdaemon.a $(B)/libmagicpig.a
-$(B)/tests/gpu/bench_gpu $(B)/gpu/bench_gpu: $(call obj,tools/magicpig-bench/private_daemon.c)
+$(B)/tests/gpu/bench_gpu $(B)/gpu/bench_gpu $(B)/tests/gpu/bench_ingest $(B)/gpu/bench_ingest: $(call obj,tools/magicpig-bench/private_daemon.c)
 $(B)/tests/gpu/%: $(B)/obj/tests/gpu/%.o $(B)/obj/tests/gpu/fake/image.o $(GPU_OBJECTS) | $(FAKE_CUDA)
 	$(call say,LD,$@)
 	$(Q)mkdir -p $(@D)

@@ -55,8 +55,9 @@ void engine_scratch_destroy(struct engine_scratch *scratch);
 struct engine_request {
 	struct mpig_sqe entry;        // the private copy
 	struct mpig_slot_header slot; // the private copy; zeros without a slot
-	const uint8_t *payload_in;    // the slot's start (client-writable: copied once), or NULL
-	uint8_t *payload_out;         // the slot's start, or NULL
+	const uint8_t *
+		payload_in; // the slot's start (client-writable: each element is read once, then checked), or NULL; until the job is done
+	uint8_t *payload_out; // the slot's start, or NULL
 	uint64_t slot_bytes;
 	uint64_t sequence;       // of the entry in its queue
 	struct context *context; // borrowed until job_destroy
