@@ -342,7 +342,7 @@ install: all ## install below $(DESTDIR)$(PREFIX)
 	install -D -m 644 $(B)/completions/magicpigctl.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/magicpigctl
 	ln -sf magicpigctl $(DESTDIR)$(PREFIX)/share/bash-completion/completions/magicpigd
 	install -D -m 644 $(B)/completions/_magicpigctl $(DESTDIR)$(PREFIX)/share/zsh/$(ZSHDIR)/_magicpigctl
-	tools/build/units $(DESTDIR)$(UNITDIR) $(SBINDIR) $(SYSCONFDIR)
+	tools/build/units $(DESTDIR)$(UNITDIR) $(SBINDIR) $(SYSCONFDIR) $(BINDIR)
 	install -D -m 644 systemd/magicpig.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/magicpig.conf
 	install -D -m 644 systemd/magicpig.tmpfiles $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/magicpig.conf
 	install -D -m 644 systemd/magicpigd.catalog $(DESTDIR)$(PREFIX)/lib/systemd/catalog/magicpigd.catalog
@@ -362,7 +362,7 @@ uninstall: ## remove what install has put there
 	rm -f $(DESTDIR)$(SYSCONFDIR)/magicpig/magicpigd.conf.sample $(DESTDIR)$(PREFIX)/share/magicpig/grafana/magicpigd.json
 	rm -f $(foreach page,$(MAN_PAGES),$(DESTDIR)$(MANDIR)/man$(lastword $(subst ., ,$(page)))/$(notdir $(page)))
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/share/,$(addprefix bash-completion/completions/,magicpigctl magicpigd) zsh/$(ZSHDIR)/_magicpigctl)
-	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,magicpigd.service magicpigd.socket magicpigd@.service magicpigd@.socket)
+	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,magicpigd.service magicpigd.socket magicpigd@.service magicpigd@.socket magicpigd-metrics.service magicpigd-metrics.socket)
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/lib/,sysusers.d/magicpig.conf tmpfiles.d/magicpig.conf systemd/catalog/magicpigd.catalog)
 	-rmdir $(DESTDIR)$(SYSCONFDIR)/magicpig $(addprefix $(DESTDIR)$(PREFIX)/share/magicpig,/grafana /) 2>/dev/null
 

@@ -415,16 +415,17 @@ struct mpig_ctl_kill { // own connections; root and the daemon's user: all
 	uint8_t reserved[32];
 };
 
-struct mpig_ctl_quota { // request and reply; own uid; root and the daemon's user: all
+struct mpig_ctl_quota { // request and reply; own uid and own groups; root and the daemon's user: all
 	struct mpig_control_header h;
-	uint32_t uid; // UINT32_MAX in a request: the caller's
-	uint32_t reserved0;
+	uint32_t uid;                // UINT32_MAX in a request: the caller's
+	uint32_t group;              // 1: `uid` is the number of a group; UINT32_MAX: the caller's first
 	uint64_t bytes, bytes_limit; // reply, as all that follows; a limit of 0: unlimited
 	uint64_t contexts, contexts_limit;
 	uint64_t clients, clients_limit;
 	uint64_t queues, queues_limit;
-	uint64_t region_bytes, region_bytes_limit;
-	uint8_t reserved[64];
+	uint64_t region_bytes, region_bytes_limit; // of a group: no limit
+	uint64_t requests_limit;                   // a second
+	uint8_t reserved[56];
 };
 
 enum mpig_drain_action { MPIG_DRAIN_LOOK = 0, MPIG_DRAIN_BEGIN = 1, MPIG_DRAIN_END = 2, MPIG_DRAIN_ACTIONS };

@@ -182,17 +182,22 @@ MPIG_API int mpig_client_list(mpig_client *client, uint64_t *cursor, struct mpig
  * in flight end with MPIG_ERETRY, and it may connect again. Errors: MPIG_ENOENT, MPIG_EACCES (another user's), MPIG_EINVAL (one's own:
  * use mpig_disconnect). */
 MPIG_API int mpig_client_kill(mpig_client *client, uint64_t id);
-struct mpig_quota { /* what a user holds and may hold; a limit of 0: unlimited */
+struct mpig_quota { /* what a user, or a group, holds and may hold; a limit of 0: unlimited */
 	size_t size;
 	uint64_t bytes, bytes_limit; /* of the pool */
 	uint64_t contexts, contexts_limit;
 	uint64_t clients, clients_limit;
 	uint64_t queues, queues_limit;
-	uint64_t region_bytes, region_bytes_limit; /* of queues */
+	uint64_t region_bytes, region_bytes_limit; /* of queues, and of recordings */
 	uint32_t uid;
+	uint32_t group;          /* nonzero: uid is the number of a group */
+	uint64_t requests_limit; /* a second */
 };
 /* uid UINT32_MAX: the caller's. Errors: MPIG_EACCES (another user's). */
 MPIG_API int mpig_quota_get(mpig_client *client, uint32_t uid, struct mpig_quota *quota);
+/* Of all members of a group together: of contexts that have it, and of connections whose first group it is. gid UINT32_MAX: the caller's first.
+ * Errors: MPIG_EACCES (a group that the caller is not in). */
+MPIG_API int mpig_quota_get_group(mpig_client *client, uint32_t gid, struct mpig_quota *quota);
 enum mpig_drain { MPIG_DRAIN_STATE = 0, MPIG_DRAIN_ON = 1, MPIG_DRAIN_OFF = 2 };
 struct mpig_drain_state {
 	size_t size;

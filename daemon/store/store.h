@@ -158,6 +158,7 @@ void store_totals(struct store *s, struct store_totals *out);
 uint64_t store_uid_bytes(struct store *s, uint32_t uid);
 uint64_t store_uid_contexts(struct store *s, uint32_t uid);
 uint64_t store_gid_bytes(struct store *s, uint32_t gid);
+uint64_t store_gid_contexts(struct store *s, uint32_t gid);
 void store_set_limits(struct store *s, const struct store_limits *limits); // what is held beyond them stays
 // Whether `who` may do this to a context in memory: 0, MPIG_ENOENT, or MPIG_EACCES and why.
 int store_context_access(struct store *s, const struct credentials *who, const char *name, enum access want, char *why);

@@ -211,16 +211,17 @@ START_TEST(administrators_operations_are_asked_for_properly)
 	close(socket);
 	clients.more = 1, assert_refused(&clients, sizeof(clients), "clients: more"), clients.more = 0;
 	quota.bytes = 1, assert_refused(&quota, sizeof(quota), "quota: bytes"), quota.bytes = 0;
-	quota.reserved0 = 1, assert_refused(&quota, sizeof(quota), "quota: reserved0"), quota.reserved0 = 0;
+	quota.group = 2, assert_refused(&quota, sizeof(quota), "quota: group"), quota.group = 0;
+	quota.requests_limit = 1, assert_refused(&quota, sizeof(quota), "quota: requests_limit"), quota.requests_limit = 0;
 	drain.action = MPIG_DRAIN_ACTIONS, assert_refused(&drain, sizeof(drain), "drain: action"), drain.action = 0;
 	drain.queues = 1, assert_refused(&drain, sizeof(drain), "drain: queues"), drain.queues = 0;
 	for (size_t i = 0; i < 32; i += 31) {
-		clients.reserved[i] = kill.reserved[i] = quota.reserved[2 * i] = drain.reserved[i] = 1;
+		clients.reserved[i] = kill.reserved[i] = quota.reserved[i] = drain.reserved[i] = 1;
 		assert_refused(&clients, sizeof(clients), "clients: reserved byte");
 		assert_refused(&kill, sizeof(kill), "kill: reserved byte");
 		assert_refused(&quota, sizeof(quota), "quota: reserved byte");
 		assert_refused(&drain, sizeof(drain), "drain: reserved byte");
-		clients.reserved[i] = kill.reserved[i] = quota.reserved[2 * i] = drain.reserved[i] = 0;
+		clients.reserved[i] = kill.reserved[i] = quota.reserved[i] = drain.reserved[i] = 0;
 	}
 }
 END_TEST

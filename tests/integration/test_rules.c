@@ -83,6 +83,7 @@ static const struct promise promises[] = {
 	{MPIG_CTL_CLIENTS, "CLIENTS", 0, 0, ALL},
 	{MPIG_CTL_KILL, "KILL a connection of the owner's", 0, 0, WRITERS},
 	{MPIG_CTL_QUOTA, "QUOTA of the owner", 0, 0, WRITERS},
+	{MPIG_CTL_QUOTA, "QUOTA of the owner's group", 0, 1, READERS},
 	{MPIG_CTL_DRAIN, "DRAIN, to look", 0, MPIG_DRAIN_LOOK, ALL},
 	{MPIG_CTL_DRAIN, "DRAIN", 0, MPIG_DRAIN_BEGIN, ADMINS},
 	{MPIG_CTL_TRACE, "TRACE", 0, 0, WRITERS},
@@ -194,7 +195,8 @@ static size_t compose(const struct promise *p, uint32_t queue_id, int *fd)
 		request.kill.id = victim_id;
 		return sizeof request.kill;
 	case MPIG_CTL_QUOTA:
-		request.quota.uid = OWNER;
+		request.quota.uid = p->work ? TEAM : OWNER;
+		request.quota.group = p->work;
 		return sizeof request.quota;
 	case MPIG_CTL_DRAIN:
 		request.drain.action = p->work;

@@ -284,6 +284,8 @@ class Quota(Structure):
         ("region_bytes", c_uint64),
         ("region_bytes_limit", c_uint64),
         ("uid", c_uint32),
+        ("group", c_uint32),
+        ("requests_limit", c_uint64),
     ]
 
 
@@ -445,6 +447,7 @@ FUNCTIONS: dict[str, tuple[object, list[object]]] = {
     "mpig_client_list": (c_int, [_handle, POINTER(c_uint64), POINTER(ClientInfo), c_int]),
     "mpig_client_kill": (c_int, [_handle, c_uint64]),
     "mpig_quota_get": (c_int, [_handle, c_uint32, POINTER(Quota)]),
+    "mpig_quota_get_group": (c_int, [_handle, c_uint32, POINTER(Quota)]),
     "mpig_daemon_drain": (c_int, [_handle, c_int, POINTER(DrainState)]),
     "mpig_daemon_configure": (c_int, [_handle, c_char_p, c_char_p, c_size_t]),
     "mpig_context_create": (c_int, [_handle, c_char_p, POINTER(Spec), _out]),

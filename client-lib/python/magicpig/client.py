@@ -323,10 +323,11 @@ class Client:
         """Ends a connection: its queues and leases are given back, what it did not commit is lost."""
         self._check(self._lib.mpig_client_kill(self._open_handle(), client_id))
 
-    def quota(self, uid: int = _UNCHANGED) -> Quota:
-        """What a user (default: this one) holds of the daemon and may hold."""
+    def quota(self, uid: int = _UNCHANGED, *, gid: int | None = None) -> Quota:
+        """What a user (default: this one), or the group `gid`, holds of the daemon and may hold."""
         raw = _lib.Quota(size=ctypes.sizeof(_lib.Quota))
-        self._check(self._lib.mpig_quota_get(self._open_handle(), uid, byref(raw)))
+        get = self._lib.mpig_quota_get if gid is None else self._lib.mpig_quota_get_group
+        self._check(get(self._open_handle(), uid if gid is None else gid, byref(raw)))
         return record(Quota, raw)
 
     def drain(self, on: bool | None = None) -> DrainState:

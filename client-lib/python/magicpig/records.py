@@ -295,7 +295,7 @@ class ClientInfo:
 
 @dataclass
 class Quota:
-    """What a user holds and may hold; a limit of 0: unlimited."""
+    """What a user, or a group (then `uid` is its number), holds and may hold; a limit of 0: unlimited. `requests_limit`: a second."""
 
     bytes: int
     bytes_limit: int
@@ -308,6 +308,8 @@ class Quota:
     region_bytes: int
     region_bytes_limit: int
     uid: int
+    group: int
+    requests_limit: int
 
 
 @dataclass
