@@ -139,14 +139,15 @@ def test_at_a_pace(daemon, novel, tmp_path):
     assert time.monotonic() - begun < 0.35 * 10  # not at the recorded pace twice over, however loaded
 
 
-def test_ended_by_a_signal(daemon, novel, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_ended_by_a_signal(daemon, novel, tmp_path, number):
     path = tmp_path / "queries"
     recorder = Recorder(daemon, "novel", str(path))
     assert "recorded      what is asked of it is being recorded" in good(daemon.ctl("show", "novel"))
     refused(daemon.ctl("trace", "record", "novel", str(tmp_path / "other")), FAILED, "its queries are being recorded already")
     assert not (tmp_path / "other").exists()
     novel(7, budget=0.05)
-    result = recorder.end(signal.SIGINT)
+    result = recorder.end(number)
     assert result.returncode == OK and result.stderr == ""
     assert result.stdout.startswith("novel: recorded 7 queries in ")
     assert replay(daemon, path)["queries"] == 7
@@ -181,6 +182,47 @@ def test_through_a_pipe(daemon, novel, tmp_path):
     assert replay(daemon, path)["queries"] == 3
 
 
+def test_replayed_from_a_pipe(daemon, recorded, tmp_path):
+    """It is read once for each pass, which a pipe cannot be."""
+    want = replay(daemon, recorded, "--exact")
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with subprocess.Popen(["cat", str(recorded)], stdout=subprocess.PIPE) as cat:
+        piped = json.loads(good(daemon.ctl("trace", "replay", "--json", "-", "--exact", stdin=cat.stdout)))
+    with recorded.open("rb") as file:
+        redirected = json.loads(good(daemon.ctl("trace", "replay", "--json", "-", "--exact", stdin=file)))
+    with subprocess.Popen(["sh", "-c", 'cat "$0" > "$1"', str(recorded), str(fifo)]):
+        named = replay(daemon, fifo, "--exact")
+    for result in piped, redirected, named:
+        assert result["queries"] == 60
+        assert result["recorded"] == want["recorded"]
+        assert result["replayed"][0]["rows_read"] == want["replayed"][0]["rows_read"]
+        assert result["replayed"][0]["error"] == want["replayed"][0]["error"]
+    cut = subprocess.run(
+        ["sh", "-c", 'head -c 2000 "$0" | "$1" --socket "$2" trace replay -', str(recorded), MAGICPIGCTL, str(daemon.socket)],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert cut.stderr == "magicpigctl trace: standard input was cut short; what is there is replayed\n"
+    assert cut.stdout.startswith("novel: 1 queries of 'novel'")
+
+
+def test_a_stuck_daemon_does_not_hold_it(daemon, recorded):
+    """The first signal asks, the second ends."""
+    os.kill(daemon.process.pid, signal.SIGSTOP)
+    try:
+        process = subprocess.Popen(
+            [MAGICPIGCTL, "--socket", str(daemon.socket), "trace", "replay", str(recorded)],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        for _ in range(2):
+            time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, out, err) == (-signal.SIGINT, "", "")
+    finally:
+        os.kill(daemon.process.pid, signal.SIGCONT)
+
+
 def test_what_a_ring_has_no_room_for(daemon, novel, tmp_path):
     path = tmp_path / "queries"
     recorder = Recorder(daemon, "novel", str(path), "--ring", "1", "--json")
@@ -201,7 +243,7 @@ def test_when_the_context_is_dropped(daemon, novel, client, tmp_path):
         [MAGICPIGCTL, "--socket", str(daemon.socket), "trace", "record", "brief", str(tmp_path / "queries")],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    while not is_recorded(daemon, "brief"):
+    while not (tmp_path / "queries").exists() and process.poll() is None:  # by then it has what it needs to know of the context
         time.sleep(0.02)
     client.drop("brief")
     out, err = process.communicate(timeout=60)
