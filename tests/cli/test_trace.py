@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import stat
 import subprocess
@@ -63,6 +64,7 @@ class Recorder:
         self.process = subprocess.Popen(
             [MAGICPIGCTL, "--socket", str(daemon.socket), "trace", "record", *arguments],
             stdin=subprocess.DEVNULL, stdout=options.get("stdout", subprocess.PIPE), stderr=subprocess.PIPE,
+            preexec_fn=options.get("preexec_fn"),
         )  # fmt: skip
         deadline = time.monotonic() + 20
         while not is_recorded(daemon, "novel"):
@@ -248,7 +250,44 @@ def test_when_the_context_is_dropped(daemon, novel, client, tmp_path):
     client.drop("brief")
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (OK, "")
-    assert out.startswith("brief: recorded 0 queries in ") and out.endswith(": the context was dropped\n")
+    assert out.startswith("brief: recorded 0 queries in ") and out.endswith(": the context is no longer in memory\n")
+
+
+def test_a_full_disk_takes_nothing_away(daemon, novel, tmp_path):
+    """What was recorded before is there, and a file that holds nothing is not."""
+
+    def small_files(most: int):
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+
+    path = tmp_path / "queries"
+    recorder = Recorder(daemon, "novel", str(path), preexec_fn=lambda: small_files(20000))
+    novel(40, budget=0.05)
+    result = recorder.end()
+    assert (result.returncode, result.stdout) == (FAILED, "")
+    assert result.stderr == f"magicpigctl trace: '{path}': File too large; the queries that were written before are kept\n"
+    result = daemon.ctl("trace", "replay", "--json", str(path))
+    assert result.stderr == f"magicpigctl trace: {path} was cut short; what is there is replayed\n"
+    assert json.loads(result.stdout)["queries"] == (20000 - 448) // 1280
+    path.unlink()
+    result = daemon.ctl("trace", "record", "novel", str(path), preexec_fn=lambda: small_files(100))
+    refused(result, FAILED, f"magicpigctl trace: '{path}': File too large\n")
+    assert not path.exists()
+    with open("/dev/full", "w") as full:  # one failure, one line
+        command = [MAGICPIGCTL, "--socket", str(daemon.socket), "trace", "record", "novel", "-"]
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (FAILED, "magicpigctl trace: '-': No space left on device\n")
+
+
+def test_a_connection_that_is_ended(daemon, novel, tmp_path):
+    path = tmp_path / "queries"
+    recorder = Recorder(daemon, "novel", str(path), "--json")
+    novel(3, budget=0.05)
+    (connection,) = [c["id"] for c in json.loads(good(daemon.ctl("clients", "--json"))) if c["pid"] == recorder.process.pid]
+    good(daemon.ctl("kill-client", str(connection)))
+    result = json.loads(good(recorder.end()))
+    assert (result["records"], result["ended"]) == (3, "closed")
+    assert replay(daemon, path)["queries"] == 3
 
 
 def test_files_that_are_not_good(daemon, recorded, tmp_path):
