@@ -29,7 +29,7 @@ static int check_range(struct job *j, const struct layer **layer)
 // A unit copies what it needs of the payload, each byte once, and works on the copy: rows that a failed append has written are nobody's. Int8 keys
 // need the frames of the segments that begin here first: pre units, one of each KV head.
 enum {
-	UNIT_ROWS = 32,   // of a main unit: one KV head's, or all heads' of an append so long that workers have enough of them
+	UNIT_ROWS = 16,   // of a main unit: one KV head's, or all heads' of an append so long that workers have enough of them
 	WHOLE_ROWS = 512, // ... then the payload is read as it lies, which the hardware foresees
 };
 

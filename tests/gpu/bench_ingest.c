@@ -281,6 +281,18 @@ static void prefill(const char *name, uint64_t tokens, size_t slot_bytes, unsign
 	context_end(x);
 }
 
+// The computation of a prefill alone.
+static void compute_alone(uint64_t tokens, double compute_ms)
+{
+	void *before = event_make(), *after = event_make();
+	event_record(before, stream);
+	for (unsigned turn = 0; turn < (tokens + option.chunk - 1) / option.chunk * (unsigned)layers; turn++)
+		compute((int)(turn % BUFFERS), turn, compute_ms);
+	event_record(after, stream);
+	device_wait(stream);
+	note(event_ms(before, after) * 1e-3, "s", "the computation of a prefill, alone");
+}
+
 static void host(uint64_t tokens)
 {
 	struct mpig_queue_options q = {.size = sizeof(q), .entries = 16, .slot_bytes = 8 << 20, .slots = 8};
@@ -393,6 +405,8 @@ int main(int argc, char **argv)
 	host(option.tokens / 8);
 	prefill("prefill", option.tokens, option.slot_bytes, option.slots, 0);
 	prefill("prefill again", option.tokens, option.slot_bytes, option.slots, 0);
+	if (option.compute_ms > 0)
+		compute_alone(option.tokens, option.compute_ms);
 	if (option.compute_ms > 0)
 		prefill("prefill, hidden", option.tokens, option.slot_bytes, option.slots, option.compute_ms);
 	if (option.json)
