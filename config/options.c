@@ -33,6 +33,8 @@ static const struct option table[] = {
          "Keep the pool from being swapped out (needs RLIMIT_MEMLOCK)."},
 	{"pool", "huge_pages", OPTION_BOOL, AT(pool.huge_pages), "yes", 0, 0, false,
          "Ask for 2 MiB pages where the kernel can give them."},
+	{"pool", "ready", OPTION_SIZE, AT(pool.ready), "0", 0, (double)(UINT64_C(1) << 50), false,
+         "Free memory that is kept allocated, so that a prefill need not wait for the kernel's pages. On tmpfs; 0: none."},
 	{"pool", "restart", OPTION_RESTART, AT(pool.restart), "attach", 0, 0, false,
          "What becomes of a pool that an earlier daemon left: attach serves its contexts again, fresh discards them."},
 	{"pool", "keep", OPTION_BOOL, AT(pool.keep), "yes", 0, 0, false,

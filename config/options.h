@@ -42,6 +42,7 @@ struct options {
 		char dir[OPTIONS_PATH_BYTES]; // "" until options_resolve
 		uint64_t size;                // bytes; 0 = half of MemAvailable
 		bool lock_memory, huge_pages;
+		uint64_t ready;
 		int restart; // enum option_restart
 		bool keep;
 		int verify; // enum option_verify

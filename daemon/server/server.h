@@ -44,7 +44,7 @@ struct server {
 	struct places contexts, clients; // in the statistics
 	struct loop *loop;
 	struct listener listener;
-	struct loop_source *accepting, *reaper, *drain_timer, *accept_again, *collapser;
+	struct loop_source *accepting, *reaper, *drain_timer, *accept_again, *idler;
 	struct recordings *recordings; // of queries
 	struct workers *workers;
 	int control_fd, signal_fd; // control_fd: workers report broken queues

@@ -75,7 +75,8 @@ static int open_pool(struct server *s)
 	                            .instance = o->daemon.instance,
 	                            .bytes = o->pool.size,
 	                            .lock_memory = o->pool.lock_memory,
-	                            .huge_pages = o->pool.huge_pages};
+	                            .huge_pages = o->pool.huge_pages,
+	                            .ready = o->pool.ready};
 	char why[OPTIONS_WHY_BYTES] = "";
 	int status = o->pool.restart == RESTART_ATTACH ? pool_open(&pool, &s->pool, why, sizeof why) : MPIG_ENOENT;
 	s->attached = status == MPIG_OK;

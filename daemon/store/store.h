@@ -290,6 +290,10 @@ int context_seal_begin(struct store *s, struct context *c, struct seal_plan *pla
 // context_seal_finish is still to be called.
 int context_seal_room(struct store *s, struct seal_plan *plan, uint64_t (*table_bytes)(const struct layer *, uint32_t rows),
                       char *why);
+// And last, once the index is filled: checksums of rows, codes and tables, a part at a time, in any order and by any threads, if nobody
+// did, context_seal_finish makes them. How many parts; 0 without memory.
+uint32_t context_seal_sums(struct seal_plan *plan);
+void context_seal_sum(struct seal_plan *plan, uint32_t part);
 // Publishes parameters, generation and sealed length, trims unused tails; or gives everything back.
 void context_seal_finish(struct store *s, struct seal_plan *plan, bool publish);
 // ---- a new index for what is sealed already ----------------------------------------------------------------------------
