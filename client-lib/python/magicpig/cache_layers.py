@@ -194,7 +194,8 @@ class GlobalLayer(CacheLayerMixin):
         self.keys, self.values = self.rows.view()
 
     def get_seq_length(self) -> int:
-        return self.length
+        """In a graph, whose positions are given, what is compiled is not to depend on it."""
+        return 0 if self.cache.in_graph else self.length
 
     def get_mask_sizes(self, query: torch.Tensor | int) -> tuple[int, int]:
         """(kv_length, kv_offset) of the rows that update() will return. The offset is the window's: rows before it are the
