@@ -161,8 +161,22 @@ $(FAKE_CUDA_LIBRARY): $(call obj,$(CUDA_SRC) tests/gpu/fake/image.c) $(FAKE_CUDA
 	$(call say,LD,$@)
 	$(Q)$(CC) -shared -Wl,-soname,libmagicpig-cuda.so.0 -Wl,--version-script=cuda/libmagicpig-cuda.map -Wl,-z,defs $(ALL_LDFLAGS) \
 		-Wl,--enable-new-dtags,-rpath,'$$ORIGIN' -o $@ $(filter %.o,$^) -L$(B) -lmagicpig -lm
+# The examples of the GPU's side, twice: for a GPU, where that driver serves as the stub to link with; and over it, for the tests. Its part of
+# cuda.h serves where CUDA's own is missing.
+GPU_EXAMPLES := $(patsubst cuda/examples/%.c,%,$(wildcard cuda/examples/*.c))
+FAKE_EXAMPLES := $(GPU_EXAMPLES:%=$(B)/tests/gpu/examples/%)
+CUDA_INCLUDE := $(if $(NVCC),-isystem $(dir $(realpath $(NVCC)))../include) -Itests/gpu/fake
+$(B)/gpu/examples/%: cuda/examples/%.c $(B)/libmagicpig-cuda.a $(B)/libmagicpig.a $(FAKE_CUDA)
+	$(call say,LD,$@)
+	$(Q)mkdir -p $(@D)
+	$(Q)$(CC) -Iclient-lib/include -Icuda/include $(CUDA_INCLUDE) $(CSTD) $(WARN) $(OPT) -pthread $(SAN) -o $@ $^ -lm -ldl
+$(FAKE_EXAMPLES): $(B)/tests/gpu/examples/%: cuda/examples/%.c $(FAKE_CUDA_LIBRARY) $(B)/libmagicpig.so.0 $(FAKE_CUDA)
+	$(call say,LD,$@)
+	$(Q)mkdir -p $(@D)
+	$(Q)$(CC) -Iclient-lib/include -Icuda/include -Itests/gpu/fake $(CSTD) $(WARN) $(OPT) -pthread $(SAN) \
+		-Wl,--disable-new-dtags,-rpath,'$$ORIGIN/../fake:$$ORIGIN/../../..' -o $@ $^ -lm
 GPU_OBJECTS = $(call obj,$(CUDA_SRC)) $(B)/libtest.a $(B)/libdaemon.a $(B)/libmagicpig.a
-$(B)/tests/gpu/bench_gpu $(B)/gpu/bench_gpu: $(call obj,tools/magicpig-bench/private_daemon.c)
+$(B)/tests/gpu/bench_gpu $(B)/gpu/bench_gpu $(B)/tests/gpu/bench_ingest $(B)/gpu/bench_ingest: $(call obj,tools/magicpig-bench/private_daemon.c)
 $(B)/tests/gpu/%: $(B)/obj/tests/gpu/%.o $(B)/obj/tests/gpu/fake/image.o $(GPU_OBJECTS) | $(FAKE_CUDA)
 	$(call say,LD,$@)
 	$(Q)mkdir -p $(@D)
@@ -238,13 +252,13 @@ crosspolytope-table: ## simulate daemon/index/crosspolytope_table.c anew (five m
 	$(B)/crosspolytope_table > $(B)/crosspolytope_table.c
 	mv $(B)/crosspolytope_table.c daemon/index/crosspolytope_table.c
 
-check: deps python-deps all $(TESTS) $(B)/tests/magicpigd $(FAKE_CUDA_LIBRARY) ## all tests, C and Python
+check: deps python-deps all $(TESTS) $(B)/tests/magicpigd $(FAKE_CUDA_LIBRARY) $(FAKE_EXAMPLES) ## all tests, C and Python
 	@$(TEST_ENV) tools/build/run-tests --limit $(TEST_LIMIT) --pytest $(VENV)/bin/python $(PYTESTS) -- $(sort $(TESTS))
 
 check-c: deps all $(TESTS) $(B)/tests/magicpigd ## the C tests only
 	@$(TEST_ENV) tools/build/run-tests --limit $(TEST_LIMIT) $(sort $(TESTS))
 
-check-python: deps python-deps all $(FAKE_CUDA_LIBRARY) ## the Python and command line tests only
+check-python: deps python-deps all $(FAKE_CUDA_LIBRARY) $(FAKE_EXAMPLES) ## the Python and command line tests only
 	@$(TEST_ENV) tools/build/run-tests --pytest $(VENV)/bin/python $(PYTESTS)
 
 check-long: ## all tests in their long form (minutes to hours)
@@ -263,7 +277,7 @@ check-tsan-run: deps $(TSAN_TESTS)
 	@$(TEST_ENV) setarch -R tools/build/run-tests --limit $(TEST_LIMIT) $(sort $(TSAN_TESTS))
 
 .PHONY: gpu-compile check-gpu
-gpu-compile: $(CUDA_LIBRARIES) $(GPU_TESTS) ## build the GPU's side and its tests (needs nvcc, and no GPU)
+gpu-compile: $(CUDA_LIBRARIES) $(GPU_TESTS) $(GPU_EXAMPLES:%=$(B)/gpu/examples/%) ## build the GPU's side and its tests (needs nvcc, and no GPU)
 # Python tests of the GPU's side: over a driver without a GPU in `make check`, on the GPU here.
 GPU_PYTESTS := $(addprefix client-lib/python/tests/test_,cuda.py ops.py parity.py real_heads.py outbox.py gpu_transformers.py)
 GPU_PYTHON ?= $(VENV)/bin/python

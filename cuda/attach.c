@@ -106,13 +106,10 @@ static int kernels_load(struct mpig_cuda *gpu)
 	const struct {
 		CUfunction *function;
 		const char *name;
-	} all[] = {{&gpu->kernel.sign, "mpig_sign"},
-	           {&gpu->kernel.submit, "mpig_submit"},
-	           {&gpu->kernel.window, "mpig_window"},
-	           {&gpu->kernel.wait, "mpig_wait"},
-	           {&gpu->kernel.merge, "mpig_merge"},
-	           {&gpu->kernel.rounds, "mpig_rounds"},
-	           {&gpu->kernel.merge_fused, "mpig_merge_fused"}};
+	} all[] = {{&gpu->kernel.sign, "mpig_sign"},     {&gpu->kernel.submit, "mpig_submit"},
+	           {&gpu->kernel.window, "mpig_window"}, {&gpu->kernel.wait, "mpig_wait"},
+	           {&gpu->kernel.merge, "mpig_merge"},   {&gpu->kernel.rounds, "mpig_rounds"},
+	           {&gpu->kernel.ingest, "mpig_ingest"}, {&gpu->kernel.merge_fused, "mpig_merge_fused"}};
 	for (size_t i = 0; i < sizeof(all) / sizeof(all[0]) && rc == MPIG_OK; i++) {
 		int registers; // asking loads the code now: later it could wait for a kernel that waits
 		rc = cuda_error_of(d, d->module_function(all[i].function, gpu->module, all[i].name), all[i].name);

@@ -126,6 +126,43 @@ struct gpu_rounds {
 	uint32_t count, slot;
 };
 
+// What kernels of an ingest add up, in the GPU's memory.
+struct gpu_ingest_state {
+	uint64_t begin; // of the running kernel, as its first block saw it
+	uint64_t copy_ns, wait_ns, service_ns;
+};
+
+// In pinned host memory.
+struct gpu_ingest_report {
+	uint32_t stop; // the host's: a status that ends waits; 0 = none
+	uint8_t reserved0[124];
+	// the GPU's: numbers of kernels, and sums as of the last that is done
+	uint64_t copied; // this one and all before have read what they copy
+	uint64_t done;
+	uint64_t copy_ns, wait_ns, service_ns;
+};
+
+// [rows][heads][units] of `unit` bytes from somewhere in the GPU's memory to one place of a slot. No rows: nothing.
+struct gpu_part {
+	uint64_t from, to; // a device address; a byte offset in the slot
+	int64_t row, head; // bytes from one to the next
+	uint32_t rows, heads, units, unit;
+};
+
+// A request whose payload comes from the GPU's memory, and the wait for older ones.
+#define GPU_INGEST_PARTS 3u
+struct gpu_ingest {
+	struct gpu_queue queue;
+	uint64_t state, report; // struct gpu_ingest_state, struct gpu_ingest_report
+	uint64_t number;        // of this kernel
+	struct mpig_sqe entry;
+	struct mpig_slot_header header;
+	struct gpu_part part[GPU_INGEST_PARTS];
+	uint32_t slot;                   // MPIG_NO_SLOT: there is no request
+	uint32_t wait_first, wait_slots; // slots that are waited for after it
+	uint32_t reserved;
+};
+
 struct gpu_wait {
 	struct gpu_queue queue;
 	uint32_t first_slot, slots;

@@ -10,6 +10,7 @@ typedef struct CUctx_st *CUcontext;
 typedef struct CUmod_st *CUmodule;
 typedef struct CUfunc_st *CUfunction;
 typedef void *CUstream;
+typedef struct CUevent_st *CUevent;
 typedef uint64_t CUdeviceptr;
 typedef int CUdevice;
 
@@ -24,6 +25,7 @@ enum {
 	CU_ATTRIBUTE_MINOR = 76,
 	CU_STREAM_NON_BLOCKING = 1,
 	CU_WAIT_GEQ = 0,
+	CU_EVENT_DISABLE_TIMING = 2,
 	CU_FUNCTION_REGISTERS = 4,
 };
 
@@ -59,8 +61,14 @@ enum {
 	X(from_device, "cuMemcpyDtoH_v2", (void *to, CUdeviceptr from, size_t bytes))                                            \
 	X(fill, "cuMemsetD8_v2", (CUdeviceptr p, unsigned char value, size_t bytes))                                             \
 	X(stream_create, "cuStreamCreate", (CUstream * stream, unsigned flags))                                                  \
+	X(stream_create_with, "cuStreamCreateWithPriority", (CUstream * stream, unsigned flags, int priority))                   \
+	X(stream_priorities, "cuCtxGetStreamPriorityRange", (int *least, int *greatest))                                         \
 	X(stream_destroy, "cuStreamDestroy_v2", (CUstream stream))                                                               \
 	X(stream_query, "cuStreamQuery", (CUstream stream))                                                                      \
+	X(stream_after, "cuStreamWaitEvent", (CUstream stream, CUevent event, unsigned flags))                                   \
+	X(event_create, "cuEventCreate", (CUevent * event, unsigned flags))                                                      \
+	X(event_record, "cuEventRecord", (CUevent event, CUstream stream))                                                       \
+	X(event_destroy, "cuEventDestroy_v2", (CUevent event))                                                                   \
 	X(stream_wait, "cuStreamWaitValue32_v2", (CUstream stream, CUdeviceptr p, uint32_t value, unsigned flags))               \
 	X(stream_write, "cuStreamWriteValue32_v2", (CUstream stream, CUdeviceptr p, uint32_t value, unsigned flags))
 

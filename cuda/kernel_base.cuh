@@ -43,6 +43,10 @@ DEVICE void store_word(uint64_t *p, uint64_t v)
 {
 	asm volatile("st.relaxed.sys.global.u64 [%0], %1;" : : "l"(p), "l"(v) : "memory");
 }
+DEVICE void store_pair(uint64_t *p, const uint64_t *words)
+{
+	asm volatile("st.global.v2.u64 [%0], {%1, %2};" : : "l"(p), "l"(words[0]), "l"(words[1]) : "memory");
+}
 DEVICE uint64_t clock_ns(void)
 {
 	uint64_t t;

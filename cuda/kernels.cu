@@ -9,3 +9,5 @@
 #include "cuda/kernel_merge.cuh"
 
 #include "cuda/kernel_window.cuh"
+
+#include "cuda/kernel_ingest.cuh"

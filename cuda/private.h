@@ -31,7 +31,7 @@ struct mpig_cuda {
 	bool ready; // attached: the state on the GPU means something
 	CUmodule module;
 	struct {
-		CUfunction sign, submit, window, wait, merge, merge_fused, rounds;
+		CUfunction sign, submit, window, wait, merge, merge_fused, rounds, ingest;
 	} kernel;
 	struct gpu_queue args;     // what kernels are told of the queue
 	struct gpu_report *report; // pinned

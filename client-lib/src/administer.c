@@ -41,13 +41,10 @@ static int take_clients(mpig_client *c, uint64_t *cursor, struct mpig_client_inf
 	if (page->count > MPIG_CLIENTS_PAGE || c->reply_bytes < sizeof(*page) + page->count * sizeof(*w))
 		return error_set(c, MPIG_EPROTO, "%u clients in %u bytes", page->count, c->reply_bytes);
 	uint32_t n = page->count < max ? page->count : max;
-	size_t stride = infos->size;
 	for (uint32_t i = 0; i < n; i++) {
 		struct mpig_client_info known;
-		uint8_t *place = (uint8_t *)infos + i * stride;
 		client_from_wire(&w[i], &known);
-		memcpy(place, &stride, sizeof(stride));
-		int rc = options_return(c, "mpig_client_info", place, &known, sizeof(known));
+		int rc = options_return_at(c, "mpig_client_info", infos, i, &known, sizeof(known));
 		if (rc)
 			return rc;
 	}

@@ -209,11 +209,8 @@ static int take_heads(mpig_client *c, uint32_t *first, struct mpig_head *heads, 
 		return error_set(c, MPIG_EPROTO, "%u of %u heads in %u bytes", page->count, page->total, c->reply_bytes);
 	for (uint32_t i = 0; i < page->count && *first + i < max; i++) {
 		struct mpig_head known;
-		size_t stride = heads->size;
-		uint8_t *place = (uint8_t *)heads + (*first + i) * stride;
 		head_from_wire(&w[i], &known);
-		memcpy(place, &stride, sizeof(stride));
-		int rc = options_return(c, "mpig_head", place, &known, sizeof(known));
+		int rc = options_return_at(c, "mpig_head", heads, *first + i, &known, sizeof(known));
 		if (rc)
 			return rc;
 	}
@@ -288,13 +285,10 @@ static int take_page(mpig_client *c, uint64_t *cursor, struct mpig_context_info 
 	if (page->count > MPIG_LIST_PAGE || c->reply_bytes < sizeof(*page) + page->count * sizeof(*w))
 		return error_set(c, MPIG_EPROTO, "a list of %u contexts in %u bytes", page->count, c->reply_bytes);
 	uint32_t n = page->count < max ? page->count : max;
-	size_t stride = infos->size; // the caller's records may be of another age than ours
 	for (uint32_t i = 0; i < n; i++) {
 		struct mpig_context_info known;
-		uint8_t *place = (uint8_t *)infos + i * stride;
 		info_from_wire(&w[i], &known);
-		memcpy(place, &stride, sizeof(stride));
-		int rc = options_return(c, "mpig_context_info", place, &known, sizeof(known));
+		int rc = options_return_at(c, "mpig_context_info", infos, i, &known, sizeof(known));
 		if (rc)
 			return rc;
 	}

@@ -106,7 +106,6 @@ static int take_page(mpig_client *c, struct mpig_saved_info *infos, uint32_t max
 	if (page->count > MPIG_LIST_PAGE || c->reply_bytes < sizeof(*page) + page->count * sizeof(*w))
 		return error_set(c, MPIG_EPROTO, "a list of %u saved contexts in %u bytes", page->count, c->reply_bytes);
 	uint32_t n = page->count < max ? page->count : max;
-	size_t stride = infos->size;
 	for (uint32_t i = 0; i < n; i++) {
 		struct mpig_saved_info known = {
 			.committed = w[i].committed,
@@ -121,11 +120,9 @@ static int take_page(mpig_client *c, struct mpig_saved_info *infos, uint32_t max
 			.ttl_erase = w[i].policy.flags & MPIG_POLICY_ERASE,
 			.pinned_until_ns = w[i].policy.pinned_until_ns,
 		};
-		uint8_t *place = (uint8_t *)infos + i * stride;
 		memcpy(known.name, w[i].name, sizeof(known.name) - 1);
 		memcpy(known.fingerprint, w[i].fingerprint, sizeof(known.fingerprint));
-		memcpy(place, &stride, sizeof(stride));
-		int rc = options_return(c, "mpig_saved_info", place, &known, sizeof(known));
+		int rc = options_return_at(c, "mpig_saved_info", infos, i, &known, sizeof(known));
 		if (rc)
 			return rc;
 	}

@@ -113,6 +113,17 @@ int options_return(const mpig_client *client, const char *name, void *given, con
 	return MPIG_OK;
 }
 
+int options_return_at(const mpig_client *client, const char *name, void *array, size_t i, const void *known, size_t bytes)
+{
+	size_t stride;
+	int rc = options_size(client, name, array, &stride);
+	if (rc)
+		return rc;
+	uint8_t *place = (uint8_t *)array + i * stride;
+	memcpy(place, &stride, sizeof(stride));
+	return options_return(client, name, place, known, bytes);
+}
+
 uint64_t now_ns(void)
 {
 	struct timespec t;

@@ -8,6 +8,7 @@
 //   context.c  spec.c    handles, leases, reopening; specs
 //   catalog.c            contexts by name
 //   administer.c         connections, quotas, draining
+//   trace.c              recording queries
 //   client.c             connection, reconnection, daemon-wide calls
 //   control.c  error.c   datagrams and tags; texts, option structs
 //
@@ -125,6 +126,8 @@ void error_clear(const mpig_client *client);
 int options_copy(const mpig_client *client, const char *name, const void *given, void *known, size_t bytes);
 // The other way: writes min(caller's size, bytes), leaving the caller's size field alone.
 int options_return(const mpig_client *client, const char *name, void *given, const void *known, size_t bytes);
+// The same for element `i` of the caller's array, whose first element tells the size of all.
+int options_return_at(const mpig_client *client, const char *name, void *array, size_t i, const void *known, size_t bytes);
 uint64_t now_ns(void);
 uint64_t deadline_in(int timeout_ms); // negative: NO_DEADLINE
 

@@ -178,6 +178,105 @@ MPIG_API int mpig_cuda_wait(mpig_cuda *gpu, mpig_cuda_stream stream, unsigned sl
  * kernel; ns [count]. Nothing may be in flight; synchronises the context. Errors: a failure's status (then as after any failure). */
 MPIG_API int mpig_cuda_round_trips(mpig_cuda *gpu, unsigned count, float *ns);
 
+/* ---- prefill: rows of the GPU into the daemon ------------------------------------------------------------------------ */
+/* K and V of a layer go into the staging slots of a queue while the GPU computes the next layer: a kernel on a stream of the ingest's own
+ * writes them over the bus, in the layout the daemon takes, and publishes the append. No host thread takes part, and nothing is copied
+ * twice on the way.
+ *
+ *     mpig_cuda_ingest_create(client, NULL, &ingest);
+ *     for each chunk of the prompt:
+ *         for each layer:  ... kernels that compute K and V, on `stream` ...
+ *                          ticket = mpig_cuda_ingest_layer(ingest, context, &rows, stream);
+ *                          ... and before K and V are overwritten, by the next chunk or layer:
+ *                          mpig_cuda_ingest_release(ingest, ticket, stream);    // the stream waits until they have been read
+ *         mpig_cuda_ingest_commit(ingest, context, position, count, tokens, 0);  // MPIG_COMMIT_SEAL with the last one
+ *     mpig_cuda_ingest_finish(ingest, &report);                                  // waits until all of it is committed
+ *
+ * Back-pressure. A slot is used again when the daemon has taken its rows; until then the ingest's stream waits, and nothing else does. What
+ * computes is held up only where it asks by mpig_cuda_ingest_release, and the host only where it is 64 slots ahead of the copies: then
+ * mpig_cuda_ingest_layer waits. A daemon that is slow is no failure; one that answers nothing at all for timeout_ms is.
+ *
+ * Failure. The first one is kept, nothing after it reaches the daemon, and all calls but failure, recover and destroy answer it. What was
+ * committed stays, and nothing is half committed: rows without their commit are written again or forgotten. After mpig_cuda_ingest_recover
+ * mpig_context_committed says how far each context is; go on from there.
+ *
+ * Threads. An ingest belongs to one thread at a time, and to the CUDA context that was current when it was made. While it has rows of a
+ * context under way, nobody else may append to that context, commit or truncate it. */
+typedef struct mpig_cuda_ingest mpig_cuda_ingest;
+
+struct mpig_cuda_ingest_options {
+	size_t size;
+	size_t slot_bytes; /* of a staging slot: what one append carries; 0 = 8 MiB. At least a row of the widest layer */
+	unsigned slots;    /* 2 to 64; 0 = 4. slots * slot_bytes of host memory are registered */
+	int timeout_ms;    /* longest time in which the daemon answers nothing; 0 = 30000, at most 60000 */
+	unsigned blocks;   /* of the kernel that copies, 256 threads each; 0 = 32, at most 1024 */
+};
+/* Makes a queue of the client's, attaches the current CUDA context to it (the primary one of device 0 if there is none), and a stream.
+ * Errors: those of mpig_queue_create and mpig_cuda_attach. *ingest is the caller's until mpig_cuda_ingest_destroy, before
+ * mpig_disconnect. */
+MPIG_API int mpig_cuda_ingest_create(mpig_client *client, const struct mpig_cuda_ingest_options *options,
+                                     mpig_cuda_ingest **ingest);
+/* Waits for what is under way, at most timeout_ms without an answer. Rows that were not committed are as after a client's end. NULL is
+ * allowed. */
+MPIG_API void mpig_cuda_ingest_destroy(mpig_cuda_ingest *ingest);
+
+struct mpig_cuda_rows { /* some tokens' K and V of one layer, in the GPU's memory */
+	size_t size;
+	int layer;
+	int dtype;             /* of k, v and queries: MPIG_BF16, MPIG_F16, MPIG_F32 */
+	uint64_t first, count; /* tokens first .. first + count - 1 of the context */
+	uint64_t k, v;         /* device addresses of token `first`, KV head 0; the elements of a head are contiguous */
+	int64_t k_row,
+		k_head; /* strides from token to token and from head to head, in elements; 0 and 0: [count][kv_heads][d_k] */
+	int64_t v_row, v_head; /* 0 and 0: [count][kv_heads][d_v] */
+	uint64_t queries; /* the layer's last query_count queries, which set the balance when the prefill is sealed; 0: none */
+	unsigned query_count;
+	int64_t q_row, q_head; /* 0 and 0: [query_count][query_heads][d_k] */
+};
+/* Rows of a layer, as what is on `stream` before leaves them. Returns without waiting for them: a ticket > 0 for release and released, or a
+ * negative status. Positions are as in mpig_append. Errors: MPIG_EINVAL (dtype, layer, strides, addresses), MPIG_ERANGE (tokens), MPIG_ELIMIT
+ * (the slots are too small: the text says what is needed), MPIG_ENOTSUP (layer not global), MPIG_EIO, and a failure noted before. */
+MPIG_API int64_t mpig_cuda_ingest_layer(mpig_cuda_ingest *ingest, mpig_context *context, const struct mpig_cuda_rows *rows,
+                                        mpig_cuda_stream stream);
+/* May K, V and queries of a ticket, and of those before it, be overwritten? `stream` waits until they may be, without the host: what is
+ * launched on it from now on may write them. */
+MPIG_API int mpig_cuda_ingest_release(mpig_cuda_ingest *ingest, int64_t ticket, mpig_cuda_stream stream);
+/* The same asked by the host: 1 yes, 0 not yet, or a failure (after which they may be once the stream of the ingest is through:
+ * mpig_cuda_ingest_recover). */
+MPIG_API int mpig_cuda_ingest_released(mpig_cuda_ingest *ingest, int64_t ticket);
+/* Commits tokens [position, position + count) behind the appends before it, as mpig_commit does: all global layers must have been given up
+ * to there. Returns without waiting; token ids are copied. */
+MPIG_API int mpig_cuda_ingest_commit(mpig_cuda_ingest *ingest, mpig_context *context, uint64_t position, uint64_t count,
+                                     const uint32_t *tokens, int flags);
+
+struct mpig_cuda_ingest_report { /* since the ingest was made, recovered, or finished before */
+	size_t size;
+	uint64_t rows, bytes; /* a token of a layer is a row; bytes over the bus, of K, V, queries and token ids */
+	uint64_t appends, commits;
+	uint64_t elapsed_ns; /* from the first call to the last answer */
+	uint64_t copy_ns;    /* rows were on the bus */
+	uint64_t wait_ns;    /* the stream waited for the daemon: for a slot, and at the end for the last answers */
+	uint64_t service_ns; /* of all requests, from claim to answer, by the daemon's clock */
+};
+/* Waits until the daemon has answered everything. Then mpig_context_committed of the contexts is up to date. *report (may be NULL) is
+ * written on success. Errors: the failure, which mpig_cuda_ingest_failure describes. */
+MPIG_API int mpig_cuda_ingest_finish(mpig_cuda_ingest *ingest, struct mpig_cuda_ingest_report *report);
+
+struct mpig_cuda_ingest_failure {
+	size_t size;
+	int status; /* MPIG_ETIMEDOUT: no answer for timeout_ms; MPIG_ERETRY: the daemon is gone; MPIG_ESHUTDOWN: it closed the queue; MPIG_EIO:
+	               CUDA failed; or an answer: MPIG_EQUOTA, MPIG_ENOSPC, MPIG_ENAN, MPIG_ERANGE, MPIG_ELEASE, MPIG_ELOST .. */
+	int layer;             /* of the request; -1: a commit, or none */
+	uint64_t first, count; /* its tokens */
+	mpig_context *context; /* NULL: the failure is nobody's request */
+};
+/* As mpig_cuda_failure: the failure's status, or 0; it also asks whether the daemon lives. */
+MPIG_API int mpig_cuda_ingest_failure(mpig_cuda_ingest *ingest, struct mpig_cuda_ingest_failure *failure);
+/* After a failure: waits for the GPU and for what the daemon still works on, or goes over to the next daemon. 0, or 1 as mpig_cuda_begin;
+ * mpig_context_committed of the contexts is up to date, and what was given beyond that is to be given again. May be repeated after
+ * MPIG_ETIMEDOUT (the daemon still works on a request) and MPIG_ENODAEMON. */
+MPIG_API int mpig_cuda_ingest_recover(mpig_cuda_ingest *ingest);
+
 #ifdef __cplusplus
 }
 #endif

@@ -85,8 +85,8 @@ struct attend {
 	uint32_t pilots;                 // pilots of one token of a KV head, each for a part of its query heads
 	uint64_t *turn;                  // [kv_heads] of heads_turn; UINT64_MAX: nobody looks
 	bool upper;                      // through upper layers where there are some
-	uint32_t *unit_span;             // ... [main units] a unit's first span
 	struct upper_query *upper_query; // ... [kv_heads][queries]
+	uint32_t *unit_span;             // signature: [main units + 1] a unit's first span
 	uint16_t *bucket;                // tables: [kv_heads][queries][L]
 	struct hash_set *hashes;
 	float *score;     // ranked: [kv_heads][queries][rows]
@@ -103,9 +103,9 @@ struct attend {
 struct append {
 	const struct layer *layer;
 	uint64_t position;
-	uint32_t count;
-	float *k, *v;   // [kv_heads][count][d]
-	float *queries; // [query_count][query_heads][d_k]
+	uint32_t count, dtype;
+	const uint8_t *k, *v; // [count][kv_heads][d] of dtype, where the client may write
+	float *queries;       // [query_count][query_heads][d_k]
 	float *signs;
 };
 

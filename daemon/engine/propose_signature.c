@@ -101,14 +101,38 @@ static void signature_span(struct job *j, uint32_t g, uint32_t unit, uint32_t r0
 	}
 }
 
-// All spans of a segment that has an upper layer, which this batch of queries is too wide for.
-static void signature_segment(struct job *j, uint32_t g, uint32_t unit, uint32_t r0, uint32_t heads, uint32_t begin, uint32_t end,
-                              struct unit_memory *m)
+// Every query of a unit's spans, which are scanned.
+static void signature_spans(struct job *j, uint32_t g, uint32_t unit, struct unit_memory *m)
+{
+	struct attend *a = &j->attend;
+	const uint32_t batch = signature_batch(a), begin = a->unit_span[unit], end = a->unit_span[unit + 1];
+	const bool merge = end - begin > 1;
+	for (uint32_t r = 0; merge && r < a->queries; r++)
+		attn_partial_clear(attend_partial(a, g, unit, r), a->layer->shape.d_v);
+	for (uint32_t s = begin; s < end; s++) {
+		const struct span *span = &a->view.strip[g].spans[s];
+		struct row_set set = {0};
+		uint32_t scanned = 0;
+		for (uint32_t t = 0; t < a->tokens; t++) {
+			uint32_t visible = attend_visible(a, t * a->group_heads, span->first, span->n);
+			scanned = visible > scanned ? visible : scanned;
+			for (uint32_t i0 = 0; i0 < a->group_heads; i0 += batch) {
+				uint32_t heads = a->group_heads - i0 < batch ? a->group_heads - i0 : batch;
+				signature_span(j, g, unit, t * a->group_heads + i0, heads, span, m, merge, &set);
+			}
+		}
+		uint64_t rows = row_set_count(&set);
+		attend_count(a, rows, rows * a->layer->rows.stride + scanned * attend_code_bytes(a, g));
+	}
+}
+
+// A segment whose upper layer tells this batch of queries nothing.
+static void signature_segment(struct job *j, uint32_t g, uint32_t unit, uint32_t r0, uint32_t heads, struct unit_memory *m)
 {
 	struct attend *a = &j->attend;
 	for (uint32_t i = 0; i < heads; i++)
 		attn_partial_clear(attend_partial(a, g, unit, r0 + i), a->layer->shape.d_v);
-	for (uint32_t s = begin; s < end; s++) {
+	for (uint32_t s = a->unit_span[unit]; s < a->unit_span[unit + 1]; s++) {
 		const struct span *span = &a->view.strip[g].spans[s];
 		struct row_set set = {0};
 		signature_span(j, g, unit, r0, heads, span, m, true, &set);
@@ -117,43 +141,67 @@ static void signature_segment(struct job *j, uint32_t g, uint32_t unit, uint32_t
 	}
 }
 
+static void signature_upper(struct job *j, uint32_t g, uint32_t unit, struct unit_memory *m)
+{
+	struct attend *a = &j->attend;
+	const uint32_t batch = signature_batch(a);
+	for (uint32_t t = 0; t < a->tokens; t++)
+		for (uint32_t i0 = 0; i0 < a->group_heads; i0 += batch) {
+			uint32_t r0 = t * a->group_heads + i0, heads = a->group_heads - i0 < batch ? a->group_heads - i0 : batch;
+			if (!upper_attend(j, g, unit, r0, heads, m->upper))
+				signature_segment(j, g, unit, r0, heads, m);
+		}
+}
+
 static int signature_main(struct job *j, uint32_t g, uint32_t unit, struct engine_scratch *s)
 {
 	struct attend *a = &j->attend;
-	uint32_t begin, end;
-	bool upper = upper_unit_spans(a, unit, &begin, &end);
-	const struct span *span = &a->view.strip[g].spans[begin];
+	const uint32_t first = a->unit_span[unit];
+	const struct span *span = &a->view.strip[g].spans[first];
 	if (!span->codes) // exact: verified answers have it from the first sample
 		return a->delta > 0 && !a->measuring ? 0 : attend_span(j, g, unit, span, s);
-	const uint32_t batch = signature_batch(a);
 	struct unit_memory memory;
 	int status = unit_memory(j, s, &memory);
 	if (status)
 		return status;
-	struct row_set set = {0};
-	uint32_t scanned = 0;
-	for (uint32_t t = 0; t < a->tokens; t++) {
-		uint32_t visible = attend_visible(a, t * a->group_heads, span->first, span->n);
-		scanned = visible > scanned ? visible : scanned;
-		for (uint32_t i0 = 0; i0 < a->group_heads; i0 += batch) {
-			uint32_t r0 = t * a->group_heads + i0;
-			uint32_t heads = a->group_heads - i0 < batch ? a->group_heads - i0 : batch;
-			if (!upper)
-				signature_span(j, g, unit, r0, heads, span, &memory, false, &set);
-			else if (!upper_attend(j, g, unit, r0, heads, memory.upper))
-				signature_segment(j, g, unit, r0, heads, begin, end, &memory);
-		}
-	}
-	if (upper)
-		return 0; // counted there
-	uint64_t rows = row_set_count(&set);
-	attend_count(a, rows, rows * a->layer->rows.stride + scanned * attend_code_bytes(a, g));
+	if (upper_through(a, first))
+		signature_upper(j, g, unit, &memory);
+	else
+		signature_spans(j, g, unit, &memory);
 	return 0;
+}
+
+// The end of the unit that begins with a span: a segment that is looked at through its upper layer; or spans to be scanned, as many as have
+// the rows of the largest block together, since blocks of a context that grew by decoding or by small appends are small, and each unit costs
+// a partial result and a start. A verified answer keeps notes about each span.
+static uint32_t unit_end(const struct attend *a, uint32_t first)
+{
+	const struct span *s = a->view.strip[0].spans;
+	if (upper_through(a, first))
+		return a->view.strip[0].uppers[s[first].upper].span_end;
+	uint32_t end = first + 1, rows = s[first].n;
+	if (!s[first].codes || a->delta > 0)
+		return end;
+	while (end < a->view.span_count && s[end].codes && s[end].n <= BLOCK_MAX_ROWS - rows && !upper_through(a, end))
+		rows += s[end++].n;
+	return end;
+}
+
+// Counts units; first [units + 1]: where each begins, and the end; NULL: only counts.
+static uint32_t cut_units(const struct attend *a, uint32_t *first)
+{
+	uint32_t n = 0, span = 0;
+	for (; span < a->view.span_count; span = unit_end(a, span), n++)
+		if (first)
+			first[n] = span;
+	if (first)
+		first[n] = span;
+	return n;
 }
 
 static uint32_t signature_units(const struct attend *a)
 {
-	return a->upper ? upper_units(a, NULL) : a->view.span_count;
+	return cut_units(a, NULL);
 }
 
 int signature_check(struct job *j, const struct layer *layer)
@@ -172,10 +220,9 @@ void signature_carve(struct job *j, struct carve *c)
 	a->signature = carve(c, all, a->layer->d_pad);
 	a->sig = carve(c, all, sizeof(struct sig_query));
 	a->turn = carve(c, s->kv_heads, sizeof(uint64_t));
-	if (a->upper) {
-		a->unit_span = carve(c, a->main_units, sizeof(*a->unit_span));
+	a->unit_span = carve(c, (uint64_t)a->main_units + 1, sizeof(*a->unit_span));
+	if (a->upper)
 		a->upper_query = carve(c, all, sizeof(*a->upper_query));
-	}
 	if (a->error_target > 0 && !(a->delta > 0)) {
 		a->ratio = carve(c, s->kv_heads, sizeof(float));
 		a->predicted = carve(c, all, sizeof(float));
@@ -192,8 +239,7 @@ int signature_prepare(struct job *j)
 {
 	struct attend *a = &j->attend;
 	sig_signs(context_seed(j->request.context), 0, 0, a->layer->d_pad, a->signs);
-	if (a->upper)
-		(void)upper_units(a, a->unit_span);
+	(void)cut_units(a, a->unit_span);
 	if (a->ratio)
 		ratio_take(j->request.context, a->layer, a->tokens == 1, a->position, a->ratio);
 	uint32_t each = (j->engine->workers + a->layer->shape.kv_heads - 1) / a->layer->shape.kv_heads;
@@ -226,5 +272,6 @@ const struct proposal verified_proposal = {.ops = {.pre = signature_pre,
                                            .estimates = true,
                                            .pre_units = signature_pre_units,
                                            .check = signature_check,
+                                           .main_units = signature_units,
                                            .carve = signature_carve,
                                            .prepare = signature_prepare};

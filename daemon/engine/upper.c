@@ -19,36 +19,15 @@ static const uint32_t CHAIN = (1u << SIG_CHOOSE_BITS) - 1;
 // ---- units -----------------------------------------------------------------------------------------------------------
 
 // A segment is worth it if most of it is in the range.
-static bool through_upper(const struct attend *a, const struct span *span)
+bool upper_through(const struct attend *a, uint32_t span)
 {
-	if (span->upper == UINT32_MAX)
+	const struct span *s = &a->view.strip[0].spans[span];
+	if (!a->upper || s->upper == UINT32_MAX)
 		return false;
-	const struct table_view *u = &a->view.strip[0].uppers[span->upper];
+	const struct table_view *u = &a->view.strip[0].uppers[s->upper];
 	uint64_t end = u->first + u->rows < a->view.end ? u->first + u->rows : a->view.end;
 	uint64_t begin = u->first > a->view.begin ? u->first : a->view.begin;
 	return end > begin && 2 * (end - begin) >= u->rows;
-}
-
-static uint32_t unit_end(const struct attend *a, uint32_t span)
-{
-	const struct span *s = &a->view.strip[0].spans[span];
-	return through_upper(a, s) ? a->view.strip[0].uppers[s->upper].span_end : span + 1;
-}
-
-uint32_t upper_units(const struct attend *a, uint32_t *first)
-{
-	uint32_t n = 0;
-	for (uint32_t span = 0; span < a->view.span_count; span = unit_end(a, span), n++)
-		if (first)
-			first[n] = span;
-	return n;
-}
-
-bool upper_unit_spans(const struct attend *a, uint32_t unit, uint32_t *begin, uint32_t *end)
-{
-	*begin = a->upper ? a->unit_span[unit] : unit;
-	*end = a->upper ? unit_end(a, *begin) : unit + 1;
-	return a->upper && through_upper(a, &a->view.strip[0].spans[*begin]);
 }
 
 // ---- queries ---------------------------------------------------------------------------------------------------------
@@ -335,10 +314,9 @@ bool upper_attend(struct job *j, uint32_t g, uint32_t unit, uint32_t r0, uint32_
 {
 	struct attend *a = &j->attend;
 	struct look l = {.j = j, .a = a, .g = g, .unit = unit, .r0 = r0, .heads = heads};
-	uint32_t begin, end;
-	(void)upper_unit_spans(a, unit, &begin, &end);
+	uint32_t begin = a->unit_span[unit];
 	l.span = &a->view.strip[g].spans[begin];
-	l.spans = end - begin;
+	l.spans = a->unit_span[unit + 1] - begin;
 	const struct table_view *view = &a->view.strip[g].uppers[l.span->upper];
 	const struct span *last = &l.span[l.spans - 1];
 	uint64_t limit = a->limit[attend_token(a, r0)];

@@ -11,11 +11,8 @@ struct upper_query {
 	float zero, per_spread;
 };
 
-// The units of a request that goes through upper layers: one for all spans of a segment that has one, one for each other span.
-// first [units]: the first span of each; NULL: only counts.
-uint32_t upper_units(const struct attend *a, uint32_t *first);
-// Spans [*begin, *end) of a unit; true: through the upper layer.
-bool upper_unit_spans(const struct attend *a, uint32_t unit, uint32_t *begin, uint32_t *end);
+// Whether the span's segment is looked at through its upper layer, in one unit.
+bool upper_through(const struct attend *a, uint32_t span);
 
 // Sets upper_query for queries [from, to) of a KV head, which are signed.
 void upper_prepare(struct job *j, uint32_t g, uint32_t from, uint32_t to);

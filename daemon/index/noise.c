@@ -1,6 +1,7 @@
 #include <math.h>
 #include <pthread.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 
 #include "daemon/base/rng.h"
 #include "daemon/index/index.h"
@@ -12,9 +13,11 @@ static float *noise;
 
 static void noise_build(void)
 {
-	float *table = malloc((NOISE_ENTRIES + (size_t)NOISE_WRAP) * sizeof(float));
+	const size_t huge = (size_t)2 << 20, bytes = (NOISE_ENTRIES + (size_t)NOISE_WRAP) * sizeof(float);
+	float *table = aligned_alloc(huge, (bytes + huge - 1) & ~(huge - 1));
 	if (!table)
 		return;
+	(void)madvise(table, bytes & ~(huge - 1), MADV_HUGEPAGE); // read at other places by each unit of a scan; best effort
 	for (uint32_t j = 0; j < NOISE_ENTRIES; j++)
 		table[j] = (float)-log((j + .5) / NOISE_ENTRIES);
 	struct rng rng = {UINT64_C(0x6d61676963706967)}; // fixed: the table is the same in every daemon

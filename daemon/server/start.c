@@ -144,7 +144,8 @@ static int start_memory(struct server *s, uint32_t workers)
 	                                .budget_floor = o->engine.budget_floor,
 	                                .budget_cap = o->engine.budget_cap,
 	                                .default_budget = o->engine.default_budget,
-	                                .workers = workers};
+	                                .workers = workers,
+	                                .upper_rows = o->engine.upper_rows};
 	int status = open_store(s);
 	engine.store = s->store;
 	if (status == MPIG_OK)
@@ -258,6 +259,11 @@ static int start_loop(struct server *s)
 
 static int start_workers(struct server *s, uint32_t count, const cpu_set_t *cpus)
 {
+	s->recordings = recordings_create();
+	if (!s->recordings) {
+		log_error("cannot start workers: no memory");
+		return -1;
+	}
 	struct workers_options options = {
 		.count = count,
 		.cpus = *cpus,
@@ -266,6 +272,7 @@ static int start_workers(struct server *s, uint32_t count, const cpu_set_t *cpus
 		.look_ns = s->options.workers.look_ns,
 		.uring = strcmp(loop_backend_name(s->loop), "io_uring") == 0,
 		.engine = s->engine,
+		.recordings = s->recordings,
 		.stats = s->stats.stats->worker,
 		.control_fd = s->control_fd,
 	};
@@ -369,6 +376,7 @@ void server_stop(struct server *s)
 			server_free_queue(s, q);
 		}
 		workers_destroy(s->workers);
+		recordings_destroy(s->recordings);
 		engine_destroy(s->engine);
 		store_destroy(s->store);
 	}

@@ -94,6 +94,27 @@ static void add_spans(const struct builder *v, const struct segment *seg, const 
 	v->view->span_count++;
 }
 
+// A block's offsets of rows and codes are read for one layer a request, and by then are in no cache: they are asked for together.
+static void fetch_blocks(const struct builder *v, const struct segment_record *r, const struct generation_record *g, uint32_t lo,
+                         uint32_t hi)
+{
+	const struct layer *l = v->layer;
+	uint32_t blocks = load_word32(&r->block_count), last = l->first_strip + l->shape.kv_heads - 1;
+	for (uint32_t b = 0; b < blocks && relaxed32(&r->block[b].first_row) < hi; b++) {
+		if (relaxed32(&r->block[b].first_row) + relaxed32(&r->block[b].rows) <= lo)
+			continue;
+		struct block_record *record = (void *)(v->base + load_word(&r->block[b].offset));
+		uint64_t code_block = g && l->code_bytes_per_row ? load_word(&g->code_block[b]) : 0;
+		__builtin_prefetch(&block_rows(record)[l->first_strip]);
+		__builtin_prefetch(&block_rows(record)[last]);
+		if (!code_block)
+			continue;
+		const uint64_t *codes = code_offsets((void *)(v->base + code_block));
+		__builtin_prefetch(&codes[l->first_strip]);
+		__builtin_prefetch(&codes[last]);
+	}
+}
+
 // False: the segment holds less than was committed a moment ago: a truncation went by.
 static bool add_segment(const struct builder *v, uint32_t i, uint64_t begin, uint64_t end)
 {
@@ -110,6 +131,7 @@ static bool add_segment(const struct builder *v, uint32_t i, uint64_t begin, uin
 		add_tables(v, v->snap->ref[i].first, g);
 	if (upper)
 		add_uppers(v, v->snap->ref[i].first, g);
+	fetch_blocks(v, r, g, lo, hi);
 	for (uint32_t b = 0; b < blocks && lo < hi; b++) {
 		uint32_t first = relaxed32(&r->block[b].first_row), rows = relaxed32(&r->block[b].rows);
 		if (first + rows <= lo)

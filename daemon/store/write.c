@@ -6,7 +6,7 @@
 
 #include "daemon/store/internal.h"
 
-#define BULK_ROWS 64u // appends of fewer rows are decoding: their blocks grow more slowly
+#define BULK_ROWS 16u // appends of fewer rows are decoding: their blocks grow more slowly. Clients cut large ones to their slots
 #define DECODE_MAX_ROWS 1024u
 #define FRUGAL_ROWS 256u // of a block at least, once a segment is as long, where memory is short
 // A segment's first so many get no codes while they are few: a page of codes for each head would be most of what a branch costs.

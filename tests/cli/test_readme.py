@@ -67,8 +67,20 @@ def test_pipeline_example(daemon):
     drop_everything(daemon)
 
 
+def test_two_batches_example(daemon):
+    """Over the driver without a GPU, whose streams run at once: that it runs and cleans up is all that can be said here."""
+    program = EXAMPLES.parent / "tests" / "gpu" / "examples" / "two_batches"
+    if not program.exists():
+        pytest.skip(f"{program} is not built")
+    text = run(daemon, str(program), "300", "1", "2")
+    assert re.search(r"in turn +\S+ ms a step, .*\nside by side +\S+ ms a step, the GPU is idle", text)
+    assert daemon.ctl("ls", "-1").stdout == ""
+    assert "numbers above 0" in subprocess.run([program, "0"], capture_output=True, text=True).stderr
+
+
 def test_every_example_is_tested():
     assert {path.stem for path in (ROOT / "client-lib/examples").glob("*.c")} == {"first", "share", "pipeline"}
+    assert {path.stem for path in (ROOT / "cuda/examples").glob("*.c")} == {"two_batches"}
 
 
 def test_every_path_in_the_readme_exists():

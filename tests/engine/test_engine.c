@@ -677,6 +677,57 @@ START_TEST(decode_appends_join_the_index)
 }
 END_TEST
 
+// Appends of few rows make small blocks; those are scanned in units of as many rows as a large block has.
+START_TEST(small_blocks_share_a_unit)
+{
+	enum { N = 8192, PIECE = 15, T = 3, FROM = 7000, UNITS = 2 };
+	struct rows r = make_rows(N, 67);
+	struct mpig_wire_layer layer = indexed_layer(MPIG_BF16);
+	layer.paper_k = layer.paper_l = 0;
+	struct context *c = fixture_context(&f, "small", &layer, 1, 7);
+	size_t row = (size_t)KV_HEADS * D;
+	for (uint32_t i = 0, n; i < N; i += n) {
+		n = N - i < PIECE ? N - i : PIECE;
+		ck_assert_int_eq(fixture_append(&f, c, 0, i, n, r.k + i * row, r.v + i * row, NULL, 0).status, 0);
+	}
+	ck_assert_int_eq(fixture_commit(&f, c, 0, N, true).status, 0);
+	struct layer_view view;
+	ck_assert_int_eq(layer_view_get(f.store, c, 0, 0, N, &view), 0);
+	ck_assert_uint_gt(view.span_count, 4 * UNITS);
+	layer_view_free(f.store, &view);
+
+	float q[T * QUERY_HEADS * D];
+	fill_normal(q, sizeof(q) / 4, 3, 2.f);
+	struct mpig_slot_header header = {.causal_base = FROM, .query_position = FROM};
+	struct mpig_sqe e = {
+		.count = T, .begin = 0, .end = N, .flags = MPIG_SQE_CAUSAL, .budget = 1, .proposal = MPIG_PROPOSAL_SIGNATURE};
+	struct answer all = fixture_attend(&f, c, &e, &header, q);
+	ck_assert_uint_eq(all.result.units, KV_HEADS * (T + UNITS));
+	ck_assert_uint_eq(all.result.rows_read, (uint64_t)KV_HEADS * (FROM + T - 1)); // by several tokens, but once
+	for (uint32_t t = 0; t < T; t++)
+		for (uint32_t h = 0; h < QUERY_HEADS; h++) {
+			double want[D], lse = reference(&r, q + t * QUERY_HEADS * D, h, 0, FROM + t, .125f, want);
+			size_t at = t * QUERY_HEADS + h;
+			ck_assert_uint_eq(all.rows[at], FROM + t);
+			ck_assert_double_le(relative_error(all.out + at * D, want), 3e-6);
+			ck_assert_double_le(fabs(all.lse[at] - lse), 3e-6);
+		}
+	answer_free(&all);
+
+	e.budget = .02f;
+	struct answer one = fixture_attend(&f, c, &e, &header, q);
+	f.threads = 4;
+	fixture_engine(&f, &(struct engine_options){.workers = 4});
+	struct answer four = fixture_attend(&f, c, &e, &header, q);
+	ck_assert_mem_eq(one.out, four.out, T * QUERY_HEADS * D * 4);
+	ck_assert_mem_eq(one.rows, four.rows, T * QUERY_HEADS * 4);
+	answer_free(&one);
+	answer_free(&four);
+	release(c);
+	free_rows(&r);
+}
+END_TEST
+
 START_TEST(truncate_goes_back_and_on)
 {
 	struct rows r = make_rows(1200, 71), other = make_rows(1200, 72);
@@ -843,6 +894,7 @@ int main(void)
 	tcase_add_loop_test(t, rows_that_heads_share_are_counted_once, 0, 4);
 	tcase_add_test(t, top_k_takes_the_largest_logits);
 	tcase_add_test(t, decode_appends_join_the_index);
+	tcase_add_test(t, small_blocks_share_a_unit);
 	tcase_add_test(t, truncate_goes_back_and_on);
 	tcase_add_test(t, rows_read_back_as_they_were_written);
 	tcase_add_test(t, int8_keys_follow_each_dimension);

@@ -211,6 +211,49 @@ START_TEST(sampling_estimates_the_same_attention)
 }
 END_TEST
 
+// Bytes read for one answer by a daemon with this configuration; the answer is near the whole attention.
+static uint64_t bytes_of_an_answer(const char *config, const struct model_data *m, const float *q)
+{
+	float out[64], lse[1], whole[64], whole_lse[1];
+	struct mpig_attend attend = MPIG_INIT(struct mpig_attend);
+	struct mpig_result result = MPIG_INIT(struct mpig_result), exact = MPIG_INIT(struct mpig_result);
+	teardown();
+	d = test_daemon_start(config);
+	test_client_open(&s, d);
+	mpig_context *x = test_client_create(&s, "x", m);
+	ck_assert_status(test_client_fill(&s, x, m, 0, m->tokens, MPIG_COMMIT_SEAL), MPIG_OK);
+	attend.proposal = MPIG_PROPOSAL_SIGNATURE;
+	attend.budget = 0.005f;
+	attend.q = q;
+	result.out = out;
+	result.lse = lse;
+	ck_assert_status(mpig_attend(s.queue, x, &attend, &result), MPIG_OK);
+	attend.proposal = MPIG_PROPOSAL_DENSE;
+	exact.out = whole;
+	exact.lse = whole_lse;
+	ck_assert_status(mpig_attend(s.queue, x, &attend, &exact), MPIG_OK);
+	ck_assert_float_eq_tol(lse[0], whole_lse[0], 0.5f);
+	return result.bytes_read;
+}
+
+// From engine.upper_rows on a part of the codes is read, groups of rows before them.
+START_TEST(long_ranges_go_through_upper_layers)
+{
+	struct mpig_layer layer = test_client_layer(1, 1, 64);
+	struct model_data m;
+	float q[64];
+	model_data_make(&m, &layer, 1, 20000, 4);
+	model_normal(q, 64, 9);
+	uint64_t plain = bytes_of_an_answer("[engine]\nupper_rows = 0\n", &m, q);
+	uint64_t upper = bytes_of_an_answer("[engine]\nupper_rows = 20000\n", &m, q);
+	uint64_t shorter = bytes_of_an_answer("[engine]\nupper_rows = 20001\n", &m, q);
+	ck_assert_uint_ge(plain, 20000 * 16); // all codes
+	ck_assert_uint_eq(shorter, plain);
+	ck_assert_uint_lt(upper, plain * 3 / 4);
+	model_data_free(&m);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *suite = suite_create("integration/attend");
@@ -222,6 +265,7 @@ int main(void)
 	tcase_add_test(t, parts_merge_to_the_whole);
 	tcase_add_test(t, rows_come_back_as_they_went_in);
 	tcase_add_test(t, sampling_estimates_the_same_attention);
+	tcase_add_test(t, long_ranges_go_through_upper_layers);
 	suite_add_tcase(suite, t);
 	SRunner *runner = srunner_create(suite);
 	srunner_run_all(runner, CK_NORMAL);

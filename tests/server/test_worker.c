@@ -421,7 +421,7 @@ START_TEST(a_worker_that_does_not_come_back_is_found)
 		sched_yield();
 	}
 	ck_assert_int_eq(workers_stuck(workers, now + UINT64_C(1000000000000), 1), -1); // asleep for long
-	uint64_t last = stats[1].heartbeat_ns;
+	uint64_t last = __atomic_load_n(&stats[1].heartbeat_ns, __ATOMIC_RELAXED);
 	ck_assert_uint_gt(last, 0);
 	__atomic_store_n(&stats[1].state, MPIG_WORKER_BUSY, __ATOMIC_RELAXED); // as it is inside a unit
 	ck_assert_int_eq(workers_stuck(workers, last + 500, 500), -1);

@@ -63,6 +63,25 @@ START_TEST(blocks_grow_as_they_should)
 }
 END_TEST
 
+// A client whose slots hold few rows cuts a large append: its blocks are no smaller for that.
+START_TEST(appends_cut_to_slots_make_large_blocks)
+{
+	enum { PIECE = 16, N = 16384 };
+	struct context *c = create("a", 2);
+	uint64_t *tags = tags_from(1, N);
+	for (uint32_t at = 0; at < N; at += PIECE)
+		ck_assert_int_eq(append_rows(&f, c, 0, at, PIECE, tags + at), 0);
+	for (uint32_t at = 2048; at < N; at += at < 4096 ? at : 4096) {
+		struct write_span span;
+		ck_assert_int_eq(context_reserve(f.store, c, 0, at, PIECE, f.why), 0);
+		context_write_span(f.store, c, 0, 0, at, &span);
+		ck_assert_uint_eq(span.n, at < 4096 ? at : 4096);
+	}
+	context_unref(c);
+	free(tags);
+}
+END_TEST
+
 START_TEST(more_than_one_segment_before_the_commit)
 {
 	struct context *c = create("a", 3);
@@ -379,6 +398,7 @@ int main(void)
 	tcase_add_checked_fixture(t, open_small, close_all);
 	tcase_add_test(t, prefill_of_6000_is_sealed_indexed_and_trimmed);
 	tcase_add_test(t, blocks_grow_as_they_should);
+	tcase_add_test(t, appends_cut_to_slots_make_large_blocks);
 	tcase_add_test(t, more_than_one_segment_before_the_commit);
 	tcase_add_test(t, positions_are_checked);
 	tcase_add_test(t, int8_frame_is_set_once_per_segment_and_layer);

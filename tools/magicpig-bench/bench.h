@@ -49,15 +49,20 @@ struct layer_result { // one layer through the ring: 8 KV heads, 32 query heads,
 	double huge_share;                             // of the pool
 };
 struct timeline_sample { // of one request; milliseconds, and shares of threads
-			 // x ms
-	double ms, create_ms, first_main_ms, last_pre_ms;
+	double ms;
+	double create_ms; // the engine alone: until it is planned; through the daemon: all but the daemon's own time
+	double begin_ms;  // the first piece begins
+	double first_main_ms, last_pre_ms;
 	double tail_ms; // from the first thread that finds nothing left to the end
+	double end_ms;  // ... and from the end of the last piece
 	double longest_unit_ms;
+	double gap_us;                             // of a thread between two pieces
 	double pre_share, main_share, close_share; // the rest is waiting
 };
 enum { TIMELINE_FIGURES = sizeof(struct timeline_sample) / sizeof(double) };
-struct timeline_result { // one layer as above, in the engine alone
+struct timeline_result { // one layer as above
 	unsigned threads;
+	int served;                    // through a ring and the daemon's workers; 0: the engine alone
 	struct timeline_sample median; // of each figure by itself
 };
 struct queue_result {
@@ -87,7 +92,7 @@ int bench_upper(const uint32_t *rows, size_t count, uint32_t mask, const char *t
 // stderr.
 int bench_queue(const char *daemon, struct queue_result *out);
 
-// threads [counts], at most 16 each.
+// threads [counts], at most 16 each; out [2 * counts]: alone and through the daemon's workers, for each.
 void bench_timeline(uint32_t rows, uint32_t mask, const unsigned *threads, unsigned counts, struct timeline_result *out);
 int bench_layer(const char *daemon, uint32_t rows, unsigned workers, struct layer_result *out);
 

@@ -47,8 +47,8 @@ static const char usage[] =
 	"  ring           NOP round trips, and the idle daemon\n"
 	"  layer          one layer (8 KV heads, 32 query heads) through a daemon "
 	"with 1, 2, 4, ... workers\n"
-	"  timeline       the same in the engine alone: where the workers' time "
-	"goes\n"
+	"  timeline       the same in the engine alone, and through the daemon's "
+	"workers: where their time goes\n"
 	"Options:\n"
 	"  --rows N       rows of a KV head (96000)\n"
 	"  --mask NAMES   CPU features to use in 'head' and 'proposals', joined by "
@@ -196,7 +196,7 @@ struct figure {
 static void print(FILE *out, const struct figure *f, size_t n, int json)
 {
 	for (size_t i = 0, printed = 0; i < n; i++)
-		if (!isnan(f[i].value)) // not measured
+		if (!isnan(f[i].value) && (json || f[i].text)) // NaN: not measured; no text: for programs
 			fprintf(out, json ? "%s\"%s\": %.6g" : "%s%-52s %10.4g\n", json && printed++ ? ", " : "",
 			        json ? f[i].key : f[i].text, f[i].value);
 }
@@ -209,7 +209,7 @@ struct results {
 	struct queue_result ring;
 	struct layer_result layer[MAX_COUNTS];
 	struct proposal_result proposal[BENCH_PROPOSALS];
-	struct timeline_result timeline[MAX_COUNTS];
+	struct timeline_result timeline[2 * MAX_COUNTS];
 	struct upper_result upper[UPPER_ROWS];
 	size_t uppers;
 };
@@ -339,12 +339,16 @@ static void print_timeline(FILE *out, const struct timeline_result *t, int json)
 {
 	const struct timeline_sample *s = &t->median;
 	const struct figure f[] = {
-		{"threads", "threads, the engine alone", t->threads},
+		{"threads", t->served ? "threads, through ring and daemon" : "threads, the engine alone", t->threads},
+		{"served", NULL, t->served},
 		{"ms", "  signature b=2 at 1 %, ms", s->ms},
-		{"create_ms", "    until the request is planned", s->create_ms},
+		{"create_ms", t->served ? "    on the way there and back" : "    until the request is planned", s->create_ms},
+		{"begin_ms", "    until the first piece begins", s->begin_ms},
 		{"first_main_ms", "    until the first rows are scanned", s->first_main_ms},
 		{"last_pre_ms", "    until the last threshold is set", s->last_pre_ms},
 		{"tail_ms", "    from the first idle thread to the end", s->tail_ms},
+		{"end_ms", "    from the end of the last piece", s->end_ms},
+		{"gap_us", "    of a thread between two pieces, us", s->gap_us},
 		{"longest_unit_ms", "    longest piece of scanning", s->longest_unit_ms},
 		{"pre_share", "    share of the threads' time: thresholds", s->pre_share},
 		{"main_share", "      scan and attention", s->main_share},
@@ -379,7 +383,7 @@ static void report(FILE *out, const struct options *o, const struct results *r, 
 			continue;
 		if (json)
 			fprintf(out, ",\n  \"%s\": [", list ? "timeline" : "layer");
-		for (unsigned i = 0; i < o->worker_counts; i++) {
+		for (unsigned i = 0; i < o->worker_counts << list; i++) {
 			if (json)
 				fprintf(out, "%s\n    {", i ? "," : "");
 			if (list)

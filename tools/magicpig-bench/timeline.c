@@ -1,14 +1,20 @@
-// Where a layer's time goes: one layer of an 8B-class model in the engine alone, with threads that spin for jobs as workers do, and a stamp
-// at the beginning and end of each piece of the job. What `layer` takes beyond this is the way through ring, daemon and client.
+// Where a layer's time goes: one layer of an 8B-class model, and a stamp at the beginning and end of each piece of the job. Twice: in the
+// engine alone, with threads that spin for jobs as workers do, and through a ring and the daemon's own workers, which run in this process.
+// What `layer` takes beyond the second is the client's.
 #include <math.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
+#include "daemon/base/affinity.h"
 #include "daemon/base/clock.h"
+#include "daemon/server/worker.h"
 #include "daemon/store/pool.h"
+#include "shm/region.h"
 #include "tests/lib/engine_fixture.h"
 #include "tools/magicpig-bench/bench.h"
 
@@ -39,6 +45,7 @@ struct timeline {
 	struct fixture f;
 	struct lane lane[MAX_THREADS];
 	uint32_t threads;
+	struct served *served; // NULL: the engine alone
 	_Alignas(64) _Atomic(struct job *) job;
 	atomic_uint inside; // threads that may look at the job
 	atomic_bool stop;
@@ -90,11 +97,23 @@ static void *spin(void *argument)
 	return NULL;
 }
 
-// One job; the clock stands at 0 where the request is taken up.
-static double run_job(struct timeline *t, const struct engine_request *request, double *create_s)
+static void begin_lanes(struct timeline *t)
 {
 	for (uint32_t i = 0; i < t->threads; i++)
 		t->lane[i].count = 0;
+}
+
+static void end_lanes(struct timeline *t, double start)
+{
+	for (uint32_t i = 0; i < t->threads; i++)
+		for (uint32_t e = 0; e < t->lane[i].count; e++)
+			t->lane[i].event[e].at -= start;
+}
+
+// One job; the clock stands at 0 where the request is taken up.
+static double run_job(struct timeline *t, const struct engine_request *request, double *create_s)
+{
+	begin_lanes(t);
 	double start = seconds();
 	struct job *job = job_create(t->f.engine, request, t->f.scratch[0]);
 	if (!job)
@@ -108,9 +127,104 @@ static double run_job(struct timeline *t, const struct engine_request *request, 
 	while (atomic_load(&t->inside))
 		cpu_relax();
 	job_destroy(job);
-	for (uint32_t i = 0; i < t->threads; i++)
-		for (uint32_t e = 0; e < t->lane[i].count; e++)
-			t->lane[i].event[e].at -= start;
+	end_lanes(t, start);
+	return taken;
+}
+
+// ---- the same through a ring and the daemon's workers ------------------------------------------------------------------
+enum { HANDLE = 1 };
+struct served {
+	struct workers *workers;
+	struct mpig_stats_worker *stats;
+	struct session *session;
+	struct queue *queue;
+	void *base;
+	struct mpig_queue_header header;
+	struct mpig_producer sq;
+	struct mpig_consumer cq;
+	int control_fd;
+};
+
+static void *must(void *memory)
+{
+	return memory ? memory : (abort(), memory);
+}
+
+static void serve_begin(struct timeline *t, struct served *s, struct context *c)
+{
+	*s = (struct served){.control_fd = eventfd(0, EFD_NONBLOCK)};
+	s->stats = must(calloc(t->threads, sizeof(*s->stats)));
+	struct workers_options o = {.count = t->threads,
+	                            .spin_ns = UINT64_C(1000000000),
+	                            .engine = t->f.engine,
+	                            .stats = s->stats,
+	                            .control_fd = s->control_fd};
+	cpu_set_t allowed;
+	cpu_allowed(&allowed);
+	cpu_choose_workers(&allowed, &o.cpus);
+	if (t->threads > (uint32_t)CPU_COUNT(&o.cpus)) // as the daemon does
+		o.cpus = allowed;
+	s->session = must(session_create());
+	struct queue_options qo = {.entries = 8,
+	                           .slot_count = 1,
+	                           .slot_bytes = 1 << 17,
+	                           .epoch = 1,
+	                           .max_query_tokens = MPIG_MAX_QUERY_TOKENS,
+	                           .adopt_fd = -1};
+	char why[MPIG_TEXT_BYTES];
+	int region;
+	context_ref(c);
+	if (workers_create(&o, &s->workers) || session_bind(s->session, HANDLE, NULL, c, 0, NULL, 0) ||
+	    queue_create(&qo, s->session, &s->queue, &region, why))
+		abort();
+	s->queue->id = t->threads; // the home of which is the first worker
+	uint64_t bytes = s->queue->geometry.region_bytes;
+	if (mpig_region_map(region, bytes, 0, &s->base) || mpig_queue_header_check(s->base, bytes, &s->header) ||
+	    workers_add_queue(s->workers, s->queue))
+		abort();
+	close(region);
+	mpig_client_rings(s->base, &s->header, &s->sq, &s->cq);
+}
+
+static void serve_end(struct served *s)
+{
+	uint64_t epoch = workers_remove_queue(s->workers, s->queue);
+	while (!workers_left(s->workers, epoch) || atomic_load(&s->queue->in_flight))
+		cpu_relax();
+	queue_destroy(s->queue);
+	munmap(s->base, s->header.region_bytes);
+	workers_stop(s->workers);
+	workers_destroy(s->workers);
+	session_unref(s->session);
+	free(s->stats);
+	close(s->control_fd);
+}
+
+// The clock stands at 0 where the entry is published.
+static double serve_job(struct timeline *t, const struct engine_request *request, double *create_s)
+{
+	struct served *s = t->served;
+	struct mpig_sqe entry = request->entry;
+	struct mpig_cqe answer;
+	entry.handle = HANDLE;
+	memcpy((uint8_t *)s->base + s->header.slots_offset + MPIG_SLOT_HEADER_BYTES, t->f.slot + MPIG_SLOT_HEADER_BYTES,
+	       (size_t)HEADS * D * sizeof(float)); // q comes first
+	begin_lanes(t);
+	mpig_producer_put(&s->sq, &entry);
+	double start = seconds();
+	mpig_producer_publish(&s->sq);
+	int ready;
+	while (!(ready = mpig_consumer_ready(&s->cq)))
+		cpu_relax();
+	double taken = seconds() - start;
+	mpig_consumer_take(&s->cq, &answer);
+	mpig_consumer_release(&s->cq);
+	if (ready < 0 || answer.status)
+		abort();
+	while (atomic_load(&s->queue->in_flight)) // lanes are written by others until then
+		cpu_relax();
+	end_lanes(t, start);
+	*create_s = taken - (double)answer.service_ns * 1e-9; // there and back; planning is the daemon's
 	return taken;
 }
 
@@ -125,7 +239,9 @@ static double total_of(const struct lane *lane, enum engine_piece piece)
 
 static void judge(const struct timeline *t, double taken, struct timeline_sample *s)
 {
-	double first_idle = taken, all = taken * t->threads, longest = 0;
+	double first_idle = taken, all = taken * t->threads, longest = 0, first = taken, end = 0;
+	static double gap[MAX_THREADS * MAX_EVENTS];
+	size_t gaps = 0;
 	*s = (struct timeline_sample){.ms = taken * 1e3, .first_main_ms = taken * 1e3};
 	for (uint32_t i = 0; i < t->threads; i++) {
 		const struct lane *lane = &t->lane[i];
@@ -135,6 +251,10 @@ static void judge(const struct timeline *t, double taken, struct timeline_sample
 		s->close_share += total_of(lane, ENGINE_CLOSE) / all;
 		for (uint32_t e = 0; e < lane->count; e++) {
 			double at = lane->event[e].at;
+			first = at < first ? at : first;
+			end = at > end ? at : end;
+			if (e && lane->event[e - 1].end)
+				gap[gaps++] = at - lane->event[e - 1].at;
 			last = lane->event[e].piece == ENGINE_MAIN && lane->event[e].end ? at : last;
 			if (lane->event[e].piece == ENGINE_MAIN && !lane->event[e].end && at * 1e3 < s->first_main_ms)
 				s->first_main_ms = at * 1e3;
@@ -146,6 +266,9 @@ static void judge(const struct timeline *t, double taken, struct timeline_sample
 		}
 		first_idle = last < first_idle ? last : first_idle;
 	}
+	s->begin_ms = first * 1e3;
+	s->end_ms = (taken - end) * 1e3;
+	s->gap_us = gaps ? median(gap, gaps) * 1e6 : 0;
 	s->tail_ms = (taken - first_idle) * 1e3;
 	s->longest_unit_ms = longest * 1e3;
 }
@@ -184,6 +307,11 @@ static struct engine_request request(struct timeline *t, struct context *c, uint
 		.entry = e, .payload_in = t->f.slot, .payload_out = t->f.slot, .slot_bytes = t->f.slot_bytes, .context = c};
 }
 
+static double run_one(struct timeline *t, const struct engine_request *r, double *create_s)
+{
+	return t->served ? serve_job(t, r, create_s) : run_job(t, r, create_s);
+}
+
 // A dense pass over another layer goes before each request, so that no more of it is in the caches than in `layer`.
 static void measure(struct timeline *t, struct context *c, uint32_t rows, struct timeline_result *out)
 {
@@ -197,8 +325,8 @@ static void measure(struct timeline *t, struct context *c, uint32_t rows, struct
 				      sampled = request(t, c, layer + LAYERS / 2, rows, MPIG_PROPOSAL_SIGNATURE, layer);
 		fill_quickly((float *)(void *)(t->f.slot + l.q), (size_t)HEADS * D, (uint64_t)i);
 		double create;
-		run_job(t, &dense, &create);
-		judge(t, run_job(t, &sampled, &create), &sample);
+		run_one(t, &dense, &create);
+		judge(t, run_one(t, &sampled, &create), &sample);
 		sample.create_ms = create * 1e3;
 		for (int n = 0; i >= 0 && n < TIMELINE_FIGURES; n++)
 			figure[n][i] = ((const double *)&sample)[n];
@@ -206,15 +334,24 @@ static void measure(struct timeline *t, struct context *c, uint32_t rows, struct
 	for (int n = 0; n < TIMELINE_FIGURES; n++)
 		((double *)&out->median)[n] = median(figure[n], REPETITIONS);
 	out->threads = t->threads;
+	out->served = t->served != NULL;
 }
 
-static void run(struct timeline *t, struct context *c, uint32_t rows, uint32_t threads, struct timeline_result *out)
+static void run_served(struct timeline *t, struct context *c, uint32_t rows, struct timeline_result *out)
+{
+	struct served served;
+	serve_begin(t, &served, c);
+	t->served = &served;
+	measure(t, c, rows, out);
+	t->served = NULL;
+	serve_end(&served);
+}
+
+static void run_alone(struct timeline *t, struct context *c, uint32_t rows, struct timeline_result *out)
 {
 	struct thread thread[MAX_THREADS];
-	const struct engine_trace trace = {note, t};
-	fixture_engine(&t->f, &(struct engine_options){.workers = threads, .trace = &trace});
+	uint32_t threads = t->threads;
 	atomic_store(&t->stop, false);
-	t->threads = t->f.threads = threads;
 	for (uint32_t i = 1; i < threads; i++) {
 		thread[i] = (struct thread){.t = t, .number = i};
 		if (pthread_create(&thread[i].id, NULL, spin, &thread[i]))
@@ -224,6 +361,15 @@ static void run(struct timeline *t, struct context *c, uint32_t rows, uint32_t t
 	atomic_store(&t->stop, true);
 	for (uint32_t i = 1; i < threads; i++)
 		pthread_join(thread[i].id, NULL);
+}
+
+static void run(struct timeline *t, struct context *c, uint32_t rows, uint32_t threads, struct timeline_result out[2])
+{
+	const struct engine_trace trace = {note, t};
+	fixture_engine(&t->f, &(struct engine_options){.workers = threads, .trace = &trace});
+	t->threads = t->f.threads = threads;
+	run_alone(t, c, rows, &out[0]);
+	run_served(t, c, rows, &out[1]);
 }
 
 void bench_timeline(uint32_t rows, uint32_t mask, const unsigned *threads, unsigned counts, struct timeline_result *out)
@@ -243,7 +389,7 @@ void bench_timeline(uint32_t rows, uint32_t mask, const unsigned *threads, unsig
 	while (pool_collapse(t->f.pool, 64)) // as an idle daemon has done by now
 		;
 	for (unsigned i = 0; i < counts; i++)
-		run(t, c, rows, threads[i] < MAX_THREADS ? threads[i] : MAX_THREADS, &out[i]);
+		run(t, c, rows, threads[i] < MAX_THREADS ? threads[i] : MAX_THREADS, &out[2 * i]);
 	context_unref(c);
 	fixture_stop(&t->f);
 	free(t);

@@ -3,17 +3,14 @@
 #include <stdio.h>
 #include <unistd.h>
 
+#include "batch.h"
 #include "context.h"
-#include "json.h"
 #include "text.h"
 
 struct run {
-	const struct ctl_command *self;
+	struct batch batch;
 	const struct disk_command *command;
-	mpig_client *client;
-	struct json json;
 	struct disk_bar bar;
-	int first_failure;
 };
 
 void disk_draw(void *argument, uint64_t done, uint64_t total)
@@ -43,14 +40,14 @@ static void report(struct run *r, const char *name, const struct mpig_disk_resul
 		       r->command->moved);
 		return;
 	}
-	json_object(&r->json, NULL);
-	json_string(&r->json, "name", name);
-	json_uint(&r->json, "tokens", v->tokens);
-	json_uint(&r->json, "bytes", v->bytes);
-	json_uint(&r->json, "moved", v->moved);
-	json_uint(&r->json, "segments", v->segments);
-	json_uint(&r->json, "shared", v->shared);
-	json_object_end(&r->json);
+	json_object(&r->batch.json, NULL);
+	json_string(&r->batch.json, "name", name);
+	json_uint(&r->batch.json, "tokens", v->tokens);
+	json_uint(&r->batch.json, "bytes", v->bytes);
+	json_uint(&r->batch.json, "moved", v->moved);
+	json_uint(&r->batch.json, "segments", v->segments);
+	json_uint(&r->batch.json, "shared", v->shared);
+	json_object_end(&r->batch.json);
 }
 
 // all: one that is gone, or not the caller's to save, is no failure.
@@ -60,16 +57,14 @@ static void one(struct run *r, const char *name, bool all)
 	struct mpig_disk_result result = MPIG_INIT(result);
 	options.progress = disk_draw;
 	options.argument = &r->bar;
-	int status = r->command->work(r->client, name, &options, &result);
+	int status = r->command->work(r->batch.client, name, &options, &result);
 	disk_draw_end(&r->bar);
 	if (status == MPIG_OK) {
 		report(r, name, &result);
 		return;
 	}
-	if (all && (status == MPIG_ENOENT || status == MPIG_EACCES || status == MPIG_EEXIST))
-		return;
-	int code = ctl_failed(r->self, r->client, name, status);
-	r->first_failure = r->first_failure ? r->first_failure : code;
+	if (!all || (status != MPIG_ENOENT && status != MPIG_EACCES && status != MPIG_EEXIST))
+		batch_note(&r->batch, name, status);
 }
 
 static int in_memory(void *run, const struct mpig_context_info *info)
@@ -87,7 +82,7 @@ static int on_disk(void *run, const struct mpig_saved_info *info)
 int disk_run(const struct ctl_command *self, const struct disk_command *command, int argc, char **argv)
 {
 	static const struct option options[] = {CTL_GLOBAL_OPTIONS, {"all", no_argument, NULL, 'a'}, {NULL, 0, NULL, 0}};
-	struct run r = {.self = self, .command = command, .bar = {.drawn = isatty(STDERR_FILENO)}};
+	struct run r = {.command = command, .bar = {.drawn = isatty(STDERR_FILENO)}};
 	bool all = false;
 	while (ctl_option(self, argc, argv, "ha", options) != -1)
 		all = true;
@@ -95,21 +90,14 @@ int disk_run(const struct ctl_command *self, const struct disk_command *command,
 		all = true;
 	if (all == (optind < argc))
 		return ctl_usage(self, "give names, or --all");
-	r.first_failure = ctl_connect(self, &r.client);
-	if (r.first_failure)
-		return r.first_failure;
-	json_begin(&r.json, stdout);
-	if (ctl_globals.json)
-		json_array(&r.json, NULL);
-	int listed = !all ? 0 : command->from_memory ? context_each(r.client, in_memory, &r) : saved_each(r.client, on_disk, &r);
-	if (listed < 0)
-		r.first_failure = ctl_failed(self, r.client, NULL, listed);
+	int code = batch_begin(&r.batch, self);
+	if (code)
+		return code;
+	mpig_client *client = r.batch.client;
+	if (all)
+		batch_note(&r.batch, NULL,
+		           command->from_memory ? context_each(client, in_memory, &r) : saved_each(client, on_disk, &r));
 	for (int i = optind; i < argc; i++)
 		one(&r, argv[i], false);
-	if (ctl_globals.json) {
-		json_array_end(&r.json);
-		json_finish(&r.json);
-	}
-	mpig_disconnect(r.client);
-	return r.first_failure;
+	return batch_end(&r.batch);
 }

@@ -3,8 +3,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "ctl.h"
-#include "json.h"
+#include "batch.h"
 #include "text.h"
 
 static bool confirmed(mpig_client *client, const char *name)
@@ -19,19 +18,6 @@ static bool confirmed(mpig_client *client, const char *name)
 	return ctl_confirmed();
 }
 
-static void report(struct json *json, const char *name, const char *result)
-{
-	char shown[256];
-	if (!ctl_globals.json) {
-		printf("%s: %s\n", text_printable(shown, sizeof(shown), name), result);
-		return;
-	}
-	json_object(json, NULL);
-	json_string(json, "name", name);
-	json_string(json, "result", result);
-	json_object_end(json);
-}
-
 static int run(const struct ctl_command *self, int argc, char **argv)
 {
 	static const struct option options[] = {CTL_GLOBAL_OPTIONS, {"yes", no_argument, NULL, 'y'}, {NULL, 0, NULL, 0}};
@@ -41,35 +27,23 @@ static int run(const struct ctl_command *self, int argc, char **argv)
 	if (optind == argc)
 		return ctl_usage(self, "which context? Give one name or more (`magicpigctl ls` shows them)");
 
-	mpig_client *client;
-	struct json json;
-	int first_failure = ctl_connect(self, &client);
-	if (first_failure)
-		return first_failure;
-	json_begin(&json, stdout);
-	if (ctl_globals.json)
-		json_array(&json, NULL);
+	struct batch batch;
+	int code = batch_begin(&batch, self);
+	if (code)
+		return code;
 	for (int i = optind; i < argc; i++) {
-		if (ask && !confirmed(client, argv[i])) {
-			report(&json, argv[i], "kept");
+		if (ask && !confirmed(batch.client, argv[i])) {
+			batch_result(&batch, argv[i], "kept");
 			continue;
 		}
-		int status = mpig_context_drop(client, argv[i]);
-		if (status == MPIG_OK) {
-			report(&json, argv[i], "dropped");
-			continue;
-		}
-		int code = ctl_failed(self, client, argv[i], status);
-		first_failure = first_failure ? first_failure : code;
-		if (ctl_globals.json)
-			report(&json, argv[i], mpig_strerror(status));
+		int status = mpig_context_drop(batch.client, argv[i]);
+		batch_note(&batch, argv[i], status);
+		if (status == MPIG_OK)
+			batch_result(&batch, argv[i], "dropped");
+		else if (ctl_globals.json)
+			batch_result(&batch, argv[i], mpig_strerror(status));
 	}
-	if (ctl_globals.json) {
-		json_array_end(&json);
-		json_finish(&json);
-	}
-	mpig_disconnect(client);
-	return first_failure;
+	return batch_end(&batch);
 }
 
 const struct ctl_command ctl_drop = {

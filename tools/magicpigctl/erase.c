@@ -3,7 +3,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "ctl.h"
+#include "batch.h"
 #include "text.h"
 
 static bool confirmed(const char *name)
@@ -21,17 +21,23 @@ static int run(const struct ctl_command *self, int argc, char **argv)
 		ask = false;
 	if (optind == argc)
 		return ctl_usage(self, "which context? Give one name or more (`magicpigctl saved` shows them)");
-	mpig_client *client;
-	int first_failure = ctl_connect(self, &client);
-	for (int i = optind; client && i < argc; i++) {
-		if (ask && !confirmed(argv[i]))
+	struct batch batch;
+	int code = batch_begin(&batch, self);
+	if (code)
+		return code;
+	for (int i = optind; i < argc; i++) {
+		if (ask && !confirmed(argv[i])) {
+			batch_result(&batch, argv[i], "kept");
 			continue;
-		int status = mpig_saved_erase(client, argv[i]);
-		int code = status == MPIG_OK ? CTL_OK : ctl_failed(self, client, argv[i], status);
-		first_failure = first_failure ? first_failure : code;
+		}
+		int status = mpig_saved_erase(batch.client, argv[i]);
+		batch_note(&batch, argv[i], status);
+		if (status == MPIG_OK)
+			batch_result(&batch, argv[i], "erased");
+		else if (ctl_globals.json)
+			batch_result(&batch, argv[i], mpig_strerror(status));
 	}
-	mpig_disconnect(client);
-	return first_failure;
+	return batch_end(&batch);
 }
 
 const struct ctl_command ctl_erase = {

@@ -1,17 +1,13 @@
 // magicpigctl evict: takes contexts out of memory that are on disk and that nobody has open.
 #include <stdio.h>
 
+#include "batch.h"
 #include "context.h"
-#include "ctl.h"
-#include "json.h"
 #include "text.h"
 
 struct run {
-	const struct ctl_command *self;
-	mpig_client *client;
-	struct json json;
+	struct batch batch;
 	bool dry;
-	int first_failure;
 };
 
 static void report(struct run *r, const struct mpig_context_info *info)
@@ -23,11 +19,11 @@ static void report(struct run *r, const struct mpig_context_info *info)
 		       r->dry ? "would leave memory" : "left memory", text_bytes(bytes, held));
 		return;
 	}
-	json_object(&r->json, NULL);
-	json_string(&r->json, "name", info->name);
-	json_uint(&r->json, "bytes", held);
-	json_bool(&r->json, "evicted", !r->dry);
-	json_object_end(&r->json);
+	json_object(&r->batch.json, NULL);
+	json_string(&r->batch.json, "name", info->name);
+	json_uint(&r->batch.json, "bytes", held);
+	json_bool(&r->batch.json, "evicted", !r->dry);
+	json_object_end(&r->batch.json);
 }
 
 static bool may(const struct mpig_context_info *info)
@@ -40,25 +36,20 @@ static void evict(struct run *r, const struct mpig_context_info *info, bool name
 {
 	if (!named && !may(info))
 		return;
-	int status = r->dry ? MPIG_OK : mpig_context_evict(r->client, info->name);
-	if (status == MPIG_OK && (!r->dry || may(info))) {
+	int status = r->dry ? MPIG_OK : mpig_context_evict(r->batch.client, info->name);
+	if (status == MPIG_OK && (!r->dry || may(info)))
 		report(r, info);
-	} else if (status != MPIG_OK && (named || (status != MPIG_EBUSY && status != MPIG_ENOENT && status != MPIG_EACCES))) {
-		int code = ctl_failed(r->self, r->client, info->name, status);
-		r->first_failure = r->first_failure ? r->first_failure : code;
-	}
+	else if (named || (status != MPIG_EBUSY && status != MPIG_ENOENT && status != MPIG_EACCES))
+		batch_note(&r->batch, info->name, status);
 }
 
 static void evict_named(struct run *r, const char *name)
 {
 	struct mpig_context_info info = MPIG_INIT(info);
-	int status = mpig_context_info(r->client, name, &info);
-	if (status == MPIG_OK) {
+	int status = mpig_context_info(r->batch.client, name, &info);
+	batch_note(&r->batch, name, status);
+	if (status == MPIG_OK)
 		evict(r, &info, true);
-		return;
-	}
-	int code = ctl_failed(r->self, r->client, name, status);
-	r->first_failure = r->first_failure ? r->first_failure : code;
 }
 
 static int evict_listed(void *run, const struct mpig_context_info *info)
@@ -71,7 +62,7 @@ static int run(const struct ctl_command *self, int argc, char **argv)
 {
 	static const struct option options[] = {
 		CTL_GLOBAL_OPTIONS, {"all", no_argument, NULL, 'a'}, {"dry-run", no_argument, NULL, 'n'}, {NULL, 0, NULL, 0}};
-	struct run r = {.self = self};
+	struct run r = {.dry = false};
 	bool all = false;
 	for (int option; (option = ctl_option(self, argc, argv, "han", options)) != -1;) {
 		all |= option == 'a';
@@ -81,23 +72,14 @@ static int run(const struct ctl_command *self, int argc, char **argv)
 		all = true;
 	if (all == (optind < argc))
 		return ctl_usage(self, "give names, --all or --dry-run");
-	r.first_failure = ctl_connect(self, &r.client);
-	if (r.first_failure)
-		return r.first_failure;
-	json_begin(&r.json, stdout);
-	if (ctl_globals.json)
-		json_array(&r.json, NULL);
-	int listed = all ? context_each(r.client, evict_listed, &r) : 0;
-	if (listed)
-		r.first_failure = ctl_failed(self, r.client, NULL, listed);
+	int code = batch_begin(&r.batch, self);
+	if (code)
+		return code;
+	if (all)
+		batch_note(&r.batch, NULL, context_each(r.batch.client, evict_listed, &r));
 	for (int i = optind; i < argc; i++)
 		evict_named(&r, argv[i]);
-	if (ctl_globals.json) {
-		json_array_end(&r.json);
-		json_finish(&r.json);
-	}
-	mpig_disconnect(r.client);
-	return r.first_failure;
+	return batch_end(&r.batch);
 }
 
 const struct ctl_command ctl_evict = {

@@ -3,9 +3,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "batch.h"
 #include "client.h"
-#include "ctl.h"
-#include "json.h"
 
 #define MAX_VICTIMS 1024
 
@@ -23,28 +22,16 @@ static int of_process(void *argument, const struct mpig_client_info *info)
 	return MPIG_OK;
 }
 
-static int kill_all(const struct ctl_command *self, mpig_client *client, const struct victims *victims)
+static void kill_all(struct batch *batch, const struct victims *victims)
 {
-	struct json json;
-	int first_failure = CTL_OK;
-	json_begin(&json, stdout);
-	if (ctl_globals.json)
-		json_array(&json, NULL);
 	for (size_t i = 0; i < victims->count; i++) {
-		int status = mpig_client_kill(client, victims->id[i]), code = CTL_OK;
-		if (status)
-			code = ctl_failed(self, client, NULL, status);
-		else if (ctl_globals.json)
-			json_uint(&json, NULL, victims->id[i]);
-		else
+		int status = mpig_client_kill(batch->client, victims->id[i]);
+		batch_note(batch, NULL, status);
+		if (status == MPIG_OK && ctl_globals.json)
+			json_uint(&batch->json, NULL, victims->id[i]);
+		else if (status == MPIG_OK)
 			printf("client %" PRIu64 " ended\n", victims->id[i]);
-		first_failure = first_failure ? first_failure : code;
 	}
-	if (ctl_globals.json) {
-		json_array_end(&json);
-		json_finish(&json);
-	}
-	return first_failure;
 }
 
 static int run(const struct ctl_command *self, int argc, char **argv)
@@ -62,21 +49,18 @@ static int run(const struct ctl_command *self, int argc, char **argv)
 	for (int i = optind; i < argc; i++)
 		victims.id[victims.count++] = ctl_number(self, "ID", argv[i], 1, UINT64_MAX);
 
-	mpig_client *client;
-	int code = ctl_connect(self, &client);
+	struct batch batch;
+	int code = batch_begin(&batch, self);
 	if (code)
 		return code;
-	int status = victims.pid ? client_each(client, of_process, &victims) : MPIG_OK;
-	if (status) {
-		code = ctl_failed(self, client, NULL, status);
-	} else if (!victims.count) {
+	int status = victims.pid ? client_each(batch.client, of_process, &victims) : MPIG_OK;
+	batch_note(&batch, NULL, status);
+	if (status == MPIG_OK && !victims.count) {
 		fprintf(stderr, "magicpigctl kill-client: no client with pid %u\n", victims.pid);
-		code = CTL_NOT_FOUND;
-	} else {
-		code = kill_all(self, client, &victims);
+		batch.first_failure = CTL_NOT_FOUND;
 	}
-	mpig_disconnect(client);
-	return code;
+	kill_all(&batch, &victims);
+	return batch_end(&batch);
 }
 
 const struct ctl_command ctl_kill_client = {

@@ -7,6 +7,8 @@
 #include <string.h>
 #include <time.h>
 
+#include "batch.h"
+
 #define NS UINT64_C(1000000000)
 
 static const char *const persists[] = {"default", "none", "shutdown", "idle", "commit"};
@@ -114,23 +116,11 @@ static int change_one(mpig_client *client, struct json *json, const char *name,
 int policy_change(const struct ctl_command *self, char **names, int count,
                   int (*change)(mpig_client *client, const char *name, const void *argument), const void *argument)
 {
-	mpig_client *client;
-	struct json json;
-	int first_failure = ctl_connect(self, &client);
-	if (!client)
-		return first_failure;
-	json_begin(&json, stdout);
-	if (ctl_globals.json)
-		json_array(&json, NULL);
-	for (int i = 0; i < count; i++) {
-		int status = change_one(client, &json, names[i], change, argument);
-		int code = status == MPIG_OK ? CTL_OK : ctl_failed(self, client, names[i], status);
-		first_failure = first_failure ? first_failure : code;
-	}
-	if (ctl_globals.json) {
-		json_array_end(&json);
-		json_finish(&json);
-	}
-	mpig_disconnect(client);
-	return first_failure;
+	struct batch batch;
+	int code = batch_begin(&batch, self);
+	if (code)
+		return code;
+	for (int i = 0; i < count; i++)
+		batch_note(&batch, names[i], change_one(batch.client, &batch.json, names[i], change, argument));
+	return batch_end(&batch);
 }

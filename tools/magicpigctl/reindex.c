@@ -1,8 +1,7 @@
 // magicpigctl reindex: has the daemon index contexts again, for their rows and queries as they are now.
 #include <stdio.h>
 
-#include "ctl.h"
-#include "json.h"
+#include "batch.h"
 #include "text.h"
 
 static void report(struct json *json, const char *name, const struct mpig_reindex_result *result)
@@ -27,30 +26,18 @@ static int run(const struct ctl_command *self, int argc, char **argv)
 		continue;
 	if (optind == argc)
 		return ctl_usage(self, "give at least one name");
-	mpig_client *client;
-	struct json json;
-	int first_failure = ctl_connect(self, &client);
-	if (first_failure)
-		return first_failure;
-	json_begin(&json, stdout);
-	if (ctl_globals.json)
-		json_array(&json, NULL);
+	struct batch batch;
+	int code = batch_begin(&batch, self);
+	if (code)
+		return code;
 	for (int i = optind; i < argc; i++) {
 		struct mpig_reindex_result result = MPIG_INIT(result);
-		int status = mpig_context_reindex(client, argv[i], &result);
-		if (status == MPIG_OK) {
-			report(&json, argv[i], &result);
-			continue;
-		}
-		int code = ctl_failed(self, client, argv[i], status);
-		first_failure = first_failure ? first_failure : code;
+		int status = mpig_context_reindex(batch.client, argv[i], &result);
+		batch_note(&batch, argv[i], status);
+		if (status == MPIG_OK)
+			report(&batch.json, argv[i], &result);
 	}
-	if (ctl_globals.json) {
-		json_array_end(&json);
-		json_finish(&json);
-	}
-	mpig_disconnect(client);
-	return first_failure;
+	return batch_end(&batch);
 }
 
 const struct ctl_command ctl_reindex = {

@@ -6,9 +6,10 @@
 #include <string.h>
 #include <time.h>
 
+#include "batch.h"
 #include "context.h"
-#include "ctl.h"
 #include "policy.h"
+#include "proposal.h"
 #include "text.h"
 
 #define MAX_LAYERS 512
@@ -25,15 +26,6 @@ static const char *dtype_name(int dtype)
 {
 	static const char *const names[] = {"f32", "bf16", "f16", "int8"};
 	return dtype >= 0 && dtype <= MPIG_I8 ? names[dtype] : "unknown";
-}
-
-static const char *proposal_name(int proposal)
-{
-	static const char *const names[] = {"default",        "dense",         "signature",
-	                                    "paper",          "topk",          "uniform",
-	                                    "topk_estimated", "heavy_uniform", "heavy_uniform_estimated",
-	                                    "window",         "crosspolytope"};
-	return proposal >= 0 && proposal <= MPIG_PROPOSAL_CROSSPOLYTOPE ? names[proposal] : "unknown";
 }
 
 static bool layers_equal(const struct mpig_layer *a, const struct mpig_layer *b)
@@ -195,6 +187,8 @@ static void print_context(const struct mpig_context_info *info, const struct mpi
 	printf("  open          by %u", info->readers);
 	if (info->writer_pid)
 		printf(", writer lease held by pid %u", info->writer_pid);
+	if (info->flags & MPIG_CONTEXT_RECORDED)
+		printf("\n  recorded      what is asked of it is being recorded");
 	printf("\n  id            %" PRIu64, info->id);
 	if (info->parent_id)
 		printf(", forked from id %" PRIu64 " at token %s", info->parent_id, text_count(tokens, info->fork_tokens));
@@ -343,25 +337,13 @@ static int run(const struct ctl_command *self, int argc, char **argv)
 	if (optind == argc)
 		return ctl_usage(self, "which context? Give one name or more (`magicpigctl ls` shows them)");
 
-	mpig_client *client;
-	struct json json;
-	int first_failure = ctl_connect(self, &client);
-	if (first_failure)
-		return first_failure;
-	json_begin(&json, stdout);
-	if (ctl_globals.json)
-		json_array(&json, NULL);
-	for (int i = optind; i < argc; i++) {
-		int status = show(client, argv[i], &json, i > optind);
-		int code = status ? ctl_failed(self, client, argv[i], status) : CTL_OK;
-		first_failure = first_failure ? first_failure : code;
-	}
-	if (ctl_globals.json) {
-		json_array_end(&json);
-		json_finish(&json);
-	}
-	mpig_disconnect(client);
-	return first_failure;
+	struct batch batch;
+	int code = batch_begin(&batch, self);
+	if (code)
+		return code;
+	for (int i = optind; i < argc; i++)
+		batch_note(&batch, argv[i], show(batch.client, argv[i], &batch.json, i > optind));
+	return batch_end(&batch);
 }
 
 const struct ctl_command ctl_show = {

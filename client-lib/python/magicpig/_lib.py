@@ -296,6 +296,25 @@ class DrainState(Structure):
     ]
 
 
+class TraceOptions(Structure):
+    _fields_ = [
+        ("size", c_size_t),
+        ("ring_bytes", c_size_t),
+    ]
+
+
+class TraceState(Structure):
+    _fields_ = [
+        ("size", c_size_t),
+        ("began_ns", c_uint64),
+        ("context_id", c_uint64),
+        ("answers", c_uint64),
+        ("lost", c_uint64),
+        ("too_long", c_uint64),
+        ("ended", c_uint32),
+    ]
+
+
 class OpenOptions(Structure):
     _fields_ = [
         ("size", c_size_t),
@@ -360,6 +379,25 @@ class Result(Structure):
     ]
 
 
+class Traced(Structure):
+    _fields_ = [
+        ("size", c_size_t),
+        ("attend", POINTER(Attend)),
+        ("number", c_uint64),
+        ("taken_ns", c_uint64),
+        ("service_ns", c_uint64),
+        ("rows_read", c_uint64),
+        ("bytes_read", c_uint64),
+        ("committed", c_uint64),
+        ("client", c_uint64),
+        ("queue", c_uint32),
+        ("signature_version", c_uint32),
+        ("units", c_uint32),
+        ("asked_dtype", c_int),
+        ("had_signature", c_int),
+    ]
+
+
 class Completion(Structure):
     _fields_ = [("user_data", c_uint64), ("status", c_int)]
 
@@ -387,6 +425,9 @@ STRUCTS = {
     "mpig_queue_options": QueueOptions,
     "mpig_attend": Attend,
     "mpig_result": Result,
+    "mpig_trace_options": TraceOptions,
+    "mpig_trace_state": TraceState,
+    "mpig_traced": Traced,
     "mpig_completion": Completion,
 }
 
@@ -458,6 +499,10 @@ FUNCTIONS: dict[str, tuple[object, list[object]]] = {
     ),
     "mpig_submit_commit": (c_int64, [_handle, _handle, c_uint64, c_uint64, c_void_p, c_int, c_uint64]),
     "mpig_submit_nop": (c_int64, [_handle, c_uint64]),
+    "mpig_trace_start": (c_int, [_handle, c_char_p, POINTER(TraceOptions), _out]),
+    "mpig_trace_next": (c_int, [_handle, POINTER(Traced), c_int]),
+    "mpig_trace_get": (c_int, [_handle, POINTER(TraceState)]),
+    "mpig_trace_stop": (None, [_handle]),
     "mpig_poll": (c_int, [_handle, POINTER(Completion), c_int]),
     "mpig_wait": (c_int, [_handle, c_int64, c_int]),
     "mpig_merge": (None, [c_size_t, c_size_t, c_void_p, c_void_p, c_void_p, c_void_p]),

@@ -1,5 +1,8 @@
-// A CUDA driver without a GPU: memory is the host's, streams run at once, graphs are lists of launches, kernels are their twins on the CPU
-// (simt.h). It counts what is alive, and fails when told to.
+// A CUDA driver without a GPU: memory is the host's, graphs are lists of launches, kernels are their twins on the CPU (simt.h). Streams run at
+// once; or, when told to (fake_defer), as late as they may: what is launched waits until somebody waits for it or asks for it; or in a thread
+// beside the caller's, which does not wait for them. Which of the
+// streams that may go on does is a matter of dice: an order that no event asks for is not what happens. It counts what is alive, and fails when told to.
+#include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -23,13 +26,35 @@ struct graph {
 	uint32_t count;
 	struct launch launch[128];
 };
+struct event {
+	struct timespec when;
+	uint64_t asked, done; // records of it that were launched, and that have run
+};
+struct op { // a launch, or the record of an event (count != 0), or the wait for one
+	enum { OP_LAUNCH, OP_RECORD, OP_WAIT, OP_COPY } kind;
+	struct launch launch;
+	struct event *event;
+	uint64_t count; // which record of the event
+	void *to;
+	const void *from;
+	size_t bytes;
+	struct op *next;
+};
 struct stream {
 	struct graph *capturing;
 	const uint32_t *wait; // for *wait - value >= 0
 	uint32_t value;
+	struct op *first, *last; // not run yet
+	struct stream *older;
 };
 
 static struct stream default_stream;
+static struct stream *newest = &default_stream;
+static enum { AT_ONCE, LATE, BESIDE } running;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; // of streams' operations and events
+static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
+static bool runner; // there is a thread for BESIDE
+static int failure; // of an operation, not told yet
 static int live, primary, pushed, context_object, module_object;
 static CUcontext current; // of the one thread that tests have
 static char fail_name[64];
@@ -38,7 +63,8 @@ static int fail_after;
 // ---- for tests -------------------------------------------------------------------------------------------------------
 // The call of `name` after `after` more answers "out of memory". NULL: none.
 EXPORT void fake_fail(const char *name, int after);
-EXPORT int fake_live(void); // allocations, registrations, modules, streams, graphs, retained and pushed contexts
+EXPORT void fake_defer(int how); // 0: at once, 1: late, 2: beside the caller
+EXPORT int fake_live(void);      // allocations, registrations, modules, streams, graphs, retained and pushed contexts
 
 void fake_fail(const char *name, int after)
 {
@@ -134,9 +160,10 @@ CALL(cuCtxPopCurrent_v2, CUcontext *context)
 		current = NULL;
 	return CU_OK;
 }
+static int run_streams(void);
 CALL(cuCtxSynchronize, void)
 {
-	return CU_OK;
+	return run_streams();
 }
 
 // ---- memory ------------------------------------------------------------------------------------------------------------
@@ -250,6 +277,105 @@ static struct stream *stream_of(CUstream stream)
 	return stream ? stream : &default_stream;
 }
 
+static int run_op(const struct op *op)
+{
+	if (op->kind == OP_LAUNCH)
+		return run(&op->launch);
+	if (op->kind == OP_COPY)
+		memcpy(op->to, op->from, op->bytes);
+	return CU_OK;
+}
+
+static bool may_run(const struct stream *s)
+{
+	return s->first && (s->first->kind != OP_WAIT || s->first->event->done >= s->first->count);
+}
+
+// A stream whose next operation may run, any of them, by the same dice every time; NULL: there is none. Locked, as the next.
+static struct stream *runnable(void)
+{
+	static uint32_t dice = 1;
+	struct stream *chosen = NULL;
+	uint32_t count = 0;
+	for (struct stream *s = newest; s; s = s->older)
+		if (may_run(s)) {
+			dice = dice * 1664525u + 1013904223u;
+			chosen = (dice >> 16) % ++count ? chosen : s;
+		}
+	return chosen;
+}
+
+static void run_next(struct stream *s)
+{
+	struct op *op = s->first; // stays until it is done
+	pthread_mutex_unlock(&lock);
+	int result = run_op(op);
+	pthread_mutex_lock(&lock);
+	if (op->kind == OP_RECORD) {
+		clock_gettime(CLOCK_MONOTONIC, &op->event->when);
+		op->event->done = op->count;
+	}
+	failure = failure ? failure : result;
+	s->first = op->next;
+	free(op);
+	pthread_cond_broadcast(&changed);
+}
+
+static void *run_beside(void *unused)
+{
+	pthread_mutex_lock(&lock);
+	for (struct stream *s;;)
+		if (running == BESIDE && (s = runnable()) != NULL)
+			run_next(s);
+		else
+			pthread_cond_wait(&changed, &lock);
+	return unused;
+}
+
+// Returns when nothing may run any more; the first failure.
+static int run_streams(void)
+{
+	pthread_mutex_lock(&lock);
+	for (struct stream *s; (s = runnable()) != NULL;)
+		if (running == BESIDE)
+			pthread_cond_wait(&changed, &lock);
+		else
+			run_next(s);
+	int result = failure;
+	failure = CU_OK;
+	pthread_mutex_unlock(&lock);
+	return result;
+}
+
+static int put(struct stream *s, const struct op *op)
+{
+	struct op *copy = malloc(sizeof(*copy));
+	if (!copy)
+		return CU_OUT_OF_MEMORY;
+	*copy = *op;
+	copy->next = NULL;
+	pthread_mutex_lock(&lock);
+	if (s->first)
+		s->last->next = copy;
+	else
+		s->first = copy;
+	s->last = copy;
+	pthread_cond_broadcast(&changed);
+	pthread_mutex_unlock(&lock);
+	return running == AT_ONCE ? run_streams() : CU_OK;
+}
+
+void fake_defer(int how)
+{
+	pthread_t thread;
+	run_streams();
+	pthread_mutex_lock(&lock);
+	running = how;
+	if (running == BESIDE && !runner)
+		runner = pthread_create(&thread, NULL, run_beside, NULL) == 0;
+	pthread_mutex_unlock(&lock);
+}
+
 CALL(cuLaunchKernel, CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,
      unsigned block_z, unsigned shared_bytes, CUstream stream, void **arguments, void **extra)
 {
@@ -265,7 +391,7 @@ CALL(cuLaunchKernel, CUfunction function, unsigned grid_x, unsigned grid_y, unsi
 		return CU_INVALID_VALUE;
 	memcpy(l.argument, arguments[0], l.kernel->argument_bytes);
 	if (!s->capturing)
-		return run(&l);
+		return put(s, &(struct op){.kind = OP_LAUNCH, .launch = l});
 	if (s->capturing->count == sizeof(s->capturing->launch) / sizeof(l))
 		return CU_OUT_OF_MEMORY;
 	s->capturing->launch[s->capturing->count++] = l;
@@ -278,12 +404,37 @@ CALL(cuStreamCreate, CUstream *stream, unsigned flags)
 	(void)flags;
 	MAY_FAIL;
 	struct stream *s = calloc(1, sizeof(*s));
-	live += s != NULL;
 	*stream = s;
-	return s ? CU_OK : CU_OUT_OF_MEMORY;
+	if (!s)
+		return CU_OUT_OF_MEMORY;
+	live++;
+	pthread_mutex_lock(&lock);
+	s->older = newest;
+	newest = s;
+	pthread_mutex_unlock(&lock);
+	return CU_OK;
+}
+CALL(cuStreamCreateWithPriority, CUstream *stream, unsigned flags, int priority)
+{
+	MAY_FAIL;
+	return priority > 0 || priority < -5 ? CU_INVALID_VALUE : cuStreamCreate(stream, flags);
+}
+CALL(cuCtxGetStreamPriorityRange, int *least, int *greatest)
+{
+	MAY_FAIL;
+	*least = 0;
+	*greatest = -5;
+	return CU_OK;
 }
 CALL(cuStreamDestroy_v2, CUstream stream)
 {
+	struct stream **at = &newest;
+	run_streams();
+	pthread_mutex_lock(&lock);
+	while (*at != stream)
+		at = &(*at)->older;
+	*at = (*at)->older;
+	pthread_mutex_unlock(&lock);
 	free(stream);
 	live--;
 	return CU_OK;
@@ -291,6 +442,12 @@ CALL(cuStreamDestroy_v2, CUstream stream)
 CALL(cuStreamQuery, CUstream stream)
 {
 	struct stream *s = stream_of(stream);
+	int result = running == BESIDE ? CU_OK : run_streams();
+	pthread_mutex_lock(&lock);
+	bool more = s->first;
+	pthread_mutex_unlock(&lock);
+	if (result || more)
+		return result ? result : CU_NOT_READY;
 	if (s->wait && (int32_t)(__atomic_load_n(s->wait, __ATOMIC_ACQUIRE) - s->value) < 0)
 		return CU_NOT_READY;
 	s->wait = NULL;
@@ -305,7 +462,8 @@ CALL(cuStreamSynchronize, CUstream stream)
 CALL(cuStreamWaitValue32_v2, CUstream stream, CUdeviceptr p, uint32_t value, unsigned flags)
 {
 	MAY_FAIL;
-	*stream_of(stream) = (struct stream){.wait = (const uint32_t *)(uintptr_t)p, .value = value};
+	stream_of(stream)->wait = (const uint32_t *)(uintptr_t)p;
+	stream_of(stream)->value = value;
 	return flags == CU_WAIT_GEQ ? CU_OK : CU_INVALID_VALUE;
 }
 CALL(cuStreamWriteValue32_v2, CUstream stream, CUdeviceptr p, uint32_t value, unsigned flags)
@@ -354,30 +512,58 @@ CALL(cuGraphExecDestroy, void *executable)
 }
 CALL(cuGraphLaunch, void *executable, CUstream stream)
 {
-	(void)stream;
 	const struct graph *g = executable;
 	int result = CU_OK;
 	for (uint32_t i = 0; i < g->count && result == CU_OK; i++)
-		result = run(&g->launch[i]);
+		result = put(stream_of(stream), &(struct op){.kind = OP_LAUNCH, .launch = g->launch[i]});
 	return result;
 }
 
-// ---- events: the CPU's clock --------------------------------------------------------------------------------------------
-CALL(cuEventCreate, void **event, unsigned flags)
+// ---- events: by the CPU's clock -----------------------------------------------------------------------------------------
+CALL(cuEventCreate, CUevent *event, unsigned flags)
 {
 	(void)flags;
-	*event = calloc(1, sizeof(struct timespec));
-	return *event ? CU_OK : CU_OUT_OF_MEMORY;
+	MAY_FAIL;
+	struct event *e = calloc(1, sizeof(*e));
+	live += e != NULL;
+	*event = (CUevent)(void *)e;
+	return e ? CU_OK : CU_OUT_OF_MEMORY;
 }
-CALL(cuEventRecord, void *event, CUstream stream)
+CALL(cuEventDestroy_v2, CUevent event)
 {
-	(void)stream;
-	clock_gettime(CLOCK_MONOTONIC, event);
+	run_streams();
+	free(event);
+	live--;
 	return CU_OK;
 }
-CALL(cuEventElapsedTime_v2, float *ms, void *before, void *after)
+CALL(cuEventRecord, CUevent event, CUstream stream)
 {
-	const struct timespec *a = before, *b = after;
+	MAY_FAIL;
+	struct event *e = (struct event *)(void *)event;
+	return put(stream_of(stream), &(struct op){.kind = OP_RECORD, .event = e, .count = ++e->asked});
+}
+// Waits for the last record that was launched before this call.
+CALL(cuStreamWaitEvent, CUstream stream, CUevent event, unsigned flags)
+{
+	MAY_FAIL;
+	struct event *e = (struct event *)(void *)event;
+	return flags ? CU_INVALID_VALUE : put(stream_of(stream), &(struct op){.kind = OP_WAIT, .event = e, .count = e->asked});
+}
+CALL(cuEventElapsedTime_v2, float *ms, CUevent before, CUevent after)
+{
+	run_streams();
+	const struct timespec *a = &((struct event *)(void *)before)->when, *b = &((struct event *)(void *)after)->when;
 	*ms = (float)((double)(b->tv_sec - a->tv_sec) * 1e3 + (double)(b->tv_nsec - a->tv_nsec) * 1e-6);
 	return CU_OK;
+}
+CALL(cuMemcpyDtoDAsync_v2, CUdeviceptr to, CUdeviceptr from, size_t bytes, CUstream stream)
+{
+	MAY_FAIL;
+	return put(stream_of(stream),
+	           &(struct op){
+			   .kind = OP_COPY, .to = (void *)(uintptr_t)to, .from = (const void *)(uintptr_t)from, .bytes = bytes});
+}
+CALL(cuMemcpyDtoHAsync_v2, void *to, CUdeviceptr from, size_t bytes, CUstream stream)
+{
+	return cuMemcpyDtoDAsync_v2((CUdeviceptr)(uintptr_t)to, from, bytes, stream);
 }

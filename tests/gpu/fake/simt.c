@@ -176,6 +176,10 @@ DEVICE void store_word(uint64_t *p, uint64_t v)
 {
 	__atomic_store_n(p, v, __ATOMIC_RELAXED);
 }
+DEVICE void store_pair(uint64_t *p, const uint64_t *words)
+{
+	memcpy(p, words, 16);
+}
 DEVICE uint64_t clock_ns(void)
 {
 	struct timespec t;
@@ -250,6 +254,7 @@ TWIN(mpig_wait, gpu_wait)
 TWIN(mpig_merge, gpu_merge)
 TWIN(mpig_merge_fused, gpu_merge)
 TWIN(mpig_rounds, gpu_rounds)
+TWIN(mpig_ingest, gpu_ingest)
 
 const struct simt_kernel *simt_find(const char *name)
 {
@@ -261,6 +266,7 @@ const struct simt_kernel *simt_find(const char *name)
 		{"mpig_merge", run_mpig_merge, sizeof(struct gpu_merge), GPU_BLOCK},
 		{"mpig_merge_fused", run_mpig_merge_fused, sizeof(struct gpu_merge), GPU_FUSED_BLOCK},
 		{"mpig_rounds", run_mpig_rounds, sizeof(struct gpu_rounds), GPU_WARP},
+		{"mpig_ingest", run_mpig_ingest, sizeof(struct gpu_ingest), GPU_BLOCK},
 	};
 	for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++)
 		if (!strcmp(all[i].name, name))
