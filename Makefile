@@ -279,7 +279,7 @@ check-tsan-run: deps $(TSAN_TESTS)
 .PHONY: gpu-compile check-gpu
 gpu-compile: $(CUDA_LIBRARIES) $(GPU_TESTS) $(GPU_EXAMPLES:%=$(B)/gpu/examples/%) ## build the GPU's side and its tests (needs nvcc, and no GPU)
 # Python tests of the GPU's side: over a driver without a GPU in `make check`, on the GPU here.
-GPU_PYTESTS := $(addprefix client-lib/python/tests/test_,cuda.py ops.py parity.py real_heads.py outbox.py gpu_transformers.py)
+GPU_PYTESTS := $(addprefix client-lib/python/tests/test_,cuda.py ops.py parity.py real_heads.py prompt_rows.py gpu_transformers.py)
 GPU_PYTHON ?= $(VENV)/bin/python
 check-gpu: deps all $(if $(NVCC),$(GPU_TESTS)) ## the tests of the GPU's side, on the GPU of this machine (GPU_PYTHON: one whose torch has CUDA)
 ifeq ($(NVCC),)

@@ -36,7 +36,7 @@ from .records import (
 )
 
 if TYPE_CHECKING:
-    from .cuda import Gpu, Plan
+    from .cuda import Gpu, Ingest, Plan
 
 _UNCHANGED = 0xFFFFFFFF  # of a uid or gid
 
@@ -48,7 +48,7 @@ class Client:
         self._lib = _lib.library()
         self._handle: c_void_p | None = None
         self._children: weakref.WeakSet[Any] = weakref.WeakSet()
-        self._gpus: set[Gpu] = set()  # kept until closed: kernels write into their queues
+        self._gpus: set[Gpu | Ingest] = set()  # kept until closed: kernels write into their queues
         options = _lib.ConnectOptions(
             size=ctypes.sizeof(_lib.ConnectOptions),
             socket_path=socket_path.encode() if socket_path else None,
@@ -76,6 +76,8 @@ class Client:
     def close(self) -> None:
         """Closes queues, contexts and the connection; the KV stays in the daemon. Closing twice is allowed."""
         if self._handle is not None:
+            for gpu in list(self._gpus):
+                gpu.close()
             for child in list(self._children):
                 child.close()
             self._lib.mpig_disconnect(self._handle)
