@@ -176,7 +176,7 @@ $(FAKE_EXAMPLES): $(B)/tests/gpu/examples/%: cuda/examples/%.c $(FAKE_CUDA_LIBRA
 	$(Q)$(CC) -Iclient-lib/include -Icuda/include -Itests/gpu/fake $(CSTD) $(WARN) $(OPT) -pthread $(SAN) \
 		-Wl,--disable-new-dtags,-rpath,'$$ORIGIN/../fake:$$ORIGIN/../../..' -o $@ $^ -lm
 GPU_OBJECTS = $(call obj,$(CUDA_SRC)) $(B)/libtest.a $(B)/libdaemon.a $(B)/libmagicpig.a
-$(B)/tests/gpu/bench_gpu $(B)/gpu/bench_gpu: $(call obj,tools/magicpig-bench/private_daemon.c)
+$(B)/tests/gpu/bench_gpu $(B)/gpu/bench_gpu $(B)/tests/gpu/bench_ingest $(B)/gpu/bench_ingest: $(call obj,tools/magicpig-bench/private_daemon.c)
 $(B)/tests/gpu/%: $(B)/obj/tests/gpu/%.o $(B)/obj/tests/gpu/fake/image.o $(GPU_OBJECTS) | $(FAKE_CUDA)
 	$(call say,LD,$@)
 	$(Q)mkdir -p $(@D)
@@ -278,13 +278,19 @@ check-tsan-run: deps $(TSAN_TESTS)
 
 .PHONY: gpu-compile check-gpu
 gpu-compile: $(CUDA_LIBRARIES) $(GPU_TESTS) $(GPU_EXAMPLES:%=$(B)/gpu/examples/%) ## build the GPU's side and its tests (needs nvcc, and no GPU)
-check-gpu: deps all $(if $(NVCC),$(GPU_TESTS)) ## the tests of the GPU's side, on the GPU of this machine
+# Python tests of the GPU's side: over a driver without a GPU in `make check`, on the GPU here.
+GPU_PYTESTS := $(addprefix client-lib/python/tests/test_,cuda.py ops.py parity.py real_heads.py outbox.py gpu_transformers.py)
+GPU_PYTHON ?= $(VENV)/bin/python
+check-gpu: deps all $(if $(NVCC),$(GPU_TESTS)) ## the tests of the GPU's side, on the GPU of this machine (GPU_PYTHON: one whose torch has CUDA)
 ifeq ($(NVCC),)
 	@echo 'check-gpu: skipped: no nvcc on this machine'
 else ifeq ($(wildcard /dev/nvidiactl),)
 	@echo 'check-gpu: skipped: no GPU on this machine'
 else
-	@$(TEST_ENV) tools/build/run-tests --limit $(TEST_LIMIT) $(filter $(B)/gpu/test_%,$(GPU_TESTS))
+	@if $(GPU_PYTHON) -c 'import pytest, transformers, torch; raise SystemExit(not torch.cuda.is_available())' 2> /dev/null; \
+	then set -- --pytest $(GPU_PYTHON) $(GPU_PYTESTS); \
+	else set --; echo 'check-gpu: the Python tests are skipped: $(GPU_PYTHON) has no pytest, transformers and torch with CUDA; set GPU_PYTHON'; fi; \
+	$(TEST_ENV) tools/build/run-tests --limit $(TEST_LIMIT) "$$@" -- $(filter $(B)/gpu/test_%,$(GPU_TESTS))
 endif
 
 # Python here is one whose torch has a GPU; build/venv's has none.

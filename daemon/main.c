@@ -72,6 +72,17 @@ static const char *value_of(const char *name, int argc, char **argv, int *i)
 	return NULL;
 }
 
+static int set_directory(struct command_line *c, int what, const char *option, const char *value)
+{
+	char text[64];
+	snprintf(text, sizeof text, "%s takes a directory (./NAME where it begins with '-')", option);
+	if (*value == '-' || !*value)
+		return usage(text, value);
+	c->what = what;
+	c->directory = value;
+	return 0;
+}
+
 static int parse(struct command_line *c, int argc, char **argv)
 {
 	for (int i = 1; i < argc; i++) {
@@ -84,9 +95,9 @@ static int parse(struct command_line *c, int argc, char **argv)
 		else if (strcmp(argv[i], "--print-config") == 0)
 			c->what = PRINT_CONFIG;
 		else if ((value = value_of("--fsck", argc, argv, &i)) != NULL)
-			c->what = FSCK, c->directory = value;
+			status = set_directory(c, FSCK, "--fsck", value);
 		else if ((value = value_of("--gc", argc, argv, &i)) != NULL)
-			c->what = GC, c->directory = value;
+			status = set_directory(c, GC, "--gc", value);
 		else if ((value = value_of("--damaged-days", argc, argv, &i)) != NULL)
 			c->days = value;
 		else if (strcmp(argv[i], "--dry-run") == 0)
@@ -141,16 +152,17 @@ static int check_one(struct disk *disk, const char *name)
 
 static int open_offline(const char *directory, bool leave, struct disk **disk)
 {
-	struct disk_options options = {.dir = directory, .depth = 8, .chunk = 1 << 20, .leave = leave};
+	struct disk_options options = {.dir = directory, .depth = 8, .chunk = 1 << 20, .leave = leave, .existing = true};
 	char why[MPIG_TEXT_BYTES];
 	if (access(directory, R_OK | W_OK) != 0) {
 		fprintf(stderr, "magicpigd: %s: %m\n", directory);
 		return EXIT_USAGE;
 	}
-	if (disk_create(&options, disk, why) == MPIG_OK)
+	int status = disk_create(&options, disk, why);
+	if (status == MPIG_OK)
 		return 0;
 	fprintf(stderr, "magicpigd: %s\n", why);
-	return EXIT_FAILURE;
+	return status == MPIG_ENOENT ? EXIT_USAGE : EXIT_FAILURE;
 }
 
 // The owners of contexts may be anybody: whoever may read the directory may check it.

@@ -7,7 +7,7 @@
 //   QUEUE_CREATE [old memfd]  ------>   geometry + memfd, eventfd (SCM_RIGHTS)
 //   CREATE / OPEN / OPEN_PREFIX ---->   context record, bound to the client's handle
 //   CLOSE, DROP, LIST, SHOW, FORK, CHMOD, STATUS, PING, CONFIG_GET, VERIFY, HEADS, REINDEX, DISK, SAVED, EVICT, POLICY,
-//   SIGNATURE, STREAM, CLIENTS, KILL, QUOTA, DRAIN, CONFIGURE
+//   SIGNATURE, STREAM, CLIENTS, KILL, QUOTA, DRAIN, TRACE, CONFIGURE
 #ifndef MPIG_SHM_CONTROL_H
 #define MPIG_SHM_CONTROL_H
 
@@ -22,7 +22,7 @@
 #define MPIG_CONTROL_MAX_BYTES 65536u
 #define MPIG_NAME_BYTES 128u // including the terminating zero
 #define MPIG_TEXT_BYTES 256u
-#define MPIG_LIST_PAGE 64u
+#define MPIG_LIST_PAGE 160u
 #define MPIG_HEADS_PAGE 512u
 #define MPIG_SIGNATURE_PAGE 48u
 #define MPIG_CLIENTS_PAGE 256u
@@ -58,6 +58,7 @@ enum mpig_control_op {
 	MPIG_CTL_KILL = 33,      // a connection is closed
 	MPIG_CTL_QUOTA = 34,     // what a user holds, and may hold
 	MPIG_CTL_DRAIN = 35,     // nothing more is opened, or is again; or only how that stands
+	MPIG_CTL_TRACE = 36,     // queries of a context are recorded from now on, or no longer
 	MPIG_CTL_CONFIGURE = 48, // an option is set, or the configuration read again
 	MPIG_CTL_COUNT
 };
@@ -197,6 +198,7 @@ enum mpig_context_flags {
 	MPIG_CONTEXT_QUARANTINED = 1u << 0, // damaged: listed and dropped, nothing else
 	MPIG_CONTEXT_SAVED = 1u << 1,       // all that is committed is on disk
 	MPIG_CONTEXT_PINNED = 1u << 2,      // never leaves memory by itself
+	MPIG_CONTEXT_RECORDED = 1u << 3,    // its owner records the queries that are asked of it
 };
 
 // A context as others see it.
@@ -432,6 +434,22 @@ struct mpig_ctl_drain { // request and reply; to begin and to end: root and the 
 	uint32_t action;          // enum mpig_drain_action
 	uint32_t drained;         // reply
 	uint64_t clients, queues; // reply: that are still there, the asking client among them
+	uint8_t reserved[32];
+};
+
+enum mpig_trace_action { MPIG_TRACE_START = 1, MPIG_TRACE_STOP = 2 };
+
+// Queries of a context go into a ring (shm/trace.h) from now on; the reply to START carries it. It ends with STOP, with the connection, or as
+// the ring says. Owner only, who must be allowed to read the context.
+struct mpig_ctl_trace { // request and reply
+	struct mpig_control_header h;
+	char name[MPIG_NAME_BYTES];
+	uint32_t action;       // enum mpig_trace_action
+	uint32_t number;       // START, reply; STOP, request: of the recording
+	uint64_t ring_bytes;   // START: a multiple of 4096; counted with the regions of the user's queues
+	uint64_t region_bytes; // START, reply: as the two below
+	uint64_t context_id;
+	uint64_t began_ns; // CLOCK_REALTIME
 	uint8_t reserved[32];
 };
 

@@ -259,7 +259,8 @@ struct mpig_context_info {
 enum mpig_context_flags {
 	MPIG_CONTEXT_QUARANTINED = 1, /* found damaged when the daemon started: can be listed and dropped, nothing else */
 	MPIG_CONTEXT_SAVED = 2,       /* all that is committed is on disk */
-	MPIG_CONTEXT_PINNED = 4       /* does not leave memory by itself */
+	MPIG_CONTEXT_PINNED = 4,      /* does not leave memory by itself */
+	MPIG_CONTEXT_RECORDED = 8     /* its owner records the queries that are asked of it (mpig_trace_start) */
 };
 #endif
 
@@ -568,6 +569,56 @@ MPIG_API int mpig_poll(mpig_queue *queue, struct mpig_completion *completions, i
 /* Waits until the ticket is done (spinning, then asleep) and returns its status; timeout_ms: 0 = the queue's, -1 = none. Its
  * completion is consumed; those of other tickets stay for mpig_poll. After MPIG_ETIMEDOUT the request is still in flight. */
 MPIG_API int mpig_wait(mpig_queue *queue, int64_t ticket, int timeout_ms);
+
+/* ---- recording queries ---------------------------------------------------------------------------------------------- */
+typedef struct mpig_trace mpig_trace;
+struct mpig_trace_options {
+	size_t size;
+	size_t ring_bytes; /* of memory between the daemon and the caller, 1 MiB to 1 GiB, rounded up to 4096; 0 = 32 MiB */
+};
+struct mpig_traced { /* a query that a client of the daemon asked, and was answered */
+	size_t size;
+	/* As it was asked, with what was relative resolved (begin, end, seed): asked again, it has the same answer. q is fp32 whatever it was.
+	   The struct and what it points to are valid until the next call on the trace. window_out is there where the answer made use of it. */
+	const struct mpig_attend *attend;
+	uint64_t number;   /* of the answer since recording began, from 0: a gap tells how many were lost */
+	uint64_t taken_ns; /* since recording began: when the daemon took the request */
+	uint64_t service_ns, rows_read, bytes_read, committed; /* of the answer, as in struct mpig_result */
+	uint64_t client;                                       /* connection (mpig_client_info.id) and queue it came over */
+	uint32_t queue, signature_version, units;
+	int asked_dtype;   /* of q */
+	int had_signature; /* it came with a signature of the client's */
+};
+/* Why no more queries come. */
+enum mpig_traced_end {
+	MPIG_TRACED_GOES_ON = 0,
+	MPIG_TRACED_STOPPED = 1,
+	MPIG_TRACED_DROPPED = 2,  /* the context is gone */
+	MPIG_TRACED_SHUTDOWN = 3, /* the daemon has ended */
+	MPIG_TRACED_BROKEN = 4,   /* the memory between the two was written by somebody else */
+	MPIG_TRACED_REVOKED = 5   /* the context's owner or permissions changed */
+};
+struct mpig_trace_state {
+	size_t size;
+	uint64_t began_ns;   /* CLOCK_REALTIME */
+	uint64_t context_id; /* what is recorded */
+	uint64_t answers;    /* that there were */
+	uint64_t lost;       /* of these, that the ring had no room for */
+	uint64_t too_long;   /* of these, that are larger than a quarter of the ring */
+	uint32_t ended;      /* enum mpig_traced_end */
+};
+/* Records the queries that any client asks of a context, from now on; those of its forks are not among them. For its owner, who must be
+ * allowed to read it: queries reveal text. Others see that it is recorded (MPIG_CONTEXT_RECORDED). The daemon never waits for the caller: queries that
+ * the ring has no room for are lost and counted. Errors: MPIG_ENOENT, MPIG_EACCES, MPIG_EBUSY (somebody records it already), MPIG_ELIMIT,
+ * MPIG_EQUOTA (the ring counts as a queue's region does), MPIG_ENOMEM, MPIG_EINVAL. A trace belongs to one thread at a time, and ends with
+ * mpig_trace_stop, which must come before mpig_disconnect. */
+MPIG_API int mpig_trace_start(mpig_client *client, const char *name, const struct mpig_trace_options *options,
+                              mpig_trace **trace);
+/* The next query: 1; 0 if none came within timeout_ms (0: does not wait), or none will come any more (see mpig_trace_get). MPIG_EPROTO: the
+ * daemon's side makes no sense. */
+MPIG_API int mpig_trace_next(mpig_trace *trace, struct mpig_traced *traced, int timeout_ms);
+MPIG_API int mpig_trace_get(mpig_trace *trace, struct mpig_trace_state *state);
+MPIG_API void mpig_trace_stop(mpig_trace *trace); /* NULL is allowed */
 
 /* ---- joining partial results --------------------------------------------------------------------------------------- */
 /* Merges b into a, head by head: out_a, lse_a become those of the union of the two disjoint row sets (m = max(L1, L2);

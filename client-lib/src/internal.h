@@ -8,6 +8,7 @@
 //   context.c  spec.c    handles, leases, reopening; specs
 //   catalog.c            contexts by name
 //   administer.c         connections, quotas, draining
+//   trace.c              recording queries
 //   client.c             connection, reconnection, daemon-wide calls
 //   control.c  error.c   datagrams and tags; texts, option structs
 //

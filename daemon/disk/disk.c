@@ -177,9 +177,9 @@ void disk_put_aside(struct disk *d, struct store *s, const char *name)
 
 // ---- opening ---------------------------------------------------------------------------------------------------------
 
-static int open_directory(int dir, const char *name)
+static int open_directory(int dir, const char *name, bool existing)
 {
-	int rc = disk_mkdir(dir, name);
+	int rc = existing ? 0 : disk_mkdir(dir, name);
 	return rc ? rc : disk_open(dir, name, O_RDONLY | O_DIRECTORY, false);
 }
 
@@ -226,7 +226,7 @@ int disk_create(const struct disk_options *options, struct disk **out, char *why
 	snprintf(d->dir, sizeof d->dir, "%s", options->dir);
 	d->contexts = d->segments = -1;
 	pthread_mutex_init(&d->lock, NULL);
-	d->root = open_directory(AT_FDCWD, d->dir);
+	d->root = open_directory(AT_FDCWD, d->dir, options->existing);
 	int rc = d->root < 0 ? d->root : check_root(d), status;
 	bool locked = rc || flock(d->root, LOCK_EX | LOCK_NB) == 0;
 	if (!locked && errno != EWOULDBLOCK)
@@ -236,10 +236,16 @@ int disk_create(const struct disk_options *options, struct disk **out, char *why
 		disk_destroy(d);
 		return status;
 	}
-	if (!rc && (d->contexts = open_directory(d->root, "contexts")) < 0)
+	if (!rc && (d->contexts = open_directory(d->root, "contexts", options->existing)) < 0)
 		rc = d->contexts;
-	if (!rc && (d->segments = open_directory(d->root, "segments")) < 0)
+	if (!rc && (d->segments = open_directory(d->root, "segments", options->existing)) < 0)
 		rc = d->segments;
+	if (options->existing && (rc == -ENOENT || rc == -ENOTDIR)) {
+		status = disk_fail(why, MPIG_ENOENT, "%s is no store of contexts: it has no directories contexts and segments",
+		                   d->dir);
+		disk_destroy(d);
+		return status;
+	}
 	if (!rc)
 		rc = disk_mkdir(d->root, "damaged");
 	if (!rc)

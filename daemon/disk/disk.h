@@ -13,7 +13,8 @@ struct disk_options {
 	uint64_t rate;   // bytes a second; 0 = unlimited
 	uint64_t (*table_bytes)(const struct layer *, uint32_t rows);
 	uint8_t pool_id[16];
-	bool leave; // nothing is removed at once
+	bool leave;    // nothing is removed at once
+	bool existing; // nothing is made: MPIG_ENOENT where there is no store
 };
 // MPIG_EBUSY: another daemon uses the directory; MPIG_EACCES, MPIG_EIO, MPIG_ENOMEM. What a killed daemon left unfinished is removed.
 int disk_create(const struct disk_options *options, struct disk **disk, char *why);

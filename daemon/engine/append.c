@@ -26,16 +26,23 @@ static int check_range(struct job *j, const struct layer **layer)
 }
 
 // ---- APPEND ----------------------------------------------------------------------------------------------------------
-// [count][KV heads][d] of the payload to [KV head][count][d]; false if a value is not finite or does not fit fp16 rows.
-static bool copy_heads(const uint8_t *src, uint32_t dtype, uint32_t count, uint32_t heads, uint32_t d, float *dst)
+// Units read the payload where it lies, each element once into memory of their own, where it is checked; rows that a failed append has
+// written are nobody's. Int8 keys need the frames of the segments that begin here first: pre units, one of each KV head.
+enum {
+	UNIT_ROWS = 32,   // of a main unit: one KV head's, or all heads' of so many that workers have enough of them
+	WHOLE_ROWS = 512, // of an append whose units take all heads: then payload is read as it lies
+};
+
+static const uint8_t *payload_row(const struct append *a, bool v, uint32_t row, uint32_t g)
 {
-	size_t element = mpig_dtype_bytes(dtype);
-	for (uint32_t i = 0; i < count; i++)
-		for (uint32_t g = 0; g < heads; g++)
-			if (!payload_to_f32(src + ((size_t)i * heads + g) * d * element, dtype, d,
-			                    dst + ((size_t)g * count + i) * d))
-				return false;
-	return true;
+	const struct mpig_layer_shape *s = &a->layer->shape;
+	uint32_t d = v ? s->d_v : s->d_k;
+	return (v ? a->v : a->k) + ((size_t)row * s->kv_heads + g) * d * mpig_dtype_bytes(a->dtype);
+}
+
+static int not_finite(struct job *j)
+{
+	return job_fail(j, MPIG_ENAN, "K or V of layer %u holds NaN or infinity", j->request.entry.layer);
 }
 
 static bool fits_f16(const float *x, size_t n)
@@ -44,42 +51,6 @@ static bool fits_f16(const float *x, size_t n)
 		if (fabsf(x[i]) > 65504)
 			return false;
 	return true;
-}
-
-static void carve_arrays(struct job *j, struct carve *c, uint32_t query_count)
-{
-	struct append *a = &j->append;
-	const struct mpig_layer_shape *s = &a->layer->shape;
-	a->k = carve(c, (uint64_t)a->count * s->kv_heads * s->d_k, sizeof(float));
-	a->v = carve(c, (uint64_t)a->count * s->kv_heads * s->d_v, sizeof(float));
-	a->signs = carve(c, 3 * (uint64_t)a->layer->d_pad, sizeof(float));
-	a->queries = carve(c, (uint64_t)query_count * s->query_heads * s->d_k, sizeof(float));
-}
-
-static int copy_payload(struct job *j, const struct mpig_payload_layout *layout, uint32_t query_count)
-{
-	struct append *a = &j->append;
-	const struct mpig_layer_shape *s = &a->layer->shape;
-	const uint8_t *slot = j->request.payload_in;
-	uint32_t dtype = j->request.entry.dtype;
-	struct carve c = {0};
-	carve_arrays(j, &c, query_count);
-	j->memory = c.overflow ? NULL : memory_get(&j->engine->memory, c.used);
-	if (!j->memory)
-		return job_fail(j, MPIG_ENOMEM, "no memory for %u rows", a->count);
-	c = (struct carve){.base = j->memory};
-	carve_arrays(j, &c, query_count);
-	if (!copy_heads(slot + layout->k, dtype, a->count, s->kv_heads, s->d_k, a->k) ||
-	    !copy_heads(slot + layout->v, dtype, a->count, s->kv_heads, s->d_v, a->v))
-		return job_fail(j, MPIG_ENAN, "K or V of layer %u holds NaN or infinity", j->request.entry.layer);
-	if (a->layer->rows.type == ROW_F16 && (!fits_f16(a->k, (size_t)a->count * s->kv_heads * s->d_k) ||
-	                                       !fits_f16(a->v, (size_t)a->count * s->kv_heads * s->d_v)))
-		return job_fail(j, MPIG_ERANGE, "K or V of layer %u is above fp16's 65504: use bf16 rows",
-		                j->request.entry.layer);
-	if (query_count &&
-	    !payload_to_f32(slot + layout->queries, dtype, (size_t)query_count * s->query_heads * s->d_k, a->queries))
-		return job_fail(j, MPIG_ENAN, "the queries of layer %u hold NaN or infinity", j->request.entry.layer);
-	return 0;
 }
 
 // Of a segment whose first rows are k [n], token `position` on.
@@ -96,49 +67,184 @@ static void set_frame(const float *k, uint32_t n, uint64_t position, uint32_t d_
 		row_frame_none(d_k, w->frame);
 }
 
-static int append_head(struct job *j, uint32_t g, uint32_t unit, struct engine_scratch *scratch)
+static int fit_frames(struct job *j, uint32_t group, uint32_t g, struct engine_scratch *scratch)
 {
-	(void)unit;
-	(void)scratch;
+	(void)group;
 	struct append *a = &j->append;
-	const struct layer *layer = a->layer;
-	const struct mpig_layer_shape *s = &layer->shape;
-	float rotated[MPIG_MAX_HEAD_DIM];
-	const float *k = a->k + (size_t)g * a->count * s->d_k, *v = a->v + (size_t)g * a->count * s->d_v;
+	uint32_t d_k = a->layer->shape.d_k;
 	for (uint32_t done = 0; done < a->count;) {
 		struct write_span w;
 		context_write_span(j->engine->store, j->request.context, j->request.entry.layer, g, a->position + done, &w);
-		uint32_t n = w.n < a->count - done ? w.n : a->count - done;
-		if (w.frame_fresh)
-			set_frame(k, a->count - done, a->position + done, s->d_k, &w);
-		struct sig_params params = {.d_k = s->d_k,
-		                            .d_pad = layer->d_pad,
-		                            .bits = w.params.bits,
-		                            .mu = w.params.mu,
-		                            .balance = w.params.balance,
-		                            .signs = a->signs};
-		for (uint32_t i = 0; i < n; i++, k += s->d_k, v += s->d_v) {
-			row_encode(&layer->rows, k, v, w.frame, w.rows + (size_t)i * layer->rows.stride);
-			if (w.codes)
-				sig_encode(j->engine->kernels, &params, k, w.codes, w.factors, w.block_row + i, rotated);
+		if (w.frame_fresh) {
+			uint32_t n = a->count - done;
+			float *keys = scratch_get(scratch, (size_t)n * d_k * sizeof(float));
+			if (!keys)
+				return job_fail(j, MPIG_ENOMEM, "no memory for %u rows", n);
+			for (uint32_t i = 0; i < n; i++)
+				if (!payload_to_f32(payload_row(a, false, done + i, g), a->dtype, d_k, keys + (size_t)i * d_k))
+					return not_finite(j);
+			set_frame(keys, n, a->position + done, d_k, &w);
 		}
-		done += n;
+		done += w.n < a->count - done ? w.n : a->count - done;
 	}
 	return 0;
+}
+
+// Rows of the payload's own type: bytes. The key is wanted as fp32 only where it gets codes.
+static bool copy_row(const struct job *j, uint32_t row, uint32_t g, uint8_t *dst, float *key)
+{
+	const struct append *a = &j->append;
+	const struct row_format *f = &a->layer->rows;
+	uint16_t exponent = f->type == ROW_BF16 ? 0x7f80 : 0x7c00, own[MPIG_MAX_HEAD_DIM];
+	bool (*copy)(void *restrict, const void *restrict, size_t, uint16_t) =
+		a->count >= UNIT_ROWS ? j->engine->kernels->copy_finite : half_copy_finite;
+	const void *k = payload_row(a, false, row, g);
+	bool good = true;
+	if (key) {
+		memcpy(own, k, f->d_k * sizeof(*own));
+		good = payload_to_f32((const uint8_t *)own, a->dtype, f->d_k, key);
+		k = own;
+	}
+	good &= copy(dst, k, f->d_k, exponent);
+	good &= copy(dst + f->v_offset, payload_row(a, true, row, g), f->d_v, exponent);
+	memset(dst + f->v_offset + 2 * f->d_v, 0, f->stride - f->v_offset - 2 * f->d_v);
+	return good;
+}
+
+static int write_row(struct job *j, uint32_t row, uint32_t g, const struct write_span *w, uint8_t *dst, float *key)
+{
+	struct append *a = &j->append;
+	const struct layer *layer = a->layer;
+	const struct mpig_layer_shape *s = &layer->shape;
+	float own[MPIG_MAX_HEAD_DIM], v[MPIG_MAX_HEAD_DIM];
+	if ((layer->rows.type == ROW_BF16 && a->dtype == MPIG_BF16) || (layer->rows.type == ROW_F16 && a->dtype == MPIG_F16))
+		return copy_row(j, row, g, dst, key) ? 0 : not_finite(j);
+	key = key ? key : own;
+	if (!payload_to_f32(payload_row(a, false, row, g), a->dtype, s->d_k, key) ||
+	    !payload_to_f32(payload_row(a, true, row, g), a->dtype, s->d_v, v))
+		return not_finite(j);
+	if (layer->rows.type == ROW_F16 && (!fits_f16(key, s->d_k) || !fits_f16(v, s->d_v)))
+		return job_fail(j, MPIG_ERANGE, "K or V of layer %u is above fp16's 65504: use bf16 rows",
+		                j->request.entry.layer);
+	row_encode(&layer->rows, key, v, w->frame, dst);
+	return 0;
+}
+
+// Rows [first, first + n) of a KV head, which lie in a row from w on. Keys go by groups of the codes.
+static int write_rows(struct job *j, uint32_t first, uint32_t n, uint32_t g, const struct write_span *w)
+{
+	struct append *a = &j->append;
+	const struct layer *layer = a->layer;
+	const struct mpig_layer_shape *s = &layer->shape;
+	float keys[SIG_GROUP * MPIG_MAX_HEAD_DIM];
+	struct sig_params params = {.d_k = s->d_k,
+	                            .d_pad = layer->d_pad,
+	                            .bits = w->params.bits,
+	                            .mu = w->params.mu,
+	                            .balance = w->params.balance,
+	                            .signs = a->signs};
+	for (uint32_t done = 0; done < n;) {
+		uint32_t row = w->block_row + done, step = SIG_GROUP - row % SIG_GROUP;
+		step = step < n - done ? step : n - done;
+		for (uint32_t i = 0; i < step; i++) {
+			int status = write_row(j, first + done + i, g, w, w->rows + (size_t)(done + i) * layer->rows.stride,
+			                       w->codes ? keys + (size_t)i * s->d_k : NULL);
+			if (status)
+				return status;
+		}
+		if (w->codes)
+			sig_encode_rows(j->engine->kernels, &params, keys, step, w->codes, w->factors, row);
+		done += step;
+	}
+	return 0;
+}
+
+static int append_head(struct job *j, uint32_t first, uint32_t end, uint32_t g)
+{
+	struct append *a = &j->append;
+	int status = 0;
+	while (first < end && !status) {
+		struct write_span w;
+		context_write_span(j->engine->store, j->request.context, j->request.entry.layer, g, a->position + first, &w);
+		uint32_t n = w.n < end - first ? w.n : end - first;
+		status = write_rows(j, first, n, g, &w);
+		first += n;
+	}
+	return status;
+}
+
+static uint32_t unit_heads(const struct append *a)
+{
+	return a->count < WHOLE_ROWS ? 1 : a->layer->shape.kv_heads;
+}
+
+// Units end at multiples of UNIT_ROWS tokens of the context, where as a rule groups of codes end, too.
+static uint32_t unit_skew(const struct append *a)
+{
+	return (uint32_t)(a->position % UNIT_ROWS);
+}
+
+static uint32_t unit_count(const struct append *a)
+{
+	return (unit_skew(a) + a->count + UNIT_ROWS - 1) / UNIT_ROWS * (a->layer->shape.kv_heads / unit_heads(a));
+}
+
+static int append_unit(struct job *j, uint32_t group, uint32_t unit, struct engine_scratch *scratch)
+{
+	(void)group;
+	(void)scratch;
+	struct append *a = &j->append;
+	uint32_t heads = unit_heads(a), parts = a->layer->shape.kv_heads / heads, skew = unit_skew(a);
+	uint32_t at = unit / parts * UNIT_ROWS, g = unit % parts * heads;
+	uint32_t first = at > skew ? at - skew : 0, end = at + UNIT_ROWS - skew < a->count ? at + UNIT_ROWS - skew : a->count;
+	int status = 0;
+	for (uint32_t i = 0; i < heads && !status; i++)
+		status = append_head(j, first, end, g + i);
+	j->engine->kernels->copies_done();
+	return status;
 }
 
 static int append_finish(struct job *j, struct engine_scratch *scratch)
 {
 	(void)scratch;
 	struct append *a = &j->append;
-	if (atomic_load(&j->failed))
+	if (atomic_load(&j->failed)) {
+		context_append_failed(j->engine->store, j->request.context);
 		return 0;
+	}
 	context_appended(j->request.context, j->request.entry.layer, a->position + a->count);
 	PROBE4(append, context_id(j->request.context), j->request.entry.layer, a->position, a->count);
 	return 0;
 }
 
-static const struct job_ops append_ops = {.main = append_head, .finish = append_finish};
+static const struct job_ops append_ops = {.pre = fit_frames, .main = append_unit, .finish = append_finish};
+
+static void carve_arrays(struct job *j, struct carve *c, uint32_t query_count)
+{
+	struct append *a = &j->append;
+	const struct mpig_layer_shape *s = &a->layer->shape;
+	a->signs = carve(c, 3 * (uint64_t)a->layer->d_pad, sizeof(float));
+	a->queries = carve(c, (uint64_t)query_count * s->query_heads * s->d_k, sizeof(float));
+}
+
+static int take_payload(struct job *j, const struct mpig_payload_layout *layout, uint32_t query_count)
+{
+	struct append *a = &j->append;
+	const struct mpig_layer_shape *s = &a->layer->shape;
+	struct carve c = {0};
+	carve_arrays(j, &c, query_count);
+	j->memory = c.overflow ? NULL : memory_get(&j->engine->memory, c.used);
+	if (!j->memory)
+		return job_fail(j, MPIG_ENOMEM, "no memory for %u queries", query_count);
+	c = (struct carve){.base = j->memory};
+	carve_arrays(j, &c, query_count);
+	a->k = j->request.payload_in + layout->k;
+	a->v = j->request.payload_in + layout->v;
+	if (query_count && !payload_to_f32(j->request.payload_in + layout->queries, a->dtype,
+	                                   (size_t)query_count * s->query_heads * s->d_k, a->queries))
+		return job_fail(j, MPIG_ENAN, "the queries of layer %u hold NaN or infinity", j->request.entry.layer);
+	return 0;
+}
 
 int append_plan(struct job *j)
 {
@@ -161,20 +267,26 @@ int append_plan(struct job *j)
 		                (unsigned long long)layout.bytes, (unsigned long long)j->request.slot_bytes);
 	a->position = e->begin;
 	a->count = e->count;
-	if ((status = copy_payload(j, &layout, query_count)))
+	a->dtype = e->dtype;
+	if ((status = take_payload(j, &layout, query_count)))
 		return status;
-	char why[MPIG_TEXT_BYTES] = "";
-	status = context_reserve(j->engine->store, j->request.context, e->layer, a->position, a->count, why);
-	if (status)
-		return job_fail(j, status, "%s", why);
-	sig_signs(context_seed(j->request.context), 0, 0, a->layer->d_pad, a->signs);
-	if (query_count && (status = recent_note(j->request.context, a->layer, a->queries, query_count)))
-		return job_fail(j, status, "no memory for the queries of layer %u", e->layer);
-	struct round *r = round_new(a->layer->shape.kv_heads);
+	struct round *r = round_new(1);
 	if (!r)
 		return job_fail(j, MPIG_ENOMEM, "no memory for %u KV heads", a->layer->shape.kv_heads);
-	for (uint32_t g = 0; g < r->group_count; g++)
-		r->group[g].main_n = 1;
+	r->group[0].pre_n = a->layer->rows.type == ROW_I8 ? a->layer->shape.kv_heads : 0;
+	r->group[0].main_n = unit_count(a);
+	char why[MPIG_TEXT_BYTES] = "";
+	status = context_reserve(j->engine->store, j->request.context, e->layer, a->position, a->count, why);
+	if (status) {
+		free(r);
+		return job_fail(j, status, "%s", why);
+	}
+	sig_signs(context_seed(j->request.context), 0, 0, a->layer->d_pad, a->signs);
+	if (query_count && (status = recent_note(j->request.context, a->layer, a->queries, query_count))) {
+		context_append_failed(j->engine->store, j->request.context);
+		free(r);
+		return job_fail(j, status, "no memory for the queries of layer %u", e->layer);
+	}
 	j->ops = &append_ops;
 	round_publish(j, r);
 	return 0;

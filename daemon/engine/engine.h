@@ -55,8 +55,9 @@ void engine_scratch_destroy(struct engine_scratch *scratch);
 struct engine_request {
 	struct mpig_sqe entry;        // the private copy
 	struct mpig_slot_header slot; // the private copy; zeros without a slot
-	const uint8_t *payload_in;    // the slot's start (client-writable: copied once), or NULL
-	uint8_t *payload_out;         // the slot's start, or NULL
+	const uint8_t *
+		payload_in; // the slot's start (client-writable: each element is read once, then checked), or NULL; until the job is done
+	uint8_t *payload_out; // the slot's start, or NULL
 	uint64_t slot_bytes;
 	uint64_t sequence;       // of the entry in its queue
 	struct context *context; // borrowed until job_destroy
@@ -82,6 +83,18 @@ enum job_state {
 enum job_state job_run(struct job *job, uint32_t worker, uint32_t workers, struct engine_scratch *scratch);
 uint32_t job_parallelism(const struct job *job); // units of the present phase not yet claimed: how many helpers are worth waking
 const struct engine_result *job_result(const struct job *job);
+// What an ATTEND that was answered had been asked, with what is relative in it resolved; between JOB_DONE and job_destroy. False: it was no
+// ATTEND, or was refused.
+struct job_query {
+	struct mpig_layer_shape shape;       // of its layer
+	const struct mpig_slot_header *slot; // the private copy
+	uint64_t begin, end, seed;           // end: after the rows it was about
+	bool window_lse, window_out;         // there are such
+};
+bool job_query(const struct job *job, struct job_query *query);
+// q [tokens][query_heads][d_k], window_lse [tokens][query_heads], window_out [tokens][query_heads][d_v]; those that are not there are not
+// written.
+void job_query_copy(const struct job *job, float *q, float *window_lse, float *window_out);
 void job_destroy(struct job *job); // after JOB_DONE and after every other thread has left job_run
 // Whether this entry changes its context (APPEND, COMMIT, TRUNCATE): on one queue such entries wait for all before them.
 bool engine_op_writes(uint8_t op);

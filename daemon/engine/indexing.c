@@ -27,14 +27,13 @@ static void decode_keys(const struct layer *layer, struct seal_plan *plan, uint3
 	const float *frame = plan->frame(plan, strip);
 	uint32_t d_k = layer->shape.d_k, known = 0, first = 0;
 	const uint8_t *rows = NULL;
-	float v[MPIG_MAX_HEAD_DIM];
 	for (uint32_t i = 0; i < n; i++) {
 		uint32_t row = begin + i * step;
 		if (!rows || row - first >= known) {
 			first = row;
 			rows = plan->rows_at(plan, strip, row, &known);
 		}
-		row_decode(&layer->rows, rows + (size_t)(row - first) * layer->rows.stride, frame, keys + (size_t)i * d_k, v);
+		row_decode_key(&layer->rows, rows + (size_t)(row - first) * layer->rows.stride, frame, keys + (size_t)i * d_k);
 	}
 }
 
@@ -116,10 +115,9 @@ static int encode_chunk(struct job *j, const struct indexing *x, struct seal_pla
 	if (!plan->needs_codes || !layer->wire.signature_bits)
 		return 0;
 	uint32_t end = plan->rows - begin < ENCODE_ROWS ? plan->rows : begin + ENCODE_ROWS, d_k = layer->shape.d_k;
-	float *keys = scratch_get(s, ((size_t)(end - begin) * d_k + MPIG_MAX_HEAD_DIM) * sizeof(float));
+	float *keys = scratch_get(s, (size_t)(end - begin) * d_k * sizeof(float));
 	if (!keys)
 		return job_fail(j, MPIG_ENOMEM, "no memory to sign %u rows", end - begin);
-	float *rotated = keys + (size_t)(end - begin) * d_k;
 	decode_keys(layer, plan, strip, begin, end - begin, 1, keys);
 	struct sig_params params = {.d_k = d_k,
 	                            .d_pad = layer->d_pad,
@@ -131,9 +129,9 @@ static int encode_chunk(struct job *j, const struct indexing *x, struct seal_pla
 		uint16_t *factors;
 		uint32_t block_row, n;
 		uint8_t *codes = plan->codes(plan, strip, row, &factors, &block_row, &n);
-		for (uint32_t i = 0; i < n && row < end; i++, row++)
-			sig_encode(j->engine->kernels, &params, keys + (size_t)(row - begin) * d_k, codes, factors, block_row + i,
-			           rotated);
+		n = n < end - row ? n : end - row;
+		sig_encode_rows(j->engine->kernels, &params, keys + (size_t)(row - begin) * d_k, n, codes, factors, block_row);
+		row += n;
 	}
 	return 0;
 }

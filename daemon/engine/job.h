@@ -103,9 +103,9 @@ struct attend {
 struct append {
 	const struct layer *layer;
 	uint64_t position;
-	uint32_t count;
-	float *k, *v;   // [kv_heads][count][d]
-	float *queries; // [query_count][query_heads][d_k]
+	uint32_t count, dtype;
+	const uint8_t *k, *v; // [count][kv_heads][d] of dtype, where the client may write
+	float *queries;       // [query_count][query_heads][d_k]
 	float *signs;
 };
 

@@ -37,6 +37,9 @@ size_t sig_code_bytes(uint32_t d_pad, uint32_t bits, uint32_t rows);
 // Encodes one key into row `row` of a code array and its factor: g = |x|^2 / <level, x>. scratch: d_pad floats.
 void sig_encode(const struct kernels *k, const struct sig_params *p, const float *key, uint8_t *codes, uint16_t *factors,
                 uint32_t row, float *scratch);
+// Keys [n][d_k] into rows `row` to row + n - 1; the same codes, whole groups at a time where the machine can.
+void sig_encode_rows(const struct kernels *k, const struct sig_params *p, const float *keys, uint32_t n, uint8_t *codes,
+                     uint16_t *factors, uint32_t row);
 // The last step of it: x [d_pad] is balanced and rotated already.
 void sig_encode_rotated(uint32_t bits, const float *x, uint32_t d_pad, uint8_t *codes, uint16_t *factors, uint32_t row);
 // Standard deviation of an estimate's error, over g |q'| layer scale, for keys and rotations as the README assumes: at 1, 2 and 4 bits.

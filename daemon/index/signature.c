@@ -106,25 +106,8 @@ static float norm2(const float *x, uint32_t n)
 	return total(even, odd);
 }
 
-struct grid {
-	float step; // of the levels, in units of sigma: the best uniform grid for a Gaussian; b = 1 knows only the sign
-	float offset, top;
-};
-
-static struct grid grid_of(uint32_t bits)
-{
-	switch (bits) {
-	case 1:
-		return (struct grid){1.f, .5f, 1.f};
-	case 2:
-		return (struct grid){.9957f, 1.5f, 3.f};
-	default:
-		return (struct grid){.3352f, 7.5f, 15.f};
-	}
-}
-
 // code[j] = the cell of x_j; returns <level, x>.
-static float quantise(const float *x, uint32_t d_pad, struct grid g, float sigma, int32_t *code)
+static float quantise(const float *x, uint32_t d_pad, struct sig_grid g, float sigma, int32_t *code)
 {
 	float per_step = 1 / (g.step * sigma);
 	lanes half = (lanes){0} + (g.offset + .5f), top = (lanes){0} + g.top, sum = {0};
@@ -172,7 +155,7 @@ void sig_encode_rotated(uint32_t bits, const float *x, uint32_t d_pad, uint8_t *
 	uint8_t packed[SIG_MAX_DIM / 2] = {0};
 	float square = norm2(x, d_pad), factor = 0;
 	if (square >= FLT_MIN && square <= FLT_MAX) {
-		float dot = quantise(x, d_pad, grid_of(bits), sqrtf(square / (float)d_pad), code);
+		float dot = quantise(x, d_pad, sig_grid_of(bits), sqrtf(square / (float)d_pad), code);
 		factor = square / dot;
 		pack(code, bits, bytes, packed);
 	}
@@ -189,6 +172,23 @@ void sig_encode(const struct kernels *k, const struct sig_params *p, const float
 	balance_key(key, p->mu, p->balance, p->d_k, p->d_pad, scratch);
 	k->rotate(scratch, p->d_pad, p->signs);
 	sig_encode_rotated(p->bits, scratch, p->d_pad, codes, factors, row);
+}
+
+void sig_encode_rows(const struct kernels *k, const struct sig_params *p, const float *keys, uint32_t n, uint8_t *codes,
+                     uint16_t *factors, uint32_t row)
+{
+	const struct sig_encoding e = {p->mu, p->balance, p->signs, p->d_k, p->d_pad, p->bits};
+	const uint32_t bytes = p->d_pad * p->bits / 8;
+	float rotated[SIG_MAX_DIM];
+	for (uint32_t end = row + n; row < end;) {
+		uint32_t step = k->sig_encode16 && row % SIG_GROUP == 0 && end - row >= SIG_GROUP ? SIG_GROUP : 1;
+		if (step == SIG_GROUP)
+			k->sig_encode16(keys, &e, codes + (size_t)row * bytes, factors + row);
+		else
+			sig_encode(k, p, keys, codes, factors, row, rotated);
+		row += step;
+		keys += (size_t)step * p->d_k;
+	}
 }
 
 static void balance_query(const float *restrict q, const float *restrict balance, uint32_t d_k, uint32_t d_pad, float *restrict x)

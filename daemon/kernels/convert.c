@@ -108,6 +108,18 @@ bool bf16_widen_finite(const void *src, size_t n, float *dst)
 	return all_finite(dst, n);
 }
 
+bool half_copy_finite(void *restrict dst, const void *restrict src, size_t n, uint16_t exponent)
+{
+	uint16_t bad = 0;
+	for (size_t i = 0; i < n; i++) {
+		uint16_t x;
+		memcpy(&x, (const char *)src + 2 * i, sizeof x);
+		bad |= (x & exponent) == exponent;
+		memcpy((char *)dst + 2 * i, &x, sizeof x);
+	}
+	return !bad;
+}
+
 // ---- rows ------------------------------------------------------------------------------------------------------------
 
 static uint32_t half_bytes(enum row_type type, uint32_t d)
@@ -219,11 +231,16 @@ static void decode_half(enum row_type type, const uint8_t *src, uint32_t d, floa
 		out[j] = type == ROW_F16 ? f16_widen(half[j]) : as_float((uint32_t)half[j] << 16);
 }
 
-void row_decode(const struct row_format *f, const uint8_t *src, const float *frame, float *k, float *v)
+void row_decode_key(const struct row_format *f, const uint8_t *src, const float *frame, float *k)
 {
 	decode_half(f->type, src, f->d_k, k);
-	decode_half(f->type, src + f->v_offset, f->d_v, v);
 	if (frame && f->type == ROW_I8)
 		for (uint32_t j = 0; j < f->d_k; j++)
 			k[j] = k[j] * frame[f->d_k + j] + frame[j];
+}
+
+void row_decode(const struct row_format *f, const uint8_t *src, const float *frame, float *k, float *v)
+{
+	row_decode_key(f, src, frame, k);
+	decode_half(f->type, src + f->v_offset, f->d_v, v);
 }

@@ -58,6 +58,25 @@ struct sig_hits {
 	uint32_t n; // in: already there; out: raised by what was selected
 };
 
+// The best uniform grid for a Gaussian at 1, 2 and 4 bits; 1 knows only the sign.
+struct sig_grid {
+	float step; // of the levels, in units of sigma
+	float offset, top;
+};
+static inline struct sig_grid sig_grid_of(uint32_t bits)
+{
+	return bits == 1   ? (struct sig_grid){1.f, .5f, 1.f}
+	       : bits == 2 ? (struct sig_grid){.9957f, 1.5f, 3.f}
+	                   : (struct sig_grid){.3352f, 7.5f, 15.f};
+}
+
+// What keys are encoded by.
+struct sig_encoding {
+	const float *mu, *balance; // [d_k]
+	const float *signs;        // [3][d_pad] of +-1
+	uint32_t d_k, d_pad, bits;
+};
+
 struct kernels {
 	const char *isa;
 
@@ -111,6 +130,14 @@ struct kernels {
 	// multiplies by its signs and runs the butterflies (a + b, a - b) at distances 1, 2, 4, .. d_pad/2; one factor at the
 	// end. Equal to the bit on every ISA.
 	void (*rotate)(float *x, uint32_t d_pad, const float *signs);
+	// Codes and factors of a whole group: keys [SIG_GROUP][d_k] into the group's SIG_GROUP * d_pad * bits / 8 bytes and its sixteen
+	// factors, what sig_encode (daemon/index) makes of each, to the bit. NULL: there is nothing better than that.
+	void (*sig_encode16)(const float *keys, const struct sig_encoding *e, uint8_t *codes, uint16_t *factors);
+	// Copies n elements of 2 bytes, n a multiple of 16, to where they will not be read soon: past the caches where that can be. False if
+	// one has all bits of `exponent` set and is not finite (0x7f80: bf16, 0x7c00: fp16); all are written either way. dst is aligned to
+	// 32 bytes. copies_done comes before others are told of them.
+	bool (*copy_finite)(void *restrict dst, const void *restrict src, size_t n, uint16_t exponent);
+	void (*copies_done)(void);
 	// On which side of `count` directions [count][d] vectors lie; d is a multiple of 16. Equal to the bit on every ISA: products
 	// and sums are rounded one by one. Sixteen keys, transposed [d][SIGNS_KEYS]: bit r of positive[c] is set where
 	// sum_j keys[j][r] direction_c[j], added in the order of j, is above 0.
@@ -152,11 +179,15 @@ bool f32_copy_finite(const void *src, size_t n, float *dst);
 bool f16_widen_finite(const void *src, size_t n, float *dst);
 bool bf16_widen_finite(const void *src, size_t n, float *dst);
 
+// copy_finite in C, of any alignment and n.
+bool half_copy_finite(void *restrict dst, const void *restrict src, size_t n, uint16_t exponent);
+
 // Row layout for a type and dimensions; 0, or -1 if unsupported.
 int row_format_init(struct row_format *f, enum row_type type, uint32_t d_k, uint32_t d_v);
 // Encodes one row from fp32. frame: of int8 keys (below), else ignored. dst has f->stride bytes.
 void row_encode(const struct row_format *f, const float *k, const float *v, const float *frame, uint8_t *dst);
-// Decodes one row to fp32.
+// Its key alone, or both, to fp32.
+void row_decode_key(const struct row_format *f, const uint8_t *src, const float *frame, float *k);
 void row_decode(const struct row_format *f, const uint8_t *src, const float *frame, float *k, float *v);
 
 // The frame of int8 keys, float [2][d_k]: a centre c and a scale s > 0 for each dimension. What is stored is (k - c) / s, so that

@@ -156,6 +156,7 @@ void kernels_init_avx512(struct kernels *k)
 	scan_init_avx512(k);
 	rows_init_avx512(k);
 	signs_init_avx512(k);
+	encode_init_avx512(k);
 	k->isa = "avx512";
 	k->exp_sum = exp_sum_avx512;
 	k->max = max_avx512;

@@ -415,6 +415,10 @@ static void rotate_c(float *x, uint32_t d_pad, const float *signs)
 	memcpy(x, y, d_pad * sizeof *x);
 }
 
+static void copies_done_c(void)
+{
+}
+
 void kernels_init_c(struct kernels *k)
 {
 	*k = (struct kernels){
@@ -429,6 +433,8 @@ void kernels_init_c(struct kernels *k)
 		.max = max_c,
 		.split_sums = split_sums_c,
 		.rotate = rotate_c,
+		.copy_finite = half_copy_finite,
+		.copies_done = copies_done_c,
 	};
 	choose_init_c(k);
 	signs_init_c(k);

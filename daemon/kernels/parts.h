@@ -8,6 +8,7 @@
 void signs_init_c(struct kernels *k);
 void signs_init_avx2(struct kernels *k);
 void signs_init_avx512(struct kernels *k);
+void encode_init_avx512(struct kernels *k);
 void choose_init_c(struct kernels *k);
 void choose_init_avx2(struct kernels *k);
 void choose_init_avx512(struct kernels *k);

@@ -62,6 +62,7 @@ int control_access_check(struct peer *p, struct request *r, enum control_access 
 	                      offsetof(struct mpig_ctl_stream, name) == sizeof(struct mpig_control_header) &&
 	                      offsetof(struct mpig_ctl_policy, name) == sizeof(struct mpig_control_header),
 	              "and these");
+	static_assert(offsetof(struct mpig_ctl_trace, name) == sizeof(struct mpig_control_header), "and this");
 	const char *name = (const char *)(r->header + 1);
 	const struct mpig_ctl_open *open = (const void *)r->header;
 	enum access want = ACCESS_READ;

@@ -60,10 +60,17 @@ static int check_handle(struct peer *p, struct request *r, uint32_t handle)
 	return status;
 }
 
+static void describe(struct peer *p, struct context *c, struct mpig_wire_context *out)
+{
+	store_context_info(p->server->store, c, out);
+	if (recordings_of(p->server->recordings, out->id))
+		out->flags |= MPIG_CONTEXT_RECORDED;
+}
+
 static int reply_context(struct peer *p, struct request *r, struct context *c, uint32_t handle, uint64_t matched)
 {
 	struct mpig_ctl_context_reply reply = {0};
-	store_context_info(p->server->store, c, &reply.context);
+	describe(p, c, &reply.context);
 	reply.context.handle = handle;
 	reply.context.matched = matched;
 	return control_reply(p, r, &reply, sizeof reply, NULL, 0);
@@ -305,7 +312,10 @@ int control_chmod(struct peer *p, struct request *r)
 	int status = check_open(r, in);
 	if (status == MPIG_OK)
 		status = store_context_chmod(p->server->store, &p->who, in->name, in->mode, in->uid, in->gid, r->why);
-	return status == MPIG_OK ? reply_empty(p, r) : status;
+	if (status != MPIG_OK)
+		return status;
+	recordings_revoke(p->server->recordings, in->name);
+	return reply_empty(p, r);
 }
 
 int control_list(struct peer *p, struct request *r)
@@ -321,6 +331,9 @@ int control_list(struct peer *p, struct request *r)
 		return control_fail(r, MPIG_ENOMEM, "the daemon is out of memory");
 	reply->list.cursor = in->cursor;
 	reply->list.count = store_context_list(p->server->store, &p->who, &reply->list.cursor, reply->context, MPIG_LIST_PAGE);
+	for (uint32_t i = 0; i < reply->list.count && recordings_any(p->server->recordings); i++)
+		if (recordings_of(p->server->recordings, reply->context[i].id))
+			reply->context[i].flags |= MPIG_CONTEXT_RECORDED;
 	size_t bytes = sizeof reply->list + reply->list.count * sizeof reply->context[0];
 	int status = control_reply(p, r, reply, bytes, NULL, 0);
 	free(reply);
@@ -343,7 +356,7 @@ int control_show(struct peer *p, struct request *r)
 		context_unref(c);
 		return control_fail(r, MPIG_ENOMEM, "the daemon is out of memory");
 	}
-	store_context_info(p->server->store, c, &reply->context);
+	describe(p, c, &reply->context);
 	struct mpig_wire_layer *out = (struct mpig_wire_layer *)(void *)(reply + 1);
 	for (uint32_t i = 0; i < layers; i++)
 		out[i] = *context_spec_layer(c, i);

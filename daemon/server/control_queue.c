@@ -6,9 +6,19 @@
 #include "daemon/server/peer.h"
 #include "shm/status.h"
 
+int control_check_region(struct peer *p, struct request *r, const struct account *a, uint64_t bytes, const char *advice)
+{
+	uint64_t limit = p->server->options.limits.region_bytes_per_uid;
+	if (bytes > limit || a->region_bytes > limit - bytes)
+		return control_fail(r, MPIG_EQUOTA,
+		                    "limits.region_bytes_per_uid: this user's queues and recordings have %" PRIu64
+		                    " bytes, %" PRIu64 " more would pass the limit of %" PRIu64 "; %s",
+		                    a->region_bytes, bytes, limit, advice);
+	return MPIG_OK;
+}
+
 static int check_quota(struct peer *p, struct request *r, const struct account *a, const struct account *group, uint64_t bytes)
 {
-	const struct options *o = &p->server->options;
 	uint64_t user_limit = server_limit(p->server, p->who.uid, OVERRIDE_QUEUES),
 		 group_limit = server_limit(p->server, ACCOUNT_GROUP(p->who.gid), OVERRIDE_QUEUES);
 	if (user_limit && a->queues >= user_limit)
@@ -19,12 +29,7 @@ static int check_quota(struct peer *p, struct request *r, const struct account *
 		return control_fail(r, MPIG_EQUOTA,
 		                    "limits.queues_per_gid: gid %u has %u queues and may have %" PRIu64 ": destroy one",
 		                    p->who.gid, group->queues, group_limit);
-	if (bytes > o->limits.region_bytes_per_uid || a->region_bytes > o->limits.region_bytes_per_uid - bytes)
-		return control_fail(r, MPIG_EQUOTA,
-		                    "limits.region_bytes_per_uid: this user's queues have %" PRIu64 " bytes, %" PRIu64
-		                    " more would pass the limit of %" PRIu64 "; use fewer or smaller slots",
-		                    a->region_bytes, bytes, o->limits.region_bytes_per_uid);
-	return MPIG_OK;
+	return control_check_region(p, r, a, bytes, "use fewer or smaller slots");
 }
 
 static int put_in_service(struct peer *p, struct request *r, struct queue *q)
@@ -70,6 +75,7 @@ int control_queue_create(struct peer *p, struct request *r)
 		return status;
 	q->id = s->next_queue_id++;
 	q->uid = p->who.uid;
+	q->client = p->id;
 	if (!p->place)
 		p->place = places_take(&s->clients, p->id, p->who.uid, p->who.pid);
 	q->place = p->place;

@@ -210,9 +210,12 @@ void peer_close(struct peer *p, const char *reason)
 	s->peer_count--;
 	struct account *accounts[] = {account_get(&s->accounts, p->who.uid),
 	                              account_get(&s->accounts, ACCOUNT_GROUP(p->who.gid))};
+	uint64_t recorded = recordings_stop(s->recordings, p->id, 0, s->draining ? MPIG_TRACE_SHUTDOWN : MPIG_TRACE_STOPPED);
 	for (int i = 0; i < 2; i++)
-		if (accounts[i]) // there is one: it counts this connection
+		if (accounts[i]) { // there is one: it counts this connection
 			accounts[i]->clients--;
+			accounts[i]->region_bytes -= recorded;
+		}
 	free_peer(p);
 	account_tidy(&s->accounts);
 	server_refresh_stats(s);

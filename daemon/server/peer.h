@@ -54,12 +54,14 @@ control_fn control_queue_create, control_queue_destroy;
 control_fn control_create, control_open, control_open_prefix, control_close, control_drop, control_list, control_show,
 	control_fork, control_chmod, control_verify, control_heads, control_reindex, control_disk, control_saved, control_evict,
 	control_policy, control_signature, control_stream;
-control_fn control_clients, control_kill, control_quota, control_drain;
+control_fn control_clients, control_kill, control_quota, control_drain, control_trace;
 control_fn control_hello, control_ping, control_status, control_config_get, control_configure;
 
 // The context is not in memory: MPIG_EAGAIN if it is on disk and is being loaded (r->why says how far), why loading failed, or MPIG_ENOENT
 // with r->why left alone.
 int control_load(struct peer *p, struct request *r, const char *name);
+// Whether the user may have so many bytes more shared with the daemon: 0 or MPIG_EQUOTA.
+int control_check_region(struct peer *p, struct request *r, const struct account *a, uint64_t bytes, const char *advice);
 // Fills the reply's header and sends it. 0, or a status after which the peer is closed (it does not read).
 int control_reply(struct peer *p, const struct request *r, void *reply, size_t bytes, const int *fds, uint32_t fd_count);
 int control_fail(struct request *r, int status, const char *format, ...) __attribute__((format(printf, 3, 4)));

@@ -36,6 +36,7 @@ struct queue {
 	uint32_t id;             // unique while the daemon runs; id % workers is its home
 	uint32_t uid, gid;       // charged for it
 	uint32_t place;          // of its client in the statistics
+	uint64_t client;         // the connection's number
 	struct rate *rate[2];    // of the user's and the group's requests; NULL: no limit can be set
 	struct session *session; // a reference
 	void *base;

@@ -6,6 +6,7 @@
 #include "daemon/base/clock.h"
 #include "daemon/base/log.h"
 #include "daemon/base/probe.h"
+#include "daemon/server/recording.h"
 #include "daemon/server/stats.h"
 #include "daemon/server/worker.h"
 #include "shm/status.h"
@@ -62,6 +63,8 @@ static void finish(struct worker *w, struct task *t)
 		log_limited(&failed_limit, LOG_LEVEL_DEBUG, "queue %u: entry %llu (operation %u, handle %u): %s: %s",
 		            t->queue->id, (unsigned long long)t->sequence, t->entry.op, t->entry.handle,
 		            mpig_status_text(r->status), r->why);
+	if (recordings_any(w->all->options.recordings)) // before its client can ask again: they stand in the order of asking
+		recordings_note(w->all->options.recordings, t, &cqe);
 	if (t->writes)
 		binding_end_write(t->binding);
 	binding_done(t->binding);

@@ -14,6 +14,7 @@
 #include "daemon/server/listener.h"
 #include "daemon/server/loop.h"
 #include "daemon/server/places.h"
+#include "daemon/server/recording.h"
 #include "daemon/server/stats.h"
 #include "daemon/server/worker.h"
 #include "daemon/store/pool.h"
@@ -44,6 +45,7 @@ struct server {
 	struct loop *loop;
 	struct listener listener;
 	struct loop_source *accepting, *reaper, *drain_timer, *accept_again, *collapser;
+	struct recordings *recordings; // of queries
 	struct workers *workers;
 	int control_fd, signal_fd; // control_fd: workers report broken queues
 	struct peer *peers;

@@ -259,6 +259,11 @@ static int start_loop(struct server *s)
 
 static int start_workers(struct server *s, uint32_t count, const cpu_set_t *cpus)
 {
+	s->recordings = recordings_create();
+	if (!s->recordings) {
+		log_error("cannot start workers: no memory");
+		return -1;
+	}
 	struct workers_options options = {
 		.count = count,
 		.cpus = *cpus,
@@ -267,6 +272,7 @@ static int start_workers(struct server *s, uint32_t count, const cpu_set_t *cpus
 		.look_ns = s->options.workers.look_ns,
 		.uring = strcmp(loop_backend_name(s->loop), "io_uring") == 0,
 		.engine = s->engine,
+		.recordings = s->recordings,
 		.stats = s->stats.stats->worker,
 		.control_fd = s->control_fd,
 	};
@@ -370,6 +376,7 @@ void server_stop(struct server *s)
 			server_free_queue(s, q);
 		}
 		workers_destroy(s->workers);
+		recordings_destroy(s->recordings);
 		engine_destroy(s->engine);
 		store_destroy(s->store);
 	}

@@ -30,6 +30,7 @@ struct workers_options {
 	uint64_t look_ns;                // how often a sleeping worker looks at silent queues; 0 = never
 	bool uring;                      // try io_uring for sleeping
 	struct engine *engine;           // borrowed
+	struct recordings *recordings;   // of queries, borrowed; NULL: nobody can record
 	struct mpig_stats_worker *stats; // [count], borrowed; each written by its worker only
 	int control_fd;                  // eventfd written when the control thread has a broken queue to close
 };

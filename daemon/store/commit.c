@@ -256,14 +256,29 @@ int context_truncate(struct store *s, struct context *c, uint64_t position, char
 	return status;
 }
 
-void context_forget(struct store *s, struct context *c)
+// Rows from `position`, at or above the commit, on. Without memory for it they stay where they are, for later rows.
+static void forget_from(struct store *s, struct context *c, uint64_t position)
 {
-	uint64_t committed = context_committed(c);
 	const struct snapshot *snap = atomic_load(&c->snapshot);
-	uint32_t keep = refs_before(snap, committed);
+	uint32_t keep = refs_before(snap, position);
 	struct snapshot *next = keep < snap->count ? snapshot_new(keep) : NULL;
-	lower_rows(c, committed);
+	lower_rows(c, position);
 	if (next)
 		cut_segments(s, c, next);
-	cut_open_blocks(s, c, committed);
+	cut_open_blocks(s, c, position);
+}
+
+void context_forget(struct store *s, struct context *c)
+{
+	forget_from(s, c, context_committed(c));
+}
+
+void context_append_failed(struct store *s, struct context *c)
+{
+	store_lock(s);
+	writer_leave(s, c);
+	uint64_t most = rows_most(c), committed = context_committed(c);
+	if (!context_dropped(c))
+		forget_from(s, c, most > committed ? most : committed);
+	store_unlock(s);
 }

@@ -47,6 +47,7 @@ def test_commands():
 def test_options_of_a_command():
     assert complete(None, "magicpigctl", "ping", "--c") == ["--count"]
     assert complete(None, "magicpigctl", "evict", "--d") == ["--dry-run"]
+    assert complete(None, "magicpigctl", "bench", "--h") == ["--heads", "--help"]
     assert complete(None, "magicpigctl", "--json", "evict", "--d") == ["--dry-run"]
 
 
@@ -81,6 +82,14 @@ def test_keys_and_files_of_config(daemon, tmp_path):
     assert complete(daemon, "magicpigctl", "config", "get", "limits.bytes") == ["limits.bytes_per_gid", "limits.bytes_per_uid"]
     (tmp_path / "one.conf").touch()
     assert complete(None, "magicpigctl", "config", "test", f"{tmp_path}/o") == [f"{tmp_path}/one.conf"]
+
+
+def test_contexts_and_files_of_trace(daemon, book, tmp_path):
+    (tmp_path / "one.queries").touch()
+    assert complete(daemon, "magicpigctl", "trace", "re") == ["record", "replay"]
+    assert complete(daemon, "magicpigctl", "trace", "record", "bo") == ["book"]
+    assert complete(daemon, "magicpigctl", "trace", "replay", f"{tmp_path}/o") == [f"{tmp_path}/one.queries"]
+    assert complete(daemon, "magicpigctl", "trace", "replay", "--ex") == ["--exact"]
 
 
 def test_the_daemons_options():

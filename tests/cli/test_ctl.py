@@ -560,6 +560,18 @@ def test_fsck_without_a_daemon(daemon, book, tmp_path):
     assert re.fullmatch(r"book: good, 300 tokens, \d+ bytes\n", good(fsck(copy)))
     assert "in use by another daemon" in fsck(daemon.directory / "disk").stderr
     assert fsck(tmp_path / "nowhere").returncode == USAGE
+    other = tmp_path / "other"
+    other.mkdir(0o700)
+    for option in "--fsck", "--gc":  # nothing is made where there is no store
+        result = subprocess.run([MAGICPIGD, option, str(other)], capture_output=True, text=True, timeout=60)
+        assert (result.returncode, result.stdout) == (USAGE, "")
+        assert result.stderr == f"magicpigd: {other} is no store of contexts: it has no directories contexts and segments\n"
+        (other / "--help").mkdir(exist_ok=True)
+        for arguments in [option, "--help"], [f"{option}=--help"], [f"{option}="]:
+            result = subprocess.run([MAGICPIGD, *arguments], capture_output=True, text=True, timeout=60, cwd=other)
+            assert result.returncode == USAGE and f"{option} takes a directory (./NAME where it begins with '-')" in result.stderr
+        (other / "--help").rmdir()
+        assert os.listdir(other) == []
     manifest = copy / "contexts" / "book" / "manifest"
     manifest.write_bytes(manifest.read_bytes()[:-1])
     result = fsck(copy)

@@ -204,6 +204,51 @@ START_TEST(codes_and_factors)
 }
 END_TEST
 
+// Whole groups at a time, on every ISA, give what plain C gives key by key, to the bit: any number of rows from any row on, with keys among
+// them that are the centre, huge, tiny or not finite.
+START_TEST(groups_of_keys)
+{
+	enum { ROWS = 70, GROUPS = 80 };
+	const uint32_t dims[][2] = {{64, 64}, {80, 128}, {96, 128}, {128, 128}, {160, 256}, {256, 256}};
+	struct kernels k[ISAS_MAX], plain;
+	kernels_init_c(&plain);
+	uint32_t with_groups = 0;
+	for (uint32_t isa = 0, count = isas(k); isa < count; isa++) {
+		with_groups += k[isa].sig_encode16 != NULL;
+		for (uint32_t c = 0; c < 18; c++) {
+			uint32_t d = dims[c / 3][0], d_pad = dims[c / 3][1], bits = BITS[c % 3];
+			struct setup s;
+			setup(&s, c + 1, d, d_pad, bits);
+			struct rng rng = {c};
+			float *keys = floats(ROWS * d), scratch[SIG_MAX_DIM];
+			rng_gaussian(&rng, keys, ROWS * d);
+			for (uint32_t i = 0; i < ROWS; i++)
+				for (uint32_t j = 0; j < d; j++) {
+					float *x = &keys[i * d + j];
+					*x *= i % 10 == 1 ? 1e18f : i % 10 == 2 ? 1e-18f : i % 10 == 3 ? 3e37f : 1;
+					*x = i == 5 ? s.mu[j] : i == 25 ? s.mu[j] + (j ? 0 : 1e-21f) : *x;
+				}
+			keys[7 * d + 3] = INFINITY, keys[17 * d + 1] = NAN, keys[33 * d] = -INFINITY;
+			size_t bytes = sig_code_bytes(d_pad, bits, GROUPS);
+			uint8_t *codes = need(malloc(bytes)), *want = need(malloc(bytes));
+			uint16_t factors[GROUPS], want_factors[GROUPS];
+			for (uint32_t row = 0; row < 10; row += 3)
+				for (uint32_t n = 1; n <= ROWS; n += 23) {
+					memset(codes, 0xa5, bytes), memset(want, 0xa5, bytes);
+					memset(factors, 0xa5, sizeof(factors)), memset(want_factors, 0xa5, sizeof(factors));
+					sig_encode_rows(&k[isa], &s.p, keys, n, codes, factors, row);
+					for (uint32_t i = 0; i < n; i++)
+						sig_encode(&plain, &s.p, keys + i * d, want, want_factors, row + i, scratch);
+					ck_assert_mem_eq(factors, want_factors, sizeof(factors));
+					ck_assert_mem_eq(codes, want, bytes);
+				}
+			free(keys), free(codes), free(want);
+		}
+	}
+	ck_assert(with_groups || !(cpu_features() & CPU_AVX512));
+}
+END_TEST
+
 START_TEST(extreme_keys)
 {
 	struct kernels k;
@@ -403,6 +448,6 @@ END_TEST
 int main(void)
 {
 	return RUN_TESTS("signature", rotation_is_orthonormal, signs_are_signs, fit_follows_the_formula, fit_of_degenerate_input,
-	                 codes_and_factors, extreme_keys, query_codes, unbiased_over_rotations, noise_of_gaussian_keys,
-	                 balance_pays_on_skewed_keys);
+	                 codes_and_factors, groups_of_keys, extreme_keys, query_codes, unbiased_over_rotations,
+	                 noise_of_gaussian_keys, balance_pays_on_skewed_keys);
 }

@@ -225,6 +225,48 @@ START_TEST(administrators_operations_are_asked_for_properly)
 }
 END_TEST
 
+START_TEST(recording_is_asked_for_properly)
+{
+	const struct mpig_ctl_trace good = {.name = "witness", .action = MPIG_TRACE_START, .ring_bytes = 1 << 20};
+	struct mpig_ctl_trace bad = good;
+	int socket = greeted();
+	wire_header(&bad.h, MPIG_CTL_TRACE, sizeof(bad));
+	ck_assert_int_eq(call(socket, &bad, sizeof(bad)), MPIG_OK);
+	uint32_t number = ((struct mpig_ctl_trace *)(void *)reply.bytes)->number;
+	bad = (struct mpig_ctl_trace){.name = "witness", .action = MPIG_TRACE_STOP, .number = number + 1};
+	wire_header(&bad.h, MPIG_CTL_TRACE, sizeof(bad));
+	ck_assert_int_eq(call(socket, &bad, sizeof(bad)), MPIG_EINVAL);
+	int other = greeted(); // cannot stop what is not its own
+	bad.number = number;
+	ck_assert_int_eq(call(other, &bad, sizeof(bad)), MPIG_EINVAL);
+	close(other);
+	ck_assert_int_eq(call(socket, &bad, sizeof(bad)), MPIG_OK);
+	ck_assert_int_eq(call(socket, &bad, sizeof(bad)), MPIG_EINVAL);
+	bad.number = 0;
+	ck_assert_int_eq(call(socket, &bad, sizeof(bad)), MPIG_EINVAL);
+	close(socket);
+	wire_header((struct mpig_control_header *)&bad.h, MPIG_CTL_TRACE, sizeof(bad));
+	struct mpig_control_header h = bad.h;
+#define REFUSED(change, what) bad = good, bad.h = h, change, assert_refused(&bad, sizeof(bad), "trace: " what)
+	REFUSED(bad.action = 0, "no action");
+	REFUSED(bad.action = 3, "action");
+	REFUSED(bad.number = 1, "number to start");
+	REFUSED(bad.ring_bytes = 0, "no ring");
+	REFUSED(bad.ring_bytes = 4096, "a small ring");
+	REFUSED(bad.ring_bytes += 64, "a ring of no whole pages");
+	REFUSED(bad.ring_bytes = UINT64_C(1) << 40, "a large ring");
+	REFUSED(bad.region_bytes = 1, "region_bytes");
+	REFUSED(bad.context_id = 1, "context_id");
+	REFUSED(bad.began_ns = 1, "began_ns");
+	REFUSED((bad.action = MPIG_TRACE_STOP, bad.number = 1), "a ring to stop");
+	REFUSED(memset(bad.name, 'w', sizeof(bad.name)), "name without an end");
+	REFUSED(bad.name[0] = 'x', "nobody's name");
+	for (size_t i = 0; i < sizeof(bad.reserved); i++)
+		REFUSED(bad.reserved[i] = 1, "reserved");
+#undef REFUSED
+}
+END_TEST
+
 static int ask_heads(struct mpig_ctl_heads heads)
 {
 	int socket = greeted();
@@ -469,6 +511,8 @@ static size_t request_size(unsigned op)
 		return sizeof(struct mpig_ctl_quota);
 	case MPIG_CTL_DRAIN:
 		return sizeof(struct mpig_ctl_drain);
+	case MPIG_CTL_TRACE:
+		return sizeof(struct mpig_ctl_trace);
 	case MPIG_CTL_PING:
 	case MPIG_CTL_STATUS:
 	case MPIG_CTL_CONFIG_GET:
@@ -549,6 +593,7 @@ int main(void)
 	tcase_add_test(framing, an_empty_or_huge_datagram_is_refused);
 	tcase_add_test(framing, hello_must_match);
 	tcase_add_test(framing, reserved_bytes_must_be_zero);
+	tcase_add_test(framing, recording_is_asked_for_properly);
 	tcase_add_test(framing, heads_are_asked_for_properly);
 	tcase_add_test(framing, administrators_operations_are_asked_for_properly);
 	tcase_add_test(framing, signatures_are_asked_for_properly);

@@ -85,6 +85,7 @@ static const struct promise promises[] = {
 	{MPIG_CTL_QUOTA, "QUOTA of the owner", 0, 0, WRITERS},
 	{MPIG_CTL_DRAIN, "DRAIN, to look", 0, MPIG_DRAIN_LOOK, ALL},
 	{MPIG_CTL_DRAIN, "DRAIN", 0, MPIG_DRAIN_BEGIN, ADMINS},
+	{MPIG_CTL_TRACE, "TRACE", 0, 0, WRITERS},
 	{MPIG_CTL_CONFIGURE, "CONFIGURE", 0, 0, ADMINS},
 };
 #define PROMISES (sizeof promises / sizeof promises[0])
@@ -122,6 +123,7 @@ static union request {
 	struct mpig_ctl_kill kill;
 	struct mpig_ctl_quota quota;
 	struct mpig_ctl_drain drain;
+	struct mpig_ctl_trace trace;
 } request;
 
 static const char *const name = "theirs";
@@ -197,6 +199,11 @@ static size_t compose(const struct promise *p, uint32_t queue_id, int *fd)
 	case MPIG_CTL_DRAIN:
 		request.drain.action = p->work;
 		return sizeof request.drain;
+	case MPIG_CTL_TRACE:
+		strcpy(request.trace.name, name);
+		request.trace.action = MPIG_TRACE_START;
+		request.trace.ring_bytes = 1 << 20;
+		return sizeof request.trace;
 	case MPIG_CTL_CONFIGURE:
 		strcpy(request.configure.assignment, "limits.queues_per_uid=77");
 		return sizeof request.configure;

@@ -349,6 +349,37 @@ START_TEST(tables_are_full)
 }
 END_TEST
 
+// Every 16-bit pattern in every place of a vector, for both formats, of any alignment of the source; what is beside is left alone.
+START_TEST(copies_that_check)
+{
+	enum { N = 112, GUARD = 32 };
+	static _Alignas(64) uint16_t to[N + 2 * GUARD], from[N + 1];
+	static const uint16_t exponents[] = {0x7f80, 0x7c00};
+	static const uint32_t features[] = {0, CPU_AVX2, CPU_AVX2 | CPU_AVX512, UINT32_MAX};
+	for (size_t isa = 0; isa < sizeof(features) / sizeof(features[0]); isa++) {
+		struct kernels k;
+		kernels_init(&k, cpu_features() & features[isa], NULL, 0);
+		for (uint32_t pattern = 0; pattern < 0x10000; pattern += pattern < 0x100 ? 1 : 0x10)
+			for (int format = 0; format < 2; format++) {
+				uint16_t x = (uint16_t)(pattern | (pattern >> 4 & 0xf)), exponent = exponents[format];
+				size_t n = pattern % 7 * 16 + 16, at = pattern * 5 % n, skew = pattern % 2,
+				       shift = pattern % 3 * 16;
+				memset(to, 0xa5, sizeof(to));
+				for (size_t i = 0; i < n; i++)
+					from[skew + i] = (uint16_t)(i * 77 & 0x3fff);
+				from[skew + at] = x;
+				bool finite = (x & exponent) != exponent;
+				ck_assert_msg(k.copy_finite(to + GUARD + shift % GUARD, from + skew, n, exponent) == finite,
+				              "%s: %04x at %zu of %zu", k.isa, x, at, n);
+				k.copies_done();
+				ck_assert_mem_eq(to + GUARD + shift % GUARD, from + skew, 2 * n);
+				ck_assert_uint_eq(to[GUARD + shift % GUARD - 1], 0xa5a5);
+				ck_assert_uint_eq(to[GUARD + shift % GUARD + n], 0xa5a5);
+			}
+	}
+}
+END_TEST
+
 int main(void)
 {
 	Suite *suite = suite_create("convert");
@@ -361,6 +392,7 @@ int main(void)
 	tcase_add_test(tc, nan_stays_nan);
 	tcase_add_test(tc, runs_of_halves);
 	tcase_add_test(tc, runs_of_floats);
+	tcase_add_test(tc, copies_that_check);
 	tcase_add_test(tc, row_layout);
 	tcase_add_test(tc, row_round_trip);
 	tcase_add_test(tc, row_frames);

@@ -4,7 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#define PAGE 64
+#define PAGE 160 // what the daemon sends at once
 
 void context_json(struct json *json, const struct mpig_context_info *info)
 {
@@ -36,6 +36,7 @@ void context_json(struct json *json, const struct mpig_context_info *info)
 	json_bool(json, "quarantined", info->flags & MPIG_CONTEXT_QUARANTINED);
 	json_bool(json, "saved", info->flags & MPIG_CONTEXT_SAVED);
 	json_bool(json, "pinned", info->flags & MPIG_CONTEXT_PINNED);
+	json_bool(json, "recorded", info->flags & MPIG_CONTEXT_RECORDED);
 	struct policy policy = policy_of(info);
 	policy_json(json, &policy);
 }

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "ctl.h"
 #include "text.h"
@@ -165,7 +166,10 @@ static int global_arguments(int argc, char **argv)
 
 int main(int argc, char **argv)
 {
+	static char output[1 << 16];
 	setlocale(LC_CTYPE, "");
+	if (!isatty(STDOUT_FILENO)) // ten thousand lines in a dozen writes; what must be seen at once is flushed where it is written
+		setvbuf(stdout, output, _IOFBF, sizeof(output));
 	text_init();
 	static char program[] = "magicpigctl"; // getopt's messages begin with it, whatever path was typed
 	argv[0] = program;

@@ -9,6 +9,7 @@
 #include "batch.h"
 #include "context.h"
 #include "policy.h"
+#include "proposal.h"
 #include "text.h"
 
 #define MAX_LAYERS 512
@@ -25,15 +26,6 @@ static const char *dtype_name(int dtype)
 {
 	static const char *const names[] = {"f32", "bf16", "f16", "int8"};
 	return dtype >= 0 && dtype <= MPIG_I8 ? names[dtype] : "unknown";
-}
-
-static const char *proposal_name(int proposal)
-{
-	static const char *const names[] = {"default",        "dense",         "signature",
-	                                    "paper",          "topk",          "uniform",
-	                                    "topk_estimated", "heavy_uniform", "heavy_uniform_estimated",
-	                                    "window",         "crosspolytope"};
-	return proposal >= 0 && proposal <= MPIG_PROPOSAL_CROSSPOLYTOPE ? names[proposal] : "unknown";
 }
 
 static bool layers_equal(const struct mpig_layer *a, const struct mpig_layer *b)
@@ -195,6 +187,8 @@ static void print_context(const struct mpig_context_info *info, const struct mpi
 	printf("  open          by %u", info->readers);
 	if (info->writer_pid)
 		printf(", writer lease held by pid %u", info->writer_pid);
+	if (info->flags & MPIG_CONTEXT_RECORDED)
+		printf("\n  recorded      what is asked of it is being recorded");
 	printf("\n  id            %" PRIu64, info->id);
 	if (info->parent_id)
 		printf(", forked from id %" PRIu64 " at token %s", info->parent_id, text_count(tokens, info->fork_tokens));

@@ -296,6 +296,25 @@ class DrainState(Structure):
     ]
 
 
+class TraceOptions(Structure):
+    _fields_ = [
+        ("size", c_size_t),
+        ("ring_bytes", c_size_t),
+    ]
+
+
+class TraceState(Structure):
+    _fields_ = [
+        ("size", c_size_t),
+        ("began_ns", c_uint64),
+        ("context_id", c_uint64),
+        ("answers", c_uint64),
+        ("lost", c_uint64),
+        ("too_long", c_uint64),
+        ("ended", c_uint32),
+    ]
+
+
 class OpenOptions(Structure):
     _fields_ = [
         ("size", c_size_t),
@@ -360,39 +379,30 @@ class Result(Structure):
     ]
 
 
+class Traced(Structure):
+    _fields_ = [
+        ("size", c_size_t),
+        ("attend", POINTER(Attend)),
+        ("number", c_uint64),
+        ("taken_ns", c_uint64),
+        ("service_ns", c_uint64),
+        ("rows_read", c_uint64),
+        ("bytes_read", c_uint64),
+        ("committed", c_uint64),
+        ("client", c_uint64),
+        ("queue", c_uint32),
+        ("signature_version", c_uint32),
+        ("units", c_uint32),
+        ("asked_dtype", c_int),
+        ("had_signature", c_int),
+    ]
+
+
 class Completion(Structure):
     _fields_ = [("user_data", c_uint64), ("status", c_int)]
 
 
 # The struct names of the header, for the test that holds sizes and offsets together.
-class Signature(Structure):
-    _fields_ = [
-        ("size", c_size_t),
-        ("version", c_uint32),
-        ("bits", c_uint32),
-        ("d_k", c_uint32),
-        ("d_pad", c_uint32),
-        ("kv_heads", c_uint32),
-        ("signs", c_uint8 * 96),
-    ]
-
-
-class Region(Structure):
-    _fields_ = [
-        ("size", c_size_t),
-        ("base", c_void_p),
-        ("bytes", c_uint64),
-        ("sq_offset", c_uint64),
-        ("cq_offset", c_uint64),
-        ("slots_offset", c_uint64),
-        ("slot_bytes", c_uint64),
-        ("entries", c_uint32),
-        ("slots", c_uint32),
-        ("sq_tail", c_uint32),
-        ("cq_head", c_uint32),
-    ]
-
-
 STRUCTS = {
     "mpig_connect_options": ConnectOptions,
     "mpig_daemon_status": DaemonStatus,
@@ -412,11 +422,12 @@ STRUCTS = {
     "mpig_reindex_result": ReindexResult,
     "mpig_saved_info": SavedInfo,
     "mpig_open_options": OpenOptions,
-    "mpig_signature": Signature,
     "mpig_queue_options": QueueOptions,
-    "mpig_region": Region,
     "mpig_attend": Attend,
     "mpig_result": Result,
+    "mpig_trace_options": TraceOptions,
+    "mpig_trace_state": TraceState,
+    "mpig_traced": Traced,
     "mpig_completion": Completion,
 }
 
@@ -466,20 +477,13 @@ FUNCTIONS: dict[str, tuple[object, list[object]]] = {
     "mpig_context_name": (c_char_p, [_handle]),
     "mpig_context_layer": (c_int, [_handle, c_int, POINTER(Layer)]),
     "mpig_context_handle": (c_uint32, [_handle]),
-    "mpig_context_signature": (c_int, [_handle, c_int, POINTER(Signature), POINTER(c_float)]),
+    "mpig_context_signature": (c_int, [_handle, c_int, POINTER(Signature), c_void_p]),
     "mpig_awake": (c_int, [_handle, c_int]),
     "mpig_queue_lend": (c_int, [_handle, POINTER(Region)]),
     "mpig_queue_renew": (c_int, [_handle, POINTER(Region)]),
     "mpig_queue_take_back": (None, [_handle]),
     "mpig_context_committed": (c_uint64, [_handle]),
     "mpig_context_signature_version": (c_uint32, [_handle]),
-    "mpig_context_signature": (c_int, [_handle, c_int, POINTER(Signature), c_void_p]),
-    "mpig_context_layer": (c_int, [_handle, c_int, POINTER(Layer)]),
-    "mpig_context_handle": (c_uint32, [_handle]),
-    "mpig_queue_lend": (c_int, [_handle, POINTER(Region)]),
-    "mpig_queue_renew": (c_int, [_handle, POINTER(Region)]),
-    "mpig_queue_take_back": (None, [_handle]),
-    "mpig_awake": (c_int, [_handle, c_int]),
     "mpig_queue_create": (c_int, [_handle, POINTER(QueueOptions), _out]),
     "mpig_queue_destroy": (None, [_handle]),
     "mpig_attend": (c_int, [_handle, _handle, POINTER(Attend), POINTER(Result)]),
@@ -495,6 +499,10 @@ FUNCTIONS: dict[str, tuple[object, list[object]]] = {
     ),
     "mpig_submit_commit": (c_int64, [_handle, _handle, c_uint64, c_uint64, c_void_p, c_int, c_uint64]),
     "mpig_submit_nop": (c_int64, [_handle, c_uint64]),
+    "mpig_trace_start": (c_int, [_handle, c_char_p, POINTER(TraceOptions), _out]),
+    "mpig_trace_next": (c_int, [_handle, POINTER(Traced), c_int]),
+    "mpig_trace_get": (c_int, [_handle, POINTER(TraceState)]),
+    "mpig_trace_stop": (None, [_handle]),
     "mpig_poll": (c_int, [_handle, POINTER(Completion), c_int]),
     "mpig_wait": (c_int, [_handle, c_int64, c_int]),
     "mpig_merge": (None, [c_size_t, c_size_t, c_void_p, c_void_p, c_void_p, c_void_p]),

@@ -78,6 +78,12 @@ class GlobalLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any):
+        if self.cache.in_graph:
+            return self.cache.gpu.update(self.index, key_states, value_states)
+        return self._update(key_states, value_states)
+
+    @torch.compiler.disable
+    def _update(self, key_states: torch.Tensor, value_states: torch.Tensor):
         _check_update(self, key_states)
         if self.cache.step_on_gpu:
             self.keys, self.values = self.cache.gpu.update(self.index, key_states, value_states)
@@ -193,9 +199,9 @@ class GlobalLayer(CacheLayerMixin):
     def get_mask_sizes(self, query: torch.Tensor | int) -> tuple[int, int]:
         """(kv_length, kv_offset) of the rows that update() will return. The offset is the window's: rows before it are the
         sinks, and after the prompt this implementation builds its own mask."""
-        held = self.rows.count if self.rows is not None else 0
-        if self.cache.step_on_gpu:  # nobody makes a mask of it
-            held = self.length
+        if self.cache.in_graph:  # nobody makes a mask of it, and what is compiled is not to depend on the length
+            return 1, 0
+        held = self.rows.count if self.rows is not None else self.length
         return held + _query_length(query), self.length - held
 
     def get_max_cache_shape(self) -> int:
@@ -224,6 +230,7 @@ class SlidingLayer(DynamicSlidingWindowLayer):
     def length(self) -> int:
         return self.get_seq_length()
 
+    @torch.compiler.disable
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any):
         _check_update(self, key_states)
         self._before = (self.keys, self.values, self.length) if self.cache.sealed and self.is_initialized else None

@@ -26,6 +26,7 @@ _FETCHED = 8  # tokens at a time
 _AWAKE_MS = 1000
 _TRIES = 8    # of a step during which the daemon goes away or stands still
 _PASSING = (errors.TimedOut.status, errors.Retry.status, errors.Shutdown.status)
+_GONE = "{}: the daemon is gone, and none came back within the client's reconnect_ms; start it, and go on with MagicPigCache.open"
 
 
 def open_gpu_path(
@@ -179,7 +180,7 @@ class GpuPath:
             self._recover()
         if self.cache.committed < self.cache.window_start:
             self.flush()
-        again(lambda: self.gpu.begin(_AWAKE_MS))
+        self._begin_daemon()
         self._set_counters()
         at = self.length % self.ring_rows
         self._tokens[at : at + 1].copy_(ids.reshape(1), non_blocking=True)
@@ -236,17 +237,25 @@ class GpuPath:
             self._padded_host.zero_()
             raise ValueError("MagicPigCache serves one sequence without padding: the attention mask has zeros")
         self.length += 1
+        self._refresh_plans()
         return True
 
     def _advice(self, failed: cuda.Failure) -> str:
         what = errors.BY_STATUS.get(failed.status, errors.Error).__doc__
         if failed.status == errors.TimedOut.status:
             todo = "see what holds the daemon up (magicpigctl top), or give it longer (gpu_timeout_ms)"
-        elif failed.status == errors.Lost.status:
+        elif failed.status in (errors.NotFound.status, errors.Lost.status):
             todo = "run the prompt again with a new cache"
         else:
             todo = "see the daemon's log"
-        return f"{self.cache.context.name}: the daemon's answer to a step failed {self._failures} times: {what}; {todo}"
+        tries = f", {self._failures} times in a row" if self._failures > 1 else ""
+        return f"the daemon's answer to a step of {self.cache.context.name} failed{tries}: {what}; {todo}"
+
+    def _begin_daemon(self) -> None:
+        try:
+            again(lambda: self.gpu.begin(_AWAKE_MS))
+        except errors.NoDaemon as error:
+            raise errors.NoDaemon(_GONE.format(self.cache.context.name)) from error
 
     def _wait(self) -> None:
         event = self._module.Event()
@@ -259,6 +268,8 @@ class GpuPath:
             try:
                 self.gpu.recover()
                 break
+            except errors.NoDaemon as error:
+                raise errors.NoDaemon(_GONE.format(self.cache.context.name)) from error
             except (errors.TimedOut, errors.Retry):
                 if not left:
                     raise
@@ -270,6 +281,14 @@ class GpuPath:
         if self.gpu.failure() is not None:
             self._recover()
         self._set_counters()
+
+    def take_back_step(self) -> None:
+        """What has been run of the step that has begun was a trial: everything is as after begin(). Raises what has failed."""
+        self._wait()
+        self.gpu.check()
+        self._set_counters()
+        for layer in self.cache.layers:
+            layer.drop_last(self.length)
 
     # ---- rows on their way to the daemon
 

@@ -30,7 +30,7 @@ from transformers.cache_utils import Cache
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from . import model_spec
+from . import decode_graph, model_spec
 from .arrays import token_array
 from .cache_layers import (
     GlobalLayer,
@@ -72,19 +72,30 @@ def magicpig_attention(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """The attention function of attn_implementation="magicpig". Without a MagicPigCache it is plain exact attention."""
-    scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
+    cache = decode_graph.running()
+    if cache is not None:
+        return cache.gpu.attend(module.layer_idx, query, s_aux), None
     layer = take_pending(key, getattr(module, "layer_idx", None))
     if layer is None:
         if softcap or s_aux is not None:
+            scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
             return attend_locally(module, query, key, value, attention_mask, scale, softcap or 0.0, s_aux), None
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+    return _attend(layer, module, query, key, value, attention_mask, scaling, softcap, s_aux), None
+
+
+@torch.compiler.disable
+def _attend(layer, module, query, key, value, attention_mask, scaling, softcap, s_aux) -> torch.Tensor:
+    scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
     layer.cache.channel.check_layer(layer.index, query, scale, softcap or 0.0)
-    return layer.attend(module, query, key, value, attention_mask, scale, softcap or 0.0, s_aux), None
+    return layer.attend(module, query, key, value, attention_mask, scale, softcap or 0.0, s_aux)
 
 
 def magicpig_mask(*arguments: Any, **options: Any) -> torch.Tensor | None:
     """SDPA's, which looks at the padding and waits for the GPU for that; none where a MagicPigCache says that none is needed."""
-    return None if is_unmasked() else sdpa_mask(*arguments, **options)
+    if decode_graph.running() is not None or is_unmasked():
+        return None
+    return sdpa_mask(*arguments, **options)
 
 
 def register(model: torch.nn.Module | None = None) -> None:
@@ -111,12 +122,13 @@ def _hook(model: torch.nn.Module) -> None:
         bound = signature.bind_partial(*args, **kwargs).arguments
         return {**bound, **bound.get("kwargs", {})}
 
-    def before(_module, args, kwargs):
+    @torch.compiler.disable
+    def begin(args, kwargs):
         clear_pending()
         set_unmasked(False)
         call = call_of(args, kwargs)
         cache = call.get("past_key_values")
-        if not isinstance(cache, MagicPigCache) or cache.in_graph:
+        if not isinstance(cache, MagicPigCache):
             return
         if call.get("input_ids") is not None:
             cache.begin_step(call["input_ids"])
@@ -125,13 +137,21 @@ def _hook(model: torch.nn.Module) -> None:
         if isinstance(padding, torch.Tensor) and padding.ndim == 2:
             cache.see_padding(padding)
 
-    def after(module, args, kwargs, output):
+    @torch.compiler.disable
+    def end(module, args, kwargs, output):
         cache = call_of(args, kwargs).get("past_key_values")
-        if isinstance(cache, MagicPigCache) and not cache.in_graph:
+        if isinstance(cache, MagicPigCache):
             while not cache.end_step():
                 output = module.forward(*args, **kwargs)
         set_unmasked(False)
         return output
+
+    def before(_module, args, kwargs):
+        if decode_graph.running() is None:
+            begin(args, kwargs)
+
+    def after(module, args, kwargs, output):
+        return output if decode_graph.running() is not None else end(module, args, kwargs, output)
 
     decoder.register_forward_pre_hook(before, with_kwargs=True)
     decoder.register_forward_hook(after, with_kwargs=True)
@@ -414,6 +434,11 @@ class MagicPigCache(Cache):
         self.stats.steps += 1
         self.stats.tokens += 1
         return True
+
+    def graph(self, model: torch.nn.Module, *, compiled: bool | dict[str, Any] = False) -> decode_graph.DecodeGraph:
+        """One-token steps of `model` as a CUDA graph: logits = cache.graph(model)(ids). `compiled`: the model goes through torch.compile
+        first, as one piece, with these options if it is a dict. ValueError if steps are not made by a GPU."""
+        return decode_graph.DecodeGraph(model, self, compiled)
 
     def flush(self) -> None:
         """Commits what steps on a GPU have left there: after it the daemon has every token of `length`."""

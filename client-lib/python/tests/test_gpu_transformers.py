@@ -196,6 +196,104 @@ def test_small_windows(connect, llama, ids):
         assert (logits - expected).abs().max() < 2e-3 * expected.abs().max()
 
 
+def test_a_graph(connect, llama, ids):
+    """Captured once, where there is a GPU; the window moves meanwhile, and other steps come between."""
+    expected = own_logits(llama, ids, "sdpa")
+    far = 2e-3 * expected.abs().max()
+    with MagicPigCache(connect(), llama, "graph", **OPTIONS) as cache:
+        run(llama, cache, ids[:, :200], [200])
+        ids, expected = ids[:, :250], expected[:250]
+        step = cache.graph(llama)
+        for at in range(200, 230):
+            assert (step(ids[:, at : at + 1])[0] - expected[at]).abs().max() < far
+        assert (run(llama, cache, ids[:, 230:234], [1, 2, 1]) - expected[230:234]).abs().max() < far
+        for at in range(234, ids.shape[1]):
+            assert (step(ids[:, at : at + 1])[0] - expected[at]).abs().max() < far
+        cache.flush()
+        assert cache.length == ids.shape[1] == cache.context.committed
+        with pytest.raises(ValueError, match="one token"):
+            step(ids[:, :2])
+    with MagicPigCache(connect(), llama, "empty", **OPTIONS) as cache:
+        with pytest.raises(ValueError, match="run the model on its prompt"):
+            cache.graph(llama)(ids[:, :1])
+    with MagicPigCache(connect(), llama, "host", **HOST) as cache:
+        with pytest.raises(ValueError, match="gpu=True"):
+            cache.graph(llama)
+
+
+@pytest.mark.parametrize("place", ["between pieces", "before the seal"])
+def test_killed_in_a_prompt(connect, daemon, llama, ids, place):
+    with MagicPigCache(connect(), llama, "calm", context_seed=1, **OPTIONS) as cache:
+        expected = run(llama, cache, ids[:, : PROMPT + 4], [100, 120, PROMPT - 220, 1, 1, 1, 1])
+    with MagicPigCache(connect(), llama, "killed", context_seed=1, **OPTIONS) as cache:
+        logits = [run(llama, cache, ids[:, :220], [100, 120])]
+        if place == "between pieces":
+            daemon.kill_and_restart()
+        logits.append(run(llama, cache, ids[:, 220:PROMPT], [PROMPT - 220]))
+        if place == "before the seal":
+            daemon.kill_and_restart()
+        logits.append(run(llama, cache, ids[:, PROMPT : PROMPT + 4], [1, 1, 1, 1]))
+        assert (torch.cat(logits) - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_compiled_graph(connect, device, ids, dtype):
+    """The whole model in one piece, by torch.compile, then captured: compiled once."""
+    model = make_llama().to(device, dtype)
+    expected = own_logits(model, ids, "sdpa")
+    far = (2e-3 if dtype == torch.float32 else 4e-2) * expected.abs().max()
+    counters = torch._dynamo.utils.counters
+    with MagicPigCache(connect(), model, "compiled", **{**OPTIONS, "row_dtype": "bf16" if dtype == torch.bfloat16 else "f16"}) as cache:
+        run(model, cache, ids[:, :PROMPT], [PROMPT])
+        torch._dynamo.reset()
+        counters.clear()
+        step = cache.graph(model, compiled=True if device.type == "cuda" else {"backend": "aot_eager"})
+        for at in range(PROMPT, PROMPT + STEPS):
+            assert (step(ids[:, at : at + 1])[0] - expected[at]).abs().max() < far
+        assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
+        torch._dynamo.reset()
+
+
+def test_compiled_with_breaks(connect, llama, ids):
+    """torch.compile of the model as people do it: attention is left out, and nothing is compiled again for each token."""
+    expected = own_logits(llama, ids, "sdpa")
+    counters = torch._dynamo.utils.counters
+    with MagicPigCache(connect(), llama, "breaks", **OPTIONS) as cache, torch.no_grad():
+        run(llama, cache, ids[:, :PROMPT], [PROMPT])
+        torch._dynamo.reset()
+        counters.clear()
+        compiled = torch.compile(llama, backend="aot_eager")
+        made = []
+        for at in range(PROMPT, PROMPT + 6):
+            logits = compiled(ids[:, at : at + 1], past_key_values=cache, use_cache=True).logits[0, -1]
+            assert (logits - expected[at]).abs().max() < 2e-3 * expected.abs().max()
+            made.append(counters["stats"]["unique_graphs"])
+        assert made[2] == made[-1]
+        torch._dynamo.reset()
+
+
+def test_a_graph_whose_daemon_dies(connect, daemon, llama, ids):
+    expected = own_logits(llama, ids, "sdpa")
+    with MagicPigCache(connect(), llama, "graph", **{**OPTIONS, "gpu_timeout_ms": 500}) as cache:
+        run(llama, cache, ids[:, :PROMPT], [PROMPT])
+        step = cache.graph(llama)
+        for at in range(PROMPT, PROMPT + STEPS):
+            if at == PROMPT + 4:
+                daemon.kill_and_restart()
+            elif at == PROMPT + 8:
+                advance = cache.gpu.begin
+
+                def begin_and_die(ids):
+                    cache.gpu.begin = advance
+                    advance(ids)
+                    daemon.kill_and_restart()
+
+                cache.gpu.begin = begin_and_die
+            logits = step(ids[:, at : at + 1])[0]
+            assert (logits - expected[at]).abs().max() < 2e-3 * expected.abs().max()
+        assert cache.stats.repeated == 1
+
+
 def test_when_it_cannot(connect, llama, monkeypatch, tmp_path):
     monkeypatch.setenv("MAGICPIG_CUDA_LIBRARY", str(tmp_path / "none.so"))
     monkeypatch.setattr("magicpig._cuda._library", None)
@@ -277,14 +375,14 @@ def test_no_successor(gpu_operators, llama, ids):
     with PrivateDaemon(BUILD / "magicpigd", pool_size="256M", instance="pytest-gone") as own:
         with magicpig.Client(str(own.socket), reconnect_ms=200) as client:
             begin = time.monotonic()
-            with pytest.raises((magicpig.NoDaemon, magicpig.Retry)):
+            with pytest.raises(magicpig.NoDaemon, match="gone: the daemon is gone.*MagicPigCache.open"):
                 with MagicPigCache(client, llama, "gone", **{**OPTIONS, "gpu_timeout_ms": 300}) as cache:
                     decode(llama, cache, ids[:, :PROMPT], lambda step: step == 3 and (own.process.kill(), own.process.wait()))
             assert time.monotonic() - begin < 60
 
 
 def test_a_context_that_is_dropped(connect, llama, ids):
-    with pytest.raises((magicpig.NotFound, magicpig.Lost)):
+    with pytest.raises((magicpig.NotFound, magicpig.Lost), match="dropped.*run the prompt again"):
         with MagicPigCache(connect(), llama, "dropped", **OPTIONS) as cache:
             other = connect()
             decode(llama, cache, ids[:, :PROMPT], lambda step: step == 3 and other.drop("dropped"))

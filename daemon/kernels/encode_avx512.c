@@ -1,0 +1,197 @@
+// Rows on their way into the pool, AVX-512 (F, BW, DQ, VL): copies that check, and signature codes of sixteen keys at a time, a key in each lane, so
+// that butterflies are plain sums and a group's interleaved words are whole registers.
+#include <float.h>
+#include <immintrin.h>
+#include <math.h>
+
+#include "daemon/kernels/parts.h"
+
+// ---- copies ----------------------------------------------------------------------------------------------------------
+static bool copy_finite_avx512(void *restrict dst, const void *restrict src, size_t n, uint16_t exponent)
+{
+	const __m512i bits = _mm512_set1_epi16((short)exponent);
+	__mmask32 bad = 0;
+	uint8_t *to = dst;
+	const uint8_t *from = src;
+	size_t bytes = 2 * n, at = 0;
+	if ((uintptr_t)to % 64 == 0)
+		for (; at + 64 <= bytes; at += 64) {
+			__m512i x = _mm512_loadu_si512(from + at);
+			bad |= _mm512_cmpeq_epi16_mask(_mm512_and_si512(x, bits), bits);
+			_mm512_stream_si512((void *)(to + at), x);
+		}
+	for (; at < bytes; at += 32) {
+		__m256i x = _mm256_loadu_si256((const void *)(from + at)), e = _mm512_castsi512_si256(bits);
+		bad |= _mm256_cmpeq_epi16_mask(_mm256_and_si256(x, e), e);
+		_mm256_stream_si256((void *)(to + at), x);
+	}
+	return !bad;
+}
+
+static void copies_done_avx512(void)
+{
+	_mm_sfence();
+}
+
+// ---- codes of a group ------------------------------------------------------------------------------------------------
+typedef __m512 column; // one dimension of sixteen keys
+
+// Rows r[0..15] to columns, in place.
+INLINE void transpose(__m512 *r)
+{
+	__m512 t[16];
+	EACH (i, 8) {
+		t[2 * i] = _mm512_unpacklo_ps(r[2 * i], r[2 * i + 1]);
+		t[2 * i + 1] = _mm512_unpackhi_ps(r[2 * i], r[2 * i + 1]);
+	}
+	EACH (i, 4) {
+		const __m512d a = _mm512_castps_pd(t[4 * i]), b = _mm512_castps_pd(t[4 * i + 1]),
+			      c = _mm512_castps_pd(t[4 * i + 2]), d = _mm512_castps_pd(t[4 * i + 3]);
+		r[4 * i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c));
+		r[4 * i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, c));
+		r[4 * i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
+		r[4 * i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
+	}
+	EACH (i, 4) {
+		t[i] = _mm512_shuffle_f32x4(r[i], r[4 + i], 0x88);
+		t[4 + i] = _mm512_shuffle_f32x4(r[i], r[4 + i], 0xdd);
+		t[8 + i] = _mm512_shuffle_f32x4(r[8 + i], r[12 + i], 0x88);
+		t[12 + i] = _mm512_shuffle_f32x4(r[8 + i], r[12 + i], 0xdd);
+	}
+	EACH (i, 8) {
+		r[i] = _mm512_shuffle_f32x4(t[i], t[8 + i], 0x88);
+		r[8 + i] = _mm512_shuffle_f32x4(t[i], t[8 + i], 0xdd);
+	}
+}
+
+// (k - mu) * balance, zeros up to d_pad.
+INLINE void balance16(const float *keys, const struct sig_encoding *e, column *x)
+{
+	for (uint32_t j = 0; j < e->d_k; j += 16) {
+		__m512 r[16];
+		EACH (i, 16)
+			r[i] = _mm512_loadu_ps(keys + i * e->d_k + j);
+		transpose(r);
+		EACH (i, 16)
+			x[j + i] = _mm512_mul_ps(_mm512_sub_ps(r[i], _mm512_set1_ps(e->mu[j + i])),
+			                         _mm512_set1_ps(e->balance[j + i]));
+	}
+	for (uint32_t j = e->d_k; j < e->d_pad; j++)
+		x[j] = _mm512_setzero_ps();
+}
+
+// Butterflies at distances 1 .. n / 2 of n columns.
+INLINE void butterflies(column *y, const uint32_t n)
+{
+	EACH (stage, 4)
+		EACH (v, n) {
+			const uint32_t h = 1u << stage;
+			if (!(v & h) && v + h < n) {
+				column a = y[v], b = y[v + h];
+				y[v] = _mm512_add_ps(a, b);
+				y[v + h] = _mm512_sub_ps(a, b);
+			}
+		}
+}
+
+// As rotate: distances 1 to 8 within sixteen neighbours, then 16 and more across `blocks` of them.
+INLINE void rotate16(column *x, const float *signs, const uint32_t blocks)
+{
+	const double d = 16. * blocks;
+	const column scale = _mm512_set1_ps((float)(1 / (d * sqrt(d))));
+	for (uint32_t round = 0; round < 3; round++, signs += 16 * blocks) {
+		column y[16];
+		for (uint32_t b = 0; b < blocks; b++) {
+			EACH (i, 16)
+				y[i] = _mm512_mul_ps(x[16 * b + i], _mm512_set1_ps(signs[16 * b + i]));
+			butterflies(y, 16);
+			EACH (i, 16)
+				x[16 * b + i] = y[i];
+		}
+		for (uint32_t i = 0; i < 16; i++) {
+			EACH (b, blocks)
+				y[b] = x[16 * b + i];
+			butterflies(y, blocks);
+			EACH (b, blocks)
+				x[16 * b + i] = round == 2 ? _mm512_mul_ps(y[b], scale) : y[b];
+		}
+	}
+}
+
+// The order of sums is sig_encode_rotated's.
+INLINE __m512 square16(const column *x, uint32_t d_pad)
+{
+	__m512 sum[8];
+	EACH (l, 8)
+		sum[l] = _mm512_setzero_ps();
+	for (uint32_t j = 0; j < d_pad; j += 8)
+		EACH (l, 8)
+			sum[l] = _mm512_add_ps(sum[l], _mm512_mul_ps(x[j + l], x[j + l]));
+	EACH (l, 4)
+		sum[l] = _mm512_add_ps(sum[l], sum[l + 4]);
+	return _mm512_add_ps(_mm512_add_ps(sum[0], sum[2]), _mm512_add_ps(sum[1], sum[3]));
+}
+
+// Each column becomes its codes, 0 where !good; <level, x>.
+INLINE __m512 quantise16(column *x, uint32_t d_pad, const struct sig_grid g, __m512 sigma, __mmask16 good)
+{
+	const __m512 per_step = _mm512_div_ps(_mm512_set1_ps(1), _mm512_mul_ps(_mm512_set1_ps(g.step), sigma));
+	const __m512 half = _mm512_set1_ps(g.offset + .5f), top = _mm512_set1_ps(g.top), offset = _mm512_set1_ps(g.offset);
+	__m512 sum[4];
+	EACH (l, 4)
+		sum[l] = _mm512_setzero_ps();
+	for (uint32_t j = 0; j < d_pad; j += 4)
+		EACH (l, 4) {
+			__m512 v = x[j + l], cell = _mm512_add_ps(_mm512_mul_ps(v, per_step), half);
+			cell = _mm512_min_ps(_mm512_max_ps(cell, _mm512_setzero_ps()), top); // a NaN becomes 0
+			__m512i code = _mm512_maskz_cvttps_epi32(good, cell);
+			x[j + l] = _mm512_castsi512_ps(code);
+			sum[l] = _mm512_add_ps(sum[l], _mm512_mul_ps(_mm512_sub_ps(_mm512_cvtepi32_ps(code), offset), v));
+		}
+	return _mm512_add_ps(_mm512_add_ps(sum[0], sum[2]), _mm512_add_ps(sum[1], sum[3]));
+}
+
+INLINE void pack16(const column *code, const uint32_t bits, uint32_t d_pad, uint8_t *codes)
+{
+	const uint32_t bytes = d_pad * bits / 8, fields = 8 / bits;
+	for (uint32_t w = 0; w < bytes / 4; w++) {
+		__m512i word = _mm512_setzero_si512();
+		EACH (k, 4)
+			EACH (f, fields)
+				word = _mm512_or_si512(word, _mm512_slli_epi32(_mm512_castps_si512(code[f * bytes + 4 * w + k]),
+				                                               bits * f + 8 * k));
+		_mm512_storeu_si512(codes + (size_t)w * 64, word);
+	}
+}
+
+static void sig_encode16_avx512(const float *keys, const struct sig_encoding *e, uint8_t *codes, uint16_t *factors)
+{
+	column x[256];
+	balance16(keys, e, x);
+	if (e->d_pad == 64)
+		rotate16(x, e->signs, 4);
+	else if (e->d_pad == 128)
+		rotate16(x, e->signs, 8);
+	else
+		rotate16(x, e->signs, 16);
+	__m512 square = square16(x, e->d_pad);
+	__mmask16 good = _mm512_cmp_ps_mask(square, _mm512_set1_ps(FLT_MIN), _CMP_GE_OQ) &
+	                 _mm512_cmp_ps_mask(square, _mm512_set1_ps(FLT_MAX), _CMP_LE_OQ);
+	__m512 sigma = _mm512_sqrt_ps(_mm512_div_ps(square, _mm512_set1_ps((float)e->d_pad)));
+	__m512 factor = _mm512_div_ps(square, quantise16(x, e->d_pad, sig_grid_of(e->bits), sigma, good));
+	factor = _mm512_maskz_min_ps(good, factor, _mm512_set1_ps(65504)); // a NaN becomes 65504
+	_mm256_storeu_si256((void *)factors, _mm512_cvtps_ph(factor, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+	if (e->bits == 1)
+		pack16(x, 1, e->d_pad, codes);
+	else if (e->bits == 2)
+		pack16(x, 2, e->d_pad, codes);
+	else
+		pack16(x, 4, e->d_pad, codes);
+}
+
+void encode_init_avx512(struct kernels *k)
+{
+	k->copy_finite = copy_finite_avx512;
+	k->copies_done = copies_done_avx512;
+	k->sig_encode16 = sig_encode16_avx512;
+}
