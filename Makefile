@@ -293,6 +293,18 @@ else
 	$(TEST_ENV) tools/build/run-tests --limit $(TEST_LIMIT) "$$@" -- $(filter $(B)/gpu/test_%,$(GPU_TESTS))
 endif
 
+# Python here is one whose torch has a GPU; build/venv's has none.
+GPU_PYTHON ?= python3
+.PHONY: bench-gpu
+bench-gpu: deps all $(if $(NVCC),gpu-compile) ## the GPU's side and a decode loop of an 8B model's shape, on the GPU of this machine (ten minutes)
+ifeq ($(and $(NVCC),$(wildcard /dev/nvidiactl)),)
+	@echo 'bench-gpu: skipped: no nvcc or no GPU on this machine'
+else
+	@mkdir -p $(B)/bench
+	@$(TEST_ENV) $(B)/gpu/bench_gpu --json $(B)/bench/gpu.json --decode 98304
+	@$(TEST_ENV) $(GPU_PYTHON) tests/gpu/bench_model.py --build $(B) --json $(B)/bench/model.json $(BENCH_MODEL)
+endif
+
 bench: deps $(B)/magicpig-bench $(B)/magicpigd $(B)/tests/kernels/bench_kernels ## measure this machine; also writes build/bench/*.json
 	@mkdir -p $(B)/bench
 	@$(TEST_ENV) $(B)/magicpig-bench --json $(B)/bench/report.json
