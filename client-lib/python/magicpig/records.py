@@ -29,6 +29,7 @@ LAYER_KINDS = {"global": 0, "sliding": 1, "chunked": 2}
 COMMIT_SEAL = 1  # enum mpig_commit_flags
 _HASH_NAMES = {code: name for name, code in TABLE_HASHES.items()}
 _PERSIST_NAMES = {code: name for name, code in PERSISTS.items()}
+_PROFILE_NAMES = {0: "none", 1: "owner", 2: "common"}
 _KIND_NAMES = {code: name for name, code in LAYER_KINDS.items()}
 _ROW_DTYPES = ("bf16", "f16", "i8")
 
@@ -194,6 +195,7 @@ class ContextInfo:
     ttl_s: int
     ttl_erase: bool
     pinned_until_ns: int
+    profile: str  # what it is answered by, by default: none, owner (its owner's), common (that of all users)
 
 
 @dataclass
@@ -329,6 +331,8 @@ def record(cls: type, raw: ctypes.Structure) -> Any:
             value = value.decode(errors="replace")
         elif name == "persist":
             value = _PERSIST_NAMES.get(value, str(value))
+        elif name == "profile":
+            value = _PROFILE_NAMES.get(value, str(value))
         elif name == "ttl_erase":
             value = bool(value)
         values[name] = value
