@@ -27,6 +27,9 @@ static const struct option head_keys[] = {
 	{"profile", "ns_scan", OPTION_NUMBER, OF(ns_scan), "0", 0, 1e9, false, ""},
 	{"profile", "ns_read", OPTION_NUMBER, OF(ns_read), "0", 0, 1e9, false, ""},
 	{"profile", "ns_lookup", OPTION_NUMBER, OF(ns_lookup), "0", 0, 1e9, false, ""},
+	{"profile", "ns_scan_1", OPTION_NUMBER, OF(ns_scan_1), "0", 0, 1e9, false, ""},
+	{"profile", "ns_scan_2", OPTION_NUMBER, OF(ns_scan_2), "0", 0, 1e9, false, ""},
+	{"profile", "ns_scan_4", OPTION_NUMBER, OF(ns_scan_4), "0", 0, 1e9, false, ""},
 };
 static const struct option layer_keys[] = {
 	{"layer", "proposal", OPTION_PROPOSAL, OF_LAYER(proposal), NULL, 0, 0, false, ""},

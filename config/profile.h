@@ -37,7 +37,8 @@ struct profile {
 	float goal_error, goal_ms;                               // 0: none
 	float error, ms;                                         // of a token, on queries that nothing was chosen by
 	float ns_request, ns_dense, ns_scan, ns_read, ns_lookup; // rates that times were reckoned with (magicpigctl tune --help)
-	uint32_t count;                                          // of layer[]
+	float ns_scan_1, ns_scan_2, ns_scan_4;
+	uint32_t count; // of layer[]
 	struct profile_layer layer[PROFILE_LAYERS];
 };
 

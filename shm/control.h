@@ -103,6 +103,7 @@ struct mpig_wire_layer {
 };
 static_assert(sizeof(struct mpig_wire_layer) == 64, "wire format frozen");
 #define MPIG_BITS_AUTO 255
+#define MPIG_TABLES_AUTO 65535 // as paper_l, with paper_k 0: K and L of the profile, else as published
 static inline bool mpig_bits_fixed(uint32_t bits)
 {
 	return bits == 1 || bits == 2 || bits == 4;

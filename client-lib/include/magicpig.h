@@ -208,6 +208,8 @@ MPIG_API int mpig_daemon_drain(mpig_client *client, int what, struct mpig_drain_
  * measures how noisy estimates are for the queries that came with mpig_append. Without queries it takes 2. */
 #ifndef MPIG_SHM_CONTROL_H
 #define MPIG_BITS_AUTO 255
+#define MPIG_TABLES_AUTO                                                                                                         \
+	65535 /* as paper_l, with paper_k 0: K and L of the profile, else (10, 150), or 28 to 46 cross-polytope ones by d_k */
 #endif
 struct mpig_layer { /* zero = default wherever a default is named */
 	int kind;   /* enum mpig_layer_kind; only GLOBAL layers store rows */
@@ -220,9 +222,10 @@ struct mpig_layer { /* zero = default wherever a default is named */
 	int default_proposal;      /* 0 = SIGNATURE if it has one, else PAPER or CROSSPOLYTOPE by its tables, else DENSE */
 	float default_budget;      /* share of rows; 0 = as the daemon is configured: by error */
 	int signature_bits;        /* 0 = none, 1, 2, 4, or MPIG_BITS_AUTO */
-	int paper_k, paper_l;      /* tables: 0, 0 = none; k 1..16 bits a hash, l 2..512 tables; k is 0 for cross-polytope */
-	int window;                /* SLIDING, CHUNKED: informative */
-	int table_hash;            /* enum mpig_table_hash of the tables */
+	int paper_k,
+		paper_l; /* tables: 0, 0 = none; k 1..16 bits a hash, l 2..512 tables, or 0, MPIG_TABLES_AUTO; k is 0 for cross-polytope */
+	int window;          /* SLIDING, CHUNKED: informative */
+	int table_hash;      /* enum mpig_table_hash of the tables */
 	int table_balance;   /* 1: tables of balanced keys and queries, as signatures are; 0: of k - mean and q, as published */
 	int signature_bytes; /* MPIG_BITS_AUTO: at most so many bytes of codes per row, mean over the KV heads; 0 = no limit */
 };

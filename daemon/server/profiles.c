@@ -335,12 +335,28 @@ struct engine_default *profiles_defaults(const struct profile_entry *entry, cons
 	return defaults;
 }
 
+// As published for SimHash; as many cross-polytope tables as find what (10, 150) finds at a cosine of .5.
+static void default_tables(struct mpig_wire_layer *w)
+{
+	uint32_t d = mpig_padded_dim(w->d_k);
+	bool simhash = w->table_hash == MPIG_HASH_SIMHASH;
+	w->paper_k = simhash ? 10 : 0;
+	w->paper_l = simhash ? 150 : d <= 64 ? 28 : d <= 128 ? 35 : 46;
+}
+
 void profiles_resolve(const struct profile_entry *entry, struct mpig_wire_layer *layers, uint32_t count)
 {
-	for (uint32_t i = 0; entry && i < entry->profile->count; i++) {
-		const struct profile_layer *l = &entry->profile->layer[i];
-		if (l->number < count && l->signature_bits && layers[l->number].signature_bits == MPIG_BITS_AUTO &&
-		    !layers[l->number].signature_bytes)
-			layers[l->number].signature_bits = (uint8_t)l->signature_bits;
+	for (uint32_t i = 0; i < count; i++) {
+		struct mpig_wire_layer *w = &layers[i];
+		const struct profile_layer *l = entry ? profile_find(entry->profile, i) : NULL;
+		if (l && l->signature_bits && w->signature_bits == MPIG_BITS_AUTO && !w->signature_bytes)
+			w->signature_bits = (uint8_t)l->signature_bits;
+		if (w->paper_l != MPIG_TABLES_AUTO || w->paper_k)
+			continue;
+		default_tables(w);
+		if (l && l->paper_l && (l->paper_k || w->table_hash == MPIG_HASH_CROSSPOLYTOPE)) {
+			w->paper_k = w->table_hash == MPIG_HASH_SIMHASH ? (uint16_t)l->paper_k : 0;
+			w->paper_l = (uint16_t)l->paper_l;
+		}
 	}
 }

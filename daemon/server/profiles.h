@@ -47,7 +47,8 @@ int profiles_clear(struct profiles *all, uint32_t uid, const uint8_t fingerprint
 // What the layers of this context take by default, [layers]: malloc, the caller's to free. NULL: nothing, or no memory, which is logged. A layer
 // without the index that the profile's proposal needs stays as its spec says.
 struct engine_default *profiles_defaults(const struct profile_entry *entry, const struct context *c);
-// The width of codes for layers of a new context that leave it to the daemon (MPIG_BITS_AUTO).
+// What layers of a new context leave to the daemon: the width of codes (MPIG_BITS_AUTO; stays so without an entry), K and L of tables
+// (MPIG_TABLES_AUTO). entry: NULL if there is none.
 void profiles_resolve(const struct profile_entry *entry, struct mpig_wire_layer *layers, uint32_t count);
 
 #endif

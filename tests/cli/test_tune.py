@@ -214,6 +214,54 @@ def test_stability_is_told(daemon, real, trace):
     assert five["layers_agreed"] <= agreed
 
 
+def test_another_index(daemon, real, trace, client):
+    """Widths that cost the same to look at: more bits are better. The tables that the context has not are tried, too."""
+    import magicpig
+
+    alike = ["--index", "--rates", RATES + ",scan1=6,scan2=6,scan4=6"]
+    plain = tune(daemon, "--trace", trace, "--error", "0.1")
+    index = tune(daemon, "--trace", trace, "--error", "0.1", *alike)
+    assert index["reached"] and index["after"]["ms"] < plain["after"]["ms"]
+    assert index["requests"] > 1.5 * plain["requests"]
+    bits = [layer["after"]["signature_bits"] for layer in index["layers"]]
+    assert 4 in bits and 1 not in bits and index["layers_reindexed"] == bits.count(4)
+    assert plain["layers_reindexed"] == 0 and plain["as_indexed"] == plain["after"]
+    assert index["as_indexed"]["error"] > index["after"]["error"]  # the same rules on 2 bits
+    assert [layer["signature_bits"] for layer in json.loads(good(daemon.ctl("tune", "--show", "--json", real.name)))["layers"]] == [b or 2 for b in bits]
+    layer = magicpig.Layer(query_heads=HEADS, kv_heads=1, d_k=64, signature_bits="auto")
+    with client.create("later", magicpig.Spec([layer] * LAYERS, fingerprint=b"real")) as later:
+        assert [layer.signature_bits for layer in later.layers] == [b or 2 for b in bits]
+    client.drop("later")
+    out = good(daemon.ctl("tune", real.name, "--trace", trace, "--error", "0.1", *QUICK, *alike, "--dry-run"))
+    assert re.search(r"^rates: .*lookup=80,scan1=6,scan2=6,scan4=6 \(ns, given\)$", out, re.M)
+    wants = r"^\d of 2 layers want another index, which contexts get that are made from now on and leave it to the daemon; as this one is indexed, "
+    assert re.search(wants + r"the same rules err by [\d.]+ % in [\d.]+ ms$", out, re.M)
+    # One bit that costs next to nothing to look at is what is taken where rows cost little.
+    cheap = ["--index", "--rates", "request=20000,dense=20,scan=6,read=1,scan1=.1,scan2=6,scan4=12"]
+    assert 1 in [layer["after"]["signature_bits"] for layer in tune(daemon, "--trace", trace, "--error", "0.1", "--dry-run", *cheap)["layers"]]
+    # A profile of hash tables, if these were all but free.
+    free = ["--index", "--rates", "request=20000,dense=2000,scan=600,read=1,lookup=.001,scan1=600,scan2=600,scan4=600"]
+    tables = tune(daemon, "--trace", trace, "--error", "0.6", *free)
+    assert all(layer["after"]["proposal"] == "paper" for layer in tables["layers"])
+    chosen = [(layer["after"]["paper_k"], layer["after"]["paper_l"]) for layer in tables["layers"]]
+    assert all(pair in [(0, 0), (9, 120), (10, 150), (10, 220), (11, 300)] for pair in chosen)
+    layer = magicpig.Layer(query_heads=HEADS, kv_heads=1, d_k=64, paper=(0, 65535))
+    with client.create("later", magicpig.Spec([layer] * LAYERS, fingerprint=b"real")) as later:
+        assert [layer.paper for layer in later.layers] == [pair if pair != (0, 0) else (8, 75) for pair in chosen]
+    client.drop("later")
+
+
+def test_interrupted_with_a_copy(daemon, real, trace):
+    process = subprocess.Popen(
+        [MAGICPIGCTL, "--socket", str(daemon.socket), "tune", real.name, "--trace", trace, "--error", ".05", "--index", *QUICK, "--seeds", "20"],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while "-index" not in good(daemon.ctl("ls")):
+        assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=30)[1] == "magicpigctl tune: interrupted; nothing was changed\n"
+
+
 def test_noted_queries_do_without_a_trace(daemon, real):
     real.ask(64 * 20)
     result = tune(daemon, "--error", "0.2", "--dry-run")

@@ -43,7 +43,11 @@ static const char *text_of(float budget, int bits)
 	static char text[PROFILE_TEXT_BYTES];
 	p = (struct profile){.count = 2};
 	profile_hex(fingerprint, p.fingerprint);
-	p.layer[0] = (struct profile_layer){.number = 0, .budget = budget, .signature_bits = (uint32_t)bits};
+	p.layer[0] = (struct profile_layer){.number = 0,
+	                                    .budget = budget,
+	                                    .signature_bits = (uint32_t)bits,
+	                                    .paper_k = bits ? 9 : 0,
+	                                    .paper_l = bits ? 120 : 0};
 	p.layer[1] = (struct profile_layer){.number = 1, .proposal = PROFILE_DENSE};
 	text[profile_format(&p, text)] = '\0';
 	return text;
@@ -149,6 +153,36 @@ START_TEST(new_contexts_take_its_width_where_they_leave_it_open)
 	ck_assert_status(mpig_context_create(me.client, "other", &spec, &x), MPIG_OK);
 	ck_assert_int_eq(mpig_context_layers(me.client, "other", told, 2), 2);
 	ck_assert_int_eq(told[0].signature_bits, MPIG_BITS_AUTO);
+}
+END_TEST
+
+START_TEST(new_contexts_take_its_tables_where_they_leave_them_open)
+{
+	make(&me, "book");
+	struct mpig_layer layers[2] = {data.layer, data.layer}, told[2];
+	layers[0].paper_l = layers[1].paper_l = MPIG_TABLES_AUTO;
+	layers[1].table_hash = MPIG_HASH_CROSSPOLYTOPE;
+	struct mpig_spec spec = test_client_spec(layers, 2);
+	mpig_context *x;
+	ck_assert_status(mpig_context_create(me.client, "published", &spec, &x), MPIG_OK);
+	ck_assert_int_eq(mpig_context_layers(me.client, "published", told, 2), 2);
+	ck_assert_int_eq(told[0].paper_k, 10);
+	ck_assert_int_eq(told[0].paper_l, 150);
+	ck_assert_int_eq(told[1].paper_l, 28); // d_k 64
+	ck_assert_status(mpig_profile_set(me.client, fingerprint, UINT32_MAX, text_of(.05f, 2)), MPIG_OK);
+	ck_assert_status(mpig_context_create(me.client, "tuned", &spec, &x), MPIG_OK);
+	ck_assert_int_eq(mpig_context_layers(me.client, "tuned", told, 2), 2);
+	ck_assert_int_eq(told[0].paper_k, 9);
+	ck_assert_int_eq(told[0].paper_l, 120);
+	ck_assert_int_eq(told[1].paper_l, 28); // layer 1 has none in the profile
+	layers[0].paper_k = 8;
+	layers[0].paper_l = 75;
+	ck_assert_status(mpig_context_create(me.client, "named", &spec, &x), MPIG_OK);
+	ck_assert_int_eq(mpig_context_layers(me.client, "named", told, 2), 2);
+	ck_assert_int_eq(told[0].paper_k, 8);
+	ck_assert_int_eq(told[0].paper_l, 75);
+	layers[0].paper_l = MPIG_TABLES_AUTO; // with a K there is nothing left open
+	ck_assert_status(mpig_context_create(me.client, "both", &spec, &x), MPIG_EINVAL);
 }
 END_TEST
 
@@ -386,6 +420,7 @@ int main(void)
 	tcase_add_checked_fixture(t, setup, teardown);
 	tcase_add_test(t, it_holds_from_the_next_time_a_context_is_opened);
 	tcase_add_test(t, new_contexts_take_its_width_where_they_leave_it_open);
+	tcase_add_test(t, new_contexts_take_its_tables_where_they_leave_them_open);
 	tcase_add_test(t, it_outlives_the_daemon);
 	tcase_add_loop_test(t, a_damaged_file_is_told_of_and_not_used, 0, 3);
 	tcase_add_test(t, what_is_no_file_or_no_profile_is_left_alone);

@@ -47,6 +47,27 @@ static float configured(const char *text, const char *key, float otherwise)
 	return line && sscanf(line + strlen(key), " = %f", &value) == 1 ? value : otherwise;
 }
 
+// Bytes of a row's code in each layer: the mean over its KV heads, whose widths may differ.
+static int ask_widths(struct tune *t, mpig_client *client)
+{
+	int count = mpig_context_heads(client, t->name, NULL, 0);
+	struct mpig_head *heads = count > 0 ? calloc((size_t)count, sizeof(*heads)) : NULL;
+	if (count < 0 || !heads)
+		return count < 0 ? count : MPIG_ENOMEM;
+	heads->size = sizeof(*heads);
+	int now = mpig_context_heads(client, t->name, heads, count);
+	for (int i = 0; i < count && i < now; i++)
+		for (int l = 0; l < t->layers; l++) {
+			const struct mpig_layer *spec = &t->layer[l].spec;
+			int padded = spec->d_k <= 64 ? 64 : spec->d_k <= 128 ? 128 : 256;
+			if (t->layer[l].number == heads[i].layer && heads[i].signature_bits &&
+			    heads[i].signature_bits != MPIG_BITS_AUTO)
+				t->layer[l].code_bytes += (padded * heads[i].signature_bits / 8.0 + 2) / spec->kv_heads;
+		}
+	free(heads);
+	return now < 0 ? now : MPIG_OK;
+}
+
 static int ask_daemon(struct tune *t, mpig_client *client)
 {
 	static char config[65536];
@@ -68,7 +89,7 @@ static int ask_daemon(struct tune *t, mpig_client *client)
 	for (int i = 0; i < t->layer_count; i++)
 		if (t->spec[i].kind == MPIG_LAYER_GLOBAL)
 			t->layer[t->layers++] = (struct tune_layer){.number = i, .spec = t->spec[i]};
-	return MPIG_OK;
+	return ask_widths(t, client);
 }
 
 // "request=..,dense=..": all that are named; the others stay.
@@ -77,14 +98,16 @@ static bool parse_rates(const char *text, struct tune_rates *r)
 	const struct {
 		const char *name;
 		double *value;
-	} names[] = {
-		{"request", &r->request}, {"dense", &r->dense}, {"scan", &r->scan}, {"read", &r->read}, {"lookup", &r->lookup}};
+	} names[] = {{"request", &r->request},    {"dense", &r->dense},       {"scan", &r->scan},
+	             {"read", &r->read},          {"lookup", &r->lookup},     {"scan1", &r->scan_bits[0]},
+	             {"scan2", &r->scan_bits[1]}, {"scan4", &r->scan_bits[2]}};
+	enum { NAMES = sizeof(names) / sizeof(names[0]) };
 	for (bool more = true; more;) {
 		size_t n = strcspn(text, "="), i = 0;
 		char *end;
-		while (i < 5 && (strlen(names[i].name) != n || strncmp(text, names[i].name, n) != 0))
+		while (i < NAMES && (strlen(names[i].name) != n || strncmp(text, names[i].name, n) != 0))
 			i++;
-		if (i == 5 || !text[n])
+		if (i == NAMES || !text[n])
 			return false;
 		double value = strtod(text + n + 1, &end);
 		if (end == text + n + 1 || (*end && *end != ',') || !(value >= 0) || value > 1e12)
@@ -103,8 +126,13 @@ static void choose_rates(struct tune *t, const struct arguments *a, const struct
 	if (a->rates && !anew) {
 		t->rates_given = true; // parsed by now
 	} else if (profile && !anew && profile->ns_dense > 0 && profile->ns_scan > 0) {
-		t->rates = (struct tune_rates){(double)profile->ns_request, (double)profile->ns_dense, (double)profile->ns_scan,
-		                               (double)profile->ns_read, (double)profile->ns_lookup};
+		t->rates = (struct tune_rates){
+			.request = (double)profile->ns_request,
+			.dense = (double)profile->ns_dense,
+			.scan = (double)profile->ns_scan,
+			.read = (double)profile->ns_read,
+			.lookup = (double)profile->ns_lookup,
+			.scan_bits = {(double)profile->ns_scan_1, (double)profile->ns_scan_2, (double)profile->ns_scan_4}};
 		t->rates_given = true;
 	}
 }
@@ -248,6 +276,7 @@ static void read_options(const struct ctl_command *self, int argc, char **argv, 
 		DRY,
 		OUTPUT,
 		HTML,
+		INDEX,
 		USER,
 		ALL,
 		SHOW,
@@ -265,6 +294,7 @@ static void read_options(const struct ctl_command *self, int argc, char **argv, 
 	                                        {"load", required_argument, NULL, LOAD},
 	                                        {"sinks", required_argument, NULL, SINKS},
 	                                        {"window", required_argument, NULL, WINDOW},
+	                                        {"index", no_argument, NULL, INDEX},
 	                                        {"dry-run", no_argument, NULL, DRY},
 	                                        {"output", required_argument, NULL, OUTPUT},
 	                                        {"html", required_argument, NULL, HTML},
@@ -310,6 +340,9 @@ static void read_options(const struct ctl_command *self, int argc, char **argv, 
 			break;
 		case WINDOW:
 			t->window = ctl_number(self, "--window", optarg, 0, 1u << 20);
+			break;
+		case INDEX:
+			t->index = true;
 			break;
 		case DRY:
 			a->dry = true;
@@ -389,6 +422,10 @@ const struct ctl_command ctl_tune = {
 		   "      --load SHARE    of the time that a request of it is in flight, one at a time (default 0.5)\n"
 		   "      --sinks N, --window N  rows at both ends that clients keep, for queries the daemon has noted (default "
 		   "4, 64)\n"
+		   "      --index         also tries other widths of codes, and other K and L where there are tables, on private "
+		   "copies of one "
+		   "layer at a\n"
+		   "                      time; what it takes of these holds for contexts made later\n"
 		   "      --html FILE     also a page with the curves\n"
 		   "      --output FILE   also the profile as a text\n"
 		   "      --dry-run       sets no profile\n"
@@ -402,7 +439,8 @@ const struct ctl_command ctl_tune = {
 		   "square over layers, heads and\n"
 		   "queries. Times are reckoned from rows, at rates in ns: a request; a row and KV head attended densely, looked "
 		   "at, "
-		   "read; a row found by tables.\n"
+		   "read; a hash bit of\n"
+		   "a query.\n"
 		   "All is measured on forks of the context, which are dropped again; a context is never changed. With the same "
 		   "seed, queries and rates\n"
 		   "the profile is the same to the byte.\n",

@@ -13,7 +13,7 @@
 #include "tune_allocate.h"
 
 #define TUNE_LAYERS 512
-#define TUNE_WAYS 32
+#define TUNE_WAYS 64
 #define TUNE_SEEDS 32
 #define TUNE_CURVE 24
 #define TUNE_WHY_BYTES 256
@@ -32,6 +32,7 @@ struct tune_step {                  // one query token of one layer
 struct tune_way {     // how a layer can be answered
 	int proposal; // enum mpig_proposal
 	float budget, error_target, floor, cap;
+	int bits, paper_k, paper_l; // of an index that the context has not; all 0: as it is
 };
 
 struct tune_cell { // sums over steps
@@ -46,14 +47,17 @@ struct tune_layer {
 	struct tune_step *step;
 	struct tune_way way[TUNE_WAYS];
 	bool can[TUNE_WAYS];
+	double code_bytes; // of a row's code, mean over the KV heads
 	struct tune_cell cell[TUNE_WAYS][TUNE_SEEDS][TUNE_HALVES];
 	float *ns[TUNE_WAYS]; // [steps * seeds]
 	int ns_count[TUNE_WAYS];
 };
 
-struct tune_rates { // nanoseconds
-	double request, dense, scan, read,
-		lookup; // of a request; a row and KV head attended, looked at, read; a row found through tables
+struct tune_rates {               // nanoseconds
+	double request;           // of a request
+	double dense, scan, read; // of a row and KV head that is attended densely, looked at, read
+	double lookup;            // of a hash bit of a query (K L of them for each head)
+	double scan_bits[3];      // as scan, of codes of 1, 2 and 4 bits; 0: not known, by their bytes
 };
 
 struct tune {
@@ -64,14 +68,17 @@ struct tune {
 	uint32_t seed;
 	uint64_t sinks, window; // of queries whose ranges nobody has noted
 	struct tune_goal goal;
+	bool index; // ways that ask for another index, too
 	// found
 	struct mpig_context_info info;
 	float error_target, floor, cap; // of the daemon
 	struct mpig_layer *spec;
 	int layer_count, layers; // of the spec; of these, that store rows
 	struct tune_layer *layer;
-	bool profiled;                        // `before` is a profile
-	int ways, before, ladder, ladder_end; // `before` is a way; ways [ladder, ladder_end) are the same rule at other errors
+	bool profiled; // `before` is a profile
+	int ways, before, dense, ladder,
+		ladder_end;   // before, dense: ways; [ladder, ladder_end): the daemon's rule at other errors
+	int as_is[TUNE_WAYS]; // the same rule with the index as it is
 	struct tune_rates rates;
 	bool rates_given;
 	uint64_t requests, rows_read;
@@ -86,9 +93,13 @@ int tune_queries_trace(struct tune *t, const char *path, char *why);
 int tune_queries_noted(struct tune *t, mpig_client *client, char *why); // those that the daemon has noted
 void tune_layers_free(struct tune *t);
 
-// ---- tune_measure.c
-// The ways each layer can be answered by its index as it is: as now, by error, by share, dense, through tables. profile: in force, or NULL.
+// ---- tune_ways.c
+// The ways each layer can be answered: as now, by error, by share, dense, through tables. profile: in force, or NULL.
 void tune_ways(struct tune *t, const struct profile *profile);
+// K L query heads, of the tables that a way goes through, else 0.
+double tune_hash_bits(const struct mpig_layer *l, const struct tune_way *way);
+
+// ---- tune_measure.c
 // Asks all queries in all ways, on forks of the context that are dropped again. A status; MPIG_EAGAIN with tune_interrupted.
 int tune_measure(struct tune *t, mpig_client *client);
 
@@ -104,7 +115,9 @@ struct tune_result {
 	struct tune_total uniform[TUNE_WAYS],
 		tuned[TUNE_CURVE]; // all layers at one rung of the ladder; at the best for so much time
 	int uniform_count, tuned_count;
-	int agree; // layers for which all seeds choose the same
+	int reindexed;             // layers for which another index was chosen,
+	struct tune_total present; // ... and what the same rules do with the index as it is
+	int agree;                 // layers for which all seeds choose the same
 };
 // seed -1: all draws together.
 struct tune_point tune_point_of(const struct tune *t, int layer, int way, int seed, enum tune_half half);

@@ -3,9 +3,19 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "tune.h"
+#include "tune_run.h"
 
-#define TRIES 8 // of aiming lower, until the queries of the check reach the goal as well
+#define TRIES 12 // of aiming lower
+#define LOWER .8 // at a time, until the queries of the check reach the goal as well
+
+// What a row costs to look at. Of codes of another width nobody has measured, as much more as they have more bytes.
+static double scan_ns(const struct tune *t, const struct tune_layer *l, int way)
+{
+	int padded = l->spec.d_k <= 64 ? 64 : l->spec.d_k <= 128 ? 128 : 256, bits = l->way[way].bits;
+	if (bits && t->rates.scan_bits[bits / 2] > 0)
+		return t->rates.scan_bits[bits / 2];
+	return t->rates.scan * (bits && l->code_bytes > 0 ? (padded * bits / 8.0 + 2) / l->code_bytes : 1);
+}
 
 static double answer_ms(const struct tune *t, const struct tune_layer *l, int way, double rows, double looked)
 {
@@ -15,9 +25,9 @@ static double answer_ms(const struct tune *t, const struct tune_layer *l, int wa
 	if (proposal == MPIG_PROPOSAL_DENSE || rows >= looked) // short ranges are answered so, whatever is asked for
 		ns += r->dense * looked;
 	else if (proposal == MPIG_PROPOSAL_SIGNATURE)
-		ns += r->scan * looked + r->read * rows;
+		ns += scan_ns(t, l, way) * looked + r->read * rows;
 	else
-		ns += r->lookup * rows;
+		ns += r->lookup * tune_hash_bits(&l->spec, &l->way[way]) + r->read * rows;
 	return ns / 1e6;
 }
 
@@ -67,14 +77,16 @@ static int profile_word(int proposal)
 	}
 }
 
-// choosing: ways that a profile cannot name are out of the question.
+// choosing: ways that a profile cannot name are out of the question, and so are copies of the index as it is.
 static void fill_points(const struct tune *t, int seed, enum tune_half half, bool choosing, struct tune_point *points)
 {
 	for (int l = 0; l < t->layers; l++)
 		for (int w = 0; w < t->ways; w++) {
 			struct tune_point *p = &points[(size_t)l * (size_t)t->ways + (size_t)w];
 			*p = tune_point_of(t, l, w, seed, half);
-			if (choosing && profile_word(t->layer[l].way[w].proposal) < 0)
+			const struct tune_way *way = &t->layer[l].way[w];
+			bool same = way->bits && way->bits == t->layer[l].spec.signature_bits;
+			if (choosing && (same || profile_word(way->proposal) < 0))
 				p->error2 = INFINITY;
 		}
 }
@@ -93,23 +105,26 @@ static bool good(const struct tune *t, const struct tune_total *total)
 	return !(t->goal.error2 > 0 && total->error2 > t->goal.error2) && !(t->goal.ms > 0 && total->ms > t->goal.ms);
 }
 
-// What was chosen for one half of the queries may miss the goal on the other; then it is aimed lower.
+// What was chosen for one half of the queries may miss the goal on the other: then it is aimed lower, as little as is enough.
 static bool choose(const struct tune *t, const struct points *p, struct tune_choice *choice)
 {
-	struct tune_goal aim = t->goal;
+	struct tune_choice tried;
+	double missed = 1, reached = 0; // factors of the goal's error, or of its time
+	bool by_error = t->goal.error2 > 0;
 	for (int i = 0; i < TRIES; i++) {
-		bool had = tune_allocate(p->fit, t->layers, t->ways, &aim, choice->way);
-		choice->check = checked(t, p, choice->way);
-		if (!had)
-			return false;
-		if (good(t, &choice->check))
-			return true;
-		if (aim.error2 > 0 && choice->check.error2 > t->goal.error2)
-			aim.error2 *= .95 * t->goal.error2 / choice->check.error2;
-		else if (aim.ms > 0)
-			aim.ms *= .99 * t->goal.ms / choice->check.ms;
+		double factor = i == 0 ? 1 : reached > 0 ? sqrt(missed * reached) : missed * LOWER;
+		struct tune_goal aim = {.error2 = t->goal.error2 * (by_error ? factor : 1),
+		                        .ms = t->goal.ms * (by_error ? 1 : factor)};
+		bool had = tune_allocate(p->fit, t->layers, t->ways, &aim, tried.way);
+		tried.check = checked(t, p, tried.way);
+		bool is_good = had && good(t, &tried.check);
+		if (is_good || !(reached > 0))
+			*choice = tried;
+		if (i == 0 && (is_good || !had))
+			return is_good;
+		*(is_good ? &reached : &missed) = factor;
 	}
-	return false;
+	return reached > 0;
 }
 
 // The best for time after time, from the least to what the most exact rung of the ladder takes.
@@ -138,6 +153,18 @@ static void uniform_curve(const struct tune *t, const struct points *p, struct t
 		if (all)
 			r->uniform[r->uniform_count++] = checked(t, p, same.way);
 	}
+}
+
+// On contexts whose index is as this one's. A layer without the tables stays as its spec says, as it is before.
+static void as_it_is(const struct tune *t, const struct points *p, struct tune_result *r)
+{
+	struct tune_choice same;
+	for (int l = 0; l < t->layers; l++) {
+		int way = r->after.way[l];
+		same.way[l] = t->as_is[way];
+		r->reindexed += t->as_is[way] != way;
+	}
+	r->present = checked(t, p, same.way);
 }
 
 static void over_seeds(const struct tune *t, const struct points *p, struct tune_result *r)
@@ -174,6 +201,7 @@ bool tune_choose(const struct tune *t, struct tune_result *r)
 			r->before.way[l] = t->before;
 		r->before.check = checked(t, &p, r->before.way);
 		r->reached = choose(t, &p, &r->after);
+		as_it_is(t, &p, r);
 		uniform_curve(t, &p, r);
 		tuned_curve(t, &p, r);
 		over_seeds(t, &p, r);
@@ -183,28 +211,22 @@ bool tune_choose(const struct tune *t, struct tune_result *r)
 	return memory;
 }
 
-// Three digits of what is told and not gone by.
-static float told(double x)
-{
-	if (!(x > 0))
-		return 0;
-	double unit = pow(10, floor(log10(x)) - 2);
-	return (float)(round(x / unit) * unit);
-}
-
 void tune_profile(const struct tune *t, const struct tune_result *r, struct profile *profile)
 {
 	*profile = (struct profile){.seed = t->seed,
 	                            .seeds = (uint32_t)t->seeds,
 	                            .goal_error = (float)sqrt(t->goal.error2),
 	                            .goal_ms = (float)t->goal.ms,
-	                            .error = told(sqrt(r->after.check.error2)),
-	                            .ms = told(r->after.check.ms),
+	                            .error = tune_rounded(sqrt(r->after.check.error2)),
+	                            .ms = tune_rounded(r->after.check.ms),
 	                            .ns_request = (float)t->rates.request,
 	                            .ns_dense = (float)t->rates.dense,
 	                            .ns_scan = (float)t->rates.scan,
 	                            .ns_read = (float)t->rates.read,
 	                            .ns_lookup = (float)t->rates.lookup,
+	                            .ns_scan_1 = (float)t->rates.scan_bits[0],
+	                            .ns_scan_2 = (float)t->rates.scan_bits[1],
+	                            .ns_scan_4 = (float)t->rates.scan_bits[2],
 	                            .count = (uint32_t)t->layers};
 	profile_hex(t->info.fingerprint, profile->fingerprint);
 	for (int i = 0; i < t->layers; i++) {
@@ -212,7 +234,8 @@ void tune_profile(const struct tune *t, const struct tune_result *r, struct prof
 		int w = r->after.way[i];
 		const struct tune_way *way = &l->way[w];
 		struct tune_point check = tune_point_of(t, i, w, -1, TUNE_CHECK);
-		bool bits = l->spec.signature_bits && l->spec.signature_bits != MPIG_BITS_AUTO;
+		bool named = l->spec.signature_bits && l->spec.signature_bits != MPIG_BITS_AUTO;
+		int bits = way->bits ? way->bits : named ? l->spec.signature_bits : 0;
 		profile->queries += (uint32_t)l->steps;
 		profile->layer[i] = (struct profile_layer){.number = (uint32_t)l->number,
 		                                           .proposal = profile_word(way->proposal),
@@ -220,11 +243,11 @@ void tune_profile(const struct tune *t, const struct tune_result *r, struct prof
 		                                           .error_target = way->error_target,
 		                                           .budget_floor = way->floor,
 		                                           .budget_cap = way->cap,
-		                                           .signature_bits = bits ? (uint32_t)l->spec.signature_bits : 0,
-		                                           .paper_k = (uint32_t)l->spec.paper_k,
-		                                           .paper_l = (uint32_t)l->spec.paper_l,
-		                                           .rows = told(tune_share(t, i, w)),
-		                                           .error = told(sqrt(check.error2)),
-		                                           .ms = told(check.ms)};
+		                                           .signature_bits = (uint32_t)bits,
+		                                           .paper_k = (uint32_t)(way->paper_l ? way->paper_k : l->spec.paper_k),
+		                                           .paper_l = (uint32_t)(way->paper_l ? way->paper_l : l->spec.paper_l),
+		                                           .rows = tune_rounded(tune_share(t, i, w)),
+		                                           .error = tune_rounded(sqrt(check.error2)),
+		                                           .ms = tune_rounded(check.ms)};
 	}
 }

@@ -187,6 +187,6 @@ void tune_html(FILE *out, const struct tune *t, const struct tune_result *r)
 	fprintf(out,
 	        "<p>Times are reckoned at %.3g us a request, %.3g ns a row attended densely, %.3g ns a row looked at, %.3g ns a "
 	        "row read, "
-	        "%.3g ns a row found through tables (each row for each KV head).</p>\n</body></html>\n",
+	        "%.3g ns a hash bit of a query (each row for each KV head).</p>\n</body></html>\n",
 	        t->rates.request / 1e3, t->rates.dense, t->rates.scan, t->rates.read, t->rates.lookup);
 }

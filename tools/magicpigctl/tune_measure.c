@@ -6,111 +6,15 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "tune.h"
-
-#define LADDER_STEPS 6     // rungs on each side of the daemon's own error target, a factor of sqrt(2) apart
-#define SHARES 8           // fixed shares, a factor of 2 apart
-#define SHARE_LEAST .0025f // the first of them
-#define FORK_TTL 60        // seconds after which a fork goes by itself, if we are killed
-#define QUIET .2 // of times, the share below which they count: others' work makes some longer, nothing makes them shorter
+#include "tune_run.h"
 
 volatile sig_atomic_t tune_interrupted;
-
-struct run {
-	struct tune *t;
-	mpig_client *client;
-	mpig_queue *queue;
-	mpig_context *base, *fork; // of the context; of `base`
-	char base_name[64], fork_name[64];
-	float *out, *part, *lse, *part_lse;
-	double owed_s; // of rest
-	uint64_t done, total;
-};
 
 static double now_s(void)
 {
 	struct timespec now;
 	clock_gettime(CLOCK_MONOTONIC, &now);
 	return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
-}
-
-// Three digits: what a profile says in text is the number that was used.
-static float rounded(double x)
-{
-	if (!(x > 0))
-		return 0;
-	double unit = pow(10, floor(log10(x)) - 2);
-	return (float)(round(x / unit) * unit);
-}
-
-// ---- ways ------------------------------------------------------------------------------------------------------------
-static void add_way(struct tune *t, const struct tune_way *way)
-{
-	for (int i = 0; i < t->layers; i++) {
-		struct tune_layer *l = &t->layer[i];
-		l->way[t->ways] = *way;
-		l->can[t->ways] =
-			way->proposal == MPIG_PROPOSAL_DENSE ||
-			(way->proposal == MPIG_PROPOSAL_SIGNATURE && l->spec.signature_bits) ||
-			(way->proposal == MPIG_PROPOSAL_PAPER && l->spec.paper_l && l->spec.table_hash == MPIG_HASH_SIMHASH) ||
-			(way->proposal == MPIG_PROPOSAL_CROSSPOLYTOPE && l->spec.paper_l &&
-		         l->spec.table_hash == MPIG_HASH_CROSSPOLYTOPE);
-	}
-	t->ways++;
-}
-
-// As answers are now: by the profile, else by the spec.
-static void add_before(struct tune *t, const struct profile *profile)
-{
-	static const int proposals[PROFILE_PROPOSALS] = {MPIG_PROPOSAL_SIGNATURE, MPIG_PROPOSAL_DENSE, MPIG_PROPOSAL_PAPER,
-	                                                 MPIG_PROPOSAL_CROSSPOLYTOPE};
-	t->before = t->ways++;
-	t->profiled = profile;
-	for (int i = 0; i < t->layers; i++) {
-		struct tune_layer *l = &t->layer[i];
-		const struct profile_layer *p = profile ? profile_find(profile, (uint32_t)l->number) : NULL;
-		struct tune_way way = {.proposal = l->spec.default_proposal};
-		if (p)
-			way = (struct tune_way){proposals[p->proposal], p->budget, p->error_target, p->budget_floor,
-			                        p->budget_cap};
-		if (way.proposal == MPIG_PROPOSAL_SIGNATURE && !(way.budget > 0) && !(way.error_target > 0)) {
-			way.budget = l->spec.default_budget;
-			way.error_target = way.budget > 0 ? 0 : t->error_target;
-		}
-		if (way.error_target > 0) {
-			way.floor = way.floor > 0 ? way.floor : t->floor;
-			way.cap = way.cap > 0 ? way.cap : t->cap;
-		}
-		l->way[t->before] = way;
-		l->can[t->before] = true;
-	}
-}
-
-// The rule of the daemon at another error: a smaller one also asks for more rows at least, and allows more at most.
-static struct tune_way rung(const struct tune *t, int step)
-{
-	float factor = powf(2, (float)step / 2);
-	return (struct tune_way){.proposal = MPIG_PROPOSAL_SIGNATURE,
-	                         .error_target = fminf(rounded((double)(t->error_target * factor)), 1),
-	                         .floor = fminf(rounded((double)(t->floor / factor)), 1),
-	                         .cap = fminf(rounded((double)(fmaxf(t->cap, t->floor) / factor)), 1)};
-}
-
-void tune_ways(struct tune *t, const struct profile *profile)
-{
-	t->ways = 0;
-	add_before(t, profile);
-	t->ladder = t->ways;
-	for (int step = -LADDER_STEPS; step <= LADDER_STEPS && t->error_target > 0; step++) {
-		struct tune_way way = rung(t, step);
-		add_way(t, &way);
-	}
-	t->ladder_end = t->ways;
-	for (int i = 0; i < SHARES; i++)
-		add_way(t, &(struct tune_way){.proposal = MPIG_PROPOSAL_SIGNATURE, .budget = SHARE_LEAST * (float)(1 << i)});
-	add_way(t, &(struct tune_way){.proposal = MPIG_PROPOSAL_DENSE});
-	add_way(t, &(struct tune_way){.proposal = MPIG_PROPOSAL_PAPER});
-	add_way(t, &(struct tune_way){.proposal = MPIG_PROPOSAL_CROSSPOLYTOPE});
 }
 
 // ---- forks -----------------------------------------------------------------------------------------------------------
@@ -122,10 +26,10 @@ static int make_fork(struct run *r, mpig_context *of, const char *name, mpig_con
 		return status;
 	(void)mpig_context_persist(r->client, name, MPIG_PERSIST_NONE, 0); // not known to a daemon without a disk
 	status = mpig_context_pin(r->client, name, 0);
-	return status ? status : mpig_context_ttl(r->client, name, FORK_TTL, 0);
+	return status ? status : mpig_context_ttl(r->client, name, TUNE_TTL, 0);
 }
 
-static int drop_fork(struct run *r, mpig_context **fork, const char *name)
+static int drop(struct run *r, mpig_context **fork, const char *name)
 {
 	if (!*fork)
 		return MPIG_OK;
@@ -134,14 +38,19 @@ static int drop_fork(struct run *r, mpig_context **fork, const char *name)
 	return mpig_context_drop(r->client, name);
 }
 
-static int fresh_fork(struct run *r)
+int tune_drop_fork(struct run *r)
 {
-	int status = drop_fork(r, &r->fork, r->fork_name);
+	return drop(r, &r->fork, r->fork_name);
+}
+
+int tune_fresh_fork(struct run *r)
+{
+	int status = tune_drop_fork(r);
 	return status ? status : make_fork(r, r->base, r->fork_name, &r->fork);
 }
 
 // ---- asking ----------------------------------------------------------------------------------------------------------
-static void rest(struct run *r, double busy_s)
+void tune_rest(struct run *r, double busy_s)
 {
 	r->t->busy_s += busy_s;
 	r->owed_s += busy_s * (1 / r->t->load - 1);
@@ -162,7 +71,7 @@ static int ask(struct run *r, struct mpig_attend *a, float *out, float *lse, str
 		return status;
 	r->t->requests++;
 	r->t->rows_read += result->rows_read;
-	rest(r, now_s() - begin);
+	tune_rest(r, now_s() - begin);
 	return MPIG_OK;
 }
 
@@ -175,11 +84,6 @@ static struct mpig_attend question(const struct tune_layer *l, const struct tune
 	                            .begin = begin,
 	                            .end = (int64_t)end,
 	                            .query_position = s->position};
-}
-
-static int value_width(const struct mpig_layer *l)
-{
-	return l->d_v ? l->d_v : l->d_k;
 }
 
 static void note_time(struct tune_layer *l, int way, const struct mpig_result *result)
@@ -197,14 +101,6 @@ static void note(struct tune_layer *l, int way, int seed, int step, double error
 	c->count++;
 }
 
-static int dense_way(const struct tune *t)
-{
-	for (int w = t->ladder_end; w < t->ways; w++)
-		if (t->layer[0].way[w].proposal == MPIG_PROPOSAL_DENSE)
-			return w;
-	return -1;
-}
-
 // A part of the context's rows, merged into what is there. End 0 would mean all that is committed.
 static int add_part(struct run *r, const struct tune_layer *l, const struct tune_step *s, uint64_t begin, uint64_t end,
                     float *out, float *lse)
@@ -213,7 +109,7 @@ static int add_part(struct run *r, const struct tune_layer *l, const struct tune
 	struct mpig_result result;
 	int status = begin < end ? ask(r, &a, r->part, r->part_lse, &result) : MPIG_OK;
 	if (!status && begin < end)
-		mpig_merge((size_t)l->spec.query_heads, (size_t)value_width(&l->spec), out, lse, r->part, r->part_lse);
+		mpig_merge((size_t)l->spec.query_heads, (size_t)tune_value_width(&l->spec), out, lse, r->part, r->part_lse);
 	return status;
 }
 
@@ -221,7 +117,7 @@ static int add_part(struct run *r, const struct tune_layer *l, const struct tune
 static int ask_exactly(struct run *r, struct tune_layer *l, int step, int dense)
 {
 	struct tune_step *s = &l->step[step];
-	size_t heads = (size_t)l->spec.query_heads, d_v = (size_t)value_width(&l->spec);
+	size_t heads = (size_t)l->spec.query_heads, d_v = (size_t)tune_value_width(&l->spec);
 	struct mpig_attend a = question(l, s, s->begin, s->end);
 	struct mpig_result result;
 	int status = MPIG_OK;
@@ -245,7 +141,7 @@ static int ask_exactly(struct run *r, struct tune_layer *l, int step, int dense)
 // Mean over the heads of the squared relative error of the merged output.
 static double squared_error(const struct tune_layer *l, const struct tune_step *s, float *out, float *lse)
 {
-	size_t heads = (size_t)l->spec.query_heads, d_v = (size_t)value_width(&l->spec);
+	size_t heads = (size_t)l->spec.query_heads, d_v = (size_t)tune_value_width(&l->spec);
 	double sum = 0;
 	mpig_merge(heads, d_v, out, lse, s->own_out, s->own_lse);
 	for (size_t h = 0; h < heads; h++) {
@@ -260,12 +156,13 @@ static double squared_error(const struct tune_layer *l, const struct tune_step *
 	return sum / (double)heads;
 }
 
-static int ask_way(struct run *r, struct tune_layer *l, int way, int seed, int step)
+int tune_ask_way(struct run *r, struct tune_layer *l, int way, int seed, int step)
 {
 	struct tune_step *s = &l->step[step];
 	const struct tune_way *w = &l->way[way];
 	struct mpig_attend a = question(l, s, s->begin, s->end);
 	struct mpig_result result;
+	a.layer = r->copied ? 0 : l->number;
 	a.proposal = w->proposal;
 	a.budget = w->budget;
 	a.error_target = w->error_target;
@@ -282,7 +179,7 @@ static int ask_way(struct run *r, struct tune_layer *l, int way, int seed, int s
 	return MPIG_OK;
 }
 
-static void tell(struct run *r, uint64_t more)
+void tune_tell(struct run *r, uint64_t more)
 {
 	r->done += more;
 	if (r->t->progress)
@@ -296,10 +193,10 @@ static int each(struct run *r, int (*what)(struct run *, struct tune_layer *, in
 	for (int step = 0; step < r->t->queries && !status; step++)
 		for (int i = 0; i < r->t->layers && !status; i++) {
 			struct tune_layer *l = &r->t->layer[i];
-			if (step >= l->steps || !l->can[way])
+			if (step >= l->steps || !l->can[way] || tune_way_copied(&l->way[way]))
 				continue;
 			status = what(r, l, step, way, seed);
-			tell(r, 1);
+			tune_tell(r, 1);
 		}
 	return status;
 }
@@ -312,136 +209,41 @@ static int exact_step(struct run *r, struct tune_layer *l, int step, int way, in
 
 static int way_step(struct run *r, struct tune_layer *l, int step, int way, int seed)
 {
-	return ask_way(r, l, way, seed, step);
+	return tune_ask_way(r, l, way, seed, step);
 }
 
+enum { TIMES = 64 };
+
 // What a request costs of which no row is looked at.
-static int time_requests(struct run *r)
+static int time_requests(struct run *r, float *ns)
 {
-	enum { TIMES = 64 };
-	static float ns[TIMES];
 	struct tune_layer *l = &r->t->layer[0];
-	l->ns_count[r->t->ways] = 0;
-	l->ns[r->t->ways] = ns;
 	int status = MPIG_OK;
 	for (int i = 0; i < TIMES && !status; i++) {
 		struct mpig_attend a = question(l, &l->step[0], l->step[0].begin, l->step[0].end);
 		struct mpig_result result;
 		a.proposal = MPIG_PROPOSAL_WINDOW;
 		status = ask(r, &a, r->out, r->lse, &result);
-		if (!status)
-			note_time(l, r->t->ways, &result);
+		ns[i] = status ? 0 : (float)result.service_ns;
 	}
 	return status;
 }
 
-static int measure_all(struct run *r)
+static int measure_all(struct run *r, float *request_ns)
 {
 	struct tune *t = r->t;
-	int dense = dense_way(t);
-	int status = time_requests(r);
-	status = status ? status : each(r, exact_step, dense, 0);
+	int status = time_requests(r, request_ns);
+	status = status ? status : each(r, exact_step, t->dense, 0);
 	for (int seed = 0; seed < t->seeds && !status; seed++)
 		for (int way = 0; way < t->ways && !status; way++) {
 			// What an error target makes of a query depends on the answers before it: each begins anew.
 			bool steered = way == t->before || (way >= t->ladder && way < t->ladder_end);
-			if (way == dense)
+			if (way == t->dense)
 				continue;
-			status = steered ? fresh_fork(r) : MPIG_OK;
+			status = steered ? tune_fresh_fork(r) : MPIG_OK;
 			status = status ? status : each(r, way_step, way, seed);
 		}
-	return status;
-}
-
-// ---- rates -----------------------------------------------------------------------------------------------------------
-static int by_value(const void *a, const void *b)
-{
-	float x = *(const float *)a, y = *(const float *)b;
-	return (x > y) - (x < y);
-}
-
-static double quiet_time(float *ns, int count)
-{
-	qsort(ns, (size_t)count, sizeof(*ns), by_value);
-	return count ? (double)ns[(int)(QUIET * (double)(count - 1))] : 0;
-}
-
-static void means(const struct tune *t, const struct tune_layer *l, int way, double *rows, double *looked)
-{
-	double count = 0;
-	*rows = *looked = 0;
-	for (int s = 0; s < t->seeds; s++)
-		for (int half = 0; half < TUNE_HALVES; half++) {
-			*rows += l->cell[way][s][half].rows;
-			*looked += l->cell[way][s][half].looked;
-			count += l->cell[way][s][half].count;
-		}
-	if (count > 0) {
-		*rows /= count;
-		*looked /= count;
-	}
-}
-
-// time = request + scan * looked + read * rows, by least squares of relative errors over layers and ways; neither below zero.
-static void fit_signature(struct tune *t)
-{
-	double ll = 0, lr = 0, rr = 0, lt = 0, rt = 0;
-	for (int i = 0; i < t->layers; i++)
-		for (int way = 0; way < t->ways; way++) {
-			struct tune_layer *l = &t->layer[i];
-			double rows, looked, ns = quiet_time(l->ns[way], l->ns_count[way]) - t->rates.request;
-			means(t, l, way, &rows, &looked);
-			if (l->way[way].proposal != MPIG_PROPOSAL_SIGNATURE || !l->ns_count[way] || !(ns > 0) || rows >= looked)
-				continue;
-			ll += looked * looked / (ns * ns);
-			lr += looked * rows / (ns * ns);
-			rr += rows * rows / (ns * ns);
-			lt += looked / ns;
-			rt += rows / ns;
-		}
-	double det = ll * rr - lr * lr;
-	t->rates.scan = det > 0 ? (lt * rr - rt * lr) / det : 0;
-	t->rates.read = det > 0 ? (rt * ll - lt * lr) / det : 0;
-	if (!(t->rates.scan > 0)) {
-		t->rates.scan = 0;
-		t->rates.read = rr > 0 ? rt / rr : 0;
-	} else if (!(t->rates.read > 0)) {
-		t->rates.read = 0;
-		t->rates.scan = ll > 0 ? lt / ll : 0;
-	}
-}
-
-// The mean over layers of (time - request) / rows, for proposals whose time goes with the rows they read.
-static double fit_rows(struct tune *t, bool dense)
-{
-	double sum = 0;
-	int count = 0;
-	for (int i = 0; i < t->layers; i++)
-		for (int way = 0; way < t->ways; way++) {
-			struct tune_layer *l = &t->layer[i];
-			int proposal = l->way[way].proposal;
-			double rows, looked, ns = quiet_time(l->ns[way], l->ns_count[way]) - t->rates.request;
-			means(t, l, way, &rows, &looked);
-			double per = dense ? looked : rows;
-			if ((dense ? proposal != MPIG_PROPOSAL_DENSE
-			           : proposal == MPIG_PROPOSAL_DENSE || proposal == MPIG_PROPOSAL_SIGNATURE) ||
-			    !l->ns_count[way] || !(per > 0))
-				continue;
-			sum += fmax(ns, 0) / per;
-			count++;
-		}
-	return count ? sum / count : 0;
-}
-
-static void fit_rates(struct tune *t)
-{
-	struct tune_layer *l = &t->layer[0];
-	t->rates.request = (double)rounded(quiet_time(l->ns[t->ways], l->ns_count[t->ways]));
-	fit_signature(t);
-	t->rates.scan = (double)rounded(t->rates.scan);
-	t->rates.read = (double)rounded(t->rates.read);
-	t->rates.dense = (double)rounded(fit_rows(t, true));
-	t->rates.lookup = (double)rounded(fit_rows(t, false));
+	return status ? status : t->index ? tune_copies(r) : MPIG_OK;
 }
 
 // ---- all of it -------------------------------------------------------------------------------------------------------
@@ -451,7 +253,7 @@ static int make_room(struct run *r)
 	size_t widest = 0, heads = 0;
 	for (int i = 0; i < t->layers; i++) {
 		struct tune_layer *l = &t->layer[i];
-		size_t n = (size_t)l->spec.query_heads, all = n * (size_t)value_width(&l->spec);
+		size_t n = (size_t)l->spec.query_heads, all = n * (size_t)tune_value_width(&l->spec);
 		widest = all > widest ? all : widest;
 		heads = n > heads ? n : heads;
 		memset(l->cell, 0, sizeof(l->cell));
@@ -477,9 +279,11 @@ int tune_measure(struct tune *t, mpig_client *client)
 {
 	struct mpig_queue_options queue = {.size = sizeof(queue), .entries = 8, .slots = 2, .slot_bytes = 1 << 20};
 	struct run r = {.t = t, .client = client};
+	float request_ns[TIMES];
 	mpig_context *context = NULL;
 	double begin = now_s();
 	snprintf(r.base_name, sizeof(r.base_name), "magicpigctl-tune-%d", (int)getpid());
+	snprintf(r.copy_name, sizeof(r.copy_name), "magicpigctl-tune-%d-index", (int)getpid());
 	snprintf(r.fork_name, sizeof(r.fork_name), "magicpigctl-tune-%d-rule", (int)getpid());
 	int status = make_room(&r);
 	status = status ? status : mpig_queue_create(client, &queue, &r.queue);
@@ -487,15 +291,14 @@ int tune_measure(struct tune *t, mpig_client *client)
 	status = status ? status : make_fork(&r, context, r.base_name, &r.base);
 	// The context's open rows are sealed by its first fork and by no other: those that follow are of the fork.
 	mpig_context_close(context);
-	status = status ? status : fresh_fork(&r);
-	status = status ? status : measure_all(&r);
-	int dropped = drop_fork(&r, &r.fork, r.fork_name), base = drop_fork(&r, &r.base, r.base_name);
+	status = status ? status : tune_fresh_fork(&r);
+	status = status ? status : measure_all(&r, request_ns);
+	int dropped = tune_drop_fork(&r), base = drop(&r, &r.base, r.base_name);
 	status = status ? status : dropped ? dropped : base;
 	mpig_queue_destroy(r.queue);
 	free(r.out);
 	t->seconds = now_s() - begin;
 	if (!status && !t->rates_given)
-		fit_rates(t);
-	t->layer[0].ns[t->ways] = NULL; // not of malloc
+		tune_fit_rates(t, request_ns, TIMES);
 	return status;
 }

@@ -14,8 +14,14 @@ const char *tune_way_text(const struct tune_way *way, char text[64])
 		snprintf(text, 64, "by error %.3g", (double)way->error_target);
 	else if (way->budget > 0)
 		snprintf(text, 64, "%.3g %% of rows", 100 * (double)way->budget);
+	else if (way->paper_k)
+		snprintf(text, 64, "%s (%d,%d)", proposal_name(way->proposal), way->paper_k, way->paper_l);
+	else if (way->paper_l)
+		snprintf(text, 64, "%s (%d)", proposal_name(way->proposal), way->paper_l);
 	else
 		snprintf(text, 64, "%s", proposal_name(way->proposal));
+	if (way->bits)
+		snprintf(text + strlen(text), 64 - strlen(text), ", b=%d", way->bits);
 	return text;
 }
 
@@ -167,6 +173,16 @@ static void print_outcome(const struct tune *t, const struct tune_result *r)
 	       t->layers);
 }
 
+static void print_reindexed(const struct tune *t, const struct tune_result *r)
+{
+	char error[TEXT_SHORT];
+	if (r->reindexed)
+		printf("%d of %d layers want another index, which contexts get that are made from now on and leave it to the "
+		       "daemon; as this one is "
+		       "indexed, the same rules err by %s in %.3g ms\n",
+		       r->reindexed, t->layers, text_share(error, sqrt(r->present.error2)), r->present.ms);
+}
+
 void tune_print(const struct tune *t, const struct tune_result *r)
 {
 	char name[128], tokens[TEXT_SHORT], requests[TEXT_SHORT], rows[TEXT_SHORT], share[TEXT_SHORT];
@@ -179,13 +195,17 @@ void tune_print(const struct tune *t, const struct tune_result *r)
 	       text_count(tokens, t->info.committed), t->layers);
 	printf(fewest == most ? "%d queries of each" : "%d to %d queries of each", fewest, most);
 	printf(", every other one to check with; %d seed%s from %u\n", t->seeds, t->seeds == 1 ? "" : "s", t->seed);
-	printf("rates: request=%.0f,dense=%g,scan=%g,read=%g,lookup=%g (ns, %s)\n", t->rates.request, t->rates.dense,
-	       t->rates.scan, t->rates.read, t->rates.lookup, t->rates_given ? "given" : "measured");
+	printf("rates: request=%.0f,dense=%g,scan=%g,read=%g,lookup=%g", t->rates.request, t->rates.dense, t->rates.scan,
+	       t->rates.read, t->rates.lookup);
+	for (int b = 0; b < 3 && t->index; b++)
+		printf(",scan%d=%g", 1 << b, t->rates.scan_bits[b]);
+	printf(" (ns, %s)\n", t->rates_given ? "given" : "measured");
 	printf("load: %s requests, one at a time, in %.1f s, %s of the time in flight; %s rows read\n",
 	       text_count(requests, t->requests), t->seconds, text_share(share, fmin(t->busy_s / t->seconds, 1)),
 	       text_count(rows, t->rows_read));
 	print_layers(t, r);
 	print_outcome(t, r);
+	print_reindexed(t, r);
 	print_curve(t, r);
 }
 
@@ -216,6 +236,9 @@ static void way_json(struct json *json, const char *key, const struct tune *t, i
 	json_float(json, "error_target", w->error_target);
 	json_float(json, "budget_floor", w->floor);
 	json_float(json, "budget_cap", w->cap);
+	json_int(json, "signature_bits", w->bits);
+	json_int(json, "paper_k", w->paper_k);
+	json_int(json, "paper_l", w->paper_l);
 	json_double(json, "rows", tune_share(t, layer, way));
 	json_double(json, "error", sqrt(p.error2));
 	json_double(json, "ms", p.ms);
@@ -256,6 +279,9 @@ void tune_json(const struct tune *t, const struct tune_result *r, const struct p
 	json_double(&json, "scan", t->rates.scan);
 	json_double(&json, "read", t->rates.read);
 	json_double(&json, "lookup", t->rates.lookup);
+	json_double(&json, "scan1", t->rates.scan_bits[0]);
+	json_double(&json, "scan2", t->rates.scan_bits[1]);
+	json_double(&json, "scan4", t->rates.scan_bits[2]);
 	json_object_end(&json);
 	json_uint(&json, "requests", t->requests);
 	json_uint(&json, "rows_read", t->rows_read);
@@ -268,6 +294,8 @@ void tune_json(const struct tune *t, const struct tune_result *r, const struct p
 		total_json(&json, NULL, r->of_seed[s].check);
 	json_array_end(&json);
 	json_int(&json, "layers_agreed", r->agree);
+	json_int(&json, "layers_reindexed", r->reindexed);
+	total_json(&json, "as_indexed", r->present);
 	totals_json(&json, "uniform", r->uniform, r->uniform_count);
 	totals_json(&json, "tuned", r->tuned, r->tuned_count);
 	json_array(&json, "layers");

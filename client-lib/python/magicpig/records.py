@@ -37,6 +37,9 @@ _ROW_DTYPES = ("bf16", "f16", "i8")
 BITS_AUTO = 255
 
 
+TABLES_AUTO = 65535  # as L of Layer.paper
+
+
 def bits_name(raw: int) -> int | str:
     return "auto" if raw == BITS_AUTO else raw
 
@@ -50,7 +53,7 @@ def choice(table: dict[str, int], value: str, what: str) -> int:
 @dataclass
 class Layer:
     """One layer of a spec; zero means the daemon's default. `paper` is (K, L) of the hash tables, (0, 0) for none, (0, L) for
-    cross-polytope ones; `table_balance`: they hash balanced keys, as signatures do. `signature_bits` is 0 (none), 1, 2, 4 or "auto": chosen
+    cross-polytope ones, (0, TABLES_AUTO) for those of the profile, else as published; `table_balance`: they hash balanced keys, as signatures do. `signature_bits` is 0 (none), 1, 2, 4 or "auto": chosen
     for each KV head by what answers cost, with at most `signature_bytes` of codes a row (mean over the KV heads; 0: no limit)."""
 
     query_heads: int = 0
