@@ -37,6 +37,7 @@ struct options {
 		int log_level;                         // enum log_level
 		char admin_group[OPTIONS_NAME_BYTES];  // "" = none
 		char stats[OPTIONS_PATH_BYTES];        // "" until options_resolve; "none"
+		char profiles[OPTIONS_PATH_BYTES];     // "" until options_resolve
 	} daemon;
 	struct {
 		char dir[OPTIONS_PATH_BYTES]; // "" until options_resolve

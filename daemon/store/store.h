@@ -172,7 +172,8 @@ const struct mpig_wire_layer *context_spec_layer(const struct context *c,
 uint64_t context_committed(const struct context *c);              // acquire
 uint64_t context_seed(const struct context *c);
 uint64_t context_id(const struct context *c);
-uint32_t context_owner(const struct context *c); // uid
+uint32_t context_owner(const struct context *c);             // uid
+const uint8_t *context_fingerprint(const struct context *c); // [64], all zero: it has none; never changes
 uint32_t context_signature_version(const struct context *c);
 uint32_t context_strip_bits(struct context *c, uint32_t strip); // width of a strip's codes in force; 0: none (yet)
 bool context_dropped(const struct context *c);

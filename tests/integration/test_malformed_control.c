@@ -309,6 +309,97 @@ START_TEST(heads_are_asked_for_properly)
 }
 END_TEST
 
+static int ask_profile(struct mpig_ctl_profile ask, const char *text, size_t bytes)
+{
+	struct {
+		struct mpig_ctl_profile ask;
+		char text[256];
+	} message = {.ask = ask};
+	int socket = greeted();
+	memcpy(message.text, text, bytes);
+	wire_header(&message.ask.h, MPIG_CTL_PROFILE, sizeof(ask) + bytes);
+	int status = call(socket, &message, sizeof(ask) + bytes);
+	close(socket);
+	return status;
+}
+
+START_TEST(profiles_are_asked_for_properly)
+{
+	static const char text[] = "[profile]\nversion = 1\nfingerprint = ab\n[layer 0]\nproposal = dense\n[end]\nlayers = 1\n";
+	const uint32_t length = sizeof(text) - 1;
+	const struct mpig_ctl_profile *page = (const void *)reply.bytes;
+	const struct mpig_ctl_profile get = {.fingerprint = {(char)0xab}, .uid = UINT32_MAX};
+	struct mpig_ctl_profile set = get, bad;
+	set.action = MPIG_PROFILE_SET;
+	set.length = length;
+	ck_assert_int_eq(ask_profile(get, "", 0), MPIG_ENOENT);
+	ck_assert_int_eq(ask_profile(set, text, length), MPIG_OK);
+	ck_assert_int_eq(ask_profile(get, "", 0), MPIG_OK);
+	ck_assert_uint_eq(page->length, length);
+	ck_assert_mem_eq(page + 1, text, length);
+	bad = set, bad.length = length - 1;
+	ck_assert_int_eq(ask_profile(bad, text, length), MPIG_EPROTO);
+	bad.length = length + 1;
+	ck_assert_int_eq(ask_profile(bad, text, length), MPIG_EPROTO);
+	bad.length = UINT32_MAX - sizeof(bad) + length + 1;
+	ck_assert_int_eq(ask_profile(bad, text, length), MPIG_EPROTO);
+	bad = set, bad.length = 0;
+	ck_assert_int_eq(ask_profile(bad, "", 0), MPIG_EPROTO);
+	bad = get, bad.length = length;
+	ck_assert_int_eq(ask_profile(bad, text, length), MPIG_EPROTO);
+	bad = set, bad.fingerprint[1] = 1;
+	ck_assert_int_eq(ask_profile(bad, text, length), MPIG_EINVAL); // not the one that the text names
+	bad = set, bad.fingerprint[0] = 0;
+	ck_assert_int_eq(ask_profile(bad, text, length), MPIG_EINVAL);
+	bad = set, bad.length = length - 4; // cut off
+	ck_assert_int_eq(ask_profile(bad, text, length - 4), MPIG_EINVAL);
+	ck_assert_int_eq(ask_profile(set, "\0\0\0", 3), MPIG_EPROTO);
+	bad = set, bad.length = 3;
+	ck_assert_int_eq(ask_profile(bad, "\0\0\0", 3), MPIG_EINVAL);
+	bad = get, bad.action = MPIG_PROFILE_ACTIONS;
+	ck_assert_int_eq(ask_profile(bad, "", 0), MPIG_EPROTO);
+	bad = get, bad.reserved0 = 1;
+	ck_assert_int_eq(ask_profile(bad, "", 0), MPIG_EPROTO);
+	bad = get, bad.reserved[31] = 1;
+	ck_assert_int_eq(ask_profile(bad, "", 0), MPIG_EPROTO);
+	ck_assert_int_eq(ask_profile(get, "", 0), MPIG_OK); // none of this has changed it
+	bad = get, bad.action = MPIG_PROFILE_CLEAR;
+	ck_assert_int_eq(ask_profile(bad, "", 0), MPIG_OK);
+	ck_assert_int_eq(ask_profile(bad, "", 0), MPIG_ENOENT);
+}
+END_TEST
+
+static int ask_queries(struct mpig_ctl_queries ask)
+{
+	int socket = greeted();
+	wire_header(&ask.h, MPIG_CTL_QUERIES, sizeof(ask));
+	int status = call(socket, &ask, sizeof(ask));
+	close(socket);
+	return status;
+}
+
+START_TEST(queries_are_asked_for_properly)
+{
+	const struct mpig_ctl_queries good = {.name = "witness"}, *page = (const void *)reply.bytes;
+	struct mpig_ctl_queries bad;
+	ck_assert_int_eq(ask_queries(good), MPIG_OK);
+	ck_assert_uint_eq(page->d_k, 64);
+	ck_assert_uint_le(page->count, MPIG_QUERIES_PAGE);
+	bad = good, bad.layer = UINT32_MAX;
+	ck_assert_int_eq(ask_queries(bad), MPIG_EINVAL);
+	bad = good, bad.kv_head = 2;
+	ck_assert_int_eq(ask_queries(bad), MPIG_EINVAL);
+	bad = good, bad.name[0] = 'x';
+	ck_assert_int_eq(ask_queries(bad), MPIG_ENOENT);
+	bad = good, memset(bad.name, 'w', sizeof(bad.name));
+	ck_assert_int_eq(ask_queries(bad), MPIG_EPROTO);
+	for (size_t i = offsetof(struct mpig_ctl_queries, count); i < sizeof(bad); i += 3) {
+		bad = good, ((uint8_t *)&bad)[i] = 1;
+		ck_assert_int_eq(ask_queries(bad), MPIG_EPROTO);
+	}
+}
+END_TEST
+
 static int ask_signature(struct mpig_ctl_signature ask)
 {
 	int socket = greeted();
@@ -514,6 +605,10 @@ static size_t request_size(unsigned op)
 		return sizeof(struct mpig_ctl_drain);
 	case MPIG_CTL_TRACE:
 		return sizeof(struct mpig_ctl_trace);
+	case MPIG_CTL_PROFILE:
+		return sizeof(struct mpig_ctl_profile);
+	case MPIG_CTL_QUERIES:
+		return sizeof(struct mpig_ctl_queries);
 	case MPIG_CTL_PING:
 	case MPIG_CTL_STATUS:
 	case MPIG_CTL_CONFIG_GET:
@@ -596,6 +691,8 @@ int main(void)
 	tcase_add_test(framing, reserved_bytes_must_be_zero);
 	tcase_add_test(framing, recording_is_asked_for_properly);
 	tcase_add_test(framing, heads_are_asked_for_properly);
+	tcase_add_test(framing, profiles_are_asked_for_properly);
+	tcase_add_test(framing, queries_are_asked_for_properly);
 	tcase_add_test(framing, administrators_operations_are_asked_for_properly);
 	tcase_add_test(framing, signatures_are_asked_for_properly);
 	tcase_add_test(framing, queue_sizes_are_checked);

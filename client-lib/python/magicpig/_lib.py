@@ -134,6 +134,7 @@ class ContextInfo(Structure):
         ("ttl_s", c_uint32),
         ("ttl_erase", c_int),
         ("pinned_until_ns", c_uint64),
+        ("profile", c_int),
     ]
 
 
@@ -476,6 +477,10 @@ FUNCTIONS: dict[str, tuple[object, list[object]]] = {
     "mpig_saved_list": (c_int, [_handle, c_char_p, POINTER(SavedInfo), c_int]),
     "mpig_context_layers": (c_int, [_handle, c_char_p, POINTER(Layer), c_int]),
     "mpig_context_heads": (c_int, [_handle, c_char_p, POINTER(Head), c_int]),
+    "mpig_context_queries": (c_int, [_handle, c_char_p, c_int, c_int, c_void_p, c_int]),
+    "mpig_profile_get": (c_int, [_handle, c_char_p, c_uint32, c_char_p, c_size_t, POINTER(c_uint32)]),
+    "mpig_profile_set": (c_int, [_handle, c_char_p, c_uint32, c_char_p]),
+    "mpig_profile_clear": (c_int, [_handle, c_char_p, c_uint32]),
     "mpig_context_list": (c_int, [_handle, POINTER(c_uint64), POINTER(ContextInfo), c_int]),
     "mpig_context_name": (c_char_p, [_handle]),
     "mpig_context_layer": (c_int, [_handle, c_int, POINTER(Layer)]),
