@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "daemon/store/pool.h"
 #include "tests/lib/engine_fixture.h"
 
 enum { D = 64, QUERY_HEADS = 6, KV_HEADS = 2, GROUP = QUERY_HEADS / KV_HEADS };
@@ -871,6 +872,41 @@ START_TEST(bad_input_is_refused_and_named)
 }
 END_TEST
 
+// _i: the type of rows. The last of many rows is refused, when other units have written theirs: what was reserved is given back, what was there can
+// be sealed, and the same rows can be appended again.
+START_TEST(an_append_that_fails_leaves_nothing)
+{
+	enum { HAS = 300, MORE = 5000 };
+	struct rows r = make_rows(HAS + MORE, 17);
+	struct mpig_wire_layer layer = indexed_layer((uint32_t[]){MPIG_BF16, MPIG_F16, MPIG_I8}[_i]);
+	size_t row = (size_t)KV_HEADS * D, last = (HAS + MORE - 1) * row + row - 3;
+	for (uint32_t threads = 1; threads <= 8; threads += 7) {
+		f.threads = threads;
+		struct context *c = fixture_context(&f, threads > 1 ? "many" : "one", &layer, 1, 7);
+		ck_assert_int_eq(fixture_append(&f, c, 0, 0, HAS, r.k, r.v, NULL, 0).status, 0);
+		ck_assert_int_eq(fixture_commit(&f, c, 0, HAS, false).status, 0);
+		uint64_t used = pool_used(f.pool);
+		float *wrong[] = {&r.k[last], &r.v[last]};
+		for (int v = 0; v < 2; v++) {
+			float right = *wrong[v];
+			*wrong[v] = _i == 1 ? 7e4f : NAN; // too large for fp16
+			ck_assert_int_eq(fixture_append(&f, c, 0, HAS, MORE, r.k + HAS * row, r.v + HAS * row, NULL, 0).status,
+			                 _i == 1 ? MPIG_ERANGE : MPIG_ENAN);
+			*wrong[v] = right;
+			ck_assert_uint_eq(context_rows(c, 0), HAS);
+			ck_assert_uint_eq(pool_used(f.pool), used);
+		}
+		struct engine_result sealed = fixture_commit(&f, c, HAS, 0, true);
+		ck_assert_int_eq(sealed.status, 0);
+		ck_assert_uint_eq(sealed.signature_version, 1); // nobody is thought to be writing
+		ck_assert_int_eq(fixture_append(&f, c, 0, HAS, MORE, r.k + HAS * row, r.v + HAS * row, NULL, 0).status, 0);
+		ck_assert_int_eq(fixture_commit(&f, c, HAS, MORE, true).status, 0);
+		release(c);
+	}
+	free_rows(&r);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *suite = suite_create("engine");
@@ -899,6 +935,7 @@ int main(void)
 	tcase_add_test(t, rows_read_back_as_they_were_written);
 	tcase_add_test(t, int8_keys_follow_each_dimension);
 	tcase_add_test(t, bad_input_is_refused_and_named);
+	tcase_add_loop_test(t, an_append_that_fails_leaves_nothing, 0, 3);
 	suite_add_tcase(suite, t);
 	SRunner *runner = srunner_create(suite);
 	srunner_run_all(runner, CK_NORMAL);

@@ -1,7 +1,7 @@
 // A CUDA driver without a GPU: memory is the host's, graphs are lists of launches, kernels are their twins on the CPU (simt.h). Streams run at
 // once; or, when told to (fake_defer), as late as they may: what is launched waits until somebody waits for it or asks for it; or in a thread
-// beside the caller's, which does not wait for them. Which of the
-// streams that may go on does is a matter of dice: an order that no event asks for is not what happens. It counts what is alive, and fails when told to.
+// beside the caller's, which does not wait for them. Which of the streams that may go on does is a matter of dice: an order that no event asks
+// for is not what happens. It counts what is alive, and fails when told to.
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
