@@ -75,7 +75,7 @@ def test_dense_equals_own_attention(connect, llama, ids, chunks):
         assert (logits - expected).abs().max() < 2e-3 * expected.abs().max()
         assert cache.get_seq_length() == ids.shape[1]
         singles = sum(n == 1 for n in chunks)
-        assert cache.gpu._queue._gpu.last_answer().sequence >= 3 * (singles - 20)  # the GPU asked, a layer a step
+        assert cache.gpu.gpu.last_answer().sequence >= 3 * (singles - 20)  # the GPU asked, a layer a step
         assert ids.shape[1] - 3 * 8 <= cache.context.committed  # not far behind
         cache.flush()
         assert cache.context.committed == ids.shape[1] == cache.committed
@@ -188,6 +188,25 @@ def test_padding_is_refused(connect, llama, ids, device):
         assert (logits - expected).abs().max() < 2e-3 * expected.abs().max()
 
 
+def test_nothing_waits_within_a_step(connect, llama, ids, device):
+    """torch itself says so: whatever would make the host wait for the GPU is an error from the first layer to the last."""
+    if device.type != "cuda":
+        pytest.skip("the host and the GPU are one here")
+    with MagicPigCache(connect(), llama, "steps", **OPTIONS) as cache:
+        run(llama, cache, ids[:, : PROMPT + 1], [PROMPT, 1])
+        forbid = llama.model.embed_tokens.register_forward_pre_hook(lambda *_: torch.cuda.set_sync_debug_mode("error"))
+        allow = llama.model.norm.register_forward_hook(lambda *_: torch.cuda.set_sync_debug_mode("default"))
+        try:
+            mask = torch.ones(1, PROMPT + STEPS, dtype=torch.long, device=device)
+            for at in range(PROMPT + 1, PROMPT + STEPS):
+                with torch.no_grad():
+                    llama(ids[:, at : at + 1], attention_mask=mask[:, : at + 1], past_key_values=cache)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+            forbid.remove()
+            allow.remove()
+
+
 def test_small_windows(connect, llama, ids):
     """A window that does not cover what is on its way: rows are committed before they are asked for."""
     with MagicPigCache(connect(), llama, "small", **{**OPTIONS, "window": 1, "sinks": 0}) as cache:
@@ -293,7 +312,7 @@ def test_a_graph_whose_daemon_dies(connect, daemon, llama, ids):
                 cache.gpu.begin = begin_and_die
             logits = step(ids[:, at : at + 1])[0]
             assert (logits - expected[at]).abs().max() < 2e-3 * expected.abs().max()
-        assert cache.stats.repeated == 1
+        assert cache.stats.repeated >= 1
 
 
 def test_when_it_cannot(connect, llama, monkeypatch, tmp_path):
@@ -305,7 +324,7 @@ def test_when_it_cannot(connect, llama, monkeypatch, tmp_path):
         with pytest.warns(RuntimeWarning, match="host memory.*MAGICPIG_CUDA_LIBRARY"):
             MagicPigCache(connect(), llama, "y", **{**OPTIONS, "gpu": None}).close()
     with pytest.raises(ValueError, match="not all float32"):
-        MagicPigCache(connect(), make_llama().double(), "z", **OPTIONS)
+        MagicPigCache(connect(), make_llama().double().to(next(llama.parameters()).device), "z", **OPTIONS)
     with pytest.raises(ValueError, match="gpu_timeout_ms"):
         MagicPigCache(connect(), llama, "w", **{**OPTIONS, "gpu_timeout_ms": -1})
     with pytest.raises(ValueError, match="is on meta"):
@@ -356,20 +375,27 @@ class Trouble:
 
 @pytest.mark.parametrize("place", ["between steps", "in a step", "stands still"])
 @pytest.mark.parametrize("make", [make_llama, make_gemma2])
-def test_a_daemon_in_trouble(connect, daemon, device, ids, place, make):
+def test_a_daemon_in_trouble(connect, daemon, device, ids, place, make, step=11):
     model = make().to(device)
     register(model)
     options = {**OPTIONS, "gpu_timeout_ms": 500}
     with MagicPigCache(connect(), model, "calm", context_seed=1, **options) as cache:
         said, logits = decode(model, cache, ids[:, :PROMPT])
     with MagicPigCache(connect(), model, "troubled", context_seed=1, **options) as cache:
-        trouble = Trouble(daemon, model, place)
+        trouble = Trouble(daemon, model, place, step)
         again, logits_again = decode(model, cache, ids[:, :PROMPT], trouble.at_step)
         trouble.handle.remove()
-        assert trouble.done == 1 and cache.stats.repeated == (0 if place == "between steps" else 1)
+        assert trouble.done == 1
+        assert cache.stats.repeated or place == "between steps"
         assert again == said and torch.equal(logits, logits_again)  # to the last bit
         cache.flush()
         assert cache.length == PROMPT + 24 == cache.context.committed
+
+
+@pytest.mark.parametrize("step", [8, 9, 10])
+def test_killed_while_rows_are_on_their_way(connect, daemon, device, ids, step):
+    """Fetched, about to be appended, and just committed."""
+    test_a_daemon_in_trouble(connect, daemon, device, ids, "in a step", make_llama, step)
 
 
 def test_no_successor(gpu_operators, llama, ids):
