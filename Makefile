@@ -293,6 +293,18 @@ else
 	$(TEST_ENV) tools/build/run-tests --limit $(TEST_LIMIT) "$$@" -- $(filter $(B)/gpu/test_%,$(GPU_TESTS))
 endif
 
+# Python here is one whose torch has a GPU; build/venv's has none.
+GPU_PYTHON ?= python3
+.PHONY: bench-gpu
+bench-gpu: deps all $(if $(NVCC),gpu-compile) ## the GPU's side and a decode loop of an 8B model's shape, on the GPU of this machine (ten minutes)
+ifeq ($(and $(NVCC),$(wildcard /dev/nvidiactl)),)
+	@echo 'bench-gpu: skipped: no nvcc or no GPU on this machine'
+else
+	@mkdir -p $(B)/bench
+	@$(TEST_ENV) $(B)/gpu/bench_gpu --json $(B)/bench/gpu.json --decode 98304
+	@$(TEST_ENV) $(GPU_PYTHON) tests/gpu/bench_model.py --build $(B) --json $(B)/bench/model.json $(BENCH_MODEL)
+endif
+
 bench: deps $(B)/magicpig-bench $(B)/magicpigd $(B)/tests/kernels/bench_kernels ## measure this machine; also writes build/bench/*.json
 	@mkdir -p $(B)/bench
 	@$(TEST_ENV) $(B)/magicpig-bench --json $(B)/bench/report.json
@@ -342,7 +354,7 @@ install: all ## install below $(DESTDIR)$(PREFIX)
 	install -D -m 644 $(B)/completions/magicpigctl.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/magicpigctl
 	ln -sf magicpigctl $(DESTDIR)$(PREFIX)/share/bash-completion/completions/magicpigd
 	install -D -m 644 $(B)/completions/_magicpigctl $(DESTDIR)$(PREFIX)/share/zsh/$(ZSHDIR)/_magicpigctl
-	tools/build/units $(DESTDIR)$(UNITDIR) $(SBINDIR) $(SYSCONFDIR)
+	tools/build/units $(DESTDIR)$(UNITDIR) $(SBINDIR) $(SYSCONFDIR) $(BINDIR)
 	install -D -m 644 systemd/magicpig.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/magicpig.conf
 	install -D -m 644 systemd/magicpig.tmpfiles $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/magicpig.conf
 	install -D -m 644 systemd/magicpigd.catalog $(DESTDIR)$(PREFIX)/lib/systemd/catalog/magicpigd.catalog
@@ -362,7 +374,7 @@ uninstall: ## remove what install has put there
 	rm -f $(DESTDIR)$(SYSCONFDIR)/magicpig/magicpigd.conf.sample $(DESTDIR)$(PREFIX)/share/magicpig/grafana/magicpigd.json
 	rm -f $(foreach page,$(MAN_PAGES),$(DESTDIR)$(MANDIR)/man$(lastword $(subst ., ,$(page)))/$(notdir $(page)))
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/share/,$(addprefix bash-completion/completions/,magicpigctl magicpigd) zsh/$(ZSHDIR)/_magicpigctl)
-	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,magicpigd.service magicpigd.socket magicpigd@.service magicpigd@.socket)
+	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,magicpigd.service magicpigd.socket magicpigd@.service magicpigd@.socket magicpigd-metrics.service magicpigd-metrics.socket)
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/lib/,sysusers.d/magicpig.conf tmpfiles.d/magicpig.conf systemd/catalog/magicpigd.catalog)
 	-rmdir $(DESTDIR)$(SYSCONFDIR)/magicpig $(addprefix $(DESTDIR)$(PREFIX)/share/magicpig,/grafana /) 2>/dev/null
 

@@ -2,7 +2,7 @@
 
     python tests/gpu/bench_model.py --build build --json build/bench/model.json [PART...]
 
-Parts (all by default): roofline, decode, trade, pipeline, batch, long, dense. Weights and contexts are random, the shapes and all memory are
+Parts (all by default): roofline, decode, trade, pipeline, long, batch, dense. Weights and contexts are random, the shapes and all memory are
 real; what is extrapolated says so. A private daemon holds the contexts in /dev/shm (the size of which limits `batch`). Without a GPU it runs
 a tiny shape over tests/gpu/fake, and the times mean nothing."""
 
@@ -28,7 +28,7 @@ sys.path[:0] = [str(TREE / "client-lib" / "python"), str(TREE / "tools" / "commo
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
-PARTS = ("roofline", "decode", "trade", "pipeline", "batch", "long", "dense")
+PARTS = ("roofline", "decode", "trade", "pipeline", "long", "batch", "dense")
 GIB = 1 << 30
 
 
@@ -53,6 +53,13 @@ def machine() -> dict[str, object]:
     cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.machine())
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none (tests/gpu/fake)"
     return {"gpu": gpu, "cpu": cpu, "cpus": os.cpu_count(), "torch": torch.__version__}
+
+
+def memory_gib() -> int:
+    """Seven eighths of what is free, in memory and in /dev/shm."""
+    free = next(int(line.split()[1]) * 1024 for line in open("/proc/meminfo") if line.startswith("MemAvailable"))
+    shm = os.statvfs("/dev/shm")
+    return min(free, shm.f_bavail * shm.f_frsize) * 7 // 8 // GIB
 
 
 # ---- contexts ----------------------------------------------------------------------------------------------------------
@@ -158,6 +165,11 @@ class Bench:
             print(f"  ({tokens} tokens of {layers} layers in {seconds:.1f} s, {size_of(context) / GIB:.2f} GiB {layer or ''})", flush=True)
             self.contexts[key] = context
         return self.contexts[key]
+
+    def drop(self, client, context) -> None:
+        self.contexts = {key: kept for key, kept in self.contexts.items() if kept is not context}
+        context.close()
+        client.drop(context.name)
 
     def lane(self, client, contexts, tokens: int = 0, **options: object):
         return self.loop.Lane(client, self.shape, contexts, tokens or self.tokens, **options)
@@ -281,7 +293,7 @@ class Bench:
         layers = [0, s.layers // 2, s.layers - 1]
         asked = [("by error, eps .055", {}), ("by error, eps .1", {"error_target": 0.1}), ("2 %", {"budget": 0.02}),
                  ("1 %", {"budget": 0.01}), (".5 %", {"budget": 0.005}), (".25 %", {"budget": 0.0025})]  # fmt: skip
-        kinds = [("int8, 2 bits", {}), ("int8, 1 bit", {"signature_bits": 1}), ("bf16, 2 bits", {"row_dtype": "bf16"})]
+        kinds = [("int8, 2 bits", {}), ("int8, 1 bit", {"signature_bits": 1})]
         for kind, layer in kinds:
             context = self.context(client, self.tokens, s.layers, **layer)
             settle(self.daemon)
@@ -297,6 +309,8 @@ class Bench:
                 r.note("trade", f"{kind}, {name}", ms, "ms", f"error {np.mean(errors):.3f}, {100 * read.rows_read / s.kv_heads / self.tokens:.2f} % of the "
                        f"rows and {read.bytes_read / 1e6:.0f} MB a layer", error=float(np.mean(errors)))  # fmt: skip
             lane.close()
+            if layer:
+                self.drop(client, context)
         if not self.gpu:
             return
         for cpus in ("1-8", "1-12", self.a.cpus):
@@ -337,6 +351,8 @@ class Bench:
         loop, s, r = self.loop, self.shape, self.report
         r.title(f"{self.tokens} tokens each, contexts that share no row, rows by error")
         first = self.context(client, self.tokens, s.layers)
+        for other in [context for context in self.contexts.values() if context is not first]:
+            self.drop(client, other)
         each, status = size_of(first), client.status()
         count = min(self.a.contexts, int((status.pool_bytes - status.pool_used) / (each * 1.01)))
         begin = time.monotonic()
@@ -378,6 +394,7 @@ class Bench:
             settle(self.daemon)
             if layers == s.layers:
                 self.step_of("long", client, [context], f"{tokens} tokens", tokens)
+                self.drop(client, context)
                 continue
             part = loop.Shape(s.name, layers, s.hidden, s.heads, s.kv_heads, s.d, s.mlp, s.vocabulary)
             lane = loop.Lane(client, part, [context], tokens)
@@ -389,7 +406,7 @@ class Bench:
             r.note("long", f"{tokens} tokens", total, "ms", f"{1e3 / total:.1f} tokens/s; {(ms - own) / layers * 1e3:.0f} us waiting a layer: {layers} layers measured, "
                    f"{s.layers} counted; {100 * read.rows_read / s.kv_heads / tokens:.2f} % of the rows, {read.bytes_read / 1e6:.0f} MB a layer")  # fmt: skip
             lane.close()
-            client.drop(context.name)
+            self.drop(client, context)
 
     def graph_of(self, lane, shape, attention):
         """A step of the first layers of the model."""
@@ -464,7 +481,7 @@ class Bench:
                 self.roofline()
             served = [name for name in parts if name not in ("roofline", "dense")]
             if served:
-                pool = f"{self.a.pool_gib}G" if self.shape is self.loop.EIGHT_B else "1G"
+                pool = f"{self.a.pool_gib or memory_gib()}G" if self.shape is self.loop.EIGHT_B else "1G"
                 with PrivateDaemon(self.a.build / "magicpigd", pool, "bench-model", "warn", self.a.cpus) as daemon:
                     self.daemon = daemon
                     with self.magicpig.Client(str(daemon.socket), reconnect_ms=60_000) as client:
@@ -482,7 +499,7 @@ def main() -> None:
     parser.add_argument("--build", type=pathlib.Path, default=TREE / "build")
     parser.add_argument("--json", type=pathlib.Path)
     parser.add_argument("--tokens", type=int, default=98304)
-    parser.add_argument("--pool-gib", type=int, default=40, help="of the private daemon; `batch` fills it")
+    parser.add_argument("--pool-gib", type=int, default=0, help="of the private daemon; `batch` fills it. Default: 7/8 of the free memory")
     parser.add_argument("--contexts", type=int, default=64, help="of `batch`, at most")
     parser.add_argument("--cpus", default="", help="of the daemon's workers; default: all but one core")
     parser.add_argument("--tiny", action="store_true", help="a tiny shape, to see that it runs")
