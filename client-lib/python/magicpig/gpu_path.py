@@ -246,6 +246,8 @@ class GpuPath:
             todo = "see what holds the daemon up (magicpigctl top), or give it longer (gpu_timeout_ms)"
         elif failed.status in (errors.NotFound.status, errors.Lost.status):
             todo = "run the prompt again with a new cache"
+        elif failed.status == errors.NotSupported.status:
+            todo = f"the context has no index for {self.options.proposal}: make it with one (signature_bits, paper)"
         else:
             todo = "see the daemon's log"
         tries = f", {self._failures} times in a row" if self._failures > 1 else ""

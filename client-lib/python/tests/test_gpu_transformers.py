@@ -62,7 +62,7 @@ CHUNKINGS = [
     [PROMPT] + [1] * STEPS,
     [128, 128, PROMPT - 256] + [1] * STEPS,
     [200] + [1] * 3 + [97] + [1] * (STEPS - 10) + [2, 8],  # the GPU's steps, then a continued prompt, and again
-    [2] + [1] * 88,                                        # from a context shorter than the sinks on
+    [2] + [1] * 48,                                        # from a context shorter than the sinks on
 ]
 
 
@@ -407,6 +407,12 @@ def test_no_successor(gpu_operators, llama, ids):
                 with MagicPigCache(client, llama, "gone", **{**OPTIONS, "gpu_timeout_ms": 300}) as cache:
                     decode(llama, cache, ids[:, :PROMPT], lambda step: step == 3 and (own.process.kill(), own.process.wait()))
             assert time.monotonic() - begin < 60
+
+
+def test_a_proposal_without_its_index(connect, llama, ids):
+    with pytest.raises(magicpig.NotSupported, match="no index for signature: make it with one"):
+        with MagicPigCache(connect(), llama, "bare", signature_bits=0, **{**OPTIONS, "proposal": "signature", "budget": 0.1}) as cache:
+            run(llama, cache, ids[:, : PROMPT + 1], [PROMPT, 1])
 
 
 def test_a_context_that_is_dropped(connect, llama, ids):
