@@ -170,7 +170,7 @@ const struct ctl_command ctl_metrics = {
 	.arguments = "",
 	.summary = "Writes the statistics for Prometheus, once or over HTTP",
 	.options = "  -l, --listen ADDRESS  serve /metrics, /healthz and /readyz: unix:/PATH, 127.0.0.1:PORT, [::1]:PORT, or "
-                   "systemd (the\n"
+		   "systemd (the\n"
 		   "                      sockets that it has opened); may be given several times\n"
 		   "      --openmetrics   OpenMetrics instead of the text format; over HTTP the scraper says which\n"
 		   "      --stats FILE    this statistics file (default: the one beside the socket)\n",
