@@ -141,7 +141,12 @@ class MagicPigCache(Cache):
 
         places = [homes(index) for index in range(len(layers))]
         self.gpu = open_gpu_path(self, layers, windows, places)
-        self.channel = Channel(client, context, layers, homes, options, self.stats)
+        try:
+            self.channel = Channel(client, context, layers, homes, options, self.stats)
+        except BaseException:
+            if self.gpu is not None:
+                self.gpu.close()
+            raise
         self.prompt_rows = PromptRows(client, self.channel, self.gpu.device) if self.gpu else None
         own = [
             GlobalLayer(self, i) if window is None else SlidingLayer(self, i, window) for i, window in enumerate(windows)

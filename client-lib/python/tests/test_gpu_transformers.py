@@ -111,6 +111,29 @@ def test_other_dtypes(connect, device, ids, dtype):
         assert (logits - expected).abs().max() < 4e-2 * expected.abs().max()
 
 
+def test_mixed_precision(connect, device, ids):
+    """Parameters in one dtype, and keys and values, by autocast, in another."""
+    model = make_llama().to(device)
+    with MagicPigCache(connect(), model, "mixed", **{**OPTIONS, "row_dtype": "bf16"}) as cache:
+        with torch.autocast(device.type, torch.bfloat16):
+            logits = run(model, cache, ids, [PROMPT] + [1] * STEPS)
+            expected = own_logits(model, ids, "sdpa")
+        assert cache.gpu.holds and (logits - expected).abs().max() < 4e-2 * expected.abs().max()
+
+
+def test_a_learned_logit(connect, llama, ids, device):
+    """One that takes mass and has no value, as in models with s_aux."""
+    with MagicPigCache(connect(), llama, "sink", **OPTIONS) as cache:
+        run(llama, cache, ids[:, : PROMPT + 1], [PROMPT, 1])
+        q = torch.randn(1, 4, 1, 64, generator=torch.Generator().manual_seed(1)).to(device)
+        logit = torch.tensor([-1.0, 0.0, 5.0, 9.0], device=device)
+        k, v = cache.gpu._rings[1]
+        out, lse = cache.gpu._attention[1](q.transpose(1, 2), k[None], v[None], cache.gpu.split, cache.gpu.rows, ring_rows=cache.gpu.ring_rows)
+        theirs = cache.gpu.attend(1, q, logit)
+        share = torch.exp(lse - torch.logaddexp(lse, logit))[..., None]
+        assert (theirs - out * share).abs().max() < 1e-5 and share.min() < 0.5 < share.max()
+
+
 def test_sliding_layers_and_soft_cap(connect, device, ids):
     model = make_gemma2().to(device)
     register(model)
@@ -323,7 +346,7 @@ def test_when_it_cannot(connect, llama, monkeypatch, tmp_path):
     if next(llama.parameters()).device.type == "cuda":
         with pytest.warns(RuntimeWarning, match="host memory.*MAGICPIG_CUDA_LIBRARY"):
             MagicPigCache(connect(), llama, "y", **{**OPTIONS, "gpu": None}).close()
-    with pytest.raises(ValueError, match="not all float32"):
+    with pytest.raises(ValueError, match="float64, not float32"):
         MagicPigCache(connect(), make_llama().double().to(next(llama.parameters()).device), "z", **OPTIONS)
     with pytest.raises(ValueError, match="gpu_timeout_ms"):
         MagicPigCache(connect(), llama, "w", **{**OPTIONS, "gpu_timeout_ms": -1})
