@@ -39,7 +39,7 @@ from .gpu_path import open_gpu_path
 from .model_spec import attention_modules, fingerprint, layer_table, sliding_windows, text_config
 from .options import Options, Stats
 from .prompt_rows import PromptRows
-from .records import Layer, Spec
+from .records import Spec
 
 __all__ = ["MagicPigCache", "NAME", "Options", "Stats", "fingerprint", "layer_table", "magicpig_attention", "register"]
 
