@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _FETCHED = 8  # tokens at a time
 _AWAKE_MS = 1000
 _TRIES = 8    # of a step during which the daemon goes away or stands still
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)  # of K and V
 _PASSING = (errors.TimedOut.status, errors.Retry.status, errors.Shutdown.status)
 _GONE = "{}: the daemon is gone, and none came back within the client's reconnect_ms; start it, and go on with MagicPigCache.open"
 
@@ -41,14 +42,15 @@ def open_gpu_path(
             raise ValueError(f"gpu: the model is on {device}")
         if {home.device for home in homes} != {device}:
             raise ValueError("gpu: the model is on several devices")
-        if {home.dtype for home in homes} not in ({torch.float32}, {torch.float16}, {torch.bfloat16}):
-            raise ValueError("gpu: the model's parameters are not all float32, all float16 or all bfloat16")
+        wide = {home.dtype for home in homes if home.is_floating_point()} - set(_DTYPES)
+        if wide:
+            raise ValueError(f"gpu: the model's parameters are {', '.join(map(str, wide))}, not float32, float16 or bfloat16")
         if any(layer.d_v not in (0, layer.d_k) for layer in table):
             raise ValueError("gpu: keys and values have different sizes")
         if cache.options.proposal == "window":
             raise ValueError("gpu: there is nothing to ask the daemon for")
         with torch.inference_mode(False):  # its tensors outlive the caller's mode
-            return GpuPath(cache, table, windows, device, homes[0].dtype)
+            return GpuPath(cache, table, windows, device)
     except (ImportError, ValueError, errors.NotSupported) as error:
         if wanted:
             raise
@@ -60,29 +62,31 @@ class GpuPath:
     """Belongs to one thread at a time. `holds`: the rows are in the rings, else in the layers. `length`: tokens of steps that went well;
     `taken` of them are committed or fetched."""
 
-    def __init__(self, cache: MagicPigCache, table, windows, device: torch.device, dtype: torch.dtype):
-        self.cache, self.options, self.table, self.device, self.dtype = cache, cache.options, table, device, dtype
+    def __init__(self, cache: MagicPigCache, table, windows, device: torch.device):
+        self.cache, self.options, self.table, self.device = cache, cache.options, table, device
         self._asked = [index for index, window in enumerate(windows) if window is None]
+        self._stored = [index for index in range(len(table)) if table[index].kind == "global"]
         self._module = torch.get_device_module(device)
         self.holds, self.length, self.taken = False, 0, 0
         self._failures, self._signature_version, self._split_value = 0, 0, -1
         self._fetched: _Fetched | None = None
         self._attention: dict[int, ops.Attention] = {}
+        self._groups: list[tuple[list[int], torch.Tensor]] = []  # layers of one shape, and their rings
+        self._rings: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # K and V of a layer
+        self.ring_rows = 2 * self.options.window + 2 * _FETCHED
         slot = max((layer.query_heads * (16 * layer.d_k + 64) for layer in table), default=0) + 8192
         self._queue = cache.client.queue(entries=4, slots=1, slot_bytes=slot)
         try:
             with self._module.device(device) if device.type == "cuda" else contextlib.nullcontext():
                 torch.empty(1, device=device)  # torch's CUDA context is there, and current
                 self.gpu = cuda.Gpu(self._queue, timeout_ms=self.options.gpu_timeout_ms)
+            self.rows, self.split, self.place = (torch.zeros(1, dtype=torch.int64, device=device) for _ in range(3))
+            self._padded = torch.zeros(1, dtype=torch.bool, device=device)
+            self._padded_host = self._host_tensor(1, dtype=torch.bool).zero_()
+            self._tokens = torch.zeros(self.ring_rows, dtype=torch.int64, device=device)
         except BaseException:
             self._queue.close()
             raise
-        self.rows, self.split, self.place = (torch.zeros(1, dtype=torch.int64, device=device) for _ in range(3))
-        self._padded, self._padded_host = torch.zeros(1, dtype=torch.bool, device=device), self._host_tensor(1, dtype=torch.bool)
-        self._padded_host.zero_()
-        self.ring_rows = 2 * self.options.window + 2 * _FETCHED
-        self._tokens = torch.zeros(self.ring_rows, dtype=torch.int64, device=device)
-        self._make_rings([index for index in range(len(table)) if table[index].kind == "global"])
 
     def close(self) -> None:
         """Without what is not committed: flush() before."""
@@ -93,18 +97,20 @@ class GpuPath:
     def _host_tensor(self, *shape: int, dtype: torch.dtype) -> torch.Tensor:
         return torch.empty(shape, dtype=dtype, pin_memory=self.device.type == "cuda")
 
-    def _make_rings(self, stored: Sequence[int]) -> None:
+    def _make_rings(self, dtype: torch.dtype) -> None:
         """Of every layer whose rows the daemon stores; a sliding layer's is only for those on their way. Layers of one shape have
-        theirs in one tensor, so that one kernel gathers the rows of all."""
-        groups: dict[tuple[int, int], list[int]] = {}
-        for index in stored:
-            groups.setdefault((self.table[index].kv_heads, self.table[index].d_k), []).append(index)
+        theirs in one tensor, so that one kernel gathers the rows of all. Once: graphs know the addresses."""
+        if self._rings:
+            return
+        shapes: dict[tuple[int, int], list[int]] = {}
+        for index in self._stored:
+            shapes.setdefault((self.table[index].kv_heads, self.table[index].d_k), []).append(index)
         size = self.options.sinks + self.ring_rows
-        self._groups = [
-            (members, torch.zeros(len(members), 2, size, kv_heads, d, dtype=self.dtype, device=self.device))
-            for (kv_heads, d), members in groups.items()
-        ]
-        self._rings = {index: (ring[n, 0], ring[n, 1]) for members, ring in self._groups for n, index in enumerate(members)}
+        with torch.inference_mode(False):  # they outlive the caller's mode
+            for (kv_heads, d), members in shapes.items():
+                rings = torch.zeros(len(members), 2, size, kv_heads, d, dtype=dtype, device=self.device)
+                self._groups.append((members, rings))
+                self._rings.update((index, (rings[n, 0], rings[n, 1])) for n, index in enumerate(members))
 
     def _places(self, *ranges: tuple[int, int]) -> torch.Tensor:
         """Where rows begin..end of each range lie in a ring."""
@@ -117,17 +123,19 @@ class GpuPath:
         return self._places((0, sinks), (max(self.cache.window_start, sinks), self.length))
 
     def can_take(self, length: int) -> bool:
-        return length >= self.options.sinks
+        held = self.cache.layers[self._asked[0]].rows if self._asked else None
+        return held is not None and held.k.dtype in _DTYPES and length >= self.options.sinks
 
     @torch.no_grad()
     def take(self, length: int) -> None:
         """Rows 0..sinks and window_start..length of the layers move into the rings; all are committed."""
         self.length = self.taken = length
+        self._make_rings(self.cache.layers[self._asked[0]].rows.k.dtype)
         self._make_plans()
         places = self._held()
         for index in self._asked:
             for ring, rows in zip(self._rings[index], self.cache.layers[index].rows.view()):
-                ring.index_copy_(0, places, rows[0].transpose(0, 1).to(self.dtype))
+                ring.index_copy_(0, places, rows[0].transpose(0, 1).to(ring.dtype))
         self._set_counters()
         self.holds = True
 
@@ -202,8 +210,8 @@ class GpuPath:
     def update(self, index: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The step's row joins the ring. All of the ring, [1, kv_heads, sinks + ring, d], for the model to hand to its attention."""
         k, v = self._rings[index]
-        k.index_copy_(0, self.place, key[0].transpose(0, 1))
-        v.index_copy_(0, self.place, value[0].transpose(0, 1))
+        k.index_copy_(0, self.place, key[0].transpose(0, 1).to(k.dtype))
+        v.index_copy_(0, self.place, value[0].transpose(0, 1).to(v.dtype))
         return k.transpose(0, 1)[None], v.transpose(0, 1)[None]
 
     @torch.no_grad()
@@ -211,11 +219,11 @@ class GpuPath:
         """query [1, heads, 1, d] -> [1, 1, heads, d]."""
         k, v = self._rings[index]
         out, lse = self._attention[index](
-            query.transpose(1, 2), k[None], v[None], self.split, self.rows, ring_rows=self.ring_rows
+            query.transpose(1, 2).to(k.dtype), k[None], v[None], self.split, self.rows, ring_rows=self.ring_rows
         )
-        if sink_logit is None:
-            return out
-        return out * torch.sigmoid(lse - sink_logit.float())[..., None].to(out.dtype)  # the logit takes mass and has no value
+        if sink_logit is not None:  # it takes mass and has no value
+            out = out * torch.sigmoid(lse - sink_logit.float())[..., None].to(out.dtype)
+        return out.to(query.dtype)
 
     def end(self) -> bool:
         """All of a step is launched: commits what was fetched, fetches what there is to fetch, and waits for the GPU. False: the daemon
@@ -246,6 +254,8 @@ class GpuPath:
             todo = "see what holds the daemon up (magicpigctl top), or give it longer (gpu_timeout_ms)"
         elif failed.status in (errors.NotFound.status, errors.Lost.status):
             todo = "run the prompt again with a new cache"
+        elif failed.status == errors.NotSupported.status:
+            todo = f"the context has no index for {self.options.proposal}: make it with one (signature_bits, paper)"
         else:
             todo = "see the daemon's log"
         tries = f", {self._failures} times in a row" if self._failures > 1 else ""

@@ -8,7 +8,7 @@ import torch
 
 from . import cuda
 from .arrays import DTYPE_CODES, dtype_name
-from .channel import Channel
+from .channel import Channel, readable
 from .client import Client
 from .errors import Error, OutOfRange, Retry, Shutdown, TimedOut
 
@@ -30,6 +30,7 @@ class PromptRows:
         finish()."""
         if self.channel.lost:
             return
+        keys = readable(keys)
         values, queries = values.to(keys.dtype), None if queries is None else queries.to(keys.dtype)
         rows = cuda.Rows(layer=index, dtype=DTYPE_CODES[dtype_name(keys)], first=position, count=keys.shape[2])
         rows.k, rows.k_row, rows.k_head = keys.data_ptr(), keys.stride(2), keys.stride(1)

@@ -12,35 +12,26 @@ all rows between, and merges the two by their LSE; the step's own rows join the 
 A daemon that is killed or restarted meanwhile is waited for (the client's reconnect_ms): its successor has what was committed, gets
 the rest once more, and gives the same answers. The model does not notice.
 
+With the model on a GPU, steps of one token are asked for, answered and merged without the host (gpu_path.py), and can be captured
+(MagicPigCache.graph); what they append is committed some tokens later, and by flush() and close().
+
 One sequence at a time (batch size 1), without padding. Layers with a sliding window attend locally; their rows are kept in
 the daemon too (without an index), so that another process can reopen the context.
 """
 
 from __future__ import annotations
 
-import inspect
 import os
 from typing import Any, Callable
-from weakref import WeakSet
 
 import numpy as np
 import torch
-from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from . import decode_graph, model_spec
 from .arrays import token_array
-from .cache_layers import (
-    GlobalLayer,
-    SlidingLayer,
-    attend_locally,
-    clear_pending,
-    is_unmasked,
-    set_unmasked,
-    take_pending,
-)
+from .attention import NAME, hook, magicpig_attention, register
+from .cache_layers import GlobalLayer, SlidingLayer, clear_pending
 from .channel import Channel, again
 from .client import Client, Context
 from .errors import AccessDenied, Busy, Error, NotFound, Retry
@@ -48,117 +39,11 @@ from .gpu_path import open_gpu_path
 from .model_spec import attention_modules, fingerprint, layer_table, sliding_windows, text_config
 from .options import Options, Stats
 from .prompt_rows import PromptRows
-from .records import Layer, Spec
+from .records import Spec
 
 __all__ = ["MagicPigCache", "NAME", "Options", "Stats", "fingerprint", "layer_table", "magicpig_attention", "register"]
 
-NAME = "magicpig"
 _MOST_UNCOMMITTED = 32_768  # tokens of a prompt; a longer one is committed, and indexed by the daemon, as it grows
-
-
-# ---- the attention implementation -----------------------------------------------------------------------------------------
-
-
-def magicpig_attention(
-    module: torch.nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    softcap: float | None = None,
-    s_aux: torch.Tensor | None = None,
-    **kwargs: Any,
-) -> tuple[torch.Tensor, None]:
-    """The attention function of attn_implementation="magicpig". Without a MagicPigCache it is plain exact attention."""
-    cache = decode_graph.running()
-    if cache is not None:
-        return cache.gpu.attend(module.layer_idx, query, s_aux), None
-    layer = take_pending(key, getattr(module, "layer_idx", None))
-    if layer is None:
-        if softcap or s_aux is not None:
-            scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-            return attend_locally(module, query, key, value, attention_mask, scale, softcap or 0.0, s_aux), None
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
-    return _attend(layer, module, query, key, value, attention_mask, scaling, softcap, s_aux), None
-
-
-@torch.compiler.disable
-def _attend(layer, module, query, key, value, attention_mask, scaling, softcap, s_aux) -> torch.Tensor:
-    scale = query.shape[-1] ** -0.5 if scaling is None else float(scaling)
-    layer.cache.channel.check_layer(layer.index, query, scale, softcap or 0.0)
-    return layer.attend(module, query, key, value, attention_mask, scale, softcap or 0.0, s_aux)
-
-
-def magicpig_mask(*arguments: Any, **options: Any) -> torch.Tensor | None:
-    """SDPA's, which looks at the padding and waits for the GPU for that; none where a MagicPigCache says that none is needed."""
-    if decode_graph.running() is not None or is_unmasked():
-        return None
-    return sdpa_mask(*arguments, **options)
-
-
-def register(model: torch.nn.Module | None = None) -> None:
-    """Makes attn_implementation="magicpig" known, and switches `model` to it if given. May be called again."""
-    AttentionInterface.register(NAME, magicpig_attention)
-    # Without a mask function of the same name transformers would pass no mask at all and chunked prefills would see ahead.
-    AttentionMaskInterface.register(NAME, magicpig_mask)
-    if model is not None:
-        model.set_attn_implementation(NAME)
-
-
-_hooked: WeakSet[torch.nn.Module] = WeakSet()
-
-
-def _hook(model: torch.nn.Module) -> None:
-    """Tells a MagicPigCache when a forward pass of `model` begins (and with which tokens) and ends."""
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
-    decoder = model if decoder is None else decoder
-    if decoder in _hooked:
-        return
-    signature = inspect.signature(decoder.forward)
-
-    def call_of(args: tuple, kwargs: dict) -> dict[str, Any]:
-        bound = signature.bind_partial(*args, **kwargs).arguments
-        return {**bound, **bound.get("kwargs", {})}
-
-    @torch.compiler.disable
-    def begin(args, kwargs):
-        clear_pending()
-        set_unmasked(False)
-        call = call_of(args, kwargs)
-        cache = call.get("past_key_values")
-        if not isinstance(cache, MagicPigCache):
-            return
-        if call.get("input_ids") is not None:
-            cache.begin_step(call["input_ids"])
-        set_unmasked(cache.step_on_gpu)
-        padding = call.get("attention_mask")
-        if isinstance(padding, torch.Tensor) and padding.ndim == 2:
-            cache.see_padding(padding)
-
-    @torch.compiler.disable
-    def end(module, args, kwargs, output):
-        cache = call_of(args, kwargs).get("past_key_values")
-        if isinstance(cache, MagicPigCache):
-            while not cache.end_step():
-                output = module.forward(*args, **kwargs)
-        set_unmasked(False)
-        return output
-
-    def before(_module, args, kwargs):
-        if decode_graph.running() is None:
-            begin(args, kwargs)
-
-    def after(module, args, kwargs, output):
-        return output if decode_graph.running() is not None else end(module, args, kwargs, output)
-
-    decoder.register_forward_pre_hook(before, with_kwargs=True)
-    decoder.register_forward_hook(after, with_kwargs=True)
-    _hooked.add(decoder)
-
-
-# ---- the cache ------------------------------------------------------------------------------------------------------------
 
 
 class MagicPigCache(Cache):
@@ -256,13 +141,18 @@ class MagicPigCache(Cache):
 
         places = [homes(index) for index in range(len(layers))]
         self.gpu = open_gpu_path(self, layers, windows, places)
-        self.channel = Channel(client, context, layers, homes, options, self.stats)
+        try:
+            self.channel = Channel(client, context, layers, homes, options, self.stats)
+        except BaseException:
+            if self.gpu is not None:
+                self.gpu.close()
+            raise
         self.prompt_rows = PromptRows(client, self.channel, self.gpu.device) if self.gpu else None
         own = [
             GlobalLayer(self, i) if window is None else SlidingLayer(self, i, window) for i, window in enumerate(windows)
         ]
         super().__init__(layers=own)
-        _hook(model)
+        hook(model, MagicPigCache)
 
     def _resume(self, length: int) -> None:
         if not self.keep_sliding:

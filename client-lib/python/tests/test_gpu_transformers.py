@@ -62,7 +62,7 @@ CHUNKINGS = [
     [PROMPT] + [1] * STEPS,
     [128, 128, PROMPT - 256] + [1] * STEPS,
     [200] + [1] * 3 + [97] + [1] * (STEPS - 10) + [2, 8],  # the GPU's steps, then a continued prompt, and again
-    [2] + [1] * 88,                                        # from a context shorter than the sinks on
+    [2] + [1] * 48,                                        # from a context shorter than the sinks on
 ]
 
 
@@ -75,7 +75,7 @@ def test_dense_equals_own_attention(connect, llama, ids, chunks):
         assert (logits - expected).abs().max() < 2e-3 * expected.abs().max()
         assert cache.get_seq_length() == ids.shape[1]
         singles = sum(n == 1 for n in chunks)
-        assert cache.gpu._queue._gpu.last_answer().sequence >= 3 * (singles - 20)  # the GPU asked, a layer a step
+        assert cache.gpu.gpu.last_answer().sequence >= 3 * (singles - 20)  # the GPU asked, a layer a step
         assert ids.shape[1] - 3 * 8 <= cache.context.committed  # not far behind
         cache.flush()
         assert cache.context.committed == ids.shape[1] == cache.committed
@@ -109,6 +109,29 @@ def test_other_dtypes(connect, device, ids, dtype):
         expected = own_logits(model, ids, "sdpa")
         assert logits.dtype == dtype
         assert (logits - expected).abs().max() < 4e-2 * expected.abs().max()
+
+
+def test_mixed_precision(connect, device, ids):
+    """Parameters in one dtype, and keys and values, by autocast, in another."""
+    model = make_llama().to(device)
+    with MagicPigCache(connect(), model, "mixed", **{**OPTIONS, "row_dtype": "bf16"}) as cache:
+        with torch.autocast(device.type, torch.bfloat16):
+            logits = run(model, cache, ids, [PROMPT] + [1] * STEPS)
+            expected = own_logits(model, ids, "sdpa")
+        assert cache.gpu.holds and (logits - expected).abs().max() < 4e-2 * expected.abs().max()
+
+
+def test_a_learned_logit(connect, llama, ids, device):
+    """One that takes mass and has no value, as in models with s_aux."""
+    with MagicPigCache(connect(), llama, "sink", **OPTIONS) as cache:
+        run(llama, cache, ids[:, : PROMPT + 1], [PROMPT, 1])
+        q = torch.randn(1, 4, 1, 64, generator=torch.Generator().manual_seed(1)).to(device)
+        logit = torch.tensor([-1.0, 0.0, 5.0, 9.0], device=device)
+        k, v = cache.gpu._rings[1]
+        out, lse = cache.gpu._attention[1](q.transpose(1, 2), k[None], v[None], cache.gpu.split, cache.gpu.rows, ring_rows=cache.gpu.ring_rows)
+        theirs = cache.gpu.attend(1, q, logit)
+        share = torch.exp(lse - torch.logaddexp(lse, logit))[..., None]
+        assert (theirs - out * share).abs().max() < 1e-5 and share.min() < 0.5 < share.max()
 
 
 def test_sliding_layers_and_soft_cap(connect, device, ids):
@@ -186,6 +209,25 @@ def test_padding_is_refused(connect, llama, ids, device):
         with torch.no_grad():
             logits = llama(step, attention_mask=mask, past_key_values=cache).logits[0, -1]
         assert (logits - expected).abs().max() < 2e-3 * expected.abs().max()
+
+
+def test_nothing_waits_within_a_step(connect, llama, ids, device):
+    """torch itself says so: whatever would make the host wait for the GPU is an error from the first layer to the last."""
+    if device.type != "cuda":
+        pytest.skip("the host and the GPU are one here")
+    with MagicPigCache(connect(), llama, "steps", **OPTIONS) as cache:
+        run(llama, cache, ids[:, : PROMPT + 1], [PROMPT, 1])
+        forbid = llama.model.embed_tokens.register_forward_pre_hook(lambda *_: torch.cuda.set_sync_debug_mode("error"))
+        allow = llama.model.norm.register_forward_hook(lambda *_: torch.cuda.set_sync_debug_mode("default"))
+        try:
+            mask = torch.ones(1, PROMPT + STEPS, dtype=torch.long, device=device)
+            for at in range(PROMPT + 1, PROMPT + STEPS):
+                with torch.no_grad():
+                    llama(ids[:, at : at + 1], attention_mask=mask[:, : at + 1], past_key_values=cache)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+            forbid.remove()
+            allow.remove()
 
 
 def test_small_windows(connect, llama, ids):
@@ -293,7 +335,7 @@ def test_a_graph_whose_daemon_dies(connect, daemon, llama, ids):
                 cache.gpu.begin = begin_and_die
             logits = step(ids[:, at : at + 1])[0]
             assert (logits - expected[at]).abs().max() < 2e-3 * expected.abs().max()
-        assert cache.stats.repeated == 1
+        assert cache.stats.repeated >= 1
 
 
 def test_when_it_cannot(connect, llama, monkeypatch, tmp_path):
@@ -304,8 +346,8 @@ def test_when_it_cannot(connect, llama, monkeypatch, tmp_path):
     if next(llama.parameters()).device.type == "cuda":
         with pytest.warns(RuntimeWarning, match="host memory.*MAGICPIG_CUDA_LIBRARY"):
             MagicPigCache(connect(), llama, "y", **{**OPTIONS, "gpu": None}).close()
-    with pytest.raises(ValueError, match="not all float32"):
-        MagicPigCache(connect(), make_llama().double(), "z", **OPTIONS)
+    with pytest.raises(ValueError, match="float64, not float32"):
+        MagicPigCache(connect(), make_llama().double().to(next(llama.parameters()).device), "z", **OPTIONS)
     with pytest.raises(ValueError, match="gpu_timeout_ms"):
         MagicPigCache(connect(), llama, "w", **{**OPTIONS, "gpu_timeout_ms": -1})
     with pytest.raises(ValueError, match="is on meta"):
@@ -356,20 +398,27 @@ class Trouble:
 
 @pytest.mark.parametrize("place", ["between steps", "in a step", "stands still"])
 @pytest.mark.parametrize("make", [make_llama, make_gemma2])
-def test_a_daemon_in_trouble(connect, daemon, device, ids, place, make):
+def test_a_daemon_in_trouble(connect, daemon, device, ids, place, make, step=11):
     model = make().to(device)
     register(model)
     options = {**OPTIONS, "gpu_timeout_ms": 500}
     with MagicPigCache(connect(), model, "calm", context_seed=1, **options) as cache:
         said, logits = decode(model, cache, ids[:, :PROMPT])
     with MagicPigCache(connect(), model, "troubled", context_seed=1, **options) as cache:
-        trouble = Trouble(daemon, model, place)
+        trouble = Trouble(daemon, model, place, step)
         again, logits_again = decode(model, cache, ids[:, :PROMPT], trouble.at_step)
         trouble.handle.remove()
-        assert trouble.done == 1 and cache.stats.repeated == (0 if place == "between steps" else 1)
+        assert trouble.done == 1
+        assert cache.stats.repeated or place == "between steps"
         assert again == said and torch.equal(logits, logits_again)  # to the last bit
         cache.flush()
         assert cache.length == PROMPT + 24 == cache.context.committed
+
+
+@pytest.mark.parametrize("step", [8, 9, 10])
+def test_killed_while_rows_are_on_their_way(connect, daemon, device, ids, step):
+    """Fetched, about to be appended, and just committed."""
+    test_a_daemon_in_trouble(connect, daemon, device, ids, "in a step", make_llama, step)
 
 
 def test_no_successor(gpu_operators, llama, ids):
@@ -381,6 +430,12 @@ def test_no_successor(gpu_operators, llama, ids):
                 with MagicPigCache(client, llama, "gone", **{**OPTIONS, "gpu_timeout_ms": 300}) as cache:
                     decode(llama, cache, ids[:, :PROMPT], lambda step: step == 3 and (own.process.kill(), own.process.wait()))
             assert time.monotonic() - begin < 60
+
+
+def test_a_proposal_without_its_index(connect, llama, ids):
+    with pytest.raises(magicpig.NotSupported, match="no index for signature: make it with one"):
+        with MagicPigCache(connect(), llama, "bare", signature_bits=0, **{**OPTIONS, "proposal": "signature", "budget": 0.1}) as cache:
+            run(llama, cache, ids[:, : PROMPT + 1], [PROMPT, 1])
 
 
 def test_a_context_that_is_dropped(connect, llama, ids):
