@@ -279,7 +279,7 @@ check-tsan-run: deps $(TSAN_TESTS)
 .PHONY: gpu-compile check-gpu
 gpu-compile: $(CUDA_LIBRARIES) $(GPU_TESTS) $(GPU_EXAMPLES:%=$(B)/gpu/examples/%) ## build the GPU's side and its tests (needs nvcc, and no GPU)
 # Python tests of the GPU's side: over a driver without a GPU in `make check`, on the GPU here.
-GPU_PYTESTS := $(addprefix client-lib/python/tests/test_,cuda.py ops.py parity.py real_heads.py outbox.py gpu_transformers.py)
+GPU_PYTESTS := $(addprefix client-lib/python/tests/test_,cuda.py ops.py parity.py real_heads.py prompt_rows.py gpu_transformers.py)
 GPU_PYTHON ?= $(VENV)/bin/python
 check-gpu: deps all $(if $(NVCC),$(GPU_TESTS)) ## the tests of the GPU's side, on the GPU of this machine (GPU_PYTHON: one whose torch has CUDA)
 ifeq ($(NVCC),)
@@ -354,7 +354,7 @@ install: all ## install below $(DESTDIR)$(PREFIX)
 	install -D -m 644 $(B)/completions/magicpigctl.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/magicpigctl
 	ln -sf magicpigctl $(DESTDIR)$(PREFIX)/share/bash-completion/completions/magicpigd
 	install -D -m 644 $(B)/completions/_magicpigctl $(DESTDIR)$(PREFIX)/share/zsh/$(ZSHDIR)/_magicpigctl
-	tools/build/units $(DESTDIR)$(UNITDIR) $(SBINDIR) $(SYSCONFDIR)
+	tools/build/units $(DESTDIR)$(UNITDIR) $(SBINDIR) $(SYSCONFDIR) $(BINDIR)
 	install -D -m 644 systemd/magicpig.sysusers $(DESTDIR)$(PREFIX)/lib/sysusers.d/magicpig.conf
 	install -D -m 644 systemd/magicpig.tmpfiles $(DESTDIR)$(PREFIX)/lib/tmpfiles.d/magicpig.conf
 	install -D -m 644 systemd/magicpigd.catalog $(DESTDIR)$(PREFIX)/lib/systemd/catalog/magicpigd.catalog
@@ -374,7 +374,7 @@ uninstall: ## remove what install has put there
 	rm -f $(DESTDIR)$(SYSCONFDIR)/magicpig/magicpigd.conf.sample $(DESTDIR)$(PREFIX)/share/magicpig/grafana/magicpigd.json
 	rm -f $(foreach page,$(MAN_PAGES),$(DESTDIR)$(MANDIR)/man$(lastword $(subst ., ,$(page)))/$(notdir $(page)))
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/share/,$(addprefix bash-completion/completions/,magicpigctl magicpigd) zsh/$(ZSHDIR)/_magicpigctl)
-	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,magicpigd.service magicpigd.socket magicpigd@.service magicpigd@.socket)
+	rm -f $(addprefix $(DESTDIR)$(UNITDIR)/,magicpigd.service magicpigd.socket magicpigd@.service magicpigd@.socket magicpigd-metrics.service magicpigd-metrics.socket)
 	rm -f $(addprefix $(DESTDIR)$(PREFIX)/lib/,sysusers.d/magicpig.conf tmpfiles.d/magicpig.conf systemd/catalog/magicpigd.catalog)
 	-rmdir $(DESTDIR)$(SYSCONFDIR)/magicpig $(addprefix $(DESTDIR)$(PREFIX)/share/magicpig,/grafana /) 2>/dev/null
 

@@ -25,6 +25,10 @@ static const struct option table[] = {
 	{"daemon", "log_level", OPTION_LEVEL, AT(daemon.log_level), "info", 0, 0, true, "Least important lines that are logged."},
 	{"daemon", "stats", OPTION_PATH_OR_NONE, AT(daemon.stats), "", 0, 0, false,
          "Statistics file. Empty: INSTANCE.stats beside the socket; none: no file."},
+	{"daemon", "profiles", OPTION_PATH, AT(daemon.profiles), "", 0, 0, false,
+         "Directory of the profiles that magicpigctl tune makes. Empty: profiles in the service's state directory, else "
+         "INSTANCE.profiles "
+         "beside the socket."},
 	{"pool", "dir", OPTION_PATH, AT(pool.dir), "", 0, 0, false,
          "Directory of the pool, on tmpfs or hugetlbfs. Empty: /dev/shm/magicpig-INSTANCE."},
 	{"pool", "size", OPTION_SIZE, AT(pool.size), "0", 0, (double)(UINT64_C(1) << 50), false,
@@ -33,6 +37,8 @@ static const struct option table[] = {
          "Keep the pool from being swapped out (needs RLIMIT_MEMLOCK)."},
 	{"pool", "huge_pages", OPTION_BOOL, AT(pool.huge_pages), "yes", 0, 0, false,
          "Ask for 2 MiB pages where the kernel can give them."},
+	{"pool", "ready", OPTION_SIZE, AT(pool.ready), "0", 0, (double)(UINT64_C(1) << 50), false,
+         "Free memory that is kept allocated, so that a prefill need not wait for the kernel's pages. On tmpfs; 0: none."},
 	{"pool", "restart", OPTION_RESTART, AT(pool.restart), "attach", 0, 0, false,
          "What becomes of a pool that an earlier daemon left: attach serves its contexts again, fresh discards them."},
 	{"pool", "keep", OPTION_BOOL, AT(pool.keep), "yes", 0, 0, false,
@@ -364,6 +370,25 @@ static int resolve_stats(struct options *o, char *why)
 	return 0;
 }
 
+static int resolve_profiles(struct options *o, char *why)
+{
+	if (o->daemon.profiles[0])
+		return 0;
+	const char *state = getenv("STATE_DIRECTORY"); // of systemd; several are separated by colons
+	const char *slash = strrchr(o->daemon.socket, '/');
+	int dir = slash ? (int)(slash - o->daemon.socket) + 1 : 0, n;
+	if (state && state[0] == '/')
+		n = snprintf(o->daemon.profiles, sizeof o->daemon.profiles, "%.*s/profiles", (int)strcspn(state, ":"), state);
+	else
+		n = snprintf(o->daemon.profiles, sizeof o->daemon.profiles, "%.*s%s.profiles", dir, o->daemon.socket,
+		             o->daemon.instance);
+	if (n < 0 || (size_t)n >= sizeof o->daemon.profiles) {
+		snprintf(why, OPTIONS_WHY_BYTES, "the path of the directory of profiles is too long; give daemon.profiles");
+		return -1;
+	}
+	return 0;
+}
+
 int options_check(const struct options *o, char *why)
 {
 	if (o->engine.budget_floor > o->engine.budget_cap) {
@@ -387,7 +412,7 @@ int options_resolve(struct options *o, char *why)
 		snprintf(why, OPTIONS_WHY_BYTES, "daemon.instance is empty; give the daemon a name");
 		return -1;
 	}
-	if (resolve_socket(o, why) != 0 || resolve_stats(o, why) != 0)
+	if (resolve_socket(o, why) != 0 || resolve_stats(o, why) != 0 || resolve_profiles(o, why) != 0)
 		return -1;
 	if (options_check(o, why) != 0)
 		return -1;

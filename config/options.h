@@ -37,11 +37,13 @@ struct options {
 		int log_level;                         // enum log_level
 		char admin_group[OPTIONS_NAME_BYTES];  // "" = none
 		char stats[OPTIONS_PATH_BYTES];        // "" until options_resolve; "none"
+		char profiles[OPTIONS_PATH_BYTES];     // "" until options_resolve
 	} daemon;
 	struct {
 		char dir[OPTIONS_PATH_BYTES]; // "" until options_resolve
 		uint64_t size;                // bytes; 0 = half of MemAvailable
 		bool lock_memory, huge_pages;
+		uint64_t ready;
 		int restart; // enum option_restart
 		bool keep;
 		int verify; // enum option_verify

@@ -10,6 +10,7 @@
 #include <string.h>
 #include <strings.h>
 
+#include "config/profile.h"
 #include "daemon/base/affinity.h"
 #include "daemon/base/log.h"
 
@@ -101,7 +102,10 @@ static const char *const *words_of(const struct option *option)
 {
 	static const char *const restart[] = {"attach", "fresh", NULL}, *const verify[] = {"none", "header", "full", NULL};
 	static const char *const persist[] = {"none", "shutdown", "idle", "commit", NULL};
-	return option->type == OPTION_RESTART ? restart : option->type == OPTION_VERIFY ? verify : persist;
+	return option->type == OPTION_RESTART    ? restart
+	       : option->type == OPTION_VERIFY   ? verify
+	       : option->type == OPTION_PROPOSAL ? profile_proposal_words
+	                                         : persist;
 }
 
 static bool parse_word(const struct option *option, const char *text, int *value)
@@ -175,6 +179,7 @@ static bool parse_value(const struct option *option, const char *text, void *val
 		memcpy(value, &(uint32_t){(uint32_t)number}, sizeof(uint32_t));
 		return true;
 	case OPTION_SHARE:
+	case OPTION_NUMBER:
 		if (!parse_share(text, &share) || !within(option, (double)share))
 			return false;
 		memcpy(value, &share, sizeof share);
@@ -190,6 +195,7 @@ static bool parse_value(const struct option *option, const char *text, void *val
 	case OPTION_RESTART:
 	case OPTION_VERIFY:
 	case OPTION_PERSIST:
+	case OPTION_PROPOSAL:
 		return parse_word(option, text, value);
 	case OPTION_BOOL:
 		return parse_bool(text, value);
@@ -237,6 +243,7 @@ void option_format(const struct option *option, const void *value, char *text, s
 		snprintf(text, bytes, "%" PRIu32, count);
 		break;
 	case OPTION_SHARE:
+	case OPTION_NUMBER:
 		memcpy(&share, value, sizeof share);
 		snprintf(text, bytes, "%g", (double)share);
 		break;
@@ -250,6 +257,7 @@ void option_format(const struct option *option, const void *value, char *text, s
 	case OPTION_RESTART:
 	case OPTION_VERIFY:
 	case OPTION_PERSIST:
+	case OPTION_PROPOSAL:
 		snprintf(text, bytes, "%s", words_of(option)[*(const int *)value]);
 		break;
 	case OPTION_BOOL:
@@ -290,6 +298,9 @@ void option_describe(const struct option *option, char *text, size_t bytes)
 	case OPTION_SHARE:
 		snprintf(text, bytes, "share, %g to %g", option->least, option->greatest);
 		break;
+	case OPTION_NUMBER:
+		snprintf(text, bytes, "number, %g to %g", option->least, option->greatest);
+		break;
 	case OPTION_CPUS:
 		snprintf(text, bytes, "CPU list such as 0-3,6 below %d", CPU_SETSIZE);
 		break;
@@ -299,6 +310,7 @@ void option_describe(const struct option *option, char *text, size_t bytes)
 	case OPTION_RESTART:
 	case OPTION_VERIFY:
 	case OPTION_PERSIST:
+	case OPTION_PROPOSAL:
 		list_words(option, text, bytes);
 		break;
 	case OPTION_BOOL:

@@ -21,7 +21,9 @@ enum option_type {
 	OPTION_MODE,         // uint32_t
 	OPTION_RESTART,      // int, enum option_restart
 	OPTION_VERIFY,       // int, enum option_verify
-	OPTION_PERSIST       // int, enum option_persist
+	OPTION_PERSIST,      // int, enum option_persist
+	OPTION_NUMBER,       // float
+	OPTION_PROPOSAL      // int, enum profile_proposal
 };
 
 struct option {

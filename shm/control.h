@@ -7,7 +7,7 @@
 //   QUEUE_CREATE [old memfd]  ------>   geometry + memfd, eventfd (SCM_RIGHTS)
 //   CREATE / OPEN / OPEN_PREFIX ---->   context record, bound to the client's handle
 //   CLOSE, DROP, LIST, SHOW, FORK, CHMOD, STATUS, PING, CONFIG_GET, VERIFY, HEADS, REINDEX, DISK, SAVED, EVICT, POLICY,
-//   SIGNATURE, STREAM, CLIENTS, KILL, QUOTA, DRAIN, TRACE, CONFIGURE
+//   SIGNATURE, STREAM, CLIENTS, KILL, QUOTA, DRAIN, TRACE, PROFILE, QUERIES, CONFIGURE
 #ifndef MPIG_SHM_CONTROL_H
 #define MPIG_SHM_CONTROL_H
 
@@ -27,7 +27,9 @@
 #define MPIG_SIGNATURE_PAGE 48u
 #define MPIG_CLIENTS_PAGE 256u
 #define MPIG_COMMAND_BYTES 32u
-#define MPIG_MAX_HANDLES 4096u // per connection
+#define MPIG_QUERIES_PAGE 16u
+#define MPIG_PROFILE_BYTES 65024u // of a profile's text
+#define MPIG_MAX_HANDLES 4096u    // per connection
 
 enum mpig_control_op {
 	MPIG_CTL_HELLO = 1,
@@ -59,6 +61,8 @@ enum mpig_control_op {
 	MPIG_CTL_QUOTA = 34,     // what a user holds, and may hold
 	MPIG_CTL_DRAIN = 35,     // nothing more is opened, or is again; or only how that stands
 	MPIG_CTL_TRACE = 36,     // queries of a context are recorded from now on, or no longer
+	MPIG_CTL_PROFILE = 40,   // how contexts of a fingerprint are answered by default; followed by a text, as is the reply
+	MPIG_CTL_QUERIES = 41,   // what a strip was asked of late
 	MPIG_CTL_CONFIGURE = 48, // an option is set, or the configuration read again
 	MPIG_CTL_COUNT
 };
@@ -99,6 +103,7 @@ struct mpig_wire_layer {
 };
 static_assert(sizeof(struct mpig_wire_layer) == 64, "wire format frozen");
 #define MPIG_BITS_AUTO 255
+#define MPIG_TABLES_AUTO 65535 // as paper_l, with paper_k 0: K and L of the profile, else as published
 static inline bool mpig_bits_fixed(uint32_t bits)
 {
 	return bits == 1 || bits == 2 || bits == 4;
@@ -201,6 +206,12 @@ enum mpig_context_flags {
 	MPIG_CONTEXT_RECORDED = 1u << 3,    // its owner records the queries that are asked of it
 };
 
+enum mpig_profile_of { // the profile that a context's answers go by
+	MPIG_PROFILE_NONE = 0,
+	MPIG_PROFILE_OWNER = 1,  // its owner's
+	MPIG_PROFILE_COMMON = 2, // that of all users who have none
+};
+
 // A context as others see it.
 struct mpig_wire_context {
 	char name[MPIG_NAME_BYTES];
@@ -220,8 +231,8 @@ struct mpig_wire_context {
 	uint32_t readers;           // connections that have it open
 	uint32_t writer_pid;        // 0 = no lease
 	uint32_t handle;
-	uint32_t flags; // enum mpig_context_flags
-	uint32_t reserved0;
+	uint32_t flags;   // enum mpig_context_flags
+	uint32_t profile; // enum mpig_profile_of
 	struct mpig_wire_policy policy;
 	uint8_t reserved[32];
 };
@@ -415,16 +426,17 @@ struct mpig_ctl_kill { // own connections; root and the daemon's user: all
 	uint8_t reserved[32];
 };
 
-struct mpig_ctl_quota { // request and reply; own uid; root and the daemon's user: all
+struct mpig_ctl_quota { // request and reply; own uid and own groups; root and the daemon's user: all
 	struct mpig_control_header h;
-	uint32_t uid; // UINT32_MAX in a request: the caller's
-	uint32_t reserved0;
+	uint32_t uid;                // UINT32_MAX in a request: the caller's
+	uint32_t group;              // 1: `uid` is the number of a group; UINT32_MAX: the caller's first
 	uint64_t bytes, bytes_limit; // reply, as all that follows; a limit of 0: unlimited
 	uint64_t contexts, contexts_limit;
 	uint64_t clients, clients_limit;
 	uint64_t queues, queues_limit;
-	uint64_t region_bytes, region_bytes_limit;
-	uint8_t reserved[64];
+	uint64_t region_bytes, region_bytes_limit; // of a group: no limit
+	uint64_t requests_limit;                   // a second
+	uint8_t reserved[56];
 };
 
 enum mpig_drain_action { MPIG_DRAIN_LOOK = 0, MPIG_DRAIN_BEGIN = 1, MPIG_DRAIN_END = 2, MPIG_DRAIN_ACTIONS };
@@ -450,6 +462,29 @@ struct mpig_ctl_trace { // request and reply
 	uint64_t region_bytes; // START, reply: as the two below
 	uint64_t context_id;
 	uint64_t began_ns; // CLOCK_REALTIME
+	uint8_t reserved[32];
+};
+
+enum mpig_profile_action { MPIG_PROFILE_GET = 0, MPIG_PROFILE_SET = 1, MPIG_PROFILE_CLEAR = 2, MPIG_PROFILE_ACTIONS };
+#define MPIG_PROFILE_ALL (UINT32_MAX - 1) // as a uid: all users who have none for the fingerprint
+
+// A profile belongs to a user and a fingerprint, and holds for that user's contexts of that fingerprint that are opened or made later. The text is
+// that of config/profile.h. SET is followed by `length` bytes of it, and so is the reply to GET.
+struct mpig_ctl_profile { // request and reply; own uid; administrators: all, and MPIG_PROFILE_ALL, which anybody may GET
+	struct mpig_control_header h;
+	char fingerprint[64];
+	uint32_t action; // enum mpig_profile_action
+	uint32_t uid;    // whose; UINT32_MAX: the caller's, and for GET, without one, that of all; in the reply: whose it is
+	uint32_t length; // of the text that follows
+	uint32_t reserved0;
+	uint8_t reserved[32];
+};
+
+struct mpig_ctl_queries { // request and reply; the reply is followed by count x d_k floats, the latest first
+	struct mpig_control_header h;
+	char name[MPIG_NAME_BYTES];
+	uint32_t layer, kv_head;
+	uint32_t count, d_k; // reply; count <= MPIG_QUERIES_PAGE
 	uint8_t reserved[32];
 };
 

@@ -182,17 +182,22 @@ MPIG_API int mpig_client_list(mpig_client *client, uint64_t *cursor, struct mpig
  * in flight end with MPIG_ERETRY, and it may connect again. Errors: MPIG_ENOENT, MPIG_EACCES (another user's), MPIG_EINVAL (one's own:
  * use mpig_disconnect). */
 MPIG_API int mpig_client_kill(mpig_client *client, uint64_t id);
-struct mpig_quota { /* what a user holds and may hold; a limit of 0: unlimited */
+struct mpig_quota { /* what a user, or a group, holds and may hold; a limit of 0: unlimited */
 	size_t size;
 	uint64_t bytes, bytes_limit; /* of the pool */
 	uint64_t contexts, contexts_limit;
 	uint64_t clients, clients_limit;
 	uint64_t queues, queues_limit;
-	uint64_t region_bytes, region_bytes_limit; /* of queues */
+	uint64_t region_bytes, region_bytes_limit; /* of queues, and of recordings */
 	uint32_t uid;
+	uint32_t group;          /* nonzero: uid is the number of a group */
+	uint64_t requests_limit; /* a second */
 };
 /* uid UINT32_MAX: the caller's. Errors: MPIG_EACCES (another user's). */
 MPIG_API int mpig_quota_get(mpig_client *client, uint32_t uid, struct mpig_quota *quota);
+/* Of all members of a group together: of contexts that have it, and of connections whose first group it is. gid UINT32_MAX: the caller's first.
+ * Errors: MPIG_EACCES (a group that the caller is not in). */
+MPIG_API int mpig_quota_get_group(mpig_client *client, uint32_t gid, struct mpig_quota *quota);
 enum mpig_drain { MPIG_DRAIN_STATE = 0, MPIG_DRAIN_ON = 1, MPIG_DRAIN_OFF = 2 };
 struct mpig_drain_state {
 	size_t size;
@@ -208,6 +213,8 @@ MPIG_API int mpig_daemon_drain(mpig_client *client, int what, struct mpig_drain_
  * measures how noisy estimates are for the queries that came with mpig_append. Without queries it takes 2. */
 #ifndef MPIG_SHM_CONTROL_H
 #define MPIG_BITS_AUTO 255
+#define MPIG_TABLES_AUTO                                                                                                         \
+	65535 /* as paper_l, with paper_k 0: K and L of the profile, else (10, 150), or 28 to 46 cross-polytope ones by d_k */
 #endif
 struct mpig_layer { /* zero = default wherever a default is named */
 	int kind;   /* enum mpig_layer_kind; only GLOBAL layers store rows */
@@ -220,9 +227,10 @@ struct mpig_layer { /* zero = default wherever a default is named */
 	int default_proposal;      /* 0 = SIGNATURE if it has one, else PAPER or CROSSPOLYTOPE by its tables, else DENSE */
 	float default_budget;      /* share of rows; 0 = as the daemon is configured: by error */
 	int signature_bits;        /* 0 = none, 1, 2, 4, or MPIG_BITS_AUTO */
-	int paper_k, paper_l;      /* tables: 0, 0 = none; k 1..16 bits a hash, l 2..512 tables; k is 0 for cross-polytope */
-	int window;                /* SLIDING, CHUNKED: informative */
-	int table_hash;            /* enum mpig_table_hash of the tables */
+	int paper_k,
+		paper_l; /* tables: 0, 0 = none; k 1..16 bits a hash, l 2..512 tables, or 0, MPIG_TABLES_AUTO; k is 0 for cross-polytope */
+	int window;          /* SLIDING, CHUNKED: informative */
+	int table_hash;      /* enum mpig_table_hash of the tables */
 	int table_balance;   /* 1: tables of balanced keys and queries, as signatures are; 0: of k - mean and q, as published */
 	int signature_bytes; /* MPIG_BITS_AUTO: at most so many bytes of codes per row, mean over the KV heads; 0 = no limit */
 };
@@ -254,8 +262,15 @@ struct mpig_context_info {
 	uint32_t idle_s, ttl_s;
 	int ttl_erase;
 	uint64_t pinned_until_ns; /* CLOCK_REALTIME; 0 = not pinned, UINT64_MAX = until it is unpinned */
+	int profile;              /* enum mpig_profile_of: what it is answered by, by default, where it is opened from now on */
 };
 #ifndef MPIG_SHM_CONTROL_H
+enum mpig_profile_of {
+	MPIG_PROFILE_NONE = 0,
+	MPIG_PROFILE_OWNER = 1, /* its owner's */
+	MPIG_PROFILE_COMMON = 2 /* that of all users who have none for its fingerprint */
+};
+#define MPIG_PROFILE_ALL (UINT32_MAX - 1) /* as a uid: all users who have none */
 enum mpig_context_flags {
 	MPIG_CONTEXT_QUARANTINED = 1, /* found damaged when the daemon started: can be listed and dropped, nothing else */
 	MPIG_CONTEXT_SAVED = 2,       /* all that is committed is on disk */
@@ -314,6 +329,9 @@ struct mpig_head { /* a KV head of a global layer: how it is indexed, and what s
 /* All KV heads of a context, by layer and number; returns how many there are, fills at most `max`. heads[0].size must be set:
  * it is the stride of the array, and is written into every record. heads may be NULL if max is 0. */
 MPIG_API int mpig_context_heads(mpig_client *client, const char *name, struct mpig_head *heads, int max);
+/* What a KV head was asked of late: up to `max` queries [max][d_k], the latest first, of those that the daemon has noted (one in 64 answers,
+ * of one query head in turn); returns how many there are, at most 16. Only the owner may. */
+MPIG_API int mpig_context_queries(mpig_client *client, const char *name, int layer, int kv_head, float *queries, int max);
 struct mpig_verification {
 	size_t size;
 	uint64_t bytes;                       /* read */
@@ -338,6 +356,20 @@ MPIG_API int mpig_context_reindex(mpig_client *client, const char *name, struct 
  * infos[0].size must be set: it is the stride of the array, and is written into every record. Only contexts the caller may
  * read are listed. */
 MPIG_API int mpig_context_list(mpig_client *client, uint64_t *cursor, struct mpig_context_info *infos, int max);
+
+/* ---- profiles: how a model's contexts are answered by default ------------------------------------------------------- */
+/* A profile belongs to a user and a fingerprint (as in mpig_context_info), and holds for that user's contexts of that fingerprint, from the next
+ * time that each is opened or made. An attend that names neither budget nor error_target, and no proposal or the profile's, goes by its layer's section; a layer
+ * made with MPIG_BITS_AUTO takes its signature_bits. The text is that of `magicpigctl tune --show`. Profiles outlive the daemon.
+ * uid: UINT32_MAX, the caller's; another user's or MPIG_PROFILE_ALL is for administrators (MPIG_EACCES), but for looking at that of all. */
+/* Into `text`, at most `bytes`, always terminated. Returns the length that was needed, without the zero. whose (may be NULL): the uid it belongs to;
+ * with uid UINT32_MAX that of all where the caller has none. MPIG_ENOENT. */
+MPIG_API int mpig_profile_get(mpig_client *client, const uint8_t fingerprint[64], uint32_t uid, char *text, size_t bytes,
+                              uint32_t *whose);
+/* MPIG_EINVAL: not a profile, the text says in which line, or one of another fingerprint. MPIG_ELIMIT: 64 for a user, 1,024 in all. */
+MPIG_API int mpig_profile_set(mpig_client *client, const uint8_t fingerprint[64], uint32_t uid, const char *text);
+MPIG_API int mpig_profile_clear(mpig_client *client, const uint8_t fingerprint[64], uint32_t uid); /* MPIG_ENOENT */
+
 /* ---- contexts on the daemon's disk (MPIG_ENOTSUP: it keeps none) ---------------------------------------------------- */
 struct mpig_disk_options {
 	size_t size;
@@ -489,13 +521,13 @@ MPIG_API void mpig_queue_take_back(mpig_queue *queue);
 struct mpig_attend {
 	size_t size;
 	int layer;
-	int proposal;            /* enum mpig_proposal */
-	int dtype;               /* of q */
-	unsigned tokens;         /* T query tokens; 0 = 1 */
-	const void *q;           /* [T][query_heads][d_k] */
-	uint64_t begin;          /* first row; a client with sinks skips them here */
-	int64_t end;             /* exclusive; <= 0: relative to the committed length (-window) */
-	float budget;            /* expected share of rows in (0, 1]; 0 = the layer's default, or by error if it names none */
+	int proposal;    /* enum mpig_proposal; 0 = the profile's, or the layer's default */
+	int dtype;       /* of q */
+	unsigned tokens; /* T query tokens; 0 = 1 */
+	const void *q;   /* [T][query_heads][d_k] */
+	uint64_t begin;  /* first row; a client with sinks skips them here */
+	int64_t end;     /* exclusive; <= 0: relative to the committed length (-window) */
+	float budget; /* expected share of rows in (0, 1]; 0 = the profile's way, the layer's default, or by error if it names none */
 	uint64_t seed;           /* same seed, same rows, same bits */
 	uint64_t query_position; /* of query token 0 (random streams, ALiBi); 0 with T = 1: the committed length */
 	int causal;              /* nonzero: query token t sees rows < causal_base + t */

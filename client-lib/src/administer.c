@@ -79,13 +79,13 @@ int mpig_client_kill(mpig_client *c, uint64_t id)
 	return rc;
 }
 
-int mpig_quota_get(mpig_client *c, uint32_t uid, struct mpig_quota *quota)
+static int quota_get(mpig_client *c, uint32_t number, uint32_t group, struct mpig_quota *quota)
 {
 	if (client_forked(c))
 		return MPIG_EFORK;
 	if (!quota)
 		return error_set(c, MPIG_EINVAL, "quota is NULL");
-	struct mpig_ctl_quota request = {.uid = uid};
+	struct mpig_ctl_quota request = {.uid = number, .group = group};
 	pthread_mutex_lock(&c->lock);
 	int rc = client_call(c, MPIG_CTL_QUOTA, &request, sizeof(request), -1, sizeof(request), NULL);
 	if (rc == MPIG_OK) {
@@ -102,11 +102,23 @@ int mpig_quota_get(mpig_client *c, uint32_t uid, struct mpig_quota *quota)
 			.region_bytes = r->region_bytes,
 			.region_bytes_limit = r->region_bytes_limit,
 			.uid = r->uid,
+			.group = r->group,
+			.requests_limit = r->requests_limit,
 		};
 		rc = options_return(c, "mpig_quota", quota, &known, sizeof(known));
 	}
 	pthread_mutex_unlock(&c->lock);
 	return rc;
+}
+
+int mpig_quota_get(mpig_client *c, uint32_t uid, struct mpig_quota *quota)
+{
+	return quota_get(c, uid, 0, quota);
+}
+
+int mpig_quota_get_group(mpig_client *c, uint32_t gid, struct mpig_quota *quota)
+{
+	return quota_get(c, gid, 1, quota);
 }
 
 int mpig_daemon_drain(mpig_client *c, int what, struct mpig_drain_state *state)

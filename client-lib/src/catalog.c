@@ -38,6 +38,7 @@ static void info_from_wire(const struct mpig_wire_context *w, struct mpig_contex
 		.ttl_s = w->policy.ttl_s,
 		.ttl_erase = w->policy.flags & MPIG_POLICY_ERASE,
 		.pinned_until_ns = w->policy.pinned_until_ns,
+		.profile = (int)w->profile,
 	};
 	memcpy(info->name, w->name, sizeof(info->name));
 	info->name[sizeof(info->name) - 1] = 0;

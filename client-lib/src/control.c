@@ -211,6 +211,13 @@ static void drop_late_answer(mpig_client *c, int fds[2])
 		struct mpig_ctl_queue_destroy destroy = {.queue_id = late->queue_id};
 		control_post(c, MPIG_CTL_QUEUE_DESTROY, &destroy, sizeof(destroy));
 	}
+	const struct mpig_ctl_trace *begun = (const void *)c->reply;
+	if (begun->h.op == MPIG_CTL_TRACE && begun->h.status == MPIG_OK && c->reply_bytes >= sizeof(*begun) &&
+	    begun->action == MPIG_TRACE_START) {
+		struct mpig_ctl_trace stop = {.action = MPIG_TRACE_STOP, .number = begun->number};
+		memcpy(stop.name, begun->name, sizeof(stop.name) - 1);
+		control_post(c, MPIG_CTL_TRACE, &stop, sizeof(stop));
+	}
 }
 
 // The status and text of an answer that says no, or comes from another version.

@@ -9,6 +9,7 @@
 //   catalog.c            contexts by name
 //   administer.c         connections, quotas, draining
 //   trace.c              recording queries
+//   profile.c            profiles, noted queries
 //   client.c             connection, reconnection, daemon-wide calls
 //   control.c  error.c   datagrams and tags; texts, option structs
 //

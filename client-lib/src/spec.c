@@ -44,12 +44,13 @@ static int index_check(const mpig_client *c, int i, const struct mpig_layer *l)
 	int fixed = l->table_hash == MPIG_HASH_CROSSPOLYTOPE ? (int)mpig_crosspolytope_bits((uint32_t)l->d_k) : 0;
 	if (fixed && l->paper_k && l->paper_k != fixed)
 		return FIELD_ERROR(c, i, "paper_k", l->paper_k, "cross-polytope tables choose it: must be 0");
-	if (!fixed && !l->paper_k != !l->paper_l)
+	bool automatic = l->paper_l == MPIG_TABLES_AUTO && !l->paper_k;
+	if (!fixed && !automatic && !l->paper_k != !l->paper_l)
 		return FIELD_ERROR(c, i, "paper_l", l->paper_l, "paper_k and paper_l are both 0 or both set");
 	if (l->paper_k && (l->paper_k < 1 || l->paper_k > 16))
 		return FIELD_ERROR(c, i, "paper_k", l->paper_k, "must be 1..16, or 0 with paper_l 0");
-	if (l->paper_l && (l->paper_l < 2 || l->paper_l > 512))
-		return FIELD_ERROR(c, i, "paper_l", l->paper_l, "must be 2..512, or 0 with paper_k 0");
+	if (l->paper_l && !automatic && (l->paper_l < 2 || l->paper_l > 512))
+		return FIELD_ERROR(c, i, "paper_l", l->paper_l, "must be 2..512, or 0 or MPIG_TABLES_AUTO with paper_k 0");
 	if (l->default_proposal < 0 || l->default_proposal >= MPIG_PROPOSAL_COUNT)
 		return FIELD_ERROR(c, i, "default_proposal", l->default_proposal, "must be an enum mpig_proposal");
 	if (l->default_proposal == MPIG_PROPOSAL_SIGNATURE && !b)

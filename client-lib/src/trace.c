@@ -301,10 +301,11 @@ int mpig_trace_get(mpig_trace *t, struct mpig_trace_state *state)
 
 void mpig_trace_stop(mpig_trace *t)
 {
-	if (!t)
+	if (!t ||
+	    client_forked(t->client)) // in a forked child the ring was never mapped: its addresses may be somebody else's by now
 		return;
 	mpig_client *c = t->client;
-	if (t->number && !client_forked(c)) {
+	if (t->number) {
 		struct mpig_ctl_trace request = {.action = MPIG_TRACE_STOP, .number = t->number};
 		memcpy(request.name, t->name, sizeof(request.name));
 		pthread_mutex_lock(&c->lock);

@@ -206,7 +206,7 @@ typedef struct mpig_cuda_ingest mpig_cuda_ingest;
 
 struct mpig_cuda_ingest_options {
 	size_t size;
-	size_t slot_bytes; /* of a staging slot: what one append carries; 0 = 8 MiB. At least a row of the widest layer */
+	size_t slot_bytes; /* of a staging slot: what one append carries; 0 = 16 MiB. At least a row of the widest layer */
 	unsigned slots;    /* 2 to 64; 0 = 4. slots * slot_bytes of host memory are registered */
 	int timeout_ms;    /* longest time in which the daemon answers nothing; 0 = 30000, at most 60000 */
 	unsigned blocks;   /* of the kernel that copies, 256 threads each; 0 = 32, at most 1024 */

@@ -26,18 +26,27 @@ static int check_range(struct job *j, const struct layer **layer)
 }
 
 // ---- APPEND ----------------------------------------------------------------------------------------------------------
-// Units read the payload where it lies, each element once into memory of their own, where it is checked; rows that a failed append has
-// written are nobody's. Int8 keys need the frames of the segments that begin here first: pre units, one of each KV head.
+// A unit copies what it needs of the payload, each byte once, and works on the copy: rows that a failed append has written are nobody's. Int8 keys
+// need the frames of the segments that begin here first: pre units, one of each KV head.
 enum {
-	UNIT_ROWS = 32,   // of a main unit: one KV head's, or all heads' of so many that workers have enough of them
-	WHOLE_ROWS = 512, // of an append whose units take all heads: then payload is read as it lies
+	UNIT_ROWS = 16,   // of a main unit: one KV head's, or all heads' of an append so long that workers have enough of them
+	WHOLE_ROWS = 512, // ... then the payload is read as it lies, which the hardware foresees
 };
 
-static const uint8_t *payload_row(const struct append *a, bool v, uint32_t row, uint32_t g)
+// K and V [rows][heads][d] of the payload's type: where the client may write, or a unit's copy.
+struct payload {
+	const uint8_t *k, *v;
+	uint32_t heads;
+};
+
+static const uint8_t *k_of(const struct append *a, const struct payload *p, uint32_t row, uint32_t g)
 {
-	const struct mpig_layer_shape *s = &a->layer->shape;
-	uint32_t d = v ? s->d_v : s->d_k;
-	return (v ? a->v : a->k) + ((size_t)row * s->kv_heads + g) * d * mpig_dtype_bytes(a->dtype);
+	return p->k + ((size_t)row * p->heads + g) * a->layer->shape.d_k * mpig_dtype_bytes(a->dtype);
+}
+
+static const uint8_t *v_of(const struct append *a, const struct payload *p, uint32_t row, uint32_t g)
+{
+	return p->v + ((size_t)row * p->heads + g) * a->layer->shape.d_v * mpig_dtype_bytes(a->dtype);
 }
 
 static int not_finite(struct job *j)
@@ -72,6 +81,7 @@ static int fit_frames(struct job *j, uint32_t group, uint32_t g, struct engine_s
 	(void)group;
 	struct append *a = &j->append;
 	uint32_t d_k = a->layer->shape.d_k;
+	const struct payload all = {a->k, a->v, a->layer->shape.kv_heads};
 	for (uint32_t done = 0; done < a->count;) {
 		struct write_span w;
 		context_write_span(j->engine->store, j->request.context, j->request.entry.layer, g, a->position + done, &w);
@@ -81,7 +91,7 @@ static int fit_frames(struct job *j, uint32_t group, uint32_t g, struct engine_s
 			if (!keys)
 				return job_fail(j, MPIG_ENOMEM, "no memory for %u rows", n);
 			for (uint32_t i = 0; i < n; i++)
-				if (!payload_to_f32(payload_row(a, false, done + i, g), a->dtype, d_k, keys + (size_t)i * d_k))
+				if (!payload_to_f32(k_of(a, &all, done + i, g), a->dtype, d_k, keys + (size_t)i * d_k))
 					return not_finite(j);
 			set_frame(keys, n, a->position + done, d_k, &w);
 		}
@@ -91,47 +101,46 @@ static int fit_frames(struct job *j, uint32_t group, uint32_t g, struct engine_s
 }
 
 // Rows of the payload's own type: bytes. The key is wanted as fp32 only where it gets codes.
-static bool copy_row(const struct job *j, uint32_t row, uint32_t g, uint8_t *dst, float *key)
+static bool copy_row(const struct job *j, const uint8_t *k, const uint8_t *v, uint8_t *dst, float *key)
 {
 	const struct append *a = &j->append;
+	const struct kernels *kernels = j->engine->kernels;
 	const struct row_format *f = &a->layer->rows;
-	uint16_t exponent = f->type == ROW_BF16 ? 0x7f80 : 0x7c00, own[MPIG_MAX_HEAD_DIM];
+	uint16_t exponent = f->type == ROW_BF16 ? 0x7f80 : 0x7c00;
 	bool (*copy)(void *restrict, const void *restrict, size_t, uint16_t) =
-		a->count >= UNIT_ROWS ? j->engine->kernels->copy_finite : half_copy_finite;
-	const void *k = payload_row(a, false, row, g);
-	bool good = true;
-	if (key) {
-		memcpy(own, k, f->d_k * sizeof(*own));
-		good = payload_to_f32((const uint8_t *)own, a->dtype, f->d_k, key);
-		k = own;
-	}
-	good &= copy(dst, k, f->d_k, exponent);
-	good &= copy(dst + f->v_offset, payload_row(a, true, row, g), f->d_v, exponent);
-	memset(dst + f->v_offset + 2 * f->d_v, 0, f->stride - f->v_offset - 2 * f->d_v);
+		a->count >= UNIT_ROWS ? kernels->copy_finite : half_copy_finite;
+	uint32_t used = f->v_offset + 2 * f->d_v;
+	bool good = copy(dst, k, f->d_k, exponent);
+	good &= copy(dst + f->v_offset, v, f->d_v, exponent);
+	if (f->stride > used)
+		memset(dst + used, 0, f->stride - used);
+	if (key && f->type == ROW_BF16)
+		kernels->bf16_widen(k, f->d_k, key);
+	else if (key)
+		payload_to_f32(k, a->dtype, f->d_k, key);
 	return good;
 }
 
-static int write_row(struct job *j, uint32_t row, uint32_t g, const struct write_span *w, uint8_t *dst, float *key)
+static int write_row(struct job *j, const uint8_t *k, const uint8_t *v, const struct write_span *w, uint8_t *dst, float *key)
 {
 	struct append *a = &j->append;
 	const struct layer *layer = a->layer;
 	const struct mpig_layer_shape *s = &layer->shape;
-	float own[MPIG_MAX_HEAD_DIM], v[MPIG_MAX_HEAD_DIM];
+	float own[MPIG_MAX_HEAD_DIM], value[MPIG_MAX_HEAD_DIM];
 	if ((layer->rows.type == ROW_BF16 && a->dtype == MPIG_BF16) || (layer->rows.type == ROW_F16 && a->dtype == MPIG_F16))
-		return copy_row(j, row, g, dst, key) ? 0 : not_finite(j);
+		return copy_row(j, k, v, dst, key) ? 0 : not_finite(j);
 	key = key ? key : own;
-	if (!payload_to_f32(payload_row(a, false, row, g), a->dtype, s->d_k, key) ||
-	    !payload_to_f32(payload_row(a, true, row, g), a->dtype, s->d_v, v))
+	if (!payload_to_f32(k, a->dtype, s->d_k, key) || !payload_to_f32(v, a->dtype, s->d_v, value))
 		return not_finite(j);
-	if (layer->rows.type == ROW_F16 && (!fits_f16(key, s->d_k) || !fits_f16(v, s->d_v)))
+	if (layer->rows.type == ROW_F16 && (!fits_f16(key, s->d_k) || !fits_f16(value, s->d_v)))
 		return job_fail(j, MPIG_ERANGE, "K or V of layer %u is above fp16's 65504: use bf16 rows",
 		                j->request.entry.layer);
-	row_encode(&layer->rows, key, v, w->frame, dst);
+	j->engine->kernels->row_encode(&layer->rows, key, value, w->frame, dst);
 	return 0;
 }
 
-// Rows [first, first + n) of a KV head, which lie in a row from w on. Keys go by groups of the codes.
-static int write_rows(struct job *j, uint32_t first, uint32_t n, uint32_t g, const struct write_span *w)
+// Rows [first, first + n) of the unit's, of a KV head, which lie in a row from w on. Keys go by groups of the codes.
+static int write_rows(struct job *j, const struct payload *p, uint32_t first, uint32_t n, uint32_t g, const struct write_span *w)
 {
 	struct append *a = &j->append;
 	const struct layer *layer = a->layer;
@@ -147,7 +156,9 @@ static int write_rows(struct job *j, uint32_t first, uint32_t n, uint32_t g, con
 		uint32_t row = w->block_row + done, step = SIG_GROUP - row % SIG_GROUP;
 		step = step < n - done ? step : n - done;
 		for (uint32_t i = 0; i < step; i++) {
-			int status = write_row(j, first + done + i, g, w, w->rows + (size_t)(done + i) * layer->rows.stride,
+			uint32_t at = first + done + i;
+			int status = write_row(j, k_of(a, p, at, g), v_of(a, p, at, g), w,
+			                       w->rows + (size_t)(done + i) * layer->rows.stride,
 			                       w->codes ? keys + (size_t)i * s->d_k : NULL);
 			if (status)
 				return status;
@@ -159,18 +170,43 @@ static int write_rows(struct job *j, uint32_t first, uint32_t n, uint32_t g, con
 	return 0;
 }
 
-static int append_head(struct job *j, uint32_t first, uint32_t end, uint32_t g)
+// Rows [0, n) of the unit's, which are `first` rows behind the append's first; g: of the unit's heads, head: of the layer's.
+static int append_head(struct job *j, const struct payload *p, uint32_t first, uint32_t n, uint32_t g, uint32_t head)
 {
 	struct append *a = &j->append;
 	int status = 0;
-	while (first < end && !status) {
+	for (uint32_t done = 0, step; done < n && !status; done += step) {
 		struct write_span w;
-		context_write_span(j->engine->store, j->request.context, j->request.entry.layer, g, a->position + first, &w);
-		uint32_t n = w.n < end - first ? w.n : end - first;
-		status = write_rows(j, first, n, g, &w);
-		first += n;
+		context_write_span(j->engine->store, j->request.context, j->request.entry.layer, head, a->position + first + done,
+		                   &w);
+		step = w.n < n - done ? w.n : n - done;
+		status = write_rows(j, p, done, step, g, &w);
 	}
 	return status;
+}
+
+// n rows of `heads` heads from head g on, in two runs of bytes.
+static int copy_payload(struct job *j, uint32_t first, uint32_t n, uint32_t g, uint32_t heads, struct engine_scratch *scratch,
+                        struct payload *out)
+{
+	const struct append *a = &j->append;
+	const struct mpig_layer_shape *s = &a->layer->shape;
+	const struct payload all = {a->k, a->v, s->kv_heads};
+	size_t element = mpig_dtype_bytes(a->dtype), k_row = heads * s->d_k * element, v_row = heads * s->d_v * element;
+	uint8_t *k = scratch_get(scratch, (size_t)n * (k_row + v_row)), *v = k + (size_t)n * k_row;
+	if (!k)
+		return job_fail(j, MPIG_ENOMEM, "no memory for %u rows", n);
+	*out = (struct payload){k, v, heads};
+	if (heads == s->kv_heads) {
+		memcpy(k, k_of(a, &all, first, 0), (size_t)n * k_row);
+		memcpy(v, v_of(a, &all, first, 0), (size_t)n * v_row);
+		return 0;
+	}
+	for (uint32_t i = 0; i < n; i++) {
+		memcpy(k + i * k_row, k_of(a, &all, first + i, g), k_row);
+		memcpy(v + i * v_row, v_of(a, &all, first + i, g), v_row);
+	}
+	return 0;
 }
 
 static uint32_t unit_heads(const struct append *a)
@@ -192,14 +228,14 @@ static uint32_t unit_count(const struct append *a)
 static int append_unit(struct job *j, uint32_t group, uint32_t unit, struct engine_scratch *scratch)
 {
 	(void)group;
-	(void)scratch;
 	struct append *a = &j->append;
+	struct payload own;
 	uint32_t heads = unit_heads(a), parts = a->layer->shape.kv_heads / heads, skew = unit_skew(a);
 	uint32_t at = unit / parts * UNIT_ROWS, g = unit % parts * heads;
 	uint32_t first = at > skew ? at - skew : 0, end = at + UNIT_ROWS - skew < a->count ? at + UNIT_ROWS - skew : a->count;
-	int status = 0;
+	int status = copy_payload(j, first, end - first, g, heads, scratch, &own);
 	for (uint32_t i = 0; i < heads && !status; i++)
-		status = append_head(j, first, end, g + i);
+		status = append_head(j, &own, first, end - first, i, g + i);
 	j->engine->kernels->copies_done();
 	return status;
 }

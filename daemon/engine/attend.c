@@ -28,23 +28,44 @@ static const struct proposal *const proposals[MPIG_PROPOSAL_COUNT] = {
 	[MPIG_PROPOSAL_CROSSPOLYTOPE] = &crosspolytope_proposal,
 };
 
+// What the context's profile says of a request that names neither share nor error target, nor another proposal.
+static const struct engine_default *profile_default(const struct job *j)
+{
+	const struct mpig_sqe *e = &j->request.entry;
+	const struct engine_default *of_layer = j->request.defaults ? &j->request.defaults[e->layer] : NULL;
+	if (!of_layer || !of_layer->proposal || e->budget > 0 || j->request.slot.error_target > 0)
+		return NULL;
+	return !e->proposal || e->proposal == of_layer->proposal ? of_layer : NULL;
+}
+
 // How many rows: a share, or as many as an error target needs. A request's error target comes before its share, a share before
-// what the layer and the daemon say.
-static int choose_budget(struct job *j, const struct layer *layer)
+// what the profile, the layer and the daemon say.
+static int choose_budget(struct job *j, const struct layer *layer, const struct engine_default *profile)
 {
 	const struct mpig_slot_header *h = &j->request.slot;
 	const struct engine *engine = j->engine;
 	struct attend *a = &j->attend;
-	float share = j->request.entry.budget > 0 ? j->request.entry.budget : layer->wire.default_budget;
+	static const struct engine_default none;
+	const struct engine_default *says = profile ? profile : &none;
+	bool steered = says->budget > 0 || says->error_target > 0; // by the profile: the layer's share is out of the question
+	float share = j->request.entry.budget > 0 ? j->request.entry.budget : steered ? says->budget : layer->wire.default_budget;
 	a->budget = share > 0 ? share : engine->default_budget;
 	if (h->delta > 0 && a->proposal != MPIG_PROPOSAL_SIGNATURE && a->proposal != MPIG_PROPOSAL_DENSE)
 		return job_fail(j, MPIG_ENOTSUP, "delta: proposal %u cannot be verified", a->proposal);
 	if (a->proposal != MPIG_PROPOSAL_SIGNATURE)
 		return 0;
 	a->delta = h->delta;
-	a->error_target = h->error_target > 0 ? h->error_target : share > 0 ? 0 : engine->error_target;
-	a->budget_cap = h->budget_cap > 0 ? h->budget_cap : h->delta > 0 ? 1 : engine->budget_cap;
-	a->budget_floor = h->budget_floor > 0 ? h->budget_floor : engine->budget_floor;
+	a->error_target = h->error_target > 0      ? h->error_target
+	                  : says->error_target > 0 ? says->error_target
+	                  : share > 0              ? 0
+	                                           : engine->error_target;
+	a->budget_cap = h->budget_cap > 0      ? h->budget_cap
+	                : h->delta > 0         ? 1
+	                : says->budget_cap > 0 ? says->budget_cap
+	                                       : engine->budget_cap;
+	a->budget_floor = h->budget_floor > 0      ? h->budget_floor
+	                  : says->budget_floor > 0 ? says->budget_floor
+	                                           : engine->budget_floor;
 	if (h->delta > 0 && !(h->budget_floor > 0))
 		a->budget_floor = fminf(fmaxf(a->budget_floor, VERIFIED_FLOOR), a->budget_cap);
 	if (a->budget_cap < a->budget_floor && h->budget_cap > 0 && h->budget_floor > 0)
@@ -83,11 +104,12 @@ static int check_request(struct job *j, const struct layer *layer)
 	if (!j->request.payload_in || a->layout.bytes > j->request.slot_bytes)
 		return job_fail(j, MPIG_EINVAL, "the payload needs %llu bytes, the slot has %llu",
 		                (unsigned long long)a->layout.bytes, (unsigned long long)j->request.slot_bytes);
-	a->proposal = e->proposal ? e->proposal : layer->wire.default_proposal;
+	const struct engine_default *profile = profile_default(j);
+	a->proposal = e->proposal ? e->proposal : profile ? profile->proposal : layer->wire.default_proposal;
 	a->how = proposals[a->proposal];
 	if (a->how->check && (status = a->how->check(j, layer)))
 		return status;
-	return choose_budget(j, layer);
+	return choose_budget(j, layer, profile);
 }
 
 // The token range: [begin, end), where a relative end that falls before begin is an empty range, not an error: a context that is

@@ -1,5 +1,6 @@
 // COMMIT, and the sealing of segments it may bring: the first one fits parameters, a round of its own, after which the size of codes is
-// known; rows get their signatures and tables, a round per segment; and the store publishes the lot. One group per strip.
+// known; rows get their signatures and tables, and what came of it checksums, two rounds per segment; and the store publishes the lot. One group
+// per strip, but for the checksums.
 #include <stdlib.h>
 #include <string.h>
 
@@ -16,7 +17,7 @@ static int begin_round(struct job *j)
 		return job_fail(j, MPIG_ENOMEM, "the tokens are committed but not indexed: no memory for %u strips",
 		                c->indexing.strips);
 	for (uint32_t i = 0; i < c->indexing.strips; i++)
-		r->group[i].main_n = c->fitting ? 1 : indexing_units(&c->plan);
+		r->group[i].main_n = c->phase == SEAL_FIT ? 1 : indexing_units(&c->plan);
 	round_publish(j, r);
 	return 0;
 }
@@ -46,8 +47,8 @@ static int next_segment(struct job *j)
 	if (!c->plan.rows)
 		return 0;
 	c->sealing = true;
-	c->fitting = c->plan.needs_params;
-	if (!c->fitting)
+	c->phase = c->plan.needs_params ? SEAL_FIT : SEAL_INDEX;
+	if (c->phase == SEAL_INDEX)
 		status = make_room(j);
 	if (!status)
 		status = begin_round(j);
@@ -59,15 +60,20 @@ static int next_segment(struct job *j)
 static int seal_unit(struct job *j, uint32_t strip, uint32_t unit, struct engine_scratch *s)
 {
 	struct commit *c = &j->commit;
-	return c->fitting ? indexing_fit(j, &c->indexing, &c->plan, strip, s)
-	                  : indexing_unit(j, &c->indexing, &c->plan, strip, unit, s);
+	if (c->phase == SEAL_SUM)
+		context_seal_sum(&c->plan, unit);
+	else if (c->phase == SEAL_INDEX)
+		return indexing_unit(j, &c->indexing, &c->plan, strip, unit, s);
+	else
+		return indexing_fit(j, &c->indexing, &c->plan, strip, s);
+	return 0;
 }
 
 static int fitted(struct job *j)
 {
 	struct commit *c = &j->commit;
 	indexing_widths(j, &c->indexing, c->plan.bits(&c->plan));
-	c->fitting = false;
+	c->phase = SEAL_INDEX;
 	int status = make_room(j);
 	if (!status)
 		status = begin_round(j);
@@ -76,13 +82,29 @@ static int fitted(struct job *j)
 	return status ? status : MPIG_EAGAIN;
 }
 
+// Without memory for it there are no checksums, or those that the store makes by itself.
+static bool begin_sums(struct job *j)
+{
+	struct commit *c = &j->commit;
+	uint32_t parts = context_seal_sums(&c->plan);
+	struct round *r = parts ? round_new(1) : NULL;
+	if (!r)
+		return false;
+	r->group[0].main_n = parts;
+	c->phase = SEAL_SUM;
+	round_publish(j, r);
+	return true;
+}
+
 static int seal_finish(struct job *j, struct engine_scratch *s)
 {
 	(void)s;
 	struct commit *c = &j->commit;
 	bool good = !atomic_load(&j->failed);
-	if (good && c->fitting)
+	if (good && c->phase == SEAL_FIT)
 		return fitted(j);
+	if (good && c->phase == SEAL_INDEX && begin_sums(j))
+		return MPIG_EAGAIN;
 	c->sealing = false;
 	PROBE4(seal, context_id(j->request.context), c->plan.first, c->plan.rows, good);
 	context_seal_finish(j->engine->store, &c->plan, good);
@@ -95,7 +117,7 @@ static int seal_finish(struct job *j, struct engine_scratch *s)
 static int seal_close(struct job *j, uint32_t strip, struct engine_scratch *s)
 {
 	struct commit *c = &j->commit;
-	return c->fitting ? 0 : indexing_close(j, &c->indexing, &c->plan, strip, s);
+	return c->phase == SEAL_INDEX ? indexing_close(j, &c->indexing, &c->plan, strip, s) : 0;
 }
 
 static const struct job_ops seal_ops = {.main = seal_unit, .close = seal_close, .finish = seal_finish, .release = give_up};

@@ -52,6 +52,11 @@ void engine_scratch_destroy(struct engine_scratch *scratch);
 
 // A request: private copies. The payload pointers are read during job_create only; outputs are written by the call that completes the
 // job, straight into the payload slot, and never read back.
+// What answers of a layer take where the request names neither share nor error target, and no proposal but this one.
+struct engine_default {
+	uint8_t proposal;                                     // enum mpig_proposal; 0: there is nothing here
+	float budget, error_target, budget_floor, budget_cap; // of MPIG_PROPOSAL_SIGNATURE; each 0: what layer and daemon say
+};
 struct engine_request {
 	struct mpig_sqe entry;        // the private copy
 	struct mpig_slot_header slot; // the private copy; zeros without a slot
@@ -59,9 +64,10 @@ struct engine_request {
 		payload_in; // the slot's start (client-writable: each element is read once, then checked), or NULL; until the job is done
 	uint8_t *payload_out; // the slot's start, or NULL
 	uint64_t slot_bytes;
-	uint64_t sequence;       // of the entry in its queue
-	struct context *context; // borrowed until job_destroy
-	bool writer;             // the connection holds the context's lease
+	uint64_t sequence;                     // of the entry in its queue
+	struct context *context;               // borrowed until job_destroy
+	bool writer;                           // the connection holds the context's lease
+	const struct engine_default *defaults; // [layers of the context], borrowed until job_destroy; NULL: none
 };
 struct engine_result { // what the completion needs
 	int status;

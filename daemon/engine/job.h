@@ -119,7 +119,11 @@ struct indexing { // indexing.c
 struct commit {
 	struct seal_plan plan;
 	bool sealing; // the plan is to be finished or given back
-	bool fitting; // this round fits parameters
+	enum {
+		SEAL_FIT,
+		SEAL_INDEX,
+		SEAL_SUM
+	} phase; // what this round does: parameters; codes, tables and upper layers; checksums
 	struct indexing indexing;
 };
 

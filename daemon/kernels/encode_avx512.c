@@ -3,6 +3,7 @@
 #include <float.h>
 #include <immintrin.h>
 #include <math.h>
+#include <string.h>
 
 #include "daemon/kernels/parts.h"
 
@@ -31,6 +32,81 @@ static bool copy_finite_avx512(void *restrict dst, const void *restrict src, siz
 static void copies_done_avx512(void)
 {
 	_mm_sfence();
+}
+
+static bool bf16_widen_avx512(const void *src, size_t n, float *dst)
+{
+	const __m512i exponent = _mm512_set1_epi32(0x7f800000);
+	__mmask16 bad = 0;
+	size_t i = 0;
+	for (; i + 16 <= n; i += 16) {
+		__m256i h = _mm256_loadu_si256((const void *)((const uint8_t *)src + 2 * i));
+		__m512i x = _mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16);
+		bad |= _mm512_cmpeq_epi32_mask(_mm512_and_si512(x, exponent), exponent);
+		_mm512_storeu_si512(dst + i, x);
+	}
+	bool rest = i == n || bf16_widen_finite((const uint8_t *)src + 2 * i, n - i, dst + i);
+	return !bad && rest;
+}
+
+// ---- int8 rows -------------------------------------------------------------------------------------------------------
+// As encode_i8_block of convert.c: the scale of up to 32 values, and the values.
+INLINE uint16_t encode_block(__m512 a, __m512 b, int8_t *out, uint32_t n)
+{
+	const __m512i size = _mm512_set1_epi32(0x7fffffff);
+	__m512i most =
+		_mm512_max_epi32(_mm512_and_si512(_mm512_castps_si512(a), size), _mm512_and_si512(_mm512_castps_si512(b), size));
+	float wanted = _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(_mm512_reduce_max_epi32(most)))) * (1 / 127.f);
+	uint16_t scale = f32_to_f16(wanted < 65504.f ? wanted : 65504.f);
+	if (f16_to_f32(scale) < wanted && scale < 0x7bffu)
+		scale++;
+	const float step = f16_to_f32(scale);
+	const __m512 inverse = _mm512_set1_ps(step > 0 ? 1 / step : 0), top = _mm512_set1_ps(127), low = _mm512_set1_ps(-127),
+		     magic = _mm512_set1_ps(12582912.f);
+	__m512 x[2] = {_mm512_mul_ps(a, inverse), _mm512_mul_ps(b, inverse)};
+	__m128i bytes[2];
+	EACH (i, 2) {
+		x[i] = _mm512_min_ps(_mm512_max_ps(x[i], low), top);
+		bytes[i] = _mm512_cvtepi32_epi8(
+			_mm512_sub_epi32(_mm512_castps_si512(_mm512_add_ps(x[i], magic)), _mm512_castps_si512(magic)));
+	}
+	_mm_storeu_si128((void *)out, bytes[0]);
+	if (n == 32)
+		_mm_storeu_si128((void *)(out + 16), bytes[1]);
+	return scale;
+}
+
+INLINE __m512 in_frame(const float *x, const float *frame, uint32_t d)
+{
+	__m512 v = _mm512_loadu_ps(x);
+	return frame ? _mm512_div_ps(_mm512_sub_ps(v, _mm512_loadu_ps(frame)), _mm512_loadu_ps(frame + d)) : v;
+}
+
+INLINE void encode_half(const float *x, const float *frame, uint32_t d, uint8_t *dst)
+{
+	for (uint32_t at = 0; at < d; at += 32) {
+		uint32_t n = d - at < 32 ? d - at : 32;
+		const float *f = frame ? frame + at : NULL;
+		__m512 a = in_frame(x + at, f, d),
+		       b = n == 32 ? in_frame(x + at + 16, f ? f + 16 : NULL, d) : _mm512_setzero_ps();
+		uint16_t scale = encode_block(a, b, (int8_t *)dst + at, n);
+		memcpy(dst + d + at / 32 * 2, &scale, 2);
+	}
+}
+
+static void row_encode_avx512(const struct row_format *f, const float *k, const float *v, const float *frame, uint8_t *dst)
+{
+	if (f->type != ROW_I8) {
+		row_encode(f, k, v, frame, dst);
+		return;
+	}
+	uint32_t used = f->v_offset + f->d_v + 2 * ((f->d_v + 31) / 32);
+	if (frame)
+		encode_half(k, frame, f->d_k, dst);
+	else
+		encode_half(k, NULL, f->d_k, dst);
+	encode_half(v, NULL, f->d_v, dst + f->v_offset);
+	memset(dst + used, 0, f->stride - used);
 }
 
 // ---- codes of a group ------------------------------------------------------------------------------------------------
@@ -193,5 +269,7 @@ void encode_init_avx512(struct kernels *k)
 {
 	k->copy_finite = copy_finite_avx512;
 	k->copies_done = copies_done_avx512;
+	k->bf16_widen = bf16_widen_avx512;
+	k->row_encode = row_encode_avx512;
 	k->sig_encode16 = sig_encode16_avx512;
 }

@@ -138,6 +138,9 @@ struct kernels {
 	// 32 bytes. copies_done comes before others are told of them.
 	bool (*copy_finite)(void *restrict dst, const void *restrict src, size_t n, uint16_t exponent);
 	void (*copies_done)(void);
+	// bf16_widen_finite and row_encode (below), to the bit.
+	bool (*bf16_widen)(const void *src, size_t n, float *dst);
+	void (*row_encode)(const struct row_format *f, const float *k, const float *v, const float *frame, uint8_t *dst);
 	// On which side of `count` directions [count][d] vectors lie; d is a multiple of 16. Equal to the bit on every ISA: products
 	// and sums are rounded one by one. Sixteen keys, transposed [d][SIGNS_KEYS]: bit r of positive[c] is set where
 	// sum_j keys[j][r] direction_c[j], added in the order of j, is above 0.

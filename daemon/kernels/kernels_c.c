@@ -435,6 +435,8 @@ void kernels_init_c(struct kernels *k)
 		.rotate = rotate_c,
 		.copy_finite = half_copy_finite,
 		.copies_done = copies_done_c,
+		.bf16_widen = bf16_widen_finite,
+		.row_encode = row_encode,
 	};
 	choose_init_c(k);
 	signs_init_c(k);

@@ -57,6 +57,8 @@ static const struct {
 	[MPIG_CTL_KILL] = {"KILL", control_kill, CONTROL_OWN_USER, sizeof(struct mpig_ctl_kill), false, 0, true},
 	[MPIG_CTL_QUOTA] = {"QUOTA", control_quota, CONTROL_OWN_USER, sizeof(struct mpig_ctl_quota), false, 0, true},
 	[MPIG_CTL_TRACE] = {"TRACE", control_trace, CONTROL_OWN, sizeof(struct mpig_ctl_trace), false, 0, false},
+	[MPIG_CTL_PROFILE] = {"PROFILE", control_profile, CONTROL_OWN_USER, sizeof(struct mpig_ctl_profile), true, 0, false},
+	[MPIG_CTL_QUERIES] = {"QUERIES", control_queries, CONTROL_OWN, sizeof(struct mpig_ctl_queries), false, 0, true},
 	[MPIG_CTL_DRAIN] = {"DRAIN", control_drain, CONTROL_DRAIN, sizeof(struct mpig_ctl_drain), false, 0, true},
 };
 

@@ -18,7 +18,8 @@ const char *const control_access_names[CONTROL_ACCESS_COUNT] = {
 	[CONTROL_OWN] = "the context's owner",
 	[CONTROL_DISK] = "to save and erase: the owner; to load and check: who may read; to collect garbage: administrators",
 	[CONTROL_STREAM] = "to export: who may read the context; to import: anybody, and owns what is made",
-	[CONTROL_OWN_USER] = "anybody, on connections and limits of their own user; administrators: of all",
+	[CONTROL_OWN_USER] = "anybody, on connections and profiles of their own user, and limits of it and of their groups; "
+                             "administrators: of all",
 	[CONTROL_DRAIN] = "to look: anybody; to begin and to end: administrators",
 	[CONTROL_ADMIN] = "administrators",
 };
@@ -60,7 +61,8 @@ int control_access_check(struct peer *p, struct request *r, enum control_access 
 	              "operations on a context have its name behind the header");
 	static_assert(offsetof(struct mpig_ctl_signature, name) == sizeof(struct mpig_control_header) &&
 	                      offsetof(struct mpig_ctl_stream, name) == sizeof(struct mpig_control_header) &&
-	                      offsetof(struct mpig_ctl_policy, name) == sizeof(struct mpig_control_header),
+	                      offsetof(struct mpig_ctl_policy, name) == sizeof(struct mpig_control_header) &&
+	                      offsetof(struct mpig_ctl_queries, name) == sizeof(struct mpig_control_header),
 	              "and these");
 	static_assert(offsetof(struct mpig_ctl_trace, name) == sizeof(struct mpig_control_header), "and this");
 	const char *name = (const char *)(r->header + 1);

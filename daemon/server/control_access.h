@@ -15,7 +15,7 @@ enum control_access {
 	CONTROL_OWN,
 	CONTROL_DISK,     // by the work asked for
 	CONTROL_STREAM,   // to export: read; to import: create
-	CONTROL_OWN_USER, // acts on connections and limits of the asking user; administrators: of all
+	CONTROL_OWN_USER, // acts on connections of the asking user, and limits of it and its groups; administrators: of all
 	CONTROL_DRAIN,    // to look: anybody; else administrators
 	CONTROL_ADMIN,    // root, the daemon's user, the admin group. They may also do all of the above, whoever owns a context
 	CONTROL_ACCESS_COUNT

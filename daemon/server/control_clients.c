@@ -102,29 +102,36 @@ int control_quota(struct peer *p, struct request *r)
 {
 	static const uint8_t zeros[sizeof(struct mpig_ctl_quota)];
 	const struct mpig_ctl_quota *in = (const void *)r->header;
-	size_t asked = offsetof(struct mpig_ctl_quota, reserved0);
-	if (memcmp(&in->reserved0, zeros, sizeof *in - asked) != 0)
-		return control_fail(r, MPIG_EPROTO, "QUOTA: all but uid must be zero in a request");
-	uint32_t uid = in->uid == UINT32_MAX ? p->who.uid : in->uid;
-	if (!may_see(p, uid))
+	struct server *s = p->server;
+	size_t asked = offsetof(struct mpig_ctl_quota, bytes);
+	if (memcmp(&in->bytes, zeros, sizeof *in - asked) != 0 || in->group > 1)
+		return control_fail(r, MPIG_EPROTO,
+		                    "QUOTA: all but uid and group must be zero in a request, and group at most 1");
+	uint32_t own = in->group ? p->who.gid : p->who.uid, number = in->uid == UINT32_MAX ? own : in->uid;
+	if (!in->group && !may_see(p, number))
 		return control_fail(r, MPIG_EACCES, "what uid %u holds is shown to that user, to root and to the daemon's user",
-		                    uid);
-	const struct options *o = &p->server->options;
-	const struct account *a = p->server->accounts;
-	while (a && a->who != uid)
+		                    number);
+	if (in->group && !credentials_in_group(&p->who, number) && !peer_administers(p))
+		return control_fail(r, MPIG_EACCES, "what gid %u holds is shown to that group, to root and to the daemon's user",
+		                    number);
+	uint64_t who = in->group ? ACCOUNT_GROUP(number) : number;
+	const struct account *a = s->accounts;
+	while (a && a->who != who)
 		a = a->next;
 	struct mpig_ctl_quota reply = {
-		.uid = uid,
-		.bytes = store_uid_bytes(p->server->store, uid),
-		.bytes_limit = server_limit(p->server, uid, OVERRIDE_BYTES),
-		.contexts = store_uid_contexts(p->server->store, uid),
-		.contexts_limit = server_limit(p->server, uid, OVERRIDE_CONTEXTS),
+		.uid = number,
+		.group = in->group,
+		.bytes = in->group ? store_gid_bytes(s->store, number) : store_uid_bytes(s->store, number),
+		.bytes_limit = server_limit(s, who, OVERRIDE_BYTES),
+		.contexts = in->group ? store_gid_contexts(s->store, number) : store_uid_contexts(s->store, number),
+		.contexts_limit = server_limit(s, who, OVERRIDE_CONTEXTS),
 		.clients = a ? a->clients : 0,
-		.clients_limit = server_limit(p->server, uid, OVERRIDE_CLIENTS),
+		.clients_limit = server_limit(s, who, OVERRIDE_CLIENTS),
 		.queues = a ? a->queues : 0,
-		.queues_limit = server_limit(p->server, uid, OVERRIDE_QUEUES),
+		.queues_limit = server_limit(s, who, OVERRIDE_QUEUES),
 		.region_bytes = a ? a->region_bytes : 0,
-		.region_bytes_limit = o->limits.region_bytes_per_uid,
+		.region_bytes_limit = in->group ? 0 : s->options.limits.region_bytes_per_uid,
+		.requests_limit = server_limit(s, who, OVERRIDE_REQUESTS),
 	};
 	return control_reply(p, r, &reply, sizeof reply, NULL, 0);
 }

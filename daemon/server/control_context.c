@@ -60,9 +60,22 @@ static int check_handle(struct peer *p, struct request *r, uint32_t handle)
 	return status;
 }
 
+// The profile that the context's answers go by if it is opened now.
+static const struct profile_entry *profile_of(const struct server *s, const struct context *c)
+{
+	return profiles_of(&s->profiles, context_owner(c), context_fingerprint(c));
+}
+
+static uint32_t whose_profile(const struct server *s, uint32_t owner, const void *fingerprint)
+{
+	const struct profile_entry *e = profiles_of(&s->profiles, owner, fingerprint);
+	return !e ? MPIG_PROFILE_NONE : e->uid == MPIG_PROFILE_ALL ? MPIG_PROFILE_COMMON : MPIG_PROFILE_OWNER;
+}
+
 static void describe(struct peer *p, struct context *c, struct mpig_wire_context *out)
 {
 	store_context_info(p->server->store, c, out);
+	out->profile = whose_profile(p->server, out->uid, out->fingerprint);
 	if (recordings_of(p->server->recordings, out->id))
 		out->flags |= MPIG_CONTEXT_RECORDED;
 }
@@ -91,8 +104,10 @@ static int bind_and_reply(struct peer *p, struct request *r, struct context *c, 
 		holder = next;
 	}
 	uint32_t place = places_take(&s->contexts, context_id(c), context_owner(c), 0);
-	int status = session_bind(p->session, handle, s->store, c, holder, &s->contexts, place);
+	struct engine_default *defaults = profiles_defaults(profile_of(s, c), c);
+	int status = session_bind(p->session, handle, s->store, c, holder, &s->contexts, place, defaults);
 	if (status != MPIG_OK) {
+		free(defaults);
 		places_leave(&s->contexts, place);
 		if (holder)
 			context_release(s->store, c, holder);
@@ -120,9 +135,12 @@ int control_create(struct peer *p, struct request *r)
 	status = check_policy(p, r, &in->policy);
 	if (status != MPIG_OK)
 		return status;
+	static struct mpig_wire_layer layers[MPIG_MAX_LAYERS]; // the control thread's
 	struct context *c;
-	status = store_context_create(p->server->store, &p->who, in, (const struct mpig_wire_layer *)(const void *)(in + 1), &c,
-	                              r->why);
+	memcpy(layers, in + 1, in->layer_count * sizeof layers[0]);
+	profiles_resolve(profiles_of(&p->server->profiles, p->who.uid, (const uint8_t *)in->fingerprint), layers,
+	                 in->layer_count);
+	status = store_context_create(p->server->store, &p->who, in, layers, &c, r->why);
 	if (status != MPIG_OK)
 		return status;
 	status = bind_and_reply(p, r, c, in->handle, true, 0);
@@ -334,6 +352,8 @@ int control_list(struct peer *p, struct request *r)
 	for (uint32_t i = 0; i < reply->list.count && recordings_any(p->server->recordings); i++)
 		if (recordings_of(p->server->recordings, reply->context[i].id))
 			reply->context[i].flags |= MPIG_CONTEXT_RECORDED;
+	for (uint32_t i = 0; i < reply->list.count; i++)
+		reply->context[i].profile = whose_profile(p->server, reply->context[i].uid, reply->context[i].fingerprint);
 	size_t bytes = sizeof reply->list + reply->list.count * sizeof reply->context[0];
 	int status = control_reply(p, r, reply, bytes, NULL, 0);
 	free(reply);

@@ -54,7 +54,7 @@ control_fn control_queue_create, control_queue_destroy;
 control_fn control_create, control_open, control_open_prefix, control_close, control_drop, control_list, control_show,
 	control_fork, control_chmod, control_verify, control_heads, control_reindex, control_disk, control_saved, control_evict,
 	control_policy, control_signature, control_stream;
-control_fn control_clients, control_kill, control_quota, control_drain, control_trace;
+control_fn control_clients, control_kill, control_quota, control_drain, control_trace, control_profile, control_queries;
 control_fn control_hello, control_ping, control_status, control_config_get, control_configure;
 
 // The context is not in memory: MPIG_EAGAIN if it is on disk and is being loaded (r->why says how far), why loading failed, or MPIG_ENOENT

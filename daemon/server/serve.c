@@ -85,6 +85,7 @@ static bool start_job(struct worker *w, struct queue *q, const struct submission
 		.sequence = s->sequence,
 		.context = b->context,
 		.writer = b->holder != 0,
+		.defaults = b->defaults,
 	};
 	t->job = job_create(w->all->options.engine, &request, w->scratch);
 	if (!t->job)

@@ -14,7 +14,8 @@
 #include "daemon/server/service.h"
 
 #define REFRESH_NS UINT64_C(1000000000)
-#define COLLAPSE_NS UINT64_C(5000000)
+#define IDLE_NS UINT64_C(5000000) // between looks for idle work
+#define IDLE_PAGES 4u             // huge pages that are made ready in one
 #define REAP_NS UINT64_C(1000000)
 #define DRAIN_NS UINT64_C(5000000)
 #define ACCEPT_PAUSE_NS UINT64_C(100000000)
@@ -57,13 +58,24 @@ void server_refresh_stats(struct server *s)
 }
 
 // ---- idle work -------------------------------------------------------------------------------------------------------
-// One huge page a tick, and only while no request is in progress: one that comes meanwhile is late by a copy of 2 MiB at most.
-static void collapse(void *arg)
+// A few huge pages a tick, and only while no request is in progress: one that comes meanwhile is late by a copy of 2 MiB at most. Whether
+// there may be more to do.
+static bool idle_work(struct server *s)
+{
+	uint32_t most = IDLE_PAGES;
+	bool more = s->options.pool.huge_pages && workers_idle(s->workers) && pool_collapse(s->pool, 1) != 0;
+	while (!more && most-- && workers_idle(s->workers))
+		if (!pool_make_ready(s->pool, s->options.pool.ready))
+			return false;
+	return workers_idle(s->workers);
+}
+
+static void on_idle(void *arg)
 {
 	struct server *s = arg;
-	if (!workers_idle(s->workers) || pool_collapse(s->pool, 1) == 0) {
-		loop_cancel(s->collapser);
-		s->collapser = NULL;
+	if (!idle_work(s)) {
+		loop_cancel(s->idler);
+		s->idler = NULL;
 	}
 }
 
@@ -86,8 +98,8 @@ static void on_refresh(void *arg)
 	struct server *s = arg;
 	server_refresh_stats(s);
 	server_tell_status(s);
-	if (s->options.pool.huge_pages && !s->collapser && workers_idle(s->workers) && pool_collapse(s->pool, 1) != 0)
-		s->collapser = loop_timer(s->loop, COLLAPSE_NS, collapse, s);
+	if (!s->idler && idle_work(s))
+		s->idler = loop_timer(s->loop, IDLE_NS, on_idle, s);
 }
 
 // ---- the watchdog ----------------------------------------------------------------------------------------------------

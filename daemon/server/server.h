@@ -14,6 +14,7 @@
 #include "daemon/server/listener.h"
 #include "daemon/server/loop.h"
 #include "daemon/server/places.h"
+#include "daemon/server/profiles.h"
 #include "daemon/server/recording.h"
 #include "daemon/server/stats.h"
 #include "daemon/server/worker.h"
@@ -44,7 +45,7 @@ struct server {
 	struct places contexts, clients; // in the statistics
 	struct loop *loop;
 	struct listener listener;
-	struct loop_source *accepting, *reaper, *drain_timer, *accept_again, *collapser;
+	struct loop_source *accepting, *reaper, *drain_timer, *accept_again, *idler;
 	struct recordings *recordings; // of queries
 	struct workers *workers;
 	int control_fd, signal_fd; // control_fd: workers report broken queues
@@ -52,6 +53,7 @@ struct server {
 	uint32_t peer_count, queue_count;
 	struct account *accounts;
 	struct limits limits;
+	struct profiles profiles;
 	uint32_t admin_gid;    // members of the group may do what root may; UINT32_MAX: there is none
 	struct queue *retired; // closed, waiting until nobody points to them
 	uint32_t next_queue_id;

@@ -71,7 +71,7 @@ int session_free_handle(struct session *s, uint32_t handle)
 }
 
 int session_bind(struct session *s, uint32_t handle, struct store *store, struct context *context, uint64_t holder,
-                 struct places *places, uint32_t place)
+                 struct places *places, uint32_t place, struct engine_default *defaults)
 {
 	struct binding *b = calloc(1, sizeof *b);
 	if (!b)
@@ -81,6 +81,7 @@ int session_bind(struct session *s, uint32_t handle, struct store *store, struct
 	b->holder = holder;
 	b->places = places;
 	b->place = place;
+	b->defaults = defaults;
 	atomic_init(&b->busy, 1);
 	atomic_init(&b->references, 1);
 	pthread_mutex_lock(&s->lock);
@@ -174,5 +175,6 @@ void binding_put(struct binding *b)
 	context_unref(b->context);
 	if (b->places)
 		places_leave(b->places, b->place);
+	free(b->defaults);
 	free(b);
 }

@@ -10,6 +10,7 @@
 
 #include "daemon/store/store.h"
 
+struct engine_default;
 struct binding {
 	struct store *store;
 	struct context *context; // a reference
@@ -19,6 +20,7 @@ struct binding {
 	atomic_bool writing;     // one writing request at a time, over all queues
 	struct places *places;   // of contexts in the statistics, or NULL
 	uint32_t place;          // the context's among them
+	struct engine_default *defaults; // the context's profile as it was when it was opened, [layers], or NULL
 };
 
 struct session;
@@ -27,10 +29,10 @@ struct session *session_create(void); // one reference; NULL: out of memory
 struct session *session_ref(struct session *session);
 void session_unref(struct session *session);
 
-// Takes over the caller's reference of `context`, and its use of a place, on success only. MPIG_ELIMIT (handle >= MPIG_MAX_HANDLES), MPIG_EBUSY (in use),
-// MPIG_ENOMEM.
+// Takes over the caller's reference of `context`, its use of a place, and `defaults` (malloc, or NULL), on success only. MPIG_ELIMIT (handle >=
+// MPIG_MAX_HANDLES), MPIG_EBUSY (in use), MPIG_ENOMEM.
 int session_bind(struct session *session, uint32_t handle, struct store *store, struct context *context, uint64_t holder,
-                 struct places *places, uint32_t place);
+                 struct places *places, uint32_t place, struct engine_default *defaults);
 uint32_t session_count(struct session *session, uint32_t *leases); // handles that are bound, and how many of them write
 int session_unbind(struct session *session, uint32_t handle);      // MPIG_ENOENT
 void session_unbind_all(struct session *session);

@@ -75,7 +75,8 @@ static int open_pool(struct server *s)
 	                            .instance = o->daemon.instance,
 	                            .bytes = o->pool.size,
 	                            .lock_memory = o->pool.lock_memory,
-	                            .huge_pages = o->pool.huge_pages};
+	                            .huge_pages = o->pool.huge_pages,
+	                            .ready = o->pool.ready};
 	char why[OPTIONS_WHY_BYTES] = "";
 	int status = o->pool.restart == RESTART_ATTACH ? pool_open(&pool, &s->pool, why, sizeof why) : MPIG_ENOENT;
 	s->attached = status == MPIG_OK;
@@ -331,6 +332,7 @@ int server_start(struct server *s)
 	if (start_memory(s, workers) != 0 || start_loop(s) != 0 || start_disk(s) != 0 || start_streams(s) != 0 ||
 	    start_indexer(s) != 0)
 		return -1;
+	profiles_open(&s->profiles, s->options.daemon.profiles);
 	if (start_stats(s, workers, gid) != 0 || start_workers(s, workers, &cpus) != 0 || start_listening(s, gid) != 0)
 		return -1;
 	s->started = true;
@@ -393,5 +395,6 @@ void server_stop(struct server *s)
 			rmdir(s->options.pool.dir); // if it is empty and we may; the next start makes it again
 	}
 	account_free(&s->accounts);
+	profiles_close(&s->profiles);
 	listener_close(&s->listener, true);
 }

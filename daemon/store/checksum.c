@@ -190,17 +190,30 @@ static uint64_t tables_content(const struct pool *pool, const struct table_exten
 	return checksum_of_sum(sum);
 }
 
+uint32_t content_parts(const struct segment_record *r, uint32_t rows)
+{
+	return 2 * blocks_of(r, rows) + 1;
+}
+
+void content_sum(const struct pool *pool, const struct spec *spec, const struct segment_record *r,
+                 const struct generation_record *g, const struct table_extent *table, uint32_t rows, uint32_t part,
+                 struct content_sums *sums)
+{
+	uint32_t blocks = blocks_of(r, rows), b = part % blocks;
+	if (part < blocks)
+		sums->block[b] = block_content(pool, spec, r, b, rows);
+	else if (part < 2 * blocks && g && g->code_block[b])
+		sums->code_block[b] = code_block_content(pool, spec, r, g, b, rows);
+	else if (part == 2 * blocks && table)
+		sums->tables = tables_content(pool, table, 2 * spec->strips);
+}
+
 struct content_sums *content_sums_new(const struct pool *pool, const struct spec *spec, const struct segment_record *r,
                                       const struct generation_record *g, const struct table_extent *table, uint32_t rows)
 {
 	struct content_sums *sums = calloc(1, sizeof *sums);
-	for (uint32_t b = 0, blocks = blocks_of(r, rows); sums && b < blocks; b++) {
-		sums->block[b] = block_content(pool, spec, r, b, rows);
-		if (g && g->code_block[b])
-			sums->code_block[b] = code_block_content(pool, spec, r, g, b, rows);
-	}
-	if (sums && table)
-		sums->tables = tables_content(pool, table, 2 * spec->strips);
+	for (uint32_t part = 0; sums && part < content_parts(r, rows); part++)
+		content_sum(pool, spec, r, g, table, rows, part, sums);
 	return sums;
 }
 

@@ -351,6 +351,11 @@ struct content_sums { // of what its records lead to; 0: it is not there
 };
 // Of the segment's first `rows` rows, which do not change any more: token ids and rows, codes, tables and upper layers. g, table [2 strips]:
 // NULL if there are none. NULL without memory.
+// They are made part by part, in any order, by anybody who has what keeps the segment. g, table: NULL if there are none.
+uint32_t content_parts(const struct segment_record *r, uint32_t rows);
+void content_sum(const struct pool *pool, const struct spec *spec, const struct segment_record *r,
+                 const struct generation_record *g, const struct table_extent *table, uint32_t rows, uint32_t part,
+                 struct content_sums *sums);
 struct content_sums *content_sums_new(const struct pool *pool, const struct spec *spec, const struct segment_record *r,
                                       const struct generation_record *g, const struct table_extent *table, uint32_t rows);
 // All checksums of a generation that nobody reaches yet.

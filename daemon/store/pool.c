@@ -11,7 +11,7 @@
 #define MADV_COLLAPSE 25
 #endif
 
-static int allocate(int fd, int mode, uint64_t offset, uint64_t bytes)
+int pool_allocate(int fd, int mode, uint64_t offset, uint64_t bytes)
 {
 	int rc;
 	do
@@ -23,7 +23,7 @@ static int allocate(int fd, int mode, uint64_t offset, uint64_t bytes)
 // Gives the bytes back to the machine; where the kernel cannot, at least what was there is gone.
 static void punch(const struct node *n, uint64_t at, uint64_t bytes)
 {
-	if (allocate(n->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at, bytes))
+	if (pool_allocate(n->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, at, bytes))
 		memset(n->base + at, 0, bytes);
 }
 
@@ -36,7 +36,7 @@ static void punch_pages(const struct pool *pool, const struct node *n, uint64_t 
 		uint64_t end = at + bytes < lo + pool->page ? at + bytes : lo + pool->page;
 		memset(n->base + begin, 0, end - begin);
 		if (extent_map_all_free(&n->map, (uint32_t)page * per_page, per_page))
-			(void)allocate(n->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, lo, pool->page);
+			(void)pool_allocate(n->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, lo, pool->page);
 	}
 }
 
@@ -90,13 +90,16 @@ uint64_t pool_take(struct pool *pool, struct node *n, uint64_t bytes)
 	pthread_mutex_lock(&n->lock);
 	uint32_t first = extent_map_take(&n->map, granules);
 	uint64_t at = (uint64_t)first * POOL_GRANULE, result = UINT64_MAX;
-	if (first != EXTENT_NONE && !shared_pages)
+	bool there = first != EXTENT_NONE && pool_is_ready(n, at, bytes);
+	if (first != EXTENT_NONE && !shared_pages && !there)
 		note_filled(n, at, bytes);
 	if (!shared_pages)
 		pthread_mutex_unlock(&n->lock);
-	if (first != EXTENT_NONE) {
+	if (there) {
+		result = n->offset + at;
+	} else if (first != EXTENT_NONE) {
 		uint64_t lo = at / pool->page * pool->page, hi = (at + bytes + pool->page - 1) / pool->page * pool->page;
-		if (allocate(n->fd, 0, lo, hi - lo) == 0)
+		if (pool_allocate(n->fd, 0, lo, hi - lo) == 0)
 			result = n->offset + at;
 	}
 	if (first != EXTENT_NONE && result == UINT64_MAX) { // the machine is full though the pool is not
@@ -135,8 +138,13 @@ void pool_free(struct pool *pool, uint64_t offset, uint64_t bytes)
 	uint64_t at = offset - n->offset;
 	assert(bytes <= pool->part - at);
 	bool shared_pages = pool->page != POOL_GRANULE;
-	if (!shared_pages)
+	if (!shared_pages) {
+		pthread_mutex_lock(&n->lock);
+		pool_not_ready(n, at, bytes);
+		n->full = false;
+		pthread_mutex_unlock(&n->lock);
 		punch(n, at, bytes); // before it can be handed out again
+	}
 	pthread_mutex_lock(&n->lock);
 	extent_map_give(&n->map, (uint32_t)(at / POOL_GRANULE), (uint32_t)(bytes / POOL_GRANULE));
 	if (shared_pages)

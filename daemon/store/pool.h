@@ -15,7 +15,9 @@ struct pool_options {
 	uint64_t bytes;   // 0 = half of MemAvailable
 	bool lock_memory; // mlock2(ONFAULT) where allowed
 	bool huge_pages;  // remember filled 2 MiB ranges for pool_collapse
-	uint32_t nodes;   // files, one per NUMA node; 0 = as many as the machine has
+	uint64_t
+		ready; // free memory that pool_make_ready will be asked to keep; 0 = none. Not on hugetlbfs, whose pages are there
+	uint32_t nodes; // files, one per NUMA node; 0 = as many as the machine has
 };
 // Creates a fresh pool (an old file of a dead daemon is emptied; one whose daemon lives is refused by flock: MPIG_EBUSY).
 // 0 or MPIG_EBUSY, MPIG_EACCES, MPIG_ENOSPC, MPIG_EIO, MPIG_ENOMEM, MPIG_EINVAL (options; not a tmpfs or hugetlbfs);
@@ -50,6 +52,9 @@ static inline uint64_t pool_round(uint64_t bytes)
 // Idle work, with huge_pages: makes up to `most` filled 2 MiB ranges one page each where the kernel can, and returns how many are left
 // to try. A range costs milliseconds (the kernel copies it), so this is not done on allocation. Thread-safe.
 uint32_t pool_collapse(struct pool *pool, uint32_t most);
+// Idle work: fills one more free range of 2 MiB, zeroed, as a huge page where the kernel can, and mapped, unless `want` bytes in such ranges
+// are free: extents taken from them cost no page. False: there is nothing to do, or the machine is full. A range costs a millisecond. Thread-safe.
+bool pool_make_ready(struct pool *pool, uint64_t want);
 // Address of an offset of ours (trusted).
 void *pool_at(const struct pool *pool, uint64_t offset);
 

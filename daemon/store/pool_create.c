@@ -259,6 +259,9 @@ int pool_prepare_node(struct pool *pool, uint32_t i, const struct reason *why)
 		return pool_fail(why, MPIG_ENOMEM, "no memory for the free map of a pool of %" PRIu64 " MiB", pool->bytes >> 20);
 	if (pool->huge_pages && !(n->filled = calloc((pool->part / HUGE_PAGE + 63) / 64, sizeof *n->filled)))
 		return pool_fail(why, MPIG_ENOMEM, "no memory for the page map of a pool of %" PRIu64 " MiB", pool->bytes >> 20);
+	if (pool->ready && pool->page == POOL_GRANULE &&
+	    !(n->ready = calloc((pool->part / HUGE_PAGE + 63) / 64, sizeof *n->ready)))
+		return pool_fail(why, MPIG_ENOMEM, "no memory for the page map of a pool of %" PRIu64 " MiB", pool->bytes >> 20);
 	uint64_t table = i ? 0 : pool_round(sizeof(uint64_t) * POOL_MAX_CONTEXTS);
 	if (pool_take(pool, n, POOL_GRANULE + table) != n->offset)
 		return pool_fail(why, MPIG_ENOSPC, "%s has no room for the pool's first %" PRIu64 " KiB: free space there",
@@ -313,7 +316,7 @@ int pool_new(const struct pool_options *options, uint32_t nodes, struct pool **o
 	struct pool *pool = calloc(1, sizeof *pool);
 	if (!pool)
 		return pool_fail(why, MPIG_ENOMEM, "no memory for the pool's own record");
-	*pool = (struct pool){.nodes = nodes, .dir_fd = -1, .huge_pages = options->huge_pages};
+	*pool = (struct pool){.nodes = nodes, .dir_fd = -1, .huge_pages = options->huge_pages, .ready = options->ready > 0};
 	strcpy(pool->dir, options->dir);
 	for (uint32_t i = 0; i < MAX_NODES; i++) {
 		struct node *n = &pool->node[i];
@@ -371,6 +374,7 @@ void pool_close(struct pool *pool, bool remove)
 		}
 		extent_map_fini(&n->map);
 		free(n->filled);
+		free(n->ready);
 		pthread_mutex_destroy(&n->lock);
 	}
 	if (pool->dir_fd >= 0)

@@ -24,6 +24,8 @@ struct node {
 	uint64_t *
 		filled; // a bit per 2 MiB range that allocations have touched since pool_collapse looked; NULL without huge_pages
 	uint32_t candidates; // bits set in it
+	uint64_t *ready; // a bit per 2 MiB range whose pages are all there, and zero where it is free; NULL: none is kept ready
+	bool full;       // the machine had no memory for one; until something is given back
 	unsigned char *base;
 	uint64_t offset; // of its first byte in the pool
 	int fd;
@@ -35,7 +37,7 @@ struct pool {
 	uint64_t bytes, part; // part: bytes of one node
 	uint64_t page;        // what fallocate and punch work in: 4096, or the huge page size on hugetlbfs
 	uint32_t nodes;
-	bool huge_pages, made_dir;
+	bool huge_pages, ready, made_dir;
 	int dir_fd;
 	char dir[PATH_MAX - 64], path[PATH_MAX];
 	struct node node[MAX_NODES];
@@ -43,6 +45,11 @@ struct pool {
 
 // An extent of whole granules on one node; its offset in the pool, UINT64_MAX on failure.
 uint64_t pool_take(struct pool *pool, struct node *n, uint64_t bytes);
+
+int pool_allocate(int fd, int mode, uint64_t offset, uint64_t bytes); // fallocate, until it is not interrupted
+// Whether all ranges of an extent are ready; and those of one that is given back no longer are. Lock held.
+bool pool_is_ready(const struct node *n, uint64_t at, uint64_t bytes);
+void pool_not_ready(struct node *n, uint64_t at, uint64_t bytes);
 
 // What making a pool and opening one share (pool_create.c). `create`: what is missing is made; otherwise MPIG_ENOENT.
 __attribute__((format(printf, 3, 4))) int pool_fail(const struct reason *why, int status, const char *format, ...);

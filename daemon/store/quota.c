@@ -143,13 +143,23 @@ static uint64_t bytes_of(struct store *s, party_id party)
 	return bytes;
 }
 
-uint64_t store_uid_contexts(struct store *s, uint32_t uid)
+static uint64_t contexts_of(struct store *s, party_id party)
 {
 	store_lock(s);
-	const struct account *a = account_find(s, party_user(uid));
+	const struct account *a = account_find(s, party);
 	uint64_t contexts = a ? a->contexts : 0;
 	store_unlock(s);
 	return contexts;
+}
+
+uint64_t store_uid_contexts(struct store *s, uint32_t uid)
+{
+	return contexts_of(s, party_user(uid));
+}
+
+uint64_t store_gid_contexts(struct store *s, uint32_t gid)
+{
+	return contexts_of(s, party_group(gid));
 }
 
 uint64_t store_uid_bytes(struct store *s, uint32_t uid)

@@ -175,13 +175,27 @@ static void publish_seal(struct store *s, struct context *c, struct seal_work *w
 	w->trash = NULL;
 }
 
+uint32_t context_seal_sums(struct seal_plan *plan)
+{
+	struct seal_work *w = plan->private_;
+	w->sums = calloc(1, sizeof *w->sums);
+	return w->sums ? content_parts(w->segment->record, w->rows) : 0;
+}
+
+void context_seal_sum(struct seal_plan *plan, uint32_t part)
+{
+	const struct seal_work *w = plan->private_;
+	const struct context *c = plan->context;
+	content_sum(c->store->pool, c->spec, w->segment->record, w->generation, w->table, w->rows, part, w->sums);
+}
+
 void context_seal_finish(struct store *s, struct seal_plan *plan, bool publish)
 {
 	struct seal_work *w = plan->private_;
 	struct context *c = plan->context;
 	if (!w)
 		return;
-	if (publish) // the plan's pin keeps what is read
+	if (publish && !w->sums) // the plan's pin keeps what is read
 		w->sums = content_sums_new(s->pool, c->spec, w->segment->record, w->generation, w->table, w->rows);
 	store_lock(s);
 	account_sub(s, &w->owner, w->held);

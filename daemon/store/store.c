@@ -255,6 +255,11 @@ uint64_t context_id(const struct context *c)
 {
 	return c->id;
 }
+const uint8_t *context_fingerprint(const struct context *c)
+{
+	return c->fingerprint;
+}
+
 uint32_t context_owner(const struct context *c)
 {
 	return c->identity.uid;

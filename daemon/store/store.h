@@ -158,6 +158,7 @@ void store_totals(struct store *s, struct store_totals *out);
 uint64_t store_uid_bytes(struct store *s, uint32_t uid);
 uint64_t store_uid_contexts(struct store *s, uint32_t uid);
 uint64_t store_gid_bytes(struct store *s, uint32_t gid);
+uint64_t store_gid_contexts(struct store *s, uint32_t gid);
 void store_set_limits(struct store *s, const struct store_limits *limits); // what is held beyond them stays
 // Whether `who` may do this to a context in memory: 0, MPIG_ENOENT, or MPIG_EACCES and why.
 int store_context_access(struct store *s, const struct credentials *who, const char *name, enum access want, char *why);
@@ -171,7 +172,8 @@ const struct mpig_wire_layer *context_spec_layer(const struct context *c,
 uint64_t context_committed(const struct context *c);              // acquire
 uint64_t context_seed(const struct context *c);
 uint64_t context_id(const struct context *c);
-uint32_t context_owner(const struct context *c); // uid
+uint32_t context_owner(const struct context *c);             // uid
+const uint8_t *context_fingerprint(const struct context *c); // [64], all zero: it has none; never changes
 uint32_t context_signature_version(const struct context *c);
 uint32_t context_strip_bits(struct context *c, uint32_t strip); // width of a strip's codes in force; 0: none (yet)
 bool context_dropped(const struct context *c);
@@ -289,6 +291,10 @@ int context_seal_begin(struct store *s, struct context *c, struct seal_plan *pla
 // context_seal_finish is still to be called.
 int context_seal_room(struct store *s, struct seal_plan *plan, uint64_t (*table_bytes)(const struct layer *, uint32_t rows),
                       char *why);
+// And last, once the index is filled: checksums of rows, codes and tables, a part at a time, in any order and by any threads, if nobody
+// did, context_seal_finish makes them. How many parts; 0 without memory.
+uint32_t context_seal_sums(struct seal_plan *plan);
+void context_seal_sum(struct seal_plan *plan, uint32_t part);
 // Publishes parameters, generation and sealed length, trims unused tails; or gives everything back.
 void context_seal_finish(struct store *s, struct seal_plan *plan, bool publish);
 // ---- a new index for what is sealed already ----------------------------------------------------------------------------

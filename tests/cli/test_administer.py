@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import grp
 import json
 import os
 import re
@@ -100,15 +101,52 @@ def test_kill_client_by_pid(daemon, other):
 
 
 def test_quota(daemon, book):
-    (own,) = json.loads(good(daemon.ctl("quota", "--json")))
-    assert own["uid"] == os.getuid()
-    assert own["contexts"] == 1 and own["bytes"] > 300 * 3 * 2 * 2 * 64 * 2
-    assert own["clients"] >= 1 and own["clients_limit"] > 1 and own["queues_limit"] > 1
+    own, group = json.loads(good(daemon.ctl("quota", "--json")))
+    assert own["uid"] == os.getuid() and group["gid"] == os.getgid() and "uid" not in group
+    for each in own, group:
+        assert each["contexts"] == 1 and each["bytes"] > 300 * 3 * 2 * 2 * 64 * 2
+        assert each["clients"] >= 1 and each["requests_limit"] == 0
+    assert own["clients_limit"] > 1 and own["queues_limit"] > 1 and own["region_bytes_limit"] > 0 and group["region_bytes_limit"] == 0
     by_name = json.loads(good(daemon.ctl("quota", "--json", getpass.getuser(), str(os.getuid()))))
     assert [q["uid"] for q in by_name] == [os.getuid()]
-    title, row = good(daemon.ctl("quota", "--all")).splitlines()
-    assert title.split() == ["USER", "MEMORY", "CONTEXTS", "CLIENTS", "QUEUES", "QUEUE", "MEMORY"]
-    assert row.startswith(getpass.getuser()) and f"of {own['clients_limit']}" in row
+    name = grp.getgrgid(os.getgid()).gr_name
+    assert [q["gid"] for q in json.loads(good(daemon.ctl("quota", "--json", "-g", name, "--group", str(os.getgid()))))] == [os.getgid()]
+    title, row, of_group = good(daemon.ctl("quota", "--all")).splitlines()
+    assert title.split() == ["HOLDER", "MEMORY", "CONTEXTS", "CLIENTS", "QUEUES", "QUEUE", "MEMORY", "REQUESTS/S", "AT", "MOST"]
+    assert row.startswith(f"user {getpass.getuser()} ") and f"of {own['clients_limit']}" in row
+    assert of_group.startswith(f"group {name} ") and of_group.endswith(" -")
+
+
+def test_quota_is_set(daemon, book):
+    name = grp.getgrgid(os.getgid()).gr_name
+    text = good(daemon.ctl("quota", "set", "group", name, "bytes=1G", "contexts=7", "requests=5000"))
+    assert text == (
+        f"limits group {name}.bytes = 1G (was not set)\nlimits group {name}.contexts = 7 (was not set)\nlimits group {name}.requests = 5000 (was not set)\n"
+        f"until the next reload or restart; for good, in the daemon's configuration file:\n"
+        f"[limits group {name}]\nbytes = 1G\ncontexts = 7\nrequests = 5000\n"
+    )
+    (group,) = json.loads(good(daemon.ctl("quota", "--json", "--group", name)))
+    assert (group["bytes_limit"], group["contexts_limit"], group["requests_limit"]) == (1 << 30, 7, 5000)
+    row = good(daemon.ctl("quota", "-g", name)).splitlines()[1]
+    assert " of 1.0 GiB " in row and " 1 of 7 " in row and row.endswith(" 5,000")
+    assert "limits user 4242.queues = 3" in good(daemon.ctl("quota", "set", "user", "4242", "queues=3"))
+    (other,) = json.loads(good(daemon.ctl("quota", "--json", "4242")))
+    assert other["queues_limit"] == 3
+    good(daemon.ctl("reload"))
+    (group,) = json.loads(good(daemon.ctl("quota", "--json", "--group", name)))
+    assert (group["bytes_limit"], group["contexts_limit"], group["requests_limit"]) == (0, 0, 0)
+
+
+def test_quota_that_cannot_be_set(daemon):
+    for arguments in (["set"], ["set", "user", "0"], ["set", "all", "x", "bytes=1"], ["set", "user", "nobody at all", "bytes=1"],
+                      ["set", "user", "0", "bytes"], ["set", "--all", "user", "0", "bytes=1"], ["--all", "-g", "0"], ["-g", "no such"]):  # fmt: skip
+        assert daemon.ctl("quota", *arguments).returncode == USAGE, arguments
+    for assignment in "speed=3", "bytes=much":
+        result = daemon.ctl("quota", "set", "user", "0", assignment)
+        assert result.returncode == FAILED and result.stdout == "" and assignment.split("=")[0] in result.stderr
+    result = daemon.ctl("quota", "set", "user", "0", "clients=50", "bytes=much")
+    assert result.returncode == FAILED and result.stdout.startswith("limits user 0.clients = 50")
+    good(daemon.ctl("reload"))
 
 
 # ---- drain ------------------------------------------------------------------------------------------------------------
@@ -139,6 +177,8 @@ def test_python(daemon, client, other):
     ids = {info.pid: info.id for info in client.clients()}
     assert set(ids) == {other.pid, os.getpid()}
     assert client.quota().clients == 2 and client.quota(4242).clients == 0
+    group = client.quota(gid=os.getgid())
+    assert (group.group, group.uid, group.clients) == (1, os.getgid(), 2) and client.quota(gid=4242).clients == 0
     assert client.drain(True).drained == 1 and client.drain().drained == 1
     with pytest.raises(magicpig.Shutdown, match="drained"):
         client.queue()

@@ -155,7 +155,7 @@ def test_test_names_every_error_with_its_line(tmp_path: pathlib.Path):
     assert result.returncode == FAILED and result.stdout == ""
     assert result.stderr.splitlines() == [
         f"{file}:2: pool.size = 12Q: allowed: size in bytes or with K, M, G, T, 0 to 1024T",
-        f"{file}:3: unknown key 'colour' in [pool]; allowed: dir, size, lock_memory, huge_pages, restart, keep, verify",
+        f"{file}:3: unknown key 'colour' in [pool]; allowed: dir, size, lock_memory, huge_pages, ready, restart, keep, verify",
         f"{file}:5: unknown section [fruit] (key 'a'); allowed: daemon, pool, workers, engine, limits, disk",
         f"{file}:7: limits.clients_per_uid = 0: allowed: whole number, 1 to 1024",
         f"{file}:11: disk.idle = 3 days: allowed: duration with us, ms or s, 0us to 100000s",

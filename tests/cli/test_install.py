@@ -57,6 +57,8 @@ def test_what_is_installed(installed):
         "usr/lib/systemd/system/magicpigd.socket",
         "usr/lib/systemd/system/magicpigd@.service",
         "usr/lib/systemd/system/magicpigd@.socket",
+        "usr/lib/systemd/system/magicpigd-metrics.service",
+        "usr/lib/systemd/system/magicpigd-metrics.socket",
         "usr/lib/systemd/catalog/magicpigd.catalog",
         "usr/lib/sysusers.d/magicpig.conf",
         "usr/lib/tmpfiles.d/magicpig.conf",

@@ -41,6 +41,9 @@ def plan(*arguments: str) -> dict:
         (6, 2, 1, 64, "bf16", 0, (0, 0), 4097),
         (2, 4, 2, 80, "int8", 2, (0, 0), 20000),
         (1, 8, 1, 256, "bf16", 1, (10, 20), 15000),
+        (2, 4, 2, 128, "int8", 2, (9, 30), 10000),
+        (2, 4, 2, 96, "fp16", 0, (10, 40), 7000),
+        (1, 1, 1, 64, "int8", 1, (0, 0), 150000),  # the last segment has an upper layer
     ],
 )
 def test_memory(daemon, client, layers, query, kv, d, dtype, bits, tables, tokens):

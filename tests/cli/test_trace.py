@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import stat
 import subprocess
@@ -63,6 +64,7 @@ class Recorder:
         self.process = subprocess.Popen(
             [MAGICPIGCTL, "--socket", str(daemon.socket), "trace", "record", *arguments],
             stdin=subprocess.DEVNULL, stdout=options.get("stdout", subprocess.PIPE), stderr=subprocess.PIPE,
+            preexec_fn=options.get("preexec_fn"),
         )  # fmt: skip
         deadline = time.monotonic() + 20
         while not is_recorded(daemon, "novel"):
@@ -139,14 +141,15 @@ def test_at_a_pace(daemon, novel, tmp_path):
     assert time.monotonic() - begun < 0.35 * 10  # not at the recorded pace twice over, however loaded
 
 
-def test_ended_by_a_signal(daemon, novel, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_ended_by_a_signal(daemon, novel, tmp_path, number):
     path = tmp_path / "queries"
     recorder = Recorder(daemon, "novel", str(path))
     assert "recorded      what is asked of it is being recorded" in good(daemon.ctl("show", "novel"))
     refused(daemon.ctl("trace", "record", "novel", str(tmp_path / "other")), FAILED, "its queries are being recorded already")
     assert not (tmp_path / "other").exists()
     novel(7, budget=0.05)
-    result = recorder.end(signal.SIGINT)
+    result = recorder.end(number)
     assert result.returncode == OK and result.stderr == ""
     assert result.stdout.startswith("novel: recorded 7 queries in ")
     assert replay(daemon, path)["queries"] == 7
@@ -181,6 +184,47 @@ def test_through_a_pipe(daemon, novel, tmp_path):
     assert replay(daemon, path)["queries"] == 3
 
 
+def test_replayed_from_a_pipe(daemon, recorded, tmp_path):
+    """It is read once for each pass, which a pipe cannot be."""
+    want = replay(daemon, recorded, "--exact")
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with subprocess.Popen(["cat", str(recorded)], stdout=subprocess.PIPE) as cat:
+        piped = json.loads(good(daemon.ctl("trace", "replay", "--json", "-", "--exact", stdin=cat.stdout)))
+    with recorded.open("rb") as file:
+        redirected = json.loads(good(daemon.ctl("trace", "replay", "--json", "-", "--exact", stdin=file)))
+    with subprocess.Popen(["sh", "-c", 'cat "$0" > "$1"', str(recorded), str(fifo)]):
+        named = replay(daemon, fifo, "--exact")
+    for result in piped, redirected, named:
+        assert result["queries"] == 60
+        assert result["recorded"] == want["recorded"]
+        assert result["replayed"][0]["rows_read"] == want["replayed"][0]["rows_read"]
+        assert result["replayed"][0]["error"] == want["replayed"][0]["error"]
+    cut = subprocess.run(
+        ["sh", "-c", 'head -c 2000 "$0" | "$1" --socket "$2" trace replay -', str(recorded), MAGICPIGCTL, str(daemon.socket)],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert cut.stderr == "magicpigctl trace: standard input was cut short; what is there is replayed\n"
+    assert cut.stdout.startswith("novel: 1 queries of 'novel'")
+
+
+def test_a_stuck_daemon_does_not_hold_it(daemon, recorded):
+    """The first signal asks, the second ends."""
+    os.kill(daemon.process.pid, signal.SIGSTOP)
+    try:
+        process = subprocess.Popen(
+            [MAGICPIGCTL, "--socket", str(daemon.socket), "trace", "replay", str(recorded)],
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        for _ in range(2):
+            time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+        assert (process.returncode, out, err) == (-signal.SIGINT, "", "")
+    finally:
+        os.kill(daemon.process.pid, signal.SIGCONT)
+
+
 def test_what_a_ring_has_no_room_for(daemon, novel, tmp_path):
     path = tmp_path / "queries"
     recorder = Recorder(daemon, "novel", str(path), "--ring", "1", "--json")
@@ -201,12 +245,50 @@ def test_when_the_context_is_dropped(daemon, novel, client, tmp_path):
         [MAGICPIGCTL, "--socket", str(daemon.socket), "trace", "record", "brief", str(tmp_path / "queries")],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    while not is_recorded(daemon, "brief"):
+    while not (tmp_path / "queries").exists():  # it knows the context by then
+        assert process.poll() is None
         time.sleep(0.02)
     client.drop("brief")
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (OK, "")
-    assert out.startswith("brief: recorded 0 queries in ") and out.endswith(": the context was dropped\n")
+    assert out.startswith("brief: recorded 0 queries in ") and out.endswith(": the context is no longer in memory\n")
+
+
+def test_a_full_disk_takes_nothing_away(daemon, novel, tmp_path):
+    """What was recorded before is there, and a file that holds nothing is not."""
+
+    def small_files(most: int):
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+
+    path = tmp_path / "queries"
+    recorder = Recorder(daemon, "novel", str(path), preexec_fn=lambda: small_files(20000))
+    novel(40, budget=0.05)
+    result = recorder.end()
+    assert (result.returncode, result.stdout) == (FAILED, "")
+    assert result.stderr == f"magicpigctl trace: '{path}': File too large; the queries that were written before are kept\n"
+    result = daemon.ctl("trace", "replay", "--json", str(path))
+    assert result.stderr == f"magicpigctl trace: {path} was cut short; what is there is replayed\n"
+    assert json.loads(result.stdout)["queries"] == (20000 - 448) // 1280
+    path.unlink()
+    result = daemon.ctl("trace", "record", "novel", str(path), preexec_fn=lambda: small_files(100))
+    refused(result, FAILED, f"magicpigctl trace: '{path}': File too large\n")
+    assert not path.exists()
+    with open("/dev/full", "w") as full:  # one failure, one line
+        command = [MAGICPIGCTL, "--socket", str(daemon.socket), "trace", "record", "novel", "-"]
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (FAILED, "magicpigctl trace: '-': No space left on device\n")
+
+
+def test_a_connection_that_is_ended(daemon, novel, tmp_path):
+    path = tmp_path / "queries"
+    recorder = Recorder(daemon, "novel", str(path), "--json")
+    novel(3, budget=0.05)
+    (connection,) = [c["id"] for c in json.loads(good(daemon.ctl("clients", "--json"))) if c["pid"] == recorder.process.pid]
+    good(daemon.ctl("kill-client", str(connection)))
+    result = json.loads(good(recorder.end()))
+    assert (result["records"], result["ended"]) == (3, "closed")
+    assert replay(daemon, path)["queries"] == 3
 
 
 def test_files_that_are_not_good(daemon, recorded, tmp_path):

@@ -135,7 +135,7 @@ static const struct bad {
 	{"daemon.instance=a/b", "allowed: name of at most 63 letters"},
 	{"daemon.instance=0123456789012345678901234567890123456789012345678901234567890123", "allowed: name of at most 63"},
 	{"pool.colour=1", "command line: unknown key 'colour' in [pool]; allowed: dir, size, lock_memory, huge_pages, "
-                          "restart, keep, verify"},
+                          "ready, restart, keep, verify"},
 	{"pond.size=1",
          "command line: unknown section [pond] (key 'size'); allowed: daemon, pool, workers, engine, limits, disk"},
 	{"pool=1", "'pool=1' is not section.key=value"},

@@ -177,6 +177,50 @@ START_TEST(a_request_that_names_nothing_goes_by_error)
 }
 END_TEST
 
+// What a context's profile says holds for a request that says nothing itself, and for no other.
+START_TEST(a_profile_answers_what_names_nothing)
+{
+	struct context *c = make_context("profile", ROWS, 2, .03f);
+	struct engine_default by_error = {.proposal = MPIG_PROPOSAL_SIGNATURE,
+	                                  .error_target = .2f,
+	                                  .budget_floor = .01f,
+	                                  .budget_cap = .02f},
+			      by_share = {.proposal = MPIG_PROPOSAL_SIGNATURE, .budget = .1f},
+			      dense = {.proposal = MPIG_PROPOSAL_DENSE}, window = {.proposal = MPIG_PROPOSAL_WINDOW},
+			      nothing = {0}, bare = {.proposal = MPIG_PROPOSAL_SIGNATURE};
+	double plain = mean_rows(c, 0, 0, NULL), error = mean_rows(c, .055f, 0, NULL), share = mean_rows(c, 0, .05f, NULL);
+	ck_assert_double_eq_tol(plain, .03 * ROWS, .003 * ROWS); // the layer's share
+	f.defaults = &by_error;
+	double capped = mean_rows(c, 0, 0, NULL); // between floor and cap, which would not reach the error
+	ck_assert(capped > .008 * ROWS && capped < .024 * ROWS);
+	ck_assert_double_eq(mean_rows(c, .055f, 0, NULL), error);
+	ck_assert_double_eq(mean_rows(c, 0, .05f, NULL), share);
+	f.defaults = &by_share;
+	ck_assert_double_eq_tol(mean_rows(c, 0, 0, NULL), .1 * ROWS, .01 * ROWS);
+	ck_assert_double_eq(mean_rows(c, .055f, 0, NULL), error);
+	f.defaults = &dense;
+	ck_assert_double_eq_tol(mean_rows(c, 0, 0, NULL), ROWS, 1e-6);
+	ck_assert_double_eq(mean_rows(c, 0, .05f, NULL), share); // who names a share wants a sample
+	f.defaults = &window;
+	ck_assert_double_eq(mean_rows(c, 0, 0, NULL), 0);
+	f.defaults = &by_share; // the profile's own proposal, named: still its share
+	struct mpig_sqe named = {.count = 1, .flags = MPIG_SQE_END_RELATIVE, .proposal = MPIG_PROPOSAL_SIGNATURE};
+	struct answer by_name = fixture_attend(&f, c, &named, NULL, q);
+	ck_assert(by_name.rows[0] > .08 * ROWS && by_name.rows[0] < .12 * ROWS);
+	answer_free(&by_name);
+	struct mpig_sqe e = {.count = 1, .flags = MPIG_SQE_END_RELATIVE, .proposal = MPIG_PROPOSAL_DENSE};
+	struct answer a = fixture_attend(&f, c, &e, NULL, q);
+	ck_assert_uint_eq(a.rows[0], ROWS); // nor does it change a proposal that was named
+	answer_free(&a);
+	f.defaults = &nothing;
+	ck_assert_double_eq(mean_rows(c, 0, 0, NULL), plain);
+	f.defaults = &bare;
+	ck_assert_double_eq(mean_rows(c, 0, 0, NULL), plain);
+	f.defaults = NULL;
+	context_unref(c);
+}
+END_TEST
+
 // The floor and the cap are shares of the 8,192 rows; 20 samples of three heads are within 10 % of them.
 START_TEST(rows_stay_between_floor_and_cap)
 {
@@ -329,6 +373,7 @@ int main(void)
 	tcase_add_checked_fixture(t, setup, teardown);
 	tcase_add_loop_test(t, the_mass_deviates_by_eps_at_most, 0, 3);
 	tcase_add_test(t, a_request_that_names_nothing_goes_by_error);
+	tcase_add_test(t, a_profile_answers_what_names_nothing);
 	tcase_add_test(t, rows_stay_between_floor_and_cap);
 	tcase_add_test(t, the_windows_mass_counts_as_its_values_do);
 	tcase_add_test(t, short_ranges_are_exact_under_an_error_target);

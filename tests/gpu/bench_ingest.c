@@ -1,10 +1,11 @@
 // Prefill from the GPU, measured in one run: bench_ingest [--json FILE] [--tokens N] [--chunk N] [--rows bf16|int8] [--slot-mib N] [--slots N]
-// [--blocks N] [--compute-ms X] [--sweep]
+// [--blocks N] [--compute-ms X] [--sweep] [--cold]
 //
 //   link        the GPU's copy engine into pinned memory, large copies: what everything is compared with
 //   prefill     32 layers of an 8B model's shape, chunk by chunk and layer by layer as a prefill computes them, until the daemon has rows,
 //               signatures and checksums of all tokens: nothing is computed between layers, so the link and the daemon set the pace
 //   hidden      the same while the GPU is kept busy for X ms a layer: what is left of it behind the computation
+//               (--cold: without memory that the daemon has made ready, pool.ready)
 //   host        the same rows by mpig_append from the host's memory, for comparison
 //
 // Runs over the fake driver too; its times mean nothing.
@@ -14,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "daemon/base/clock.h"
 #include "tests/gpu/device.h"
@@ -31,8 +33,8 @@ static struct {
 	size_t slot_bytes;
 	unsigned slots, blocks;
 	double compute_ms;
-	bool sweep;
-} option = {.tokens = 98304, .chunk = 8192, .row_dtype = MPIG_BF16, .compute_ms = 8};
+	bool sweep, ready;
+} option = {.ready = true, .tokens = 98304, .chunk = 8192, .row_dtype = MPIG_BF16, .compute_ms = 8};
 
 struct line {
 	char name[64];
@@ -204,12 +206,25 @@ static uint32_t *ids_make(uint64_t tokens)
 	return ids;
 }
 
+// Until the daemon has made memory ready again: what it had was given back with the last context.
+static void settle(void)
+{
+	uint64_t last = 0, now;
+	for (int i = 0, quiet = 0; option.ready && i < 120 && quiet < 3; i++) {
+		usleep(500000);
+		now = private_daemon_resident(&own);
+		quiet = now > last ? 0 : quiet + 1;
+		last = now;
+	}
+}
+
 static void prefill(const char *name, uint64_t tokens, size_t slot_bytes, unsigned slots, double compute_ms)
 {
 	struct mpig_cuda_ingest_options o = {
 		.size = sizeof(o), .slot_bytes = slot_bytes, .slots = slots, .blocks = option.blocks};
 	struct mpig_cuda_ingest_report rows = {.size = sizeof(rows)}, seal = {.size = sizeof(seal)};
 	mpig_cuda_ingest *ingest;
+	settle();
 	mpig_context *x = context_make();
 	uint32_t *ids = ids_make(tokens);
 	int64_t ticket[BUFFERS] = {0};
@@ -264,6 +279,18 @@ static void prefill(const char *name, uint64_t tokens, size_t slot_bytes, unsign
 	mpig_cuda_ingest_destroy(ingest);
 	free(ids);
 	context_end(x);
+}
+
+// The computation of a prefill alone.
+static void compute_alone(uint64_t tokens, double compute_ms)
+{
+	void *before = event_make(), *after = event_make();
+	event_record(before, stream);
+	for (unsigned turn = 0; turn < (tokens + option.chunk - 1) / option.chunk * (unsigned)layers; turn++)
+		compute((int)(turn % BUFFERS), turn, compute_ms);
+	event_record(after, stream);
+	device_wait(stream);
+	note(event_ms(before, after) * 1e-3, "s", "the computation of a prefill, alone");
 }
 
 static void host(uint64_t tokens)
@@ -330,12 +357,14 @@ static bool take_option(const char *name, const char *value)
 int main(int argc, char **argv)
 {
 	for (int i = 1; i < argc; i++)
-		if (!strcmp(argv[i], "--sweep")) {
+		if (!strcmp(argv[i], "--cold")) {
+			option.ready = false;
+		} else if (!strcmp(argv[i], "--sweep")) {
 			option.sweep = true;
 		} else if (i + 1 >= argc || !take_option(argv[i], argv[i + 1])) {
 			fprintf(stderr,
 			        "usage: bench_ingest [--json FILE] [--tokens N] [--chunk N] [--rows bf16|int8] [--slot-mib N] "
-			        "[--slots N] [--blocks N] [--compute-ms X] [--sweep]\n");
+			        "[--slots N] [--blocks N] [--compute-ms X] [--sweep] [--cold]\n");
 			return 2;
 		} else {
 			i++;
@@ -353,8 +382,11 @@ int main(int argc, char **argv)
 	}
 	const char *program = getenv("MAGICPIGD");
 	uint64_t row = option.row_dtype == MPIG_I8 ? 320 : 560;
-	if (private_daemon_start(&own, program ? program : "build/magicpigd", 0,
-	                         (UINT64_C(512) << 20) + option.tokens * LAYERS * KV_HEADS * row))
+	uint64_t pool = (UINT64_C(512) << 20) + option.tokens * (uint64_t)layers * KV_HEADS * row;
+	char lines_of[64] = "";
+	if (option.ready)
+		snprintf(lines_of, sizeof(lines_of), "[pool]\nready = %llu\n", (unsigned long long)pool);
+	if (private_daemon_start_with(&own, program ? program : "build/magicpigd", 0, pool, lines_of))
 		return 1;
 	client = own.client;
 	struct mpig_daemon_status status = {.size = sizeof(status)};
@@ -373,6 +405,8 @@ int main(int argc, char **argv)
 	host(option.tokens / 8);
 	prefill("prefill", option.tokens, option.slot_bytes, option.slots, 0);
 	prefill("prefill again", option.tokens, option.slot_bytes, option.slots, 0);
+	if (option.compute_ms > 0)
+		compute_alone(option.tokens, option.compute_ms);
 	if (option.compute_ms > 0)
 		prefill("prefill, hidden", option.tokens, option.slot_bytes, option.slots, option.compute_ms);
 	if (option.json)

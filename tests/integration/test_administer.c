@@ -19,7 +19,7 @@ static void setup(void)
 {
 	struct mpig_layer layer = test_client_layer(4, 2, 64);
 	model_data_make(&data, &layer, 1, 1000, 7);
-	d = test_daemon_start("[daemon]\nsocket_mode = 0666\n[limits]\nclients_per_uid = 50\n");
+	d = test_daemon_start("[daemon]\nsocket_mode = 0666\n[limits]\nclients_per_uid = 50\nrequests_per_gid = 777\n");
 	test_client_open(&me, d);
 }
 
@@ -143,6 +143,20 @@ START_TEST(quota_is_what_the_limits_and_the_store_say)
 	ck_assert_uint_ge(after.bytes, before.bytes + 1000 * 2 * 2 * 64 * 2);
 	ck_assert_status(mpig_quota_get(me.client, 4242, &after), MPIG_OK); // of somebody who holds nothing
 	ck_assert_uint_eq(after.bytes + after.contexts + after.clients + after.queues, 0);
+	ck_assert_status(mpig_quota_get_group(me.client, UINT32_MAX, &after), MPIG_OK);
+	ck_assert_uint_eq(after.group, 1);
+	ck_assert_uint_eq(after.uid, getegid());
+	ck_assert_uint_eq(after.clients, 1);
+	ck_assert_uint_eq(after.clients_limit, 0);
+	ck_assert_uint_eq(after.contexts, before.contexts + 1);
+	ck_assert_uint_ge(after.bytes, 1000 * 2 * 2 * 64 * 2);
+	ck_assert_uint_eq(after.region_bytes, before.region_bytes);
+	ck_assert_uint_eq(after.requests_limit, 777);
+	ck_assert_status(mpig_quota_get(me.client, UINT32_MAX, &after), MPIG_OK);
+	ck_assert_uint_eq(after.group, 0);
+	ck_assert_uint_eq(after.requests_limit, 0);
+	ck_assert_status(mpig_quota_get_group(me.client, 4242, &after), MPIG_OK);
+	ck_assert_uint_eq(after.contexts + after.clients, 0);
 }
 END_TEST
 

@@ -211,16 +211,17 @@ START_TEST(administrators_operations_are_asked_for_properly)
 	close(socket);
 	clients.more = 1, assert_refused(&clients, sizeof(clients), "clients: more"), clients.more = 0;
 	quota.bytes = 1, assert_refused(&quota, sizeof(quota), "quota: bytes"), quota.bytes = 0;
-	quota.reserved0 = 1, assert_refused(&quota, sizeof(quota), "quota: reserved0"), quota.reserved0 = 0;
+	quota.group = 2, assert_refused(&quota, sizeof(quota), "quota: group"), quota.group = 0;
+	quota.requests_limit = 1, assert_refused(&quota, sizeof(quota), "quota: requests_limit"), quota.requests_limit = 0;
 	drain.action = MPIG_DRAIN_ACTIONS, assert_refused(&drain, sizeof(drain), "drain: action"), drain.action = 0;
 	drain.queues = 1, assert_refused(&drain, sizeof(drain), "drain: queues"), drain.queues = 0;
 	for (size_t i = 0; i < 32; i += 31) {
-		clients.reserved[i] = kill.reserved[i] = quota.reserved[2 * i] = drain.reserved[i] = 1;
+		clients.reserved[i] = kill.reserved[i] = quota.reserved[i] = drain.reserved[i] = 1;
 		assert_refused(&clients, sizeof(clients), "clients: reserved byte");
 		assert_refused(&kill, sizeof(kill), "kill: reserved byte");
 		assert_refused(&quota, sizeof(quota), "quota: reserved byte");
 		assert_refused(&drain, sizeof(drain), "drain: reserved byte");
-		clients.reserved[i] = kill.reserved[i] = quota.reserved[2 * i] = drain.reserved[i] = 0;
+		clients.reserved[i] = kill.reserved[i] = quota.reserved[i] = drain.reserved[i] = 0;
 	}
 }
 END_TEST
@@ -305,6 +306,97 @@ START_TEST(heads_are_asked_for_properly)
 	ck_assert_int_eq(ask_heads(bad), MPIG_EPROTO);
 	bad = good, bad.reserved[31] = 1;
 	ck_assert_int_eq(ask_heads(bad), MPIG_EPROTO);
+}
+END_TEST
+
+static int ask_profile(struct mpig_ctl_profile ask, const char *text, size_t bytes)
+{
+	struct {
+		struct mpig_ctl_profile ask;
+		char text[256];
+	} message = {.ask = ask};
+	int socket = greeted();
+	memcpy(message.text, text, bytes);
+	wire_header(&message.ask.h, MPIG_CTL_PROFILE, sizeof(ask) + bytes);
+	int status = call(socket, &message, sizeof(ask) + bytes);
+	close(socket);
+	return status;
+}
+
+START_TEST(profiles_are_asked_for_properly)
+{
+	static const char text[] = "[profile]\nversion = 1\nfingerprint = ab\n[layer 0]\nproposal = dense\n[end]\nlayers = 1\n";
+	const uint32_t length = sizeof(text) - 1;
+	const struct mpig_ctl_profile *page = (const void *)reply.bytes;
+	const struct mpig_ctl_profile get = {.fingerprint = {(char)0xab}, .uid = UINT32_MAX};
+	struct mpig_ctl_profile set = get, bad;
+	set.action = MPIG_PROFILE_SET;
+	set.length = length;
+	ck_assert_int_eq(ask_profile(get, "", 0), MPIG_ENOENT);
+	ck_assert_int_eq(ask_profile(set, text, length), MPIG_OK);
+	ck_assert_int_eq(ask_profile(get, "", 0), MPIG_OK);
+	ck_assert_uint_eq(page->length, length);
+	ck_assert_mem_eq(page + 1, text, length);
+	bad = set, bad.length = length - 1;
+	ck_assert_int_eq(ask_profile(bad, text, length), MPIG_EPROTO);
+	bad.length = length + 1;
+	ck_assert_int_eq(ask_profile(bad, text, length), MPIG_EPROTO);
+	bad.length = UINT32_MAX - sizeof(bad) + length + 1;
+	ck_assert_int_eq(ask_profile(bad, text, length), MPIG_EPROTO);
+	bad = set, bad.length = 0;
+	ck_assert_int_eq(ask_profile(bad, "", 0), MPIG_EPROTO);
+	bad = get, bad.length = length;
+	ck_assert_int_eq(ask_profile(bad, text, length), MPIG_EPROTO);
+	bad = set, bad.fingerprint[1] = 1;
+	ck_assert_int_eq(ask_profile(bad, text, length), MPIG_EINVAL); // not the one that the text names
+	bad = set, bad.fingerprint[0] = 0;
+	ck_assert_int_eq(ask_profile(bad, text, length), MPIG_EINVAL);
+	bad = set, bad.length = length - 4; // cut off
+	ck_assert_int_eq(ask_profile(bad, text, length - 4), MPIG_EINVAL);
+	ck_assert_int_eq(ask_profile(set, "\0\0\0", 3), MPIG_EPROTO);
+	bad = set, bad.length = 3;
+	ck_assert_int_eq(ask_profile(bad, "\0\0\0", 3), MPIG_EINVAL);
+	bad = get, bad.action = MPIG_PROFILE_ACTIONS;
+	ck_assert_int_eq(ask_profile(bad, "", 0), MPIG_EPROTO);
+	bad = get, bad.reserved0 = 1;
+	ck_assert_int_eq(ask_profile(bad, "", 0), MPIG_EPROTO);
+	bad = get, bad.reserved[31] = 1;
+	ck_assert_int_eq(ask_profile(bad, "", 0), MPIG_EPROTO);
+	ck_assert_int_eq(ask_profile(get, "", 0), MPIG_OK); // none of this has changed it
+	bad = get, bad.action = MPIG_PROFILE_CLEAR;
+	ck_assert_int_eq(ask_profile(bad, "", 0), MPIG_OK);
+	ck_assert_int_eq(ask_profile(bad, "", 0), MPIG_ENOENT);
+}
+END_TEST
+
+static int ask_queries(struct mpig_ctl_queries ask)
+{
+	int socket = greeted();
+	wire_header(&ask.h, MPIG_CTL_QUERIES, sizeof(ask));
+	int status = call(socket, &ask, sizeof(ask));
+	close(socket);
+	return status;
+}
+
+START_TEST(queries_are_asked_for_properly)
+{
+	const struct mpig_ctl_queries good = {.name = "witness"}, *page = (const void *)reply.bytes;
+	struct mpig_ctl_queries bad;
+	ck_assert_int_eq(ask_queries(good), MPIG_OK);
+	ck_assert_uint_eq(page->d_k, 64);
+	ck_assert_uint_le(page->count, MPIG_QUERIES_PAGE);
+	bad = good, bad.layer = UINT32_MAX;
+	ck_assert_int_eq(ask_queries(bad), MPIG_EINVAL);
+	bad = good, bad.kv_head = 2;
+	ck_assert_int_eq(ask_queries(bad), MPIG_EINVAL);
+	bad = good, bad.name[0] = 'x';
+	ck_assert_int_eq(ask_queries(bad), MPIG_ENOENT);
+	bad = good, memset(bad.name, 'w', sizeof(bad.name));
+	ck_assert_int_eq(ask_queries(bad), MPIG_EPROTO);
+	for (size_t i = offsetof(struct mpig_ctl_queries, count); i < sizeof(bad); i += 3) {
+		bad = good, ((uint8_t *)&bad)[i] = 1;
+		ck_assert_int_eq(ask_queries(bad), MPIG_EPROTO);
+	}
 }
 END_TEST
 
@@ -513,6 +605,10 @@ static size_t request_size(unsigned op)
 		return sizeof(struct mpig_ctl_drain);
 	case MPIG_CTL_TRACE:
 		return sizeof(struct mpig_ctl_trace);
+	case MPIG_CTL_PROFILE:
+		return sizeof(struct mpig_ctl_profile);
+	case MPIG_CTL_QUERIES:
+		return sizeof(struct mpig_ctl_queries);
 	case MPIG_CTL_PING:
 	case MPIG_CTL_STATUS:
 	case MPIG_CTL_CONFIG_GET:
@@ -595,6 +691,8 @@ int main(void)
 	tcase_add_test(framing, reserved_bytes_must_be_zero);
 	tcase_add_test(framing, recording_is_asked_for_properly);
 	tcase_add_test(framing, heads_are_asked_for_properly);
+	tcase_add_test(framing, profiles_are_asked_for_properly);
+	tcase_add_test(framing, queries_are_asked_for_properly);
 	tcase_add_test(framing, administrators_operations_are_asked_for_properly);
 	tcase_add_test(framing, signatures_are_asked_for_properly);
 	tcase_add_test(framing, queue_sizes_are_checked);

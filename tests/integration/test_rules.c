@@ -83,9 +83,16 @@ static const struct promise promises[] = {
 	{MPIG_CTL_CLIENTS, "CLIENTS", 0, 0, ALL},
 	{MPIG_CTL_KILL, "KILL a connection of the owner's", 0, 0, WRITERS},
 	{MPIG_CTL_QUOTA, "QUOTA of the owner", 0, 0, WRITERS},
+	{MPIG_CTL_QUOTA, "QUOTA of the owner's group", 0, 1, READERS},
 	{MPIG_CTL_DRAIN, "DRAIN, to look", 0, MPIG_DRAIN_LOOK, ALL},
 	{MPIG_CTL_DRAIN, "DRAIN", 0, MPIG_DRAIN_BEGIN, ADMINS},
 	{MPIG_CTL_TRACE, "TRACE", 0, 0, WRITERS},
+	{MPIG_CTL_PROFILE, "PROFILE of the owner, to look", MPIG_PROFILE_GET, OWNER, WRITERS},
+	{MPIG_CTL_PROFILE, "PROFILE of the owner, to clear", MPIG_PROFILE_CLEAR, OWNER, WRITERS},
+	{MPIG_CTL_PROFILE, "PROFILE of one's own, to clear", MPIG_PROFILE_CLEAR, UINT32_MAX, ALL},
+	{MPIG_CTL_PROFILE, "PROFILE of all, to look", MPIG_PROFILE_GET, MPIG_PROFILE_ALL, ALL},
+	{MPIG_CTL_PROFILE, "PROFILE of all, to clear", MPIG_PROFILE_CLEAR, MPIG_PROFILE_ALL, ADMINS},
+	{MPIG_CTL_QUERIES, "QUERIES", 0, 0, WRITERS},
 	{MPIG_CTL_CONFIGURE, "CONFIGURE", 0, 0, ADMINS},
 };
 #define PROMISES (sizeof promises / sizeof promises[0])
@@ -124,6 +131,8 @@ static union request {
 	struct mpig_ctl_quota quota;
 	struct mpig_ctl_drain drain;
 	struct mpig_ctl_trace trace;
+	struct mpig_ctl_profile profile;
+	struct mpig_ctl_queries queries;
 } request;
 
 static const char *const name = "theirs";
@@ -194,7 +203,8 @@ static size_t compose(const struct promise *p, uint32_t queue_id, int *fd)
 		request.kill.id = victim_id;
 		return sizeof request.kill;
 	case MPIG_CTL_QUOTA:
-		request.quota.uid = OWNER;
+		request.quota.uid = p->work ? TEAM : OWNER;
+		request.quota.group = p->work;
 		return sizeof request.quota;
 	case MPIG_CTL_DRAIN:
 		request.drain.action = p->work;
@@ -204,6 +214,14 @@ static size_t compose(const struct promise *p, uint32_t queue_id, int *fd)
 		request.trace.action = MPIG_TRACE_START;
 		request.trace.ring_bytes = 1 << 20;
 		return sizeof request.trace;
+	case MPIG_CTL_PROFILE:
+		request.profile.action = p->flags;
+		request.profile.uid = p->work;
+		request.profile.fingerprint[0] = 1;
+		return sizeof request.profile;
+	case MPIG_CTL_QUERIES:
+		strcpy(request.queries.name, name);
+		return sizeof request.queries;
 	case MPIG_CTL_CONFIGURE:
 		strcpy(request.configure.assignment, "limits.queues_per_uid=77");
 		return sizeof request.configure;

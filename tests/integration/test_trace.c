@@ -2,6 +2,7 @@
 #include <check.h>
 #include <math.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -391,6 +392,63 @@ START_TEST(a_recorder_that_dies)
 }
 END_TEST
 
+// Where the daemon's answer came too late, nobody knows the recording: it is given back.
+START_TEST(a_start_that_nobody_waited_for)
+{
+	struct test_client hasty;
+	mpig_trace *trace = NULL;
+	test_client_open_hasty(&hasty, d, 100, -1);
+	ck_assert_int_eq(kill(d->pid, SIGSTOP), 0);
+	int status = mpig_trace_start(hasty.client, "book", NULL, &trace);
+	ck_assert_int_eq(kill(d->pid, SIGCONT), 0);
+	ck_assert_status(status, MPIG_ETIMEDOUT);
+	for (int i = 0; i < 1000 && (mpig_ping(hasty.client) != MPIG_OK || recorded()); i++)
+		nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
+	ck_assert(!recorded());
+	mpig_trace_stop(record(me.client, 0));
+	test_client_close(&hasty);
+}
+END_TEST
+
+// Of this process.
+static void *address_of_ring(void)
+{
+	char line[512];
+	uintptr_t begin = 0;
+	FILE *maps = fopen("/proc/self/maps", "r");
+	ck_assert_ptr_nonnull(maps);
+	while (fgets(line, sizeof(line), maps))
+		if (strstr(line, "memfd:magicpig-trace"))
+			begin = strtoul(line, NULL, 16);
+	fclose(maps);
+	ck_assert_uint_ne(begin, 0);
+	return (void *)begin;
+}
+
+// In a forked child the ring is not mapped: what is where it would be is left alone.
+START_TEST(a_forked_child_stops_nothing)
+{
+	struct mpig_attend a = question(1);
+	struct mpig_result result;
+	mpig_trace *trace = record(me.client, 1 << 20);
+	void *where = address_of_ring();
+	fflush(NULL);
+	pid_t child = fork();
+	if (child == 0) {
+		int *mine = mmap(where, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+		mpig_trace_stop(trace);
+		_exit(mine != where ? 1 : msync(mine, 4096, MS_ASYNC) != 0 ? 2 : 0);
+	}
+	int status;
+	ck_assert_int_eq(waitpid(child, &status, 0), child);
+	ck_assert(WIFEXITED(status));
+	ck_assert_int_eq(WEXITSTATUS(status), 0);
+	ask(&a, NULL, &result);
+	next(trace);
+	mpig_trace_stop(trace);
+}
+END_TEST
+
 static int what_a_stranger_may(void)
 {
 	struct test_client s;
@@ -559,6 +617,8 @@ int main(void)
 	tcase_add_test(tc, who_does_not_read_loses_records_and_holds_up_nobody);
 	tcase_add_test(tc, one_recorder_at_a_time_and_so_many_of_them);
 	tcase_add_test(tc, a_recorder_that_dies);
+	tcase_add_test(tc, a_start_that_nobody_waited_for);
+	tcase_add_test(tc, a_forked_child_stops_nothing);
 	tcase_add_test(tc, only_the_owner_may);
 	tcase_add_test(tc, it_ends_when_permissions_change);
 	tcase_add_test(tc, it_ends_with_the_context);

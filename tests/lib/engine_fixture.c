@@ -122,7 +122,8 @@ struct engine_result fixture_run(struct fixture *f, struct context *c, const str
 	                                 .payload_out = f->slot,
 	                                 .slot_bytes = f->slot_bytes,
 	                                 .context = c,
-	                                 .writer = true};
+	                                 .writer = true,
+	                                 .defaults = f->defaults};
 	if (header)
 		request.slot = *header;
 	struct job *job = job_create(f->engine, &request, f->scratch[0]);

@@ -12,7 +12,8 @@ struct fixture {
 	struct engine_scratch *scratch[16];
 	uint8_t *slot;
 	uint64_t slot_bytes;
-	uint32_t threads; // that run each job; 1 = the caller alone
+	uint32_t threads;                      // that run each job; 1 = the caller alone
+	const struct engine_default *defaults; // of requests; NULL: none
 	char dir[64];
 };
 

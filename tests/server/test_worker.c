@@ -48,10 +48,10 @@ static void start_with(struct workers_options o)
 	session = session_create();
 	for (uint32_t i = 0; i < 2; i++) {
 		contexts[i] = fake_context();
-		ck_assert_int_eq(session_bind(session, i + 1, NULL, contexts[i], 100 + i, NULL, 0), MPIG_OK);
+		ck_assert_int_eq(session_bind(session, i + 1, NULL, contexts[i], 100 + i, NULL, 0, NULL), MPIG_OK);
 	}
 	atomic_fetch_add(&contexts[0]->references, 1);
-	ck_assert_int_eq(session_bind(session, 3, NULL, contexts[0], 0, NULL, 0), MPIG_OK);
+	ck_assert_int_eq(session_bind(session, 3, NULL, contexts[0], 0, NULL, 0, NULL), MPIG_OK);
 }
 
 static void start(uint32_t count, uint64_t spin_ns, bool uring)

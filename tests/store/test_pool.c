@@ -433,6 +433,62 @@ START_TEST(default_size_locking_and_huge_pages)
 }
 END_TEST
 
+static uint64_t blocks_of_file(void)
+{
+	char path[256];
+	struct stat st;
+	snprintf(path, sizeof path, "%s/node0.pool", dir);
+	ck_assert_int_eq(stat(path, &st), 0);
+	return (uint64_t)st.st_blocks * 512;
+}
+
+// So much of what is free is there before it is asked for, in whole ranges from the first free one on. It is zero again when it was used and
+// given back, and then no longer there.
+START_TEST(free_memory_is_made_ready)
+{
+	struct pool_options o = {.dir = dir, .instance = "t", .bytes = 32 << 20, .huge_pages = _i, .ready = 8 << 20, .nodes = 1};
+	struct pool *pool;
+	ck_assert_int_eq(pool_create(&o, &pool, why, sizeof why), 0);
+	uint64_t used = pool_used(pool), before = blocks_of_file();
+	int made = 0;
+	while (pool_make_ready(pool, o.ready))
+		made++;
+	ck_assert_int_eq(made, 4);
+	ck_assert_uint_eq(pool_used(pool), used); // it is free all the same
+	ck_assert_uint_eq(blocks_of_file(), before + (8 << 20));
+	uint64_t a = pool_alloc(pool, 2 << 20, 0), b = pool_alloc(pool, 5 << 20, 0);
+	ck_assert(a && b);
+	ck_assert_uint_le(blocks_of_file(), before + (10 << 20)); // the first begins before them
+	unsigned char *p = pool_at(pool, b);
+	for (int i = 0; i < 5 << 20; i += 64)
+		must(p[i] == 0);
+	memset(p, 7, 5 << 20);
+	pool_free(pool, b, 5 << 20);
+	ck_assert_uint_eq(pool_alloc(pool, 5 << 20, 0), b);
+	for (int i = 0; i < 5 << 20; i += 64)
+		must(p[i] == 0);
+	memset(p, 7, 5 << 20);
+	while (pool_make_ready(pool, o.ready))
+		continue;
+	for (int i = 0; i < 5 << 20; i += 64)
+		must(p[i] == 7); // what is in use is left alone
+	pool_free(pool, b, 5 << 20);
+	while (pool_make_ready(pool, o.ready))
+		continue;
+	ck_assert_uint_eq(pool_alloc(pool, 5 << 20, 0), b);
+	for (int i = 0; i < 5 << 20; i += 64)
+		must(p[i] == 0);
+	ck_assert(!pool_make_ready(pool, 0));
+	while (pool_make_ready(pool, UINT64_MAX)) // all there is
+		continue;
+	ck_assert_uint_ge(blocks_of_file(), 30 << 20);
+	while (pool_alloc(pool, 1 << 20, 0))
+		continue;
+	ck_assert(!pool_make_ready(pool, UINT64_MAX));
+	pool_close(pool, true);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *suite = suite_create("pool");
@@ -451,6 +507,7 @@ int main(void)
 	tcase_add_test(t, hostile_directories_are_refused);
 	tcase_add_test(t, sizes_and_places_are_checked);
 	tcase_add_test(t, default_size_locking_and_huge_pages);
+	tcase_add_loop_test(t, free_memory_is_made_ready, 0, 2);
 	suite_add_tcase(suite, t);
 	SRunner *runner = srunner_create(suite);
 	srunner_run_all(runner, CK_NORMAL);

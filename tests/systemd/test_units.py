@@ -6,6 +6,8 @@ import os
 import pathlib
 import re
 import shutil
+import signal
+import socket
 import subprocess
 
 import pytest
@@ -14,6 +16,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 MAGICPIGD = pathlib.Path(os.environ.get("MAGICPIGD", ROOT / "build/magicpigd"))
 SERVICES = ["magicpigd.service", "magicpigd@.service"]
 SOCKETS = ["magicpigd.socket", "magicpigd@.socket"]
+METRICS = ["magicpigd-metrics.service", "magicpigd-metrics.socket"]
 
 needs_analyze = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="needs systemd-analyze (package systemd)")
 
@@ -21,8 +24,9 @@ needs_analyze = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="
 @pytest.fixture(scope="module")
 def units(tmp_path_factory):
     directory = tmp_path_factory.mktemp("units")
-    subprocess.run([ROOT / "tools/build/units", directory, MAGICPIGD.parent.resolve(), "/etc"], check=True)
-    assert sorted(path.name for path in directory.iterdir()) == sorted(SERVICES + SOCKETS)
+    programs = MAGICPIGD.parent.resolve()
+    subprocess.run([ROOT / "tools/build/units", directory, programs, "/etc", programs], check=True)
+    assert sorted(path.name for path in directory.iterdir()) == sorted(SERVICES + SOCKETS + METRICS)
     return directory
 
 
@@ -45,7 +49,7 @@ def test_nothing_is_left_to_fill_in(units):
 
 
 @needs_analyze
-@pytest.mark.parametrize("name", SERVICES)
+@pytest.mark.parametrize("name", [*SERVICES, "magicpigd-metrics.service"])
 def test_exposure(units, name):
     """At most 1.0 of 10. systemd-analyze counts in tenths, and its exit status says whether it is more."""
     result = subprocess.run(
@@ -70,6 +74,7 @@ def test_systemd_finds_no_fault(units, tmp_path):
     for kind in ("service", "socket"):
         shutil.copy(units / f"magicpigd@.{kind}", tmp_path / f"magicpigd@.{kind}")
     assert verify(tmp_path, "magicpigd@first.service", "magicpigd@first.socket") == ""
+    assert verify(units, *METRICS) == ""
 
 
 @needs_analyze
@@ -130,6 +135,68 @@ def test_service_and_socket_agree(units, template):
     assert pathlib.PurePath(path).parent.name == service["Service"]["RuntimeDirectory"][0]
     assert ("%i" in command) == template
     assert f"--daemon.instance={'%i' if template else 'default'}" in command.split()
+
+
+def test_metrics_are_nobodys_service(units):
+    """It reads one file of the daemon's and answers on a socket that systemd opened: no right of the daemon's user, no network of its own."""
+    service, socket = (settings(units / f"magicpigd-metrics.{kind}") for kind in ("service", "socket"))
+    own = service["Service"]
+    assert own["DynamicUser"] == ["yes"] and "User" not in own and own["SupplementaryGroups"] == ["magicpig"]
+    assert own["PrivateNetwork"] == own["PrivateUsers"] == ["yes"] and own["RestrictAddressFamilies"] == ["none"]
+    assert socket["Socket"]["ListenStream"] == ["127.0.0.1:9464"]
+    assert service["Unit"]["Requires"] == ["magicpigd-metrics.socket"] and "Install" not in service
+    daemon = settings(units / "magicpigd.service")["Service"]["ExecStart"][0].split()
+    instance, path = (next(word.split("=")[1] for word in daemon if word.startswith(f"--daemon.{key}=")) for key in ("instance", "socket"))
+    command = own["ExecStart"][0].split()
+    assert command[1:] == ["metrics", "--listen", "systemd", "--stats", f"{pathlib.PurePath(path).parent}/{instance}.stats"]
+
+
+def test_metrics_over_a_socket_of_systemds(units, tmp_path):
+    """What the unit starts, with a socket as systemd hands it over: an answer though there is no daemon, and a clean end."""
+    command = settings(units / "magicpigd-metrics.service")["Service"]["ExecStart"][0].split()
+    command[-1] = str(tmp_path / "magicpigd.stats")
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+
+        def hand_over():
+            os.dup2(listener.fileno(), 3)
+            os.environ["LISTEN_PID"], os.environ["LISTEN_FDS"] = str(os.getpid()), "1"
+            os.execv(command[0], command)
+
+        child = os.fork()
+        if child == 0:
+            hand_over()
+        try:
+            with socket.create_connection(listener.getsockname(), timeout=20) as client:
+                client.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                answer = b""
+                while piece := client.recv(4096):
+                    answer += piece
+            assert answer.startswith(b"HTTP/1.1 503 ") and b"no daemon" in answer
+        finally:
+            os.kill(child, signal.SIGTERM)
+            _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+
+
+def test_metrics_take_no_other_socket(units):
+    command = settings(units / "magicpigd-metrics.service")["Service"]["ExecStart"][0].split()
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 1 and "no socket came from a service manager" in result.stderr
+    for family, address, listening, why in [
+        (socket.AF_INET, ("0.0.0.0", 0), True, "not a loopback address"),
+        (socket.AF_INET, ("127.0.0.1", 0), False, "descriptor 3 is no listening stream socket"),
+    ]:
+        with socket.socket(family) as other:
+            other.bind(address)
+            if listening:
+                other.listen()
+            script = 'fd=$1; shift; exec 3<&"$fd"; exec env LISTEN_PID=$$ LISTEN_FDS=1 "$@"'
+            result = subprocess.run(
+                ["bash", "-c", script, "bash", str(other.fileno()), *command], capture_output=True, text=True, timeout=60, pass_fds=[other.fileno()]
+            )
+        assert result.returncode == 1 and why in result.stderr, result.stderr
 
 
 def test_options_in_the_units_are_the_daemons(units):

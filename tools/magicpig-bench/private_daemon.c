@@ -10,15 +10,15 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-static int write_config(const char *path, const char *dir, unsigned workers, uint64_t pool_bytes)
+static int write_config(const char *path, const char *dir, unsigned workers, uint64_t pool_bytes, const char *lines)
 {
 	FILE *file = fopen(path, "w");
 	if (!file)
 		return -1;
 	fprintf(file,
 	        "[daemon]\ninstance = bench\nsocket = %s/magicpigd.sock\nlog_level = warn\n"
-	        "[pool]\ndir = %s/pool\nsize = %" PRIu64 "\nkeep = no\n[workers]\ncount = %u\nspin_us = 500us\n",
-	        dir, dir, pool_bytes, workers);
+	        "[pool]\ndir = %s/pool\nsize = %" PRIu64 "\nkeep = no\n[workers]\ncount = %u\nspin_us = 500us\n%s",
+	        dir, dir, pool_bytes, workers, lines);
 	return fclose(file);
 }
 
@@ -39,6 +39,12 @@ static int connect_soon(struct private_daemon *d)
 
 int private_daemon_start(struct private_daemon *d, const char *program, unsigned workers, uint64_t pool_bytes)
 {
+	return private_daemon_start_with(d, program, workers, pool_bytes, "");
+}
+
+int private_daemon_start_with(struct private_daemon *d, const char *program, unsigned workers, uint64_t pool_bytes,
+                              const char *lines)
+{
 	*d = (struct private_daemon){.dir = "/dev/shm/mpig-bench-XXXXXX"};
 	if (!mkdtemp(d->dir)) {
 		perror("magicpig-bench: /dev/shm");
@@ -46,7 +52,7 @@ int private_daemon_start(struct private_daemon *d, const char *program, unsigned
 	}
 	char config[64];
 	snprintf(config, sizeof(config), "%s/magicpigd.conf", d->dir);
-	int status = write_config(config, d->dir, workers, pool_bytes) ? MPIG_EIO : 0;
+	int status = write_config(config, d->dir, workers, pool_bytes, lines) ? MPIG_EIO : 0;
 	if (!status && (d->pid = fork()) == 0) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		execl(program, program, "--config", config, (char *)NULL);
@@ -77,23 +83,38 @@ double private_daemon_cpu(const struct private_daemon *d)
 	return (double)(user + system) / (double)sysconf(_SC_CLK_TCK);
 }
 
-double private_daemon_huge(const struct private_daemon *d)
+// kB of its largest mapping, the pool, that are resident, and that are in huge pages.
+static void pool_pages(const struct private_daemon *d, unsigned long *resident, unsigned long *huge)
 {
 	char path[64], line[256];
 	snprintf(path, sizeof(path), "/proc/%d/smaps", (int)d->pid);
 	FILE *file = fopen(path, "r");
-	unsigned long kb, huge = 0, shared = 0, rss = 0;
+	unsigned long kb, rss = 0;
+	*resident = *huge = 0;
 	while (file && fgets(line, sizeof(line), file)) {
 		if (sscanf(line, "Rss: %lu", &kb) == 1)
 			rss = kb;
 		if (sscanf(line, "ShmemPmdMapped: %lu", &kb) == 1) {
-			huge += kb;
-			shared = rss > shared ? rss : shared; // the pool is the largest mapping
+			*huge += kb;
+			*resident = rss > *resident ? rss : *resident;
 		}
 	}
 	if (file)
 		fclose(file);
-	return shared ? (double)huge / (double)shared : NAN;
+}
+
+double private_daemon_huge(const struct private_daemon *d)
+{
+	unsigned long resident, huge;
+	pool_pages(d, &resident, &huge);
+	return resident ? (double)huge / (double)resident : NAN;
+}
+
+uint64_t private_daemon_resident(const struct private_daemon *d)
+{
+	unsigned long resident, huge;
+	pool_pages(d, &resident, &huge);
+	return (uint64_t)resident << 10;
 }
 
 void private_daemon_settle(const struct private_daemon *d)

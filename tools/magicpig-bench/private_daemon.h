@@ -14,8 +14,12 @@ struct private_daemon {
 
 // Starts `program` and connects. 0, or -1 with a message on stderr and nothing left behind.
 int private_daemon_start(struct private_daemon *d, const char *program, unsigned workers, uint64_t pool_bytes);
-double private_daemon_cpu(const struct private_daemon *d);  // seconds it has used
-double private_daemon_huge(const struct private_daemon *d); // share of its pool's pages that are huge
+// The same with lines at the end of the configuration, sections and keys.
+int private_daemon_start_with(struct private_daemon *d, const char *program, unsigned workers, uint64_t pool_bytes,
+                              const char *lines);
+uint64_t private_daemon_resident(const struct private_daemon *d); // bytes of its pool that are mapped
+double private_daemon_cpu(const struct private_daemon *d);        // seconds it has used
+double private_daemon_huge(const struct private_daemon *d);       // share of its pool's pages that are huge
 // Waits, at most a minute, until the daemon has done its idle work (huge pages).
 void private_daemon_settle(const struct private_daemon *d);
 void private_daemon_stop(struct private_daemon *d);

@@ -174,7 +174,7 @@ static void serve_begin(struct timeline *t, struct served *s, struct context *c)
 	char why[MPIG_TEXT_BYTES];
 	int region;
 	context_ref(c);
-	if (workers_create(&o, &s->workers) || session_bind(s->session, HANDLE, NULL, c, 0, NULL, 0) ||
+	if (workers_create(&o, &s->workers) || session_bind(s->session, HANDLE, NULL, c, 0, NULL, 0, NULL) ||
 	    queue_create(&qo, s->session, &s->queue, &region, why))
 		abort();
 	s->queue->id = t->threads; // the home of which is the first worker

@@ -4,26 +4,7 @@
 #include <inttypes.h>
 #include <math.h>
 
-static void escaped(FILE *out, const char *text)
-{
-	for (; *text; text++)
-		switch (*text) {
-		case '<':
-			fputs("&lt;", out);
-			break;
-		case '>':
-			fputs("&gt;", out);
-			break;
-		case '&':
-			fputs("&amp;", out);
-			break;
-		case '"':
-			fputs("&quot;", out);
-			break;
-		default:
-			putc(*text, out);
-		}
-}
+#include "html.h"
 
 struct map {
 	const char *title, *about;
@@ -154,7 +135,7 @@ void analyze_html(FILE *out, const struct analysis *a)
 	fputs("<!DOCTYPE html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><meta name=\"viewport\" "
 	      "content=\"width=device-width\"><title>",
 	      out);
-	escaped(out, a->info.name);
+	html_text(out, a->info.name);
 	fputs(" &ndash; magicpigctl analyze</title>\n<style>\n"
 	      "body{font:15px/1.45 system-ui,sans-serif;color:#1b1b1b;background:#fff;max-width:75em;margin:2em auto;padding:0 "
 	      "1em}\n"
@@ -166,7 +147,7 @@ void analyze_html(FILE *out, const struct analysis *a)
 	      ".answer{font-size:1.1em;border-left:4px solid #4a7ab5;padding:.3em .8em;background:#f2f6fb}\n"
 	      "</style></head><body>\n<h1>",
 	      out);
-	escaped(out, a->info.name);
+	html_text(out, a->info.name);
 	fprintf(out,
 	        "</h1>\n<p>%" PRIu64 " tokens committed; %d of %d KV heads were seen in use, on up to %.0f rows.</p>\n"
 	        "<p class=\"answer\">At an error of %.3g %%, %.3g %% of the rows are read. <b>%d of %d layers gain by "

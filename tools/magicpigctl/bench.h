@@ -44,9 +44,12 @@ struct bench_point {
 	double budget;
 	double ns; // result: what one in five is below: others may be at work here, a planned machine is its own
 };
-// Makes such a context of `tokens` tokens, named `name`, measures, and drops it. A status, as bench_run.
-int bench_points(mpig_client *client, const char *name, const struct mpig_layer *layer, uint64_t tokens,
+// Makes such a context of `tokens` tokens, named `name`, measures, and drops it. other_bytes: what the model's other layers look at between two
+// questions about one; as much is looked at here before each (up to 256 MiB), so that a question finds in the caches what it would find there.
+// A status, as bench_run.
+int bench_points(mpig_client *client, const char *name, const struct mpig_layer *layer, uint64_t tokens, double other_bytes,
                  struct bench_point *points, int count);
+uint64_t bench_points_bytes(uint64_t tokens, double other_bytes); // of the pool, that this takes besides the layer's own
 void bench_free(struct bench_figures *figures);
 double bench_percentile(struct bench_times *times, double share); // sorts them
 double bench_service(struct bench_times *times);                  // the median, ns; sorts them

@@ -13,7 +13,9 @@
 #define MAX_POINTS 8
 #define POINT_ROUNDS 12
 #define POINT_ASKS 16
-#define QUERIES 64 // that are asked in turn
+#define QUERIES 64                       // that are asked in turn
+#define OTHER_MOST (UINT64_C(256) << 20) // bytes looked at between two questions: more than caches hold
+#define OTHER_D 128
 
 volatile sig_atomic_t bench_interrupted;
 
@@ -26,6 +28,9 @@ struct run {
 	uint64_t seed;
 	struct bench_point *points;
 	int point_count;
+	struct mpig_layer layers[2]; // the second, if there is one: what stands for the model's other layers
+	int layer_count;
+	uint64_t other_rows; // of it, that are looked at between two questions
 };
 
 static double now_ns(void)
@@ -46,25 +51,35 @@ static void fill(float *x, size_t n, uint64_t *state)
 	}
 }
 
-static int append_all(struct run *r)
+static int append_layer(struct run *r, int layer, double *taken)
 {
-	const struct bench_options *o = r->o;
-	size_t row = (size_t)o->kv_heads * o->d;
+	uint64_t state = 1 + (uint64_t)layer, tokens = r->o->tokens;
+	size_t row = (size_t)r->layers[layer].kv_heads * r->layers[layer].d_k;
 	float *k = malloc(CHUNK * row * sizeof(*k)), *v = malloc(CHUNK * row * sizeof(*v));
-	uint32_t *ids = malloc(o->tokens * sizeof(*ids));
-	uint64_t state = 1;
-	double taken = 0, start;
-	int status = k && v && ids ? MPIG_OK : MPIG_ENOMEM;
-	for (uint64_t at = 0; !status && at < o->tokens; at += CHUNK) {
+	int status = k && v ? MPIG_OK : MPIG_ENOMEM;
+	for (uint64_t at = 0; !status && at < tokens; at += CHUNK) {
 		fill(k, CHUNK * row, &state);
 		fill(v, CHUNK * row, &state);
-		uint64_t n = o->tokens - at < CHUNK ? o->tokens - at : CHUNK;
-		start = now_ns();
-		status = mpig_append(r->queue, r->context, 0, at, n, MPIG_F32, k, v, NULL, 0);
-		taken += now_ns() - start;
+		uint64_t n = tokens - at < CHUNK ? tokens - at : CHUNK;
+		double start = now_ns();
+		status = mpig_append(r->queue, r->context, layer, at, n, MPIG_F32, k, v, NULL, 0);
+		*taken += now_ns() - start;
 		if (!status && bench_interrupted)
 			status = MPIG_EAGAIN;
 	}
+	free(k);
+	free(v);
+	return status;
+}
+
+static int append_all(struct run *r)
+{
+	const struct bench_options *o = r->o;
+	uint32_t *ids = malloc(o->tokens * sizeof(*ids));
+	double taken = 0, unused = 0, start;
+	int status = ids ? MPIG_OK : MPIG_ENOMEM;
+	for (int i = 0; i < r->layer_count && !status; i++)
+		status = append_layer(r, i, i ? &unused : &taken);
 	for (uint64_t i = 0; !status && i < o->tokens; i++)
 		ids[i] = (uint32_t)i;
 	start = now_ns();
@@ -73,8 +88,6 @@ static int append_all(struct run *r)
 	r->f->seal_s = (now_ns() - start) / 1e9;
 	r->f->append_bytes_per_s = taken > 0 ? (double)o->tokens * o->kv_heads * r->f->row_bytes / (taken / 1e9) : 0;
 	free(ids);
-	free(k);
-	free(v);
 	return status;
 }
 
@@ -214,11 +227,13 @@ static int prepare(struct run *r)
 }
 
 // Makes the context, does `what` with it, and drops it.
-static int with_context(mpig_client *client, const char *name, const struct mpig_layer *layer, struct run *r,
-                        int (*what)(struct run *))
+static int with_context(mpig_client *client, const char *name, struct run *r, int (*what)(struct run *))
 {
-	struct mpig_spec spec = {
-		.size = sizeof(spec), .layer_count = 1, .layers = layer, .expected_tokens = r->o->tokens, .seed = 1};
+	struct mpig_spec spec = {.size = sizeof(spec),
+	                         .layer_count = r->layer_count,
+	                         .layers = r->layers,
+	                         .expected_tokens = r->o->tokens,
+	                         .seed = 1};
 	struct mpig_queue_options queue = {.size = sizeof(queue), .entries = 32, .slots = MAX_FLIGHTS, .slot_bytes = 1 << 20};
 	int status = mpig_context_create(client, name, &spec, &r->context);
 	if (status)
@@ -238,8 +253,19 @@ static int with_context(mpig_client *client, const char *name, const struct mpig
 int bench_run(mpig_client *client, const char *name, const struct bench_options *o, struct bench_figures *f)
 {
 	struct mpig_layer layer = {.query_heads = o->query_heads, .kv_heads = o->kv_heads, .d_k = o->d, .signature_bits = 2};
-	struct run r = {.o = o, .f = f};
-	return with_context(client, name, &layer, &r, measure);
+	struct run r = {.o = o, .f = f, .layers = {layer}, .layer_count = 1};
+	return with_context(client, name, &r, measure);
+}
+
+// What the model's other layers do between two questions about one: takes the caches.
+static int ask_others(struct run *r)
+{
+	if (!r->other_rows)
+		return MPIG_OK;
+	struct mpig_attend ask = {
+		.size = sizeof(ask), .layer = 1, .proposal = MPIG_PROPOSAL_DENSE, .q = r->q, .end = (int64_t)r->other_rows};
+	struct mpig_result answer = {.size = sizeof(answer)};
+	return mpig_attend(r->queue, r->context, &ask, &answer);
 }
 
 static int measure_points(struct run *r)
@@ -250,17 +276,17 @@ static int measure_points(struct run *r)
 	for (int round = 0; round <= POINT_ROUNDS && !status; round++)
 		for (int p = 0; p < r->point_count && !status; p++)
 			for (int i = 0; i < POINT_ASKS && !status; i++) {
-				// Another stretch of the context each time: a layer that is asked again finds its rows in no cache
-				// either, since the other layers were asked in between.
 				uint64_t n = r->points[p].tokens, stretch = (uint64_t)i % (r->o->tokens / n);
 				struct mpig_attend ask =
 					question(r, MPIG_PROPOSAL_SIGNATURE, (int64_t)((stretch + 1) * n), r->points[p].budget);
 				ask.begin = stretch * n;
 				struct mpig_result answer = {.size = sizeof(answer), .out = r->out[0]};
+				status = ask_others(r);
 				double start = now_ns();
-				status = mpig_attend(r->queue, r->context, &ask, &answer);
+				status = status ? status : mpig_attend(r->queue, r->context, &ask, &answer);
 				if (!status && round)
 					status = note(&times[p], now_ns() - start, &answer);
+				status = status ? status : bench_interrupted ? MPIG_EAGAIN : MPIG_OK;
 			}
 	for (int p = 0; p < r->point_count; p++) {
 		r->points[p].ns = bench_percentile(&times[p], .2);
@@ -269,14 +295,34 @@ static int measure_points(struct run *r)
 	return status;
 }
 
-int bench_points(mpig_client *client, const char *name, const struct mpig_layer *layer, uint64_t tokens,
+// Heads of the layer that stands for others which look at so many bytes; 0: nothing has to.
+static int other_heads(uint64_t tokens, double bytes)
+{
+	double most = fmin(bytes, (double)OTHER_MOST), heads = ceil(most / ((double)tokens * 4 * OTHER_D));
+	return bytes < 65536 ? 0 : heads > 8 ? 8 : (int)heads;
+}
+
+uint64_t bench_points_bytes(uint64_t tokens, double other_bytes)
+{
+	return tokens * 4 * OTHER_D * (uint64_t)other_heads(tokens, other_bytes);
+}
+
+int bench_points(mpig_client *client, const char *name, const struct mpig_layer *layer, uint64_t tokens, double other_bytes,
                  struct bench_point *points, int count)
 {
 	struct bench_options o = {
 		.tokens = tokens, .query_heads = layer->query_heads, .kv_heads = layer->kv_heads, .d = layer->d_k, .flights = 1};
 	struct bench_figures unused = {0};
-	struct run r = {.o = &o, .f = &unused, .points = points, .point_count = count > MAX_POINTS ? MAX_POINTS : count};
-	return with_context(client, name, layer, &r, measure_points);
+	int heads = other_heads(tokens, other_bytes);
+	struct run r = {.o = &o,
+	                .f = &unused,
+	                .points = points,
+	                .point_count = count > MAX_POINTS ? MAX_POINTS : count,
+	                .layers = {*layer, {.query_heads = heads, .kv_heads = heads, .d_k = OTHER_D}},
+	                .layer_count = heads ? 2 : 1};
+	if (heads)
+		r.other_rows = (uint64_t)fmin((double)tokens, fmin(other_bytes, (double)OTHER_MOST) / (heads * 4.0 * OTHER_D));
+	return with_context(client, name, &r, measure_points);
 }
 
 void bench_free(struct bench_figures *f)

@@ -36,6 +36,10 @@ void context_json(struct json *json, const struct mpig_context_info *info)
 	json_bool(json, "quarantined", info->flags & MPIG_CONTEXT_QUARANTINED);
 	json_bool(json, "saved", info->flags & MPIG_CONTEXT_SAVED);
 	json_bool(json, "pinned", info->flags & MPIG_CONTEXT_PINNED);
+	json_string(json, "profile",
+	            info->profile == MPIG_PROFILE_OWNER    ? "owner"
+	            : info->profile == MPIG_PROFILE_COMMON ? "common"
+	                                                   : "none");
 	json_bool(json, "recorded", info->flags & MPIG_CONTEXT_RECORDED);
 	struct policy policy = policy_of(info);
 	policy_json(json, &policy);

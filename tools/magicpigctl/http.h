@@ -22,6 +22,9 @@ struct http_listener {
 };
 // "unix:/path", "127.0.0.1:9464" or "[::1]:9464"; port 0: any, and `where` tells which. 0, or -1 with a reason.
 int http_listen(const char *address, struct http_listener *listener, char *why, size_t why_bytes);
+// Sockets that the service manager listens on for this process ($LISTEN_FDS, as sd_listen_fds(3) has it). Their number, at most `most`; -1 with a
+// reason: there are none, or one is no listening stream socket on a path or a loopback address.
+int http_inherit(struct http_listener *listeners, int most, char *why, size_t why_bytes);
 // Serves until SIGINT or SIGTERM, then closes the listeners. 0, or -1 with errno.
 int http_serve(struct http_listener *listeners, size_t count, http_handler *handler, void *argument);
 

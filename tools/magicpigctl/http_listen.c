@@ -1,5 +1,6 @@
 #include <arpa/inet.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <netinet/in.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -55,6 +56,16 @@ static bool port_of(const char *text, uint16_t *port)
 	return true;
 }
 
+#define NOT_LOOPBACK "not a loopback address: there is neither TLS nor a password here; put a proxy before it"
+
+static bool is_loopback(const struct sockaddr *address)
+{
+	if (address->sa_family == AF_INET)
+		return ntohl(((const struct sockaddr_in *)(const void *)address)->sin_addr.s_addr) >> 24 == 127;
+	return address->sa_family == AF_INET6 &&
+	       IN6_IS_ADDR_LOOPBACK(&((const struct sockaddr_in6 *)(const void *)address)->sin6_addr);
+}
+
 static int listen_tcp(const char *text, struct http_listener *l, char *why, size_t why_bytes)
 {
 	union {
@@ -78,9 +89,8 @@ static int listen_tcp(const char *text, struct http_listener *l, char *why, size
 		snprintf(why, why_bytes, "unix:/PATH, 127.0.0.1:PORT or [::1]:PORT expected");
 		return -1;
 	}
-	if (v4 ? ntohl(address.v4.sin_addr.s_addr) >> 24 != 127 : !IN6_IS_ADDR_LOOPBACK(&address.v6.sin6_addr)) {
-		snprintf(why, why_bytes,
-		         "not a loopback address: there is neither TLS nor a password here; put a proxy before it");
+	if (!is_loopback(&address.any)) {
+		snprintf(why, why_bytes, NOT_LOOPBACK);
 		return -1;
 	}
 	socklen_t bytes = v6 ? sizeof(address.v6) : sizeof(address.v4);
@@ -110,4 +120,62 @@ int http_listen(const char *address, struct http_listener *l, char *why, size_t 
 	if (failed && l->unlink[0])
 		unlink(l->unlink);
 	return failed;
+}
+
+#define FIRST_INHERITED 3 // SD_LISTEN_FDS_START
+
+static int inherit(int fd, struct http_listener *l, char *why, size_t why_bytes)
+{
+	union {
+		struct sockaddr any;
+		struct sockaddr_in v4;
+		struct sockaddr_in6 v6;
+		struct sockaddr_un local;
+	} address;
+	int type = 0, listening = 0;
+	socklen_t bytes = sizeof(type), address_bytes = sizeof(address);
+	char host[INET6_ADDRSTRLEN] = "";
+	memset(&address, 0, sizeof(address));
+	if (getsockopt(fd, SOL_SOCKET, SO_TYPE, &type, &bytes) != 0 || type != SOCK_STREAM ||
+	    getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &bytes) != 0 || !listening ||
+	    getsockname(fd, &address.any, &address_bytes) != 0) {
+		snprintf(why, why_bytes, "descriptor %d is no listening stream socket", fd);
+		return -1;
+	}
+	if (address.any.sa_family != AF_UNIX && !is_loopback(&address.any)) {
+		snprintf(why, why_bytes, NOT_LOOPBACK);
+		return -1;
+	}
+	if (fcntl(fd, F_SETFD, FD_CLOEXEC) != 0 || fcntl(fd, F_SETFL, O_NONBLOCK) != 0) {
+		snprintf(why, why_bytes, "descriptor %d: %s", fd, strerror(errno));
+		return -1;
+	}
+	*l = (struct http_listener){.fd = fd}; // its file is the service manager's
+	if (address.any.sa_family == AF_UNIX)
+		snprintf(l->where, sizeof(l->where), "unix:%.108s", address.local.sun_path);
+	else if (address.any.sa_family == AF_INET)
+		snprintf(l->where, sizeof(l->where), "%s:%u", inet_ntop(AF_INET, &address.v4.sin_addr, host, sizeof(host)),
+		         ntohs(address.v4.sin_port));
+	else
+		snprintf(l->where, sizeof(l->where), "[%s]:%u", inet_ntop(AF_INET6, &address.v6.sin6_addr, host, sizeof(host)),
+		         ntohs(address.v6.sin6_port));
+	return 0;
+}
+
+int http_inherit(struct http_listener *listeners, int most, char *why, size_t why_bytes)
+{
+	const char *pid = getenv("LISTEN_PID"), *fds = getenv("LISTEN_FDS");
+	int count = fds ? atoi(fds) : 0;
+	if (!pid || atol(pid) != (long)getpid() || count < 1) {
+		snprintf(why, why_bytes, "no socket came from a service manager: start magicpigd-metrics.socket");
+		return -1;
+	}
+	if (count > most) {
+		snprintf(why, why_bytes, "%d sockets came from the service manager; at most %d are served", count, most);
+		return -1;
+	}
+	for (int i = 0; i < count; i++)
+		if (inherit(FIRST_INHERITED + i, &listeners[i], why, why_bytes) != 0)
+			return -1;
+	return count;
 }

@@ -87,16 +87,31 @@ static void serve(void *argument, const char *path, bool open_metrics, struct ht
 		say(answer, 404, "there are /metrics, /healthz and /readyz");
 }
 
-static int listen_and_serve(const struct ctl_command *self, struct source *source, const char *const *addresses, size_t count)
+// "systemd": the sockets that the service manager has opened.
+static int listen_on(const char *address, struct http_listener *listeners, size_t count, char *why, size_t why_bytes)
+{
+	if (strcmp(address, "systemd") == 0)
+		return http_inherit(&listeners[count], (int)(MAX_LISTENERS - count), why, why_bytes);
+	if (count == MAX_LISTENERS) {
+		snprintf(why, why_bytes, "at most %d sockets", MAX_LISTENERS);
+		return -1;
+	}
+	return http_listen(address, &listeners[count], why, why_bytes) == 0 ? 1 : -1;
+}
+
+static int listen_and_serve(const struct ctl_command *self, struct source *source, const char *const *addresses, size_t given)
 {
 	struct http_listener listeners[MAX_LISTENERS];
+	size_t count = 0;
 	char why[128];
-	for (size_t i = 0; i < count; i++) {
-		if (http_listen(addresses[i], &listeners[i], why, sizeof(why)) != 0) {
+	for (size_t i = 0; i < given; i++) {
+		int more = listen_on(addresses[i], listeners, count, why, sizeof(why));
+		if (more < 0) {
 			fprintf(stderr, "magicpigctl %s: --listen %s: %s\n", self->name, addresses[i], why);
 			return CTL_FAILED; // what is open already ends with the process
 		}
-		printf("listening on %s\n", listeners[i].where);
+		for (int k = 0; k < more; k++)
+			printf("listening on %s\n", listeners[count++].where);
 	}
 	fflush(stdout);
 	if (http_serve(listeners, count, serve, source) != 0) {
@@ -154,10 +169,10 @@ const struct ctl_command ctl_metrics = {
 	.name = "metrics",
 	.arguments = "",
 	.summary = "Writes the statistics for Prometheus, once or over HTTP",
-	.options =
-		"  -l, --listen ADDRESS  serve /metrics, /healthz and /readyz: unix:/PATH, 127.0.0.1:PORT or [::1]:PORT; may be\n"
-		"                      given several times\n"
-		"      --openmetrics   OpenMetrics instead of the text format; over HTTP the scraper says which\n"
-		"      --stats FILE    this statistics file (default: the one beside the socket)\n",
+	.options = "  -l, --listen ADDRESS  serve /metrics, /healthz and /readyz: unix:/PATH, 127.0.0.1:PORT, [::1]:PORT, or "
+		   "systemd (the\n"
+		   "                      sockets that it has opened); may be given several times\n"
+		   "      --openmetrics   OpenMetrics instead of the text format; over HTTP the scraper says which\n"
+		   "      --stats FILE    this statistics file (default: the one beside the socket)\n",
 	.run = run,
 };

@@ -20,7 +20,7 @@
 
 struct plan {
 	struct plan_shape shape;
-	uint64_t tokens, shared, contexts, window;
+	uint64_t tokens, shared, contexts, window, upper_rows;
 	double budget, rate, gpu_bytes; // tokens a second of each context, 0 = not asked; memory for KV of the GPU
 	struct plan_memory one;         // a context by itself
 	double pool, disk;              // of all of them
@@ -41,11 +41,11 @@ static double bytes_of(const struct plan_memory *m)
 static void reckon(struct plan *p)
 {
 	struct plan_memory shared = {0}, own;
-	p->one = plan_memory(&p->shape, p->tokens);
+	p->one = plan_memory(&p->shape, 0, p->tokens, p->upper_rows);
 	own = p->one;
 	if (p->shared) { // forks: the prefix once, what each has of its own as often as there are contexts
-		shared = plan_memory(&p->shape, p->shared);
-		own = plan_memory(&p->shape, p->tokens - p->shared);
+		shared = plan_memory(&p->shape, 0, p->shared, p->upper_rows);
+		own = plan_memory(&p->shape, p->shared, p->tokens - p->shared, p->upper_rows);
 	}
 	p->pool = bytes_of(&shared) + (double)p->contexts * bytes_of(&own);
 	p->disk = (double)shared.disk + (double)p->contexts * (double)own.disk;
@@ -70,7 +70,8 @@ static double token_seconds(const struct plan *p)
 
 // ---- measuring ---------------------------------------------------------------------------------------------------------
 // The time of an answer is a constant and so much for each token, at one budget: two sizes tell the two, and what they say of the size asked
-// for is the prediction. The sizes are far apart, so that what disturbs one of them weighs little.
+// for is the prediction. The sizes are far apart, so that what disturbs one of them weighs little. Between two answers as much is looked at as the
+// model's other layers would: codes that a layer finds in the caches are twice as fast as those in memory.
 static int measure(const struct ctl_command *self, struct plan *p)
 {
 	const struct mpig_layer *layer = NULL;
@@ -86,8 +87,11 @@ static int measure(const struct ctl_command *self, struct plan *p)
 		return code;
 	int status = mpig_daemon_status(client, &daemon);
 	double each = layer->kv_heads * (layer_row_bytes(layer) + layer_code_bytes(layer, layer->signature_bits)) * HEADROOM;
-	uint64_t room = (uint64_t)(.8 * (double)(daemon.pool_bytes - daemon.pool_used) / each),
-		 size = room < MEASURED ? room : MEASURED;
+	double free_bytes = .8 * (double)(daemon.pool_bytes - daemon.pool_used),
+	       others = (p->traffic.codes + p->traffic.rows) * (p->traffic.attends - 1) / p->traffic.attends;
+	others = fmin(others, free_bytes / 3);
+	free_bytes -= HEADROOM * (double)bench_points_bytes(p->tokens < MEASURED ? p->tokens : MEASURED, others);
+	uint64_t room = free_bytes > 0 ? (uint64_t)(free_bytes / each) : 0, size = room < MEASURED ? room : MEASURED;
 	uint64_t tokens = p->tokens < size ? p->tokens : size;
 	if (!status && tokens < 8192) {
 		fprintf(stderr,
@@ -98,7 +102,7 @@ static int measure(const struct ctl_command *self, struct plan *p)
 	char name[64];
 	struct bench_point points[] = {{.tokens = tokens / 8, .budget = p->budget}, {.tokens = tokens, .budget = p->budget}};
 	snprintf(name, sizeof(name), "magicpigctl-plan-%d", (int)getpid());
-	status = status ? status : bench_points(client, name, layer, size, points, 2);
+	status = status ? status : bench_points(client, name, layer, size, others, points, 2);
 	if (status)
 		code = ctl_failed(self, client, NULL, status);
 	mpig_disconnect(client);
@@ -167,6 +171,9 @@ static void print_time(const struct plan *p)
 	else
 		printf("time         not known: `magicpigctl bench --memory` measures this machine, --measure a running "
 		       "daemon\n");
+	if (p->upper_rows && p->tokens >= p->upper_rows && (p->measured || p->limit.stream_bytes_per_s > 0))
+		printf("             so many rows go through upper layers: on keys like a model's in 1 / 1.1 to 1 / 1.6 of "
+		       "that\n");
 	if (p->rate > 0 && p->limit.stream_bytes_per_s > 0)
 		printf("cores        %.0f, at least, of this machine's, at their share of its memory's rates\n",
 		       ceil(core_seconds(p) * p->rate * (double)p->contexts));
@@ -260,7 +267,7 @@ static void apply(struct plan_shape *s, const struct index_options *o)
 
 static int run(const struct ctl_command *self, int argc, char **argv)
 {
-	enum { SHARED = CTL_OPTION_OWN, ROWS, BITS, TABLES, BUDGET, WINDOW, RATE, GPU, SLIDING, MEASURE };
+	enum { SHARED = CTL_OPTION_OWN, ROWS, BITS, TABLES, BUDGET, WINDOW, RATE, GPU, SLIDING, UPPER, MEASURE };
 	static const struct option options[] = {CTL_GLOBAL_OPTIONS,
 	                                        {"tokens", required_argument, NULL, 't'},
 	                                        {"contexts", required_argument, NULL, 'c'},
@@ -273,9 +280,10 @@ static int run(const struct ctl_command *self, int argc, char **argv)
 	                                        {"rate", required_argument, NULL, RATE},
 	                                        {"gpu-mem", required_argument, NULL, GPU},
 	                                        {"keep-sliding", no_argument, NULL, SLIDING},
+	                                        {"upper-rows", required_argument, NULL, UPPER},
 	                                        {"measure", no_argument, NULL, MEASURE},
 	                                        {NULL, 0, NULL, 0}};
-	static struct plan p = {.tokens = 131072, .contexts = 1, .window = 1024, .budget = .02};
+	static struct plan p = {.tokens = 131072, .contexts = 1, .window = 1024, .upper_rows = 524288, .budget = .02};
 	struct index_options index = {.row_dtype = MPIG_BF16, .bits = 2};
 	bool keep_sliding = false, measuring = false;
 	int end = 0;
@@ -317,6 +325,9 @@ static int run(const struct ctl_command *self, int argc, char **argv)
 			break;
 		case SLIDING:
 			keep_sliding = true;
+			break;
+		case UPPER:
+			p.upper_rows = ctl_number(self, "--upper-rows", optarg, 0, UINT64_C(1) << 32);
 			break;
 		case MEASURE:
 			measuring = true;
@@ -364,6 +375,7 @@ const struct ctl_command ctl_plan = {
 		   "      --window N      tokens that the client keeps on the GPU (default 1024)\n"
 		   "      --gpu-mem SIZE  memory of the GPU that is left for KV\n"
 		   "      --keep-sliding  rows of sliding layers are kept in the daemon, too\n"
+		   "      --upper-rows N  engine.upper_rows of the daemon (default 524288; 0: no upper layers)\n"
 		   "      --measure       times a layer of it in the running daemon, in a context that is dropped again\n"
 		   "\n"
 		   "MODEL: LAYERS/QUERY/KV/D (heads and their dimension), as in 32/32/8/128, or a config.json of Hugging Face.\n",

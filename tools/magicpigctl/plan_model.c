@@ -11,7 +11,8 @@
 #define APPEND_BYTES (256u << 10) // of fp32 rows that the library sends at once: its default slot
 #define BLOCK_MOST 4096u
 #define SEGMENT_BLOCKS 248u
-#define HEADER 24u // of every record, about
+#define HEADER 24u        // of every record, about
+#define UPPER_LEAST 4096u // rows of a segment that are worth an upper layer
 
 static uint64_t granules(uint64_t bytes)
 {
@@ -26,6 +27,13 @@ static uint64_t align64(uint64_t bytes)
 uint64_t plan_table_bytes(unsigned k, unsigned l, uint64_t rows)
 {
 	return align64((uint64_t)l * ((UINT64_C(1) << k) + 1) * 4) + align64(l * rows * 2) + align64(rows * 4);
+}
+
+// An upper layer over codes, as in sig_upper_bytes of daemon/kernels/kernels.h: groups of sixteen rows, in sixteens.
+static uint64_t upper_bytes(const struct mpig_layer *l, uint64_t rows)
+{
+	uint64_t d = l->d_k <= 64 ? 64 : l->d_k <= 128 ? 128 : 256, groups = (rows + 255) / 256 * 16;
+	return groups * (d * 4 / 8 + 4 + 16 * (d * (uint64_t)l->signature_bits / 8 + 4));
 }
 
 static bool stored(const struct mpig_layer *l)
@@ -83,7 +91,7 @@ static uint64_t append_rows(const struct plan_shape *s)
 	return least ? least : 1;
 }
 
-static void add_segment(const struct plan_shape *s, int strips, uint64_t rows, struct plan_memory *m)
+static void add_segment(const struct plan_shape *s, int strips, uint64_t rows, bool upper, struct plan_memory *m)
 {
 	bool int8 = false;
 	uint64_t most_d = 0, piece = append_rows(s);
@@ -102,6 +110,8 @@ static void add_segment(const struct plan_shape *s, int strips, uint64_t rows, s
 			continue;
 		if (l->paper_l)
 			m->index += (uint64_t)l->kv_heads * granules(plan_table_bytes(table_bits(l), (unsigned)l->paper_l, rows));
+		if (upper && l->signature_bits && rows >= UPPER_LEAST)
+			m->index += (uint64_t)l->kv_heads * granules(upper_bytes(l, rows));
 		int8 |= l->row_dtype == MPIG_I8;
 		most_d = (uint64_t)l->d_k > most_d ? (uint64_t)l->d_k : most_d;
 	}
@@ -111,15 +121,17 @@ static void add_segment(const struct plan_shape *s, int strips, uint64_t rows, s
 		m->metadata += granules((uint64_t)strips * 2 * most_d * 4);
 }
 
-struct plan_memory plan_memory(const struct plan_shape *s, uint64_t tokens)
+struct plan_memory plan_memory(const struct plan_shape *s, uint64_t first, uint64_t tokens, uint64_t upper_rows)
 {
 	struct plan_memory m = {0};
 	int strips = strips_of(s);
 	uint64_t parameters = 64;
 	for (int i = 0; i < s->layers; i++)
 		parameters += stored(&s->layer[i]) ? (uint64_t)s->layer[i].kv_heads * 2 * (uint64_t)s->layer[i].d_k * 4 : 0;
-	for (uint64_t at = 0; at < tokens; at += SEGMENT_ROWS)
-		add_segment(s, strips, tokens - at < SEGMENT_ROWS ? tokens - at : SEGMENT_ROWS, &m);
+	for (uint64_t at = 0; at < tokens; at += SEGMENT_ROWS) {
+		uint64_t rows = tokens - at < SEGMENT_ROWS ? tokens - at : SEGMENT_ROWS;
+		add_segment(s, strips, rows, upper_rows && first + at + rows > upper_rows / 4, &m);
+	}
 	m.index += granules(parameters);
 	m.metadata +=
 		GRANULE + granules(HEADER + 64 * (uint64_t)s->layers) + GRANULE; // the context, its spec, its list of segments

@@ -24,8 +24,8 @@ struct plan_memory {
 	uint64_t rows, index, metadata; // bytes of the pool
 	uint64_t disk;                  // of the files when it is saved
 };
-// Of one context whose `tokens` are committed and sealed.
-struct plan_memory plan_memory(const struct plan_shape *shape, uint64_t tokens);
+// Of one context whose `tokens` tokens from token `first` on are its own, committed and sealed; upper_rows: engine.upper_rows of the daemon.
+struct plan_memory plan_memory(const struct plan_shape *shape, uint64_t first, uint64_t tokens, uint64_t upper_rows);
 
 struct plan_traffic {       // bytes that the daemon looks at for one token of one context
 	double codes, rows; // in a stream; gathered

@@ -194,6 +194,9 @@ static void print_context(const struct mpig_context_info *info, const struct mpi
 		printf(", forked from id %" PRIu64 " at token %s", info->parent_id, text_count(tokens, info->fork_tokens));
 	putchar('\n');
 	print_fingerprint(info->fingerprint, sizeof(info->fingerprint));
+	if (info->profile)
+		printf("  answered      by %s profile (magicpigctl tune --show)\n",
+		       info->profile == MPIG_PROFILE_OWNER ? "its owner's" : "all users'");
 	printf("  layers        %u, of them %u global\n", info->layer_count, info->global_layers);
 	for (int i = 0; i < count; i++) {
 		if (grouped_before(layers, i))

@@ -103,9 +103,11 @@ static int run(const struct ctl_command *self, int argc, char **argv)
 	const char *action = optind < argc ? argv[optind] : "";
 	char **rest = argv + optind + 1;
 	int count = argc - optind - 1;
-	struct sigaction act = {.sa_handler = on_signal};
+	struct sigaction act = {.sa_handler = on_signal,
+	                        .sa_flags = (int)SA_RESETHAND}; // a second one ends it where the daemon is stuck
 	sigaction(SIGINT, &act, NULL);
 	sigaction(SIGTERM, &act, NULL);
+	sigaction(SIGHUP, &act, NULL);
 	if (strcmp(action, "record") == 0) {
 		if (g.for_replay)
 			return ctl_usage(self,

@@ -8,7 +8,7 @@
 
 #include "ctl.h"
 
-extern volatile sig_atomic_t trace_interrupted; // by SIGINT or SIGTERM: what was begun is finished
+extern volatile sig_atomic_t trace_interrupted; // by SIGINT, SIGTERM or SIGHUP: what was begun is finished
 
 struct trace_record_options {
 	uint64_t requests; // 0: no limit

@@ -14,6 +14,7 @@
 struct trace_reader {
 	FILE *file;
 	const char *path;
+	off_t first;     // where the first query is in `file`; of one that is kept
 	uint64_t at;     // bytes read
 	uint8_t *header; // with the layers
 	uint8_t *record; // the last
@@ -64,7 +65,7 @@ __attribute__((format(printf, 3, 4))) static int wrong(const struct trace_reader
 	va_start(arguments, format);
 	vsnprintf(text, sizeof(text), format, arguments);
 	va_end(arguments);
-	snprintf(why, TRACE_WHY_BYTES, "%.60s: at byte %" PRIu64 ": %s", r->path, r->at, text);
+	snprintf(why, TRACE_WHY_BYTES, "%.300s: at byte %" PRIu64 ": %s", r->path, r->at, text);
 	return -1;
 }
 
@@ -126,13 +127,13 @@ int trace_open(const char *path, struct trace_reader **out, char *why)
 	struct trace_reader *r = calloc(1, sizeof(*r));
 	bool standard = strcmp(path, "-") == 0;
 	if (!r || !(r->header = calloc(1, HEADER_MAX))) {
-		snprintf(why, TRACE_WHY_BYTES, "%.60s: no memory", path);
+		snprintf(why, TRACE_WHY_BYTES, "%.300s: no memory", path);
 		goto free_reader;
 	}
 	r->path = standard ? "standard input" : path;
 	r->file = standard ? stdin : fopen(path, "rbe");
 	if (!r->file) {
-		snprintf(why, TRACE_WHY_BYTES, "%.160s: %s", path, strerror(errno));
+		snprintf(why, TRACE_WHY_BYTES, "%.300s: %s", path, strerror(errno));
 		goto free_reader;
 	}
 	if (read_header(r, why) != 0)
@@ -143,6 +144,53 @@ int trace_open(const char *path, struct trace_reader **out, char *why)
 free_reader:
 	trace_close(r);
 	return -1;
+}
+
+static void close_file(struct trace_reader *r)
+{
+	if (r->file && r->file != stdin)
+		fclose(r->file);
+	r->file = NULL;
+}
+
+// The rest of a pipe.
+static int copy_rest(struct trace_reader *r, FILE *copy, char *why)
+{
+	uint8_t bytes[16384];
+	for (size_t n; (n = fread(bytes, 1, sizeof(bytes), r->file)) > 0;)
+		if (fwrite(bytes, 1, n, copy) != n)
+			return wrong(r, why, "no copy of it in " P_tmpdir ": %s", strerror(errno));
+	if (ferror(r->file))
+		return wrong(r, why, "%s", strerror(errno));
+	if (fflush(copy) != 0)
+		return wrong(r, why, "no copy of it in " P_tmpdir ": %s", strerror(errno));
+	return 0;
+}
+
+int trace_keep(struct trace_reader *r, char *why)
+{
+	r->first = ftello(r->file);
+	if (r->first >= 0)
+		return 0;
+	FILE *copy = tmpfile();
+	if (!copy)
+		return wrong(r, why, "no copy of it in " P_tmpdir ": %s", strerror(errno));
+	if (copy_rest(r, copy, why) != 0) {
+		fclose(copy);
+		return -1;
+	}
+	close_file(r);
+	r->file = copy;
+	r->first = 0;
+	return trace_rewind(r, why);
+}
+
+int trace_rewind(struct trace_reader *r, char *why)
+{
+	r->at = trace_header(r)->header_bytes;
+	r->records = r->next_number = 0;
+	r->ended = false;
+	return fseeko(r->file, r->first, SEEK_SET) == 0 ? 0 : wrong(r, why, "%s", strerror(errno));
 }
 
 const struct mpig_trace_header *trace_header(const struct trace_reader *r)
@@ -173,14 +221,16 @@ static int take_end(struct trace_reader *r, char *why)
 	return 0;
 }
 
-static int take_query(struct trace_reader *r, struct trace_query *query, char *why)
+// Whether the record's length is what its fields say: before so much is read, since a length that is wrong would end at the end of the file as
+// one that was cut short does.
+static int check_query(const struct trace_reader *r, struct trace_query *query, struct mpig_trace_layout *layout, char *why)
 {
 	const struct mpig_trace_record *record = (const void *)r->record;
 	const struct mpig_trace_header *h = trace_header(r);
 	const struct mpig_wire_layer *layer = record->layer < h->layer_count ? &trace_layers(r)[record->layer] : NULL;
 	if (!layer || layer->kind != MPIG_LAYER_GLOBAL)
 		return wrong(r, why, "a query of layer %u, which has none", record->layer);
-	struct mpig_layer_shape shape = {
+	query->shape = (struct mpig_layer_shape){
 		.query_heads = layer->query_heads, .kv_heads = layer->kv_heads, .d_k = layer->d_k, .d_v = layer->d_v};
 	if (record->tokens < 1 || record->tokens > MPIG_MAX_QUERY_TOKENS ||
 	    (record->dtype != MPIG_F32 && record->dtype != MPIG_BF16) || record->asked_dtype >= MPIG_I8 ||
@@ -189,52 +239,68 @@ static int take_query(struct trace_reader *r, struct trace_query *query, char *w
 	    record->end > MPIG_MAX_TOKENS || record->number < r->next_number || record->reserved0 ||
 	    !zero(record->reserved, sizeof(record->reserved)))
 		return wrong(r, why, "a query with a field that makes no sense");
-	struct mpig_trace_layout l = mpig_trace_layout(&shape, record->tokens, record->dtype, record->present);
-	if (l.bytes != record->head.bytes)
-		return wrong(r, why, "a query of %" PRIu64 " bytes; its layer's have %" PRIu64, record->head.bytes, l.bytes);
-	*query = (struct trace_query){
-		.record = record,
-		.shape = shape,
-		.q = r->record + l.q,
-		.window_lse = l.window_lse ? (const void *)(r->record + l.window_lse) : NULL,
-		.window_out = l.window_out ? (const void *)(r->record + l.window_out) : NULL,
-	};
+	*layout = mpig_trace_layout(&query->shape, record->tokens, record->dtype, record->present);
+	if (layout->bytes != record->head.bytes)
+		return wrong(r, why, "a query of %" PRIu64 " bytes; its layer's have %" PRIu64, record->head.bytes,
+		             layout->bytes);
+	return 0;
+}
+
+static void take_query(struct trace_reader *r, struct trace_query *query, const struct mpig_trace_layout *l)
+{
+	const struct mpig_trace_record *record = (const void *)r->record;
+	query->record = record;
+	query->q = r->record + l->q;
+	query->window_lse = l->window_lse ? (const void *)(r->record + l->window_lse) : NULL;
+	query->window_out = l->window_out ? (const void *)(r->record + l->window_out) : NULL;
 	r->next_number = record->number + 1;
 	r->records++;
 	r->at += record->head.bytes;
-	return 1;
 }
 
-int trace_next(struct trace_reader *r, struct trace_query *query, char *why)
+int trace_next(struct trace_reader *r, struct trace_query *out, char *why)
 {
 	struct mpig_trace_head head;
+	struct mpig_trace_layout layout = {0};
+	struct trace_query query = {0};
 	if (r->ended)
 		return 0;
 	int got = take(r, &head, sizeof(head), why);
 	if (got <= 0)
 		return got; // cut short between two records, or within a head
-	if (head.magic != MPIG_TRACE_RECORD_MAGIC || (head.kind != MPIG_TRACE_QUERY && head.kind != MPIG_TRACE_END) ||
-	    head.bytes % MPIG_PAYLOAD_ALIGN || head.bytes > MPIG_TRACE_RECORD_MAX ||
-	    (head.kind == MPIG_TRACE_END ? head.bytes != sizeof(struct mpig_trace_end) : head.bytes < MPIG_TRACE_RECORD_BYTES))
+	bool end = head.kind == MPIG_TRACE_END;
+	uint64_t first =
+		end ? sizeof(struct mpig_trace_end) : MPIG_TRACE_RECORD_BYTES; // what there is at least, and is read first
+	if (head.magic != MPIG_TRACE_RECORD_MAGIC || (head.kind != MPIG_TRACE_QUERY && !end) || head.bytes % MPIG_PAYLOAD_ALIGN ||
+	    head.bytes > MPIG_TRACE_RECORD_MAX || (end ? head.bytes != first : head.bytes < first))
 		return wrong(r, why, "no record begins here: the file is damaged");
+	if (!room_for(&r->record, &r->room, first))
+		return wrong(r, why, "no memory for a record");
+	memcpy(r->record, &head, sizeof(head));
+	got = take(r, r->record + sizeof(head), first - sizeof(head), why);
+	if (got > 0 && !end && check_query(r, &query, &layout, why) != 0)
+		return -1;
 	if (!room_for(&r->record, &r->room, head.bytes))
 		return wrong(r, why, "no memory for a record of %" PRIu64 " bytes", head.bytes);
-	memcpy(r->record, &head, sizeof(head));
-	got = take(r, r->record + sizeof(head), head.bytes - sizeof(head), why);
+	if (got > 0 && head.bytes > first)
+		got = take(r, r->record + first, head.bytes - first, why);
 	if (got <= 0)
 		return got;
 	struct mpig_trace_head *here = (void *)r->record;
 	if (checksum(r->record, head.bytes, &here->checksum) != head.checksum)
 		return wrong(r, why, "a record does not have its checksum: the file is damaged");
-	return head.kind == MPIG_TRACE_END ? take_end(r, why) : take_query(r, query, why);
+	if (end)
+		return take_end(r, why);
+	take_query(r, &query, &layout);
+	*out = query;
+	return 1;
 }
 
 void trace_close(struct trace_reader *r)
 {
 	if (!r)
 		return;
-	if (r->file && r->file != stdin)
-		fclose(r->file);
+	close_file(r);
 	free(r->record);
 	free(r->header);
 	free(r);

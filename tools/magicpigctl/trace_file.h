@@ -11,7 +11,7 @@
 
 #include <magicpig.h>
 
-#define TRACE_WHY_BYTES 256
+#define TRACE_WHY_BYTES 512
 
 struct trace_query { // of a file: valid until the next is read
 	const struct mpig_trace_record *record;
@@ -28,6 +28,11 @@ const struct mpig_trace_header *trace_header(const struct trace_reader *reader);
 const struct mpig_wire_layer *trace_layers(const struct trace_reader *reader); // [layer_count]
 // The next query: 1; 0 at the end; -1 and `why`.
 int trace_next(struct trace_reader *reader, struct trace_query *query, char *why);
+// So that the queries can be read several times: what cannot be sought, as a pipe, is copied into a temporary file that has no name. Before the
+// first trace_next. 0, or -1 and `why`.
+int trace_keep(struct trace_reader *reader, char *why);
+// Back to the first query of a file that is kept. 0, or -1 and `why`.
+int trace_rewind(struct trace_reader *reader, char *why);
 // After trace_next answered 0: the END record, or NULL where the file was cut short (which loses nothing of what came before).
 const struct mpig_trace_end *trace_end(const struct trace_reader *reader);
 void trace_close(struct trace_reader *reader); // NULL is allowed

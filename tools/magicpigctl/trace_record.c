@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdio_ext.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -18,7 +19,8 @@ struct recorder {
 	const struct ctl_command *self;
 	const char *path, *name;
 	FILE *file;
-	bool made; // the file is ours to remove
+	bool made;   // the file is ours to remove
+	bool closed; // the daemon ended the connection, and lives
 	struct trace_writer writer;
 	struct mpig_trace_header header;
 	struct mpig_wire_layer *layers;
@@ -32,10 +34,25 @@ static uint64_t now_ns(void)
 	return (uint64_t)t.tv_sec * UINT64_C(1000000000) + (uint64_t)t.tv_nsec;
 }
 
+// On disk, as far as it was written.
+static bool holds_queries(const struct recorder *r)
+{
+	struct stat st;
+	return fstat(fileno(r->file), &st) == 0 &&
+	       (uint64_t)st.st_size > sizeof(r->header) + r->header.layer_count * sizeof(*r->layers);
+}
+
 static int file_failed(const struct recorder *r)
 {
-	fprintf(stderr, "magicpigctl %s: '%s': %s\n", r->self->name, r->path, strerror(errno));
-	return errno == EACCES ? CTL_PERMISSION : CTL_FAILED;
+	int cause = errno;
+	bool kept = r->made && r->file && holds_queries(r);
+	if (r->file == stdout) { // it is said once
+		__fpurge(stdout);
+		clearerr(stdout);
+	}
+	fprintf(stderr, "magicpigctl %s: '%s': %s%s\n", r->self->name, r->path, strerror(cause),
+	        kept ? "; the queries that were written before are kept" : "");
+	return cause == EACCES ? CTL_PERMISSION : CTL_FAILED;
 }
 
 // Readable by its owner only. One that is there is left alone: it may hold what cannot be had again.
@@ -172,6 +189,7 @@ static int follow(struct recorder *r, mpig_trace *trace, const struct trace_reco
 		    (trace_interrupted || (o->seconds && now_ns() - began >= o->seconds * UINT64_C(1000000000))))
 			last = state.answers;
 	}
+	r->closed = state.ended == MPIG_TRACED_STOPPED; // since it was not stopped here
 	r->end = (struct mpig_trace_end){.answers = state.answers,
 	                                 .lost = state.lost,
 	                                 .too_long = state.too_long,
@@ -185,7 +203,7 @@ static void report(const struct recorder *r)
 	static const char *const ends[] = {"", "stopped", "dropped", "shutdown", "broken", "revoked"};
 	static const char *const why[] = {"",
 	                                  "",
-	                                  ": the context was dropped",
+	                                  ": the context is no longer in memory",
 	                                  ": the daemon ended",
 	                                  ": the ring was written by somebody else",
 	                                  ": the context's owner or permissions changed"};
@@ -203,7 +221,7 @@ static void report(const struct recorder *r)
 		json_uint(&json, "lost", r->end.lost);
 		json_uint(&json, "too_long", r->end.too_long);
 		json_uint(&json, "duration_ns", r->end.duration_ns);
-		json_string(&json, "ended", ends[r->end.ended]);
+		json_string(&json, "ended", r->closed ? "closed" : ends[r->end.ended]);
 		json_object_end(&json);
 		json_finish(&json);
 		return;
@@ -214,7 +232,8 @@ static void report(const struct recorder *r)
 	else
 		text_duration(time, r->end.duration_ns);
 	fprintf(out, "%s: recorded %s queries in %s, %s%s\n", text_printable(shown, sizeof(shown), r->name),
-	        text_count(count, r->writer.records), time, text_bytes(bytes, r->writer.bytes), why[r->end.ended]);
+	        text_count(count, r->writer.records), time, text_bytes(bytes, r->writer.bytes),
+	        r->closed ? ": the daemon ended this connection" : why[r->end.ended]);
 	if (r->end.lost)
 		fprintf(stderr,
 		        "magicpigctl %s: %s of %llu were lost: %llu were larger than a quarter of the ring, for the others it "
@@ -263,9 +282,12 @@ int trace_record(const struct ctl_command *self, const char *name, const char *p
 	else
 		report(&r);
 	trace_writer_free(&r.writer);
-	if (r.made && fclose(r.file) != 0 && !code)
+	bool kept = !r.made || holds_queries(&r);
+	bool closed = !r.made || fclose(r.file) == 0;
+	r.file = NULL;
+	if (!closed && !code)
 		code = file_failed(&r);
-	if (code && r.made && !r.writer.records)
+	if (code && !kept)
 		unlink(path);
 stop:
 	mpig_trace_stop(trace);

@@ -30,6 +30,7 @@ struct replay {
 	const struct ctl_command *self;
 	const struct trace_replay_options *o;
 	const char *path;
+	struct trace_reader *file;
 	mpig_client *client;
 	mpig_context *context;
 	mpig_queue *queue;
@@ -90,17 +91,25 @@ static int out_of_memory(const struct replay *r)
 }
 
 // ---- the file and the context --------------------------------------------------------------------------------------
+static int interrupted(const struct replay *r)
+{
+	fprintf(stderr, "magicpigctl %s: interrupted\n", r->self->name);
+	return CTL_FAILED;
+}
+
 static int file_wrong(const struct replay *r, const char *why)
 {
+	if (trace_interrupted) // while it waited for a pipe
+		return interrupted(r);
 	fprintf(stderr, "magicpigctl %s: %s\n", r->self->name, why);
 	return CTL_FAILED;
 }
 
 // The context has what the file's queries were asked of, layer by layer, as far as a query can tell.
-static int compare_layers(const struct replay *r, const struct trace_reader *file)
+static int compare_layers(const struct replay *r)
 {
 	struct mpig_layer layers[MPIG_MAX_LAYERS];
-	const struct mpig_wire_layer *was = trace_layers(file);
+	const struct mpig_wire_layer *was = trace_layers(r->file);
 	int count = mpig_context_layers(r->client, r->info.name, layers, MPIG_MAX_LAYERS);
 	if (count < 0)
 		return ctl_failed(r->self, r->client, r->info.name, count);
@@ -117,27 +126,29 @@ static int compare_layers(const struct replay *r, const struct trace_reader *fil
 	return CTL_FAILED;
 }
 
-static int open_context(struct replay *r, const struct trace_reader *file, const char *name)
+static int open_context(struct replay *r, const char *name)
 {
 	struct mpig_open_options open = MPIG_INIT(open);
-	r->header = *trace_header(file);
+	r->header = *trace_header(r->file);
 	name = name ? name : r->header.name;
 	int status = mpig_context_open(r->client, name, &open, &r->context);
 	status = status ? status : mpig_context_info(r->client, name, &r->info);
 	if (status)
 		return ctl_failed(r->self, r->client, name, status);
-	return compare_layers(r, file);
+	return compare_layers(r);
 }
 
 // A slot for the largest query that the limits allow is too much: for the largest that there is.
-static int measure(struct replay *r, struct trace_reader *file, uint64_t *slot_bytes)
+static int measure(struct replay *r, uint64_t *slot_bytes)
 {
 	struct trace_query query;
 	char why[TRACE_WHY_BYTES];
 	int got;
-	while ((!r->o->requests || r->queries < r->o->requests) && (got = trace_next(file, &query, why)) != 0) {
+	while ((!r->o->requests || r->queries < r->o->requests) && (got = trace_next(r->file, &query, why)) != 0) {
 		if (got < 0)
 			return file_wrong(r, why);
+		if (trace_interrupted)
+			return interrupted(r);
 		const struct mpig_trace_record *q = query.record;
 		struct mpig_payload_layout l =
 			mpig_attend_layout(&query.shape, q->tokens, MPIG_F32, MPIG_HAS_WINDOW_LSE | MPIG_HAS_WINDOW_OUT);
@@ -157,7 +168,7 @@ static int measure(struct replay *r, struct trace_reader *file, uint64_t *slot_b
 		if (!add(&r->recorded.service, (double)q->service_ns))
 			return out_of_memory(r);
 	}
-	if (!trace_end(file) && !r->o->requests)
+	if (!trace_end(r->file) && !r->o->requests)
 		fprintf(stderr, "magicpigctl %s: %s was cut short; what is there is replayed\n", r->self->name, r->path);
 	return CTL_OK;
 }
@@ -253,16 +264,15 @@ static int pass_failed(const struct replay *r, const struct pass *p, int status)
 // All queries once. most: how many of them; exact: only for what they differ.
 static int one_pass(struct replay *r, struct pass *p, uint64_t most, bool exact)
 {
-	struct trace_reader *file;
 	struct trace_query query;
 	struct mpig_attend attend;
 	char why[TRACE_WHY_BYTES];
 	int got = 0, status = MPIG_OK, code = CTL_OK;
-	if (trace_open(r->path, &file, why) != 0)
+	if (trace_rewind(r->file, why) != 0)
 		return file_wrong(r, why);
 	double began = now_ns();
 	uint64_t first_ns = UINT64_MAX;
-	for (uint64_t i = 0; i < most && !trace_interrupted && (got = trace_next(file, &query, why)) > 0; i++) {
+	for (uint64_t i = 0; i < most && !trace_interrupted && (got = trace_next(r->file, &query, why)) > 0; i++) {
 		if (!trace_attend(&query, &attend) || query.record->end > r->info.committed)
 			continue;
 		if (r->o->speed > 0 && !exact) {
@@ -278,11 +288,8 @@ static int one_pass(struct replay *r, struct pass *p, uint64_t most, bool exact)
 		code = pass_failed(r, p, status);
 	else if (got < 0)
 		code = file_wrong(r, why);
-	else if (trace_interrupted) {
-		fprintf(stderr, "magicpigctl %s: interrupted\n", r->self->name);
-		code = CTL_FAILED;
-	}
-	trace_close(file);
+	else if (trace_interrupted)
+		code = interrupted(r);
 	return code;
 }
 
@@ -315,7 +322,8 @@ static int all_passes(struct replay *r)
 // ---- telling -------------------------------------------------------------------------------------------------------
 static void sort(struct values *v)
 {
-	qsort(v->value, v->count, sizeof(*v->value), by_value);
+	if (v->count)
+		qsort(v->value, v->count, sizeof(*v->value), by_value);
 }
 
 static void time_cell(struct table *table, double ns)
@@ -444,19 +452,24 @@ static void tell(struct replay *r)
 int trace_replay(const struct ctl_command *self, const char *path, const char *context, const struct trace_replay_options *given)
 {
 	struct trace_replay_options o = *given;
-	struct replay r = {.self = self, .o = &o, .path = path, .info = {.size = sizeof(r.info)}};
-	struct trace_reader *file = NULL;
+	struct replay r = {.self = self,
+	                   .o = &o,
+	                   .path = strcmp(path, "-") == 0 ? "standard input" : path,
+	                   .info = {.size = sizeof(r.info)}};
 	char why[TRACE_WHY_BYTES];
 	uint64_t slot_bytes = 4096;
 	if (!o.configs && trace_config_parse("recorded", &o.config[0], why))
 		o.configs = 1;
-	if (trace_open(path, &file, why) != 0)
+	if (trace_open(path, &r.file, why) != 0)
 		return file_wrong(&r, why);
-	int code = ctl_connect(self, &r.client);
-	code = code ? code : open_context(&r, file, context);
-	code = code ? code : measure(&r, file, &slot_bytes);
+	int code = trace_keep(r.file, why) == 0
+	                   ? CTL_OK
+	                   : file_wrong(&r, why); // each pass reads it; before the context is looked at, which may grow
+	code = code ? code : ctl_connect(self, &r.client);
+	code = code ? code : open_context(&r, context);
+	code = code ? code : measure(&r, &slot_bytes);
 	if (!code && !r.recorded.asked) {
-		fprintf(stderr, "magicpigctl %s: %s holds no query that '%.100s' has the rows for\n", self->name, path,
+		fprintf(stderr, "magicpigctl %s: %s holds no query that '%.100s' has the rows for\n", self->name, r.path,
 		        r.info.name);
 		code = CTL_FAILED;
 	}
@@ -473,6 +486,6 @@ int trace_replay(const struct ctl_command *self, const char *path, const char *c
 	}
 	mpig_queue_destroy(r.queue);
 	mpig_disconnect(r.client);
-	trace_close(file);
+	trace_close(r.file);
 	return code;
 }

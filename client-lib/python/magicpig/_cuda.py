@@ -107,6 +107,57 @@ class Step(_Sized):
     ]
 
 
+class IngestOptions(_Sized):
+    _fields_ = [("size", c_size_t), ("slot_bytes", c_size_t), ("slots", c_uint), ("timeout_ms", c_int), ("blocks", c_uint)]
+
+
+class Rows(_Sized):
+    """struct mpig_cuda_rows: device addresses and strides in elements. Fields that are not given are 0."""
+
+    _fields_ = [
+        ("size", c_size_t),
+        ("layer", c_int),
+        ("dtype", c_int),
+        ("first", c_uint64),
+        ("count", c_uint64),
+        ("k", c_uint64),
+        ("v", c_uint64),
+        ("k_row", c_int64),
+        ("k_head", c_int64),
+        ("v_row", c_int64),
+        ("v_head", c_int64),
+        ("queries", c_uint64),
+        ("query_count", c_uint),
+        ("q_row", c_int64),
+        ("q_head", c_int64),
+    ]
+
+
+class IngestReport(_Sized):
+    _fields_ = [
+        ("size", c_size_t),
+        ("rows", c_uint64),
+        ("bytes", c_uint64),
+        ("appends", c_uint64),
+        ("commits", c_uint64),
+        ("elapsed_ns", c_uint64),
+        ("copy_ns", c_uint64),
+        ("wait_ns", c_uint64),
+        ("service_ns", c_uint64),
+    ]
+
+
+class IngestFailure(_Sized):
+    _fields_ = [
+        ("size", c_size_t),
+        ("status", c_int),
+        ("layer", c_int),
+        ("first", c_uint64),
+        ("count", c_uint64),
+        ("context", c_void_p),
+    ]
+
+
 # The struct names of the header, for the test that holds sizes and offsets together.
 STRUCTS = {
     "mpig_cuda_options": Options,
@@ -115,6 +166,10 @@ STRUCTS = {
     "mpig_cuda_answer": Answer,
     "mpig_cuda_spec": Spec,
     "mpig_cuda_step": Step,
+    "mpig_cuda_ingest_options": IngestOptions,
+    "mpig_cuda_rows": Rows,
+    "mpig_cuda_ingest_report": IngestReport,
+    "mpig_cuda_ingest_failure": IngestFailure,
 }
 
 _handle = _stream = c_void_p
@@ -138,6 +193,15 @@ FUNCTIONS: dict[str, tuple[object, list[object]]] = {
     "mpig_cuda_nop": (c_int, [_handle, _stream, c_uint]),
     "mpig_cuda_wait": (c_int, [_handle, _stream, c_uint]),
     "mpig_cuda_round_trips": (c_int, [_handle, c_uint, POINTER(c_float)]),
+    "mpig_cuda_ingest_create": (c_int, [_handle, POINTER(IngestOptions), _out]),
+    "mpig_cuda_ingest_destroy": (None, [_handle]),
+    "mpig_cuda_ingest_layer": (c_int64, [_handle, _handle, POINTER(Rows), _stream]),
+    "mpig_cuda_ingest_release": (c_int, [_handle, c_int64, _stream]),
+    "mpig_cuda_ingest_released": (c_int, [_handle, c_int64]),
+    "mpig_cuda_ingest_commit": (c_int, [_handle, _handle, c_uint64, c_uint64, c_void_p, c_int]),
+    "mpig_cuda_ingest_finish": (c_int, [_handle, POINTER(IngestReport)]),
+    "mpig_cuda_ingest_failure": (c_int, [_handle, POINTER(IngestFailure)]),
+    "mpig_cuda_ingest_recover": (c_int, [_handle]),
 }
 
 _library: ctypes.CDLL | None = None

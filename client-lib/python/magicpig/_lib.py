@@ -134,6 +134,7 @@ class ContextInfo(Structure):
         ("ttl_s", c_uint32),
         ("ttl_erase", c_int),
         ("pinned_until_ns", c_uint64),
+        ("profile", c_int),
     ]
 
 
@@ -284,6 +285,8 @@ class Quota(Structure):
         ("region_bytes", c_uint64),
         ("region_bytes_limit", c_uint64),
         ("uid", c_uint32),
+        ("group", c_uint32),
+        ("requests_limit", c_uint64),
     ]
 
 
@@ -445,6 +448,7 @@ FUNCTIONS: dict[str, tuple[object, list[object]]] = {
     "mpig_client_list": (c_int, [_handle, POINTER(c_uint64), POINTER(ClientInfo), c_int]),
     "mpig_client_kill": (c_int, [_handle, c_uint64]),
     "mpig_quota_get": (c_int, [_handle, c_uint32, POINTER(Quota)]),
+    "mpig_quota_get_group": (c_int, [_handle, c_uint32, POINTER(Quota)]),
     "mpig_daemon_drain": (c_int, [_handle, c_int, POINTER(DrainState)]),
     "mpig_daemon_configure": (c_int, [_handle, c_char_p, c_char_p, c_size_t]),
     "mpig_context_create": (c_int, [_handle, c_char_p, POINTER(Spec), _out]),
@@ -473,6 +477,10 @@ FUNCTIONS: dict[str, tuple[object, list[object]]] = {
     "mpig_saved_list": (c_int, [_handle, c_char_p, POINTER(SavedInfo), c_int]),
     "mpig_context_layers": (c_int, [_handle, c_char_p, POINTER(Layer), c_int]),
     "mpig_context_heads": (c_int, [_handle, c_char_p, POINTER(Head), c_int]),
+    "mpig_context_queries": (c_int, [_handle, c_char_p, c_int, c_int, c_void_p, c_int]),
+    "mpig_profile_get": (c_int, [_handle, c_char_p, c_uint32, c_char_p, c_size_t, POINTER(c_uint32)]),
+    "mpig_profile_set": (c_int, [_handle, c_char_p, c_uint32, c_char_p]),
+    "mpig_profile_clear": (c_int, [_handle, c_char_p, c_uint32]),
     "mpig_context_list": (c_int, [_handle, POINTER(c_uint64), POINTER(ContextInfo), c_int]),
     "mpig_context_name": (c_char_p, [_handle]),
     "mpig_context_layer": (c_int, [_handle, c_int, POINTER(Layer)]),

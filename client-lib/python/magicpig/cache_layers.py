@@ -111,14 +111,12 @@ class GlobalLayer(CacheLayerMixin):
             recent = torch.cat([self.recent_queries, recent])[-_RECENT_QUERIES:]
         self.recent_queries = recent
         new = slice(key.shape[2] - tokens, key.shape[2])
-        outbox, position = self.cache.outbox, self.length - tokens
-        ready = outbox.mark() if outbox else None
-        if outbox is None:
+        position, ingest = self.length - tokens, self.cache.prompt_rows
+        if ingest is None:
             self.cache.channel.append(self.index, position, key[:, :, new], value[:, :, new], recent.cpu())
-        out = attend_locally(module, query, key, value, mask, scale, softcap, sink_logit)
-        if outbox:  # the GPU has something to do meanwhile
-            outbox.append(ready, self.index, position, key[:, :, new], value[:, :, new], recent)
-        return out
+        else:
+            ingest.append(self.index, position, key[:, :, new], value[:, :, new], recent)
+        return attend_locally(module, query, key, value, mask, scale, softcap, sink_logit)
 
     def _attend_sealed(self, query, key, value, scale, softcap, sink_logit) -> torch.Tensor:
         cache, tokens = self.cache, query.shape[2]
@@ -194,7 +192,8 @@ class GlobalLayer(CacheLayerMixin):
         self.keys, self.values = self.rows.view()
 
     def get_seq_length(self) -> int:
-        return self.length
+        """In a graph, whose positions are given, what is compiled is not to depend on it."""
+        return 0 if self.cache.in_graph else self.length
 
     def get_mask_sizes(self, query: torch.Tensor | int) -> tuple[int, int]:
         """(kv_length, kv_offset) of the rows that update() will return. The offset is the window's: rows before it are the
@@ -243,16 +242,15 @@ class SlidingLayer(DynamicSlidingWindowLayer):
     def attend(self, module, query, key, value, mask, scale, softcap, sink_logit) -> torch.Tensor:
         if not self.cache.keep_sliding or self.cache.step_on_gpu:
             return attend_locally(module, query, key, value, mask, scale, softcap, sink_logit)
-        tokens, outbox = query.shape[2], self.cache.outbox
+        tokens = query.shape[2]
         new, position = slice(key.shape[2] - tokens, key.shape[2]), self.length - tokens
-        ready = outbox.mark() if outbox and not self.cache.sealed else None
-        if ready is None:
-            append = self.cache.channel.submit_append if self.cache.sealed else self.cache.channel.append
-            append(self.index, position, key[:, :, new], value[:, :, new])
-        out = attend_locally(module, query, key, value, mask, scale, softcap, sink_logit)
-        if ready is not None:
-            outbox.append(ready, self.index, position, key[:, :, new], value[:, :, new])
-        return out
+        if self.cache.sealed:
+            self.cache.channel.submit_append(self.index, position, key[:, :, new], value[:, :, new])
+        elif self.cache.prompt_rows is None:
+            self.cache.channel.append(self.index, position, key[:, :, new], value[:, :, new])
+        else:
+            self.cache.prompt_rows.append(self.index, position, key[:, :, new], value[:, :, new])
+        return attend_locally(module, query, key, value, mask, scale, softcap, sink_logit)
 
     def trim(self, window_start_before: int) -> None:
         pass

@@ -36,9 +36,10 @@ from .records import (
 )
 
 if TYPE_CHECKING:
-    from .cuda import Gpu, Plan
+    from .cuda import Gpu, Ingest, Plan
 
 _UNCHANGED = 0xFFFFFFFF  # of a uid or gid
+ALL_USERS = 0xFFFFFFFE  # as the uid of a profile: all users who have none of their own
 
 
 class Client:
@@ -48,7 +49,7 @@ class Client:
         self._lib = _lib.library()
         self._handle: c_void_p | None = None
         self._children: weakref.WeakSet[Any] = weakref.WeakSet()
-        self._gpus: set[Gpu] = set()  # kept until closed: kernels write into their queues
+        self._gpus: set[Gpu | Ingest] = set()  # kept until closed: kernels write into their queues
         options = _lib.ConnectOptions(
             size=ctypes.sizeof(_lib.ConnectOptions),
             socket_path=socket_path.encode() if socket_path else None,
@@ -76,6 +77,8 @@ class Client:
     def close(self) -> None:
         """Closes queues, contexts and the connection; the KV stays in the daemon. Closing twice is allowed."""
         if self._handle is not None:
+            for gpu in list(self._gpus):
+                gpu.close()
             for child in list(self._children):
                 child.close()
             self._lib.mpig_disconnect(self._handle)
@@ -304,6 +307,33 @@ class Client:
         heads = [record(Head, raw[i]) for i in range(count)]
         return [replace(head, signature_bits=bits_name(head.signature_bits)) for head in heads]
 
+    def queries(self, name: str, layer: int, kv_head: int) -> list[list[float]]:
+        """What a KV head was asked of late, of one query head in turn: those the daemon has noted (one in 64, at most 16), the latest first."""
+        most, d_k = 16, self.layers(name)[layer].d_k
+        raw = (ctypes.c_float * (most * d_k))()
+        count = self._check(self._lib.mpig_context_queries(self._open_handle(), name.encode(), layer, kv_head, raw, most))
+        return [list(raw[i * d_k : (i + 1) * d_k]) for i in range(count)]
+
+    def profile(self, fingerprint: bytes, uid: int = _UNCHANGED) -> str:
+        """The profile by which contexts of a fingerprint (`ContextInfo.fingerprint`) are answered by default: this user's, else that of all
+        users (`uid`: only that user's, ALL_USERS: only that of all). NotFound: there is none."""
+        raw = ctypes.create_string_buffer(65536)
+        self._check(self._lib.mpig_profile_get(self._open_handle(), self._print(fingerprint), uid, raw, len(raw), None))
+        return raw.value.decode()
+
+    def set_profile(self, fingerprint: bytes, text: str, uid: int = _UNCHANGED) -> None:
+        """Sets it; it holds for contexts that are opened or made from now on."""
+        self._check(self._lib.mpig_profile_set(self._open_handle(), self._print(fingerprint), uid, text.encode()))
+
+    def clear_profile(self, fingerprint: bytes, uid: int = _UNCHANGED) -> None:
+        self._check(self._lib.mpig_profile_clear(self._open_handle(), self._print(fingerprint), uid))
+
+    @staticmethod
+    def _print(fingerprint: bytes) -> bytes:
+        if len(fingerprint) != 64:
+            raise ValueError(f"a fingerprint has 64 bytes, as ContextInfo.fingerprint; this has {len(fingerprint)}")
+        return fingerprint
+
     def contexts(self) -> Iterator[ContextInfo]:
         """Every context this process may read."""
         cursor, page = c_uint64(0), (_lib.ContextInfo * 32)()
@@ -323,10 +353,11 @@ class Client:
         """Ends a connection: its queues and leases are given back, what it did not commit is lost."""
         self._check(self._lib.mpig_client_kill(self._open_handle(), client_id))
 
-    def quota(self, uid: int = _UNCHANGED) -> Quota:
-        """What a user (default: this one) holds of the daemon and may hold."""
+    def quota(self, uid: int = _UNCHANGED, *, gid: int | None = None) -> Quota:
+        """What a user (default: this one), or the group `gid`, holds of the daemon and may hold."""
         raw = _lib.Quota(size=ctypes.sizeof(_lib.Quota))
-        self._check(self._lib.mpig_quota_get(self._open_handle(), uid, byref(raw)))
+        get = self._lib.mpig_quota_get if gid is None else self._lib.mpig_quota_get_group
+        self._check(get(self._open_handle(), uid if gid is None else gid, byref(raw)))
         return record(Quota, raw)
 
     def drain(self, on: bool | None = None) -> DrainState:

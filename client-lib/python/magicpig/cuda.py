@@ -20,20 +20,34 @@ import ctypes
 import itertools
 from ctypes import byref, c_void_p
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Sequence
+from typing import TYPE_CHECKING, Any, Sequence
 
 import numpy as np
 
 from . import _cuda, errors
-from ._cuda import DAEMON_ONLY, LSE2, Step
-from .arrays import DTYPE_CODES
-from .records import PROPOSALS, choice, record
+from ._cuda import DAEMON_ONLY, LSE2, Rows, Step
+from .arrays import DTYPE_CODES, token_array
+from .records import COMMIT_SEAL, PROPOSALS, choice, record
 
 if TYPE_CHECKING:
-    from .client import Context
+    from .client import Client, Context
     from .queue import Queue
 
-__all__ = ["Answer", "DAEMON_ONLY", "Failure", "Gpu", "Info", "LSE2", "Plan", "Step", "available"]
+__all__ = [
+    "Answer",
+    "DAEMON_ONLY",
+    "Failure",
+    "Gpu",
+    "Info",
+    "Ingest",
+    "IngestFailure",
+    "IngestReport",
+    "LSE2",
+    "Plan",
+    "Rows",
+    "Step",
+    "available",
+]
 
 _PLAN_DTYPES = {name: DTYPE_CODES[name] for name in ("f32", "bf16", "f16")}
 
@@ -293,3 +307,99 @@ class Plan:
     def sign(self, step: Step, signature: int, scale: int, stream: int = 0) -> None:
         """Launches: signatures [B][T][query_heads][d_pad] int8 and their scales, float, to these device addresses."""
         _check(self._lib, self._lib.mpig_cuda_sign(self._open_handle(), stream, byref(step), signature, scale))
+
+
+@dataclass
+class IngestReport:
+    """What an Ingest has done since it was made, recovered or finished before; times in ns. See struct mpig_cuda_ingest_report."""
+
+    rows: int
+    bytes: int
+    appends: int
+    commits: int
+    elapsed_ns: int
+    copy_ns: int
+    wait_ns: int
+    service_ns: int
+
+
+@dataclass
+class IngestFailure:
+    """The first failure: of which request, layer -1: of none or a commit; `context` is its name."""
+
+    status: int
+    layer: int
+    first: int
+    count: int
+    context: str | None
+
+
+class Ingest:
+    """Rows of prompts from the GPU's memory to the daemon, by a kernel beside those that compute. Belongs to its client.
+
+    slot_bytes and slots: of the staging memory (0: 4 of 8 MiB); timeout_ms: the longest time in which the daemon answers nothing (0:
+    30000); blocks: of the kernel that copies. Errors as of a Gpu."""
+
+    def __init__(self, client: Client, *, slot_bytes: int = 0, slots: int = 0, timeout_ms: int = 0, blocks: int = 0):
+        self._handle: c_void_p | None = None
+        self._lib, self.client = _cuda.library(), client
+        handle = c_void_p()
+        options = _cuda.IngestOptions(slot_bytes=slot_bytes, slots=slots, timeout_ms=timeout_ms, blocks=blocks)
+        _check(self._lib, self._lib.mpig_cuda_ingest_create(client._open_handle(), byref(options), byref(handle)))
+        self._handle = handle
+        client._gpus.add(self)
+
+    def _open_handle(self) -> c_void_p:
+        if self._handle is None:
+            raise ValueError("the ingest is closed")
+        return self._handle
+
+    def close(self) -> None:
+        """Waits for what is under way. Rows that were not committed are lost."""
+        if self._handle is not None:
+            self._lib.mpig_cuda_ingest_destroy(self._handle)
+            self._handle = None
+            self.client._gpus.discard(self)
+
+    def __enter__(self) -> Ingest:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def layer(self, context: Context, rows: Rows, stream: int = 0) -> int:
+        """Rows of a layer, as what is on `stream` before leaves them; a ticket. They must stay as they are until it is released."""
+        return _check(self._lib, self._lib.mpig_cuda_ingest_layer(self._open_handle(), context._open_handle(), byref(rows), stream))
+
+    def release(self, ticket: int, stream: int = 0) -> None:
+        """What is launched on `stream` from now on may write the memory of this ticket and those before it."""
+        _check(self._lib, self._lib.mpig_cuda_ingest_release(self._open_handle(), ticket, stream))
+
+    def released(self, ticket: int) -> bool:
+        """Whether it may be written now."""
+        return bool(_check(self._lib, self._lib.mpig_cuda_ingest_released(self._open_handle(), ticket)))
+
+    def commit(self, context: Context, position: int, tokens: Any, *, seal: bool = False) -> None:
+        """Behind the rows before it, without waiting; token ids are copied."""
+        ids, flags = token_array(tokens), COMMIT_SEAL if seal else 0
+        call = self._lib.mpig_cuda_ingest_commit
+        _check(self._lib, call(self._open_handle(), context._open_handle(), position, ids.size, ids.ctypes.data, flags))
+
+    def finish(self) -> IngestReport:
+        """Waits until the daemon has answered everything."""
+        raw = _cuda.IngestReport()
+        _check(self._lib, self._lib.mpig_cuda_ingest_finish(self._open_handle(), byref(raw)))
+        return record(IngestReport, raw)
+
+    def failure(self) -> IngestFailure | None:
+        """The failure that all calls raise until recover()."""
+        raw = _cuda.IngestFailure()
+        if not self._lib.mpig_cuda_ingest_failure(self._open_handle(), byref(raw)):
+            return None
+        name = self.client._lib.mpig_context_name(raw.context).decode() if raw.context else None
+        return IngestFailure(raw.status, raw.layer, raw.first, raw.count, name)
+
+    def recover(self) -> bool:
+        """After a failure: waits for the GPU and the daemon, or goes to its successor (True). Then contexts' `committed` says from where
+        on rows are to be given again."""
+        return bool(_check(self._lib, self._lib.mpig_cuda_ingest_recover(self._open_handle())))

@@ -12,7 +12,8 @@ from .records import PROPOSALS
 class Options:
     """How steps after the prompt attend.
 
-    proposal: one of magicpig.records.PROPOSALS ("window": no rows of the daemon). budget: share of rows.
+    proposal: one of magicpig.records.PROPOSALS ("window": no rows of the daemon); "default" with neither budget nor error_target is what the
+    context's profile says, else its layers' default. budget: share of rows.
     window: at least this many recent rows are exact. sinks: so are the first rows. sampled_layers: the others attend
     densely; None = all sampled. error_target: eps of an adaptive budget, which comes before a share; with neither the layer's
     default counts, and then the daemon's, which is adaptive.
@@ -20,7 +21,7 @@ class Options:
     gpu: whether steps of one token are asked for and answered by the GPU itself; None: if the model is on one and libmagicpig-cuda is there,
     with a warning if not. gpu_timeout_ms: the longest wait of a kernel for the daemon (0: 2000), after which a step is run again."""
 
-    proposal: str = "signature"
+    proposal: str = "default"
     budget: float = 0.0
     window: int = 64
     sinks: int = 4

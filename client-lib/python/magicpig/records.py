@@ -29,11 +29,15 @@ LAYER_KINDS = {"global": 0, "sliding": 1, "chunked": 2}
 COMMIT_SEAL = 1  # enum mpig_commit_flags
 _HASH_NAMES = {code: name for name, code in TABLE_HASHES.items()}
 _PERSIST_NAMES = {code: name for name, code in PERSISTS.items()}
+_PROFILE_NAMES = {0: "none", 1: "owner", 2: "common"}
 _KIND_NAMES = {code: name for name, code in LAYER_KINDS.items()}
 _ROW_DTYPES = ("bf16", "f16", "i8")
 
 
 BITS_AUTO = 255
+
+
+TABLES_AUTO = 65535  # as L of Layer.paper
 
 
 def bits_name(raw: int) -> int | str:
@@ -49,7 +53,7 @@ def choice(table: dict[str, int], value: str, what: str) -> int:
 @dataclass
 class Layer:
     """One layer of a spec; zero means the daemon's default. `paper` is (K, L) of the hash tables, (0, 0) for none, (0, L) for
-    cross-polytope ones; `table_balance`: they hash balanced keys, as signatures do. `signature_bits` is 0 (none), 1, 2, 4 or "auto": chosen
+    cross-polytope ones, (0, TABLES_AUTO) for those of the profile, else as published; `table_balance`: they hash balanced keys, as signatures do. `signature_bits` is 0 (none), 1, 2, 4 or "auto": chosen
     for each KV head by what answers cost, with at most `signature_bytes` of codes a row (mean over the KV heads; 0: no limit)."""
 
     query_heads: int = 0
@@ -194,6 +198,7 @@ class ContextInfo:
     ttl_s: int
     ttl_erase: bool
     pinned_until_ns: int
+    profile: str  # what it is answered by, by default: none, owner (its owner's), common (that of all users)
 
 
 @dataclass
@@ -295,7 +300,7 @@ class ClientInfo:
 
 @dataclass
 class Quota:
-    """What a user holds and may hold; a limit of 0: unlimited."""
+    """What a user, or a group (then `uid` is its number), holds and may hold; a limit of 0: unlimited. `requests_limit`: a second."""
 
     bytes: int
     bytes_limit: int
@@ -308,6 +313,8 @@ class Quota:
     region_bytes: int
     region_bytes_limit: int
     uid: int
+    group: int
+    requests_limit: int
 
 
 @dataclass
@@ -329,6 +336,8 @@ def record(cls: type, raw: ctypes.Structure) -> Any:
             value = value.decode(errors="replace")
         elif name == "persist":
             value = _PERSIST_NAMES.get(value, str(value))
+        elif name == "profile":
+            value = _PROFILE_NAMES.get(value, str(value))
         elif name == "ttl_erase":
             value = bool(value)
         values[name] = value

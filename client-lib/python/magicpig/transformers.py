@@ -47,7 +47,7 @@ from .errors import AccessDenied, Busy, Error, NotFound, Retry
 from .gpu_path import open_gpu_path
 from .model_spec import attention_modules, fingerprint, layer_table, sliding_windows, text_config
 from .options import Options, Stats
-from .outbox import Outbox
+from .prompt_rows import PromptRows
 from .records import Layer, Spec
 
 __all__ = ["MagicPigCache", "NAME", "Options", "Stats", "fingerprint", "layer_table", "magicpig_attention", "register"]
@@ -256,9 +256,8 @@ class MagicPigCache(Cache):
 
         places = [homes(index) for index in range(len(layers))]
         self.gpu = open_gpu_path(self, layers, windows, places)
-        one_gpu = len({place.device for place in places}) == 1 and places[0].device.type == "cuda"
         self.channel = Channel(client, context, layers, homes, options, self.stats)
-        self.outbox = Outbox(self.channel, places[0].device) if self.gpu or one_gpu else None
+        self.prompt_rows = PromptRows(client, self.channel, self.gpu.device) if self.gpu else None
         own = [
             GlobalLayer(self, i) if window is None else SlidingLayer(self, i, window) for i, window in enumerate(windows)
         ]
@@ -281,6 +280,7 @@ class MagicPigCache(Cache):
             self.flush()
         finally:
             if self.gpu is not None:
+                self.prompt_rows.close()
                 self.gpu.close()
             self.channel.close()
 
@@ -354,8 +354,8 @@ class MagicPigCache(Cache):
         or stood still, and the forward pass is to be made again."""
         if self._step is None:
             raise RuntimeError("end_step without begin_step")
-        if self.outbox is not None:
-            self.outbox.finish()
+        if self.prompt_rows is not None:
+            self.prompt_rows.finish()
         self.channel.collect()
         end = self.length + (1 if self.step_on_gpu else self._step.size)
         short = [layer.index for layer in self.layers if layer.length != end]
@@ -386,6 +386,8 @@ class MagicPigCache(Cache):
             raise ValueError("seal: the context is empty")
         self._commit_held(seal=True)
         self.sealed = True
+        if self.prompt_rows is not None:
+            self.prompt_rows.close()
         self._trim(0)
 
     def _trim(self, window_start_before: int) -> None:
@@ -503,8 +505,8 @@ class MagicPigCache(Cache):
         on_gpu, self._step, self.step_on_gpu = self.step_on_gpu, None, False
         if on_gpu:
             self.gpu.abandon()
-        if self.outbox is not None:
-            self.outbox.discard()
+        if self.prompt_rows is not None:
+            self.prompt_rows.discard()
         self.channel.discard()
         for layer in self.layers:
             layer.drop_last(self.length)

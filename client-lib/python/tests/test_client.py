@@ -291,6 +291,38 @@ def test_status_config_and_lists(client):
             client.verify("missing")
 
 
+def test_profiles_and_noted_queries(client):
+    spec = magicpig.Spec([LAYER], fingerprint=b"profiled")
+    k, v = rows(4)
+    with client.create("profiled", spec) as context, client.queue() as queue:
+        queue.append(context, 0, 0, k, v)
+        queue.commit(context, 0, range(ROWS), seal=True)
+        assert client.queries("profiled", 0, 0) == []
+        q = np.random.default_rng(2).standard_normal((HEADS, D), dtype=np.float32)
+        for seed in range(64):
+            queue.attend(context, 0, q, proposal="signature", budget=0.1, seed=seed)
+        (noted,) = client.queries("profiled", 0, 0)
+        assert any(np.array_equal(np.float32(noted), head) for head in q)
+        with pytest.raises(magicpig.InvalidArgument):
+            client.queries("profiled", 0, 99)
+    info = client.info("profiled")
+    assert info.profile == "none"
+    digits = info.fingerprint.rstrip(bytes(1)).hex()
+    text = f"[profile]\nversion = 1\nfingerprint = {digits}\n[layer 0]\nproposal = dense\n[end]\nlayers = 1\n"
+    with pytest.raises(magicpig.NotFound):
+        client.profile(info.fingerprint)
+    with pytest.raises(magicpig.InvalidArgument, match="line 5"):
+        client.set_profile(info.fingerprint, text.replace("[layer", "[lair"))
+    with pytest.raises(ValueError, match="64 bytes"):
+        client.set_profile(b"short", text)
+    client.set_profile(info.fingerprint, text)
+    assert client.profile(info.fingerprint) == text and client.info("profiled").profile == "owner"
+    assert [i.profile for i in client.contexts() if i.name == "profiled"] == ["owner"]
+    client.clear_profile(info.fingerprint)
+    with pytest.raises(magicpig.NotFound):
+        client.clear_profile(info.fingerprint)
+
+
 def test_closing_the_client_closes_the_rest(daemon_socket):
     client = magicpig.Client(daemon_socket)
     queue = client.queue()

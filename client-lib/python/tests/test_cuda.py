@@ -123,6 +123,36 @@ def test_a_plan_before_the_seal_is_refreshed(device, client, queue):
         plan.sign(ask.step, *(place.data_ptr() for place in places))
 
 
+def test_a_prompt_from_the_gpu(device, client):
+    """Rows, tickets, commits, the report; what fails, and what is known of it."""
+    layer = magicpig.Layer(query_heads=HEADS, kv_heads=KV_HEADS, d_k=D, row_dtype="f16")
+    context = client.create("prompt", magicpig.Spec([layer]))
+    k = torch.randn(ROWS, KV_HEADS, D, generator=torch.Generator().manual_seed(3)).to(device)
+
+    def rows(first, count):
+        return cuda.Rows(layer=0, dtype=0, first=first, count=count, k=k[first:].data_ptr(), v=k[first:].data_ptr())
+
+    with cuda.Ingest(client, slot_bytes=1 << 16, slots=2) as ingest:
+        ticket = ingest.layer(context, rows(0, ROWS))
+        ingest.release(ticket)
+        ingest.commit(context, 0, np.arange(ROWS), seal=True)
+        report = ingest.finish()
+        assert report.rows == ROWS and report.commits == 1 and report.appends > 1 and report.bytes > ROWS * KV_HEADS * D * 8
+        assert ingest.released(ticket) and ingest.failure() is None and context.committed == ROWS
+        ingest.layer(context, rows(ROWS - 1, 1))  # behind what is committed
+        with pytest.raises(magicpig.OutOfRange):
+            ingest.finish()
+        failed = ingest.failure()
+        assert (failed.status, failed.layer, failed.first, failed.context) == (magicpig.OutOfRange.status, 0, ROWS - 1, "prompt")
+        assert ingest.recover() is False and ingest.failure() is None
+        with pytest.raises(magicpig.InvalidArgument, match="layer"):
+            ingest.layer(context, cuda.Rows(layer=3, count=1, k=k.data_ptr(), v=k.data_ptr()))
+    with pytest.raises(ValueError, match="closed"):
+        ingest.finish()
+    with client.queue() as queue:
+        assert np.array_equal(queue.read(context, 0, 0, ROWS)[0], k.cpu().half().float().numpy())
+
+
 def test_what_is_refused(device, client, queue):
     context, _ = fill(client)
     with cuda.Gpu(queue) as gpu:

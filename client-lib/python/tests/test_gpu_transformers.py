@@ -239,6 +239,8 @@ def test_killed_in_a_prompt(connect, daemon, llama, ids, place):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_a_compiled_graph(connect, device, ids, dtype):
     """The whole model in one piece, by torch.compile, then captured: compiled once."""
+    if device.type == "cpu" and dtype != torch.float32:
+        pytest.skip("another dtype is compiled on a GPU")
     model = make_llama().to(device, dtype)
     expected = own_logits(model, ids, "sdpa")
     far = (2e-3 if dtype == torch.float32 else 4e-2) * expected.abs().max()

@@ -1,0 +1,133 @@
+// The control operations PROFILE, how contexts of a fingerprint are answered by default, and QUERIES, what a strip was asked of late.
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "daemon/base/log.h"
+#include "daemon/engine/asked.h"
+#include "daemon/server/peer.h"
+#include "shm/status.h"
+
+static bool zero(const void *data, size_t bytes)
+{
+	const uint8_t *byte = data;
+	uint8_t any = 0;
+	for (size_t i = 0; i < bytes; i++)
+		any |= byte[i];
+	return any == 0;
+}
+
+static int check_profile(struct request *r, const struct mpig_ctl_profile *in)
+{
+	if (in->action >= MPIG_PROFILE_ACTIONS || in->reserved0 || !zero(in->reserved, sizeof in->reserved))
+		return control_fail(r, MPIG_EPROTO, "PROFILE: action %u is not known, or reserved fields are not zero",
+		                    in->action);
+	if (in->length > MPIG_PROFILE_BYTES || r->bytes != sizeof *in + in->length)
+		return control_fail(r, MPIG_EPROTO, "PROFILE has %zu bytes; %zu expected for a text of %u, at most %u", r->bytes,
+		                    sizeof *in + (size_t)in->length, in->length, MPIG_PROFILE_BYTES);
+	if (!in->length != (in->action != MPIG_PROFILE_SET))
+		return control_fail(r, MPIG_EPROTO, "PROFILE: a text belongs to SET, and to nothing else");
+	if (zero(in->fingerprint, sizeof in->fingerprint))
+		return control_fail(r, MPIG_EINVAL,
+		                    "there is no profile of contexts without a fingerprint: they may be of any model");
+	return MPIG_OK;
+}
+
+static int get(struct peer *p, struct request *r, const struct mpig_ctl_profile *in, uint32_t uid, bool or_common)
+{
+	const struct profiles *all = &p->server->profiles;
+	const uint8_t *fingerprint = (const uint8_t *)in->fingerprint;
+	const struct profile_entry *e = or_common ? profiles_of(all, uid, fingerprint) : profiles_find(all, uid, fingerprint);
+	if (!e)
+		return control_fail(r, MPIG_ENOENT, "there is no profile of this fingerprint");
+	struct mpig_ctl_profile *reply = calloc(1, sizeof *reply + e->bytes);
+	if (!reply)
+		return control_fail(r, MPIG_ENOMEM, "the daemon is out of memory");
+	memcpy(reply->fingerprint, in->fingerprint, sizeof reply->fingerprint);
+	reply->uid = e->uid;
+	reply->length = (uint32_t)e->bytes;
+	memcpy(reply + 1, e->text, e->bytes);
+	int status = control_reply(p, r, reply, sizeof *reply + e->bytes, NULL, 0);
+	free(reply);
+	return status;
+}
+
+int control_profile(struct peer *p, struct request *r)
+{
+	const struct mpig_ctl_profile *in = (const void *)r->header;
+	const uint8_t *fingerprint = (const uint8_t *)in->fingerprint;
+	int status = check_profile(r, in);
+	if (status != MPIG_OK)
+		return status;
+	bool looks = in->action == MPIG_PROFILE_GET, own = in->uid == UINT32_MAX;
+	uint32_t uid = own ? p->who.uid : in->uid;
+	if (uid != p->who.uid && !(looks && uid == MPIG_PROFILE_ALL) && !peer_administers(p))
+		return control_fail(
+			r, MPIG_EACCES,
+			"only root, the daemon's user and members of daemon.admin_group may look at profiles of others "
+			"and set those of all; uid %u may not",
+			p->who.uid);
+	if (looks)
+		return get(p, r, in, uid, own);
+	if (in->action == MPIG_PROFILE_SET)
+		status = profiles_set(&p->server->profiles, uid, fingerprint, (const char *)(in + 1), in->length, r->why);
+	else
+		status = profiles_clear(&p->server->profiles, uid, fingerprint, r->why);
+	if (status != MPIG_OK)
+		return status;
+	char whose[24] = "all users", hex[PROFILE_HEX_BYTES];
+	if (uid != MPIG_PROFILE_ALL)
+		snprintf(whose, sizeof whose, "uid %u", uid);
+	profile_hex(fingerprint, hex);
+	log_info("uid %u has %s the profile of %s for fingerprint %.16s", p->who.uid,
+	         in->action == MPIG_PROFILE_SET ? "set" : "cleared", whose, hex);
+	struct mpig_ctl_profile reply = {.action = in->action, .uid = uid};
+	memcpy(reply.fingerprint, in->fingerprint, sizeof reply.fingerprint);
+	return control_reply(p, r, &reply, sizeof reply, NULL, 0);
+}
+
+// ---- queries ---------------------------------------------------------------------------------------------------------
+struct queries_reply {
+	struct mpig_ctl_queries head;
+	float query[ASKED_QUERIES * MPIG_MAX_HEAD_DIM];
+};
+static_assert(offsetof(struct queries_reply, query) == sizeof(struct mpig_ctl_queries), "queries follow at once");
+static_assert(MPIG_QUERIES_PAGE == ASKED_QUERIES, "all that are kept fit the reply");
+
+int control_queries(struct peer *p, struct request *r)
+{
+	static const uint8_t any_fingerprint[64];
+	const struct mpig_ctl_queries *in = (const void *)r->header;
+	struct context *c;
+	if (!memchr(in->name, 0, sizeof in->name))
+		return control_fail(r, MPIG_EPROTO, "QUERIES: name must end with a zero within %u bytes", MPIG_NAME_BYTES);
+	if (in->count || in->d_k || !zero(in->reserved, sizeof in->reserved))
+		return control_fail(r, MPIG_EPROTO, "QUERIES: fields of the reply and reserved bytes must be zero in a request");
+	int status = store_context_open(p->server->store, &p->who, in->name, any_fingerprint, &c, r->why);
+	if (status != MPIG_OK)
+		return status;
+	const struct layer *layer = context_layer(c, in->layer);
+	struct queries_reply *reply = calloc(1, sizeof *reply);
+	if (!context_may(p->server->store, c, &p->who, ACCESS_OWN))
+		status = control_fail(r, MPIG_EACCES, "context '%s' is not yours: what it was asked is its owner's", in->name);
+	else if (!layer || in->kv_head >= layer->shape.kv_heads)
+		status = control_fail(r, MPIG_EINVAL, "QUERIES: '%s' has no KV head %u in layer %u", in->name, in->kv_head,
+		                      in->layer);
+	else if (!reply)
+		status = control_fail(r, MPIG_ENOMEM, "the daemon is out of memory");
+	if (status == MPIG_OK) {
+		float rms[MPIG_MAX_HEAD_DIM];
+		memcpy(reply->head.name, in->name, sizeof reply->head.name);
+		reply->head.layer = in->layer;
+		reply->head.kv_head = in->kv_head;
+		reply->head.d_k = layer->shape.d_k;
+		asked_read(c, layer, layer->first_strip + in->kv_head, rms, reply->query, &reply->head.count);
+	}
+	context_unref(c);
+	if (status == MPIG_OK)
+		status = control_reply(p, r, reply,
+		                       sizeof reply->head + (size_t)reply->head.count * reply->head.d_k * sizeof(float), NULL, 0);
+	free(reply);
+	return status;
+}
