@@ -216,7 +216,7 @@ $(B)/flags: FORCE
 # ---- what people type --------------------------------------------------------------------------------------------------
 VENV     ?= build/venv
 # Python tests of parts that are in the tree; C tests that mean something under ThreadSanitizer.
-PYTESTS  := $(wildcard tests/python tests/systemd tests/man client-lib/python/tests tests/cli tests/quality)
+PYTESTS  := $(wildcard tests/python tests/gpu tests/systemd tests/man client-lib/python/tests tests/cli tests/quality)
 TSAN_TESTS = $(filter $(B)/tests/shm/test_ring% $(B)/tests/engine/% $(B)/tests/server/test_worker $(B)/tests/server/test_recording,$(TESTS))
 HEADERS  := $(shell find shm client-lib cuda config daemon tools tests -name '*.h' 2>/dev/null)
 TEST_ENV  = MAGICPIGD=$(abspath $(B))/magicpigd MAGICPIGD_POINTS=$(abspath $(B))/tests/magicpigd MAGICPIGCTL=$(abspath $(B))/magicpigctl \
@@ -401,7 +401,7 @@ abi: $(B)/libmagicpig.so.0 ## write down the library's interface anew, for a rel
 	CC='$(CC)' tools/build/abi-list $< > client-lib/abi/libmagicpig.so.0.abi
 
 format: ## run clang-format over all C files
-	$(CLANG_FORMAT) -i $(sort $(HEADERS) $(wildcard shm/*.c client-lib/*/*.c cuda/*.c cuda/*.cu cuda/*.cuh config/*.c daemon/*.c daemon/*/*.c tools/*/*.c) \
+	$(CLANG_FORMAT) -i $(sort $(HEADERS) $(wildcard shm/*.c client-lib/*/*.c cuda/*.c cuda/*.cu cuda/*.cuh cuda/examples/*.c config/*.c daemon/*.c daemon/*/*.c tools/*/*.c) \
 		$(shell find tests -name '*.c'))
 
 -include $(shell find $(B)/obj -name '*.d' 2>/dev/null)
