@@ -362,7 +362,7 @@ void queue_complete(struct queue *q, const struct mpig_cqe *cqe, struct task *ta
 	pthread_mutex_lock(&q->lock);
 	forget(q, task);
 	mpig_producer_put(&q->cq, cqe);
-	mpig_producer_publish(&q->cq); // R0
+	mpig_producer_publish_brief(&q->cq, MPIG_CQ_BRIEF(cqe->user_data, cqe->status)); // R0
 	pthread_mutex_unlock(&q->lock);
 	if (mpig_flag_peer(&shared(q)->cq_waiting, UINT32_MAX)) // F4
 		wake_client(q);
