@@ -785,7 +785,7 @@ END_TEST
 START_TEST(a_launch_that_fails)
 {
 	void (*break_it)(const char *, int) = (void (*)(const char *, int))driver_symbol("fake_fail");
-	static const char *const calls[] = {"cuLaunchKernel", "cuEventRecord", "cuStreamWaitEvent"};
+	static const char *const calls[] = {"cuLaunchKernelEx", "cuEventRecord", "cuStreamWaitEvent"};
 	if (!break_it)
 		return; // a real driver
 	struct world *w = world_make(&plain, 300);
