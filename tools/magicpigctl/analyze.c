@@ -370,10 +370,10 @@ const struct ctl_command ctl_analyze = {
 		   "      --html FILE     also heat maps of all heads, in one page\n"
 		   "\n"
 		   "It speaks of signatures. What tables of (K,L) would find depends on the angles between queries and keys, of "
-                   "which the figures "
+		   "which the figures "
 		   "here say\n"
 		   "nothing: `plan --proposal paper` tells what they cost, and `trace replay --proposal paper --exact` what they "
-                   "give, on a context "
+		   "give, on a context "
 		   "that\nhas them.\n",
 	.run = run,
 };
