@@ -123,11 +123,11 @@ static int kernels_load(struct mpig_cuda *gpu)
 	return rc;
 }
 
-// A kernel may begin before the one before it in its stream has ended, and then waits for that itself (grid_wait), where the GPU can do so and
-// the driver keeps it in graphs that are captured.
+// A kernel may begin before the one before it in its stream has ended, and then waits for that itself (grid_wait), on GPUs of the kind on which
+// this has been tried, with a driver that keeps it in graphs that are captured.
 static bool may_overlap(const struct mpig_cuda *gpu)
 {
-	return gpu->info.compute_major >= 9 && gpu->driver_version >= DRIVER_OF_GRAPH_EDGES;
+	return gpu->info.compute_major == 9 && gpu->driver_version >= DRIVER_OF_GRAPH_EDGES;
 }
 
 int gpu_launch(const struct mpig_cuda *gpu, CUfunction function, const char *name, unsigned grid_x, unsigned grid_y,

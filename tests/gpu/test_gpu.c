@@ -287,6 +287,28 @@ START_TEST(an_attached_queue_is_lent)
 }
 END_TEST
 
+// A driver that would lose it in graphs is not asked to let kernels overlap.
+START_TEST(kernels_overlap_where_the_driver_can)
+{
+	void (*age)(int) = (void (*)(int))driver_symbol("fake_version");
+	unsigned (*overlaps)(void) = (unsigned (*)(void))driver_symbol("fake_overlaps");
+	static const int versions[] = {12030, 12040, 13000};
+	if (!age)
+		return; // a real driver
+	for (size_t i = 0; i < sizeof(versions) / sizeof(versions[0]); i++) {
+		mpig_cuda_detach(gpu);
+		age(versions[i]);
+		attach(0);
+		unsigned before = overlaps();
+		ck_assert_cuda(mpig_cuda_nop(gpu, stream, 0), MPIG_OK);
+		ck_assert_cuda(mpig_cuda_wait(gpu, stream, 0), MPIG_OK);
+		device_wait(stream);
+		ck_assert_cuda(mpig_cuda_failure(gpu, NULL), 0);
+		ck_assert_uint_eq(overlaps() - before, versions[i] >= 12040 ? 2 : 0);
+	}
+}
+END_TEST
+
 START_TEST(arguments_are_checked)
 {
 	struct mpig_cuda_options o = {.size = sizeof(o), .timeout_ms = 60001};
@@ -339,9 +361,10 @@ START_TEST(a_driver_that_fails_leaves_nothing_behind)
 	void (*break_it)(const char *, int) = (void (*)(const char *, int))driver_symbol("fake_fail");
 	int (*live)(void) = (int (*)(void))driver_symbol("fake_live");
 	static const char *const calls[] = {
-		"cuDeviceGetName", "cuDeviceGetAttribute", "cuCtxGetDevice",       "cuCtxPushCurrent_v2",
-		"cuMemAlloc_v2",   "cuMemHostAlloc",       "cuMemHostRegister_v2", "cuMemHostGetDevicePointer_v2",
-		"cuMemcpyHtoD_v2", "cuMemsetD8_v2",        "cuModuleLoadData",     "cuModuleGetFunction"};
+		"cuDeviceGetName",   "cuDeviceGetAttribute", "cuCtxGetDevice",       "cuCtxPushCurrent_v2",
+		"cuMemAlloc_v2",     "cuMemHostAlloc",       "cuMemHostRegister_v2", "cuMemHostGetDevicePointer_v2",
+		"cuMemcpyHtoD_v2",   "cuMemsetD8_v2",        "cuModuleLoadData",     "cuModuleGetFunction",
+		"cuDriverGetVersion"};
 	if (!break_it)
 		return; // a real driver
 	mpig_cuda_detach(gpu);
@@ -960,6 +983,7 @@ int main(void)
 	Suite *suite = suite_create("gpu");
 	TCase *t = add_case(suite, "attach");
 	tcase_add_test(t, an_attached_queue_is_lent);
+	tcase_add_test(t, kernels_overlap_where_the_driver_can);
 	tcase_add_test(t, arguments_are_checked);
 	tcase_add_test(t, a_driver_that_fails_leaves_nothing_behind);
 	t = add_case(suite, "signatures");

@@ -57,11 +57,15 @@ static bool runner; // there is a thread for BESIDE
 static int failure; // of an operation, not told yet
 static int live, primary, pushed, context_object, module_object;
 static CUcontext current; // of the one thread that tests have
+static int age = 13000;   // version of the driver
+static unsigned overlaps;
 static char fail_name[64];
 static int fail_after;
 
 // ---- for tests -------------------------------------------------------------------------------------------------------
 // The call of `name` after `after` more answers "out of memory". NULL: none.
+EXPORT void fake_version(int version);
+EXPORT unsigned fake_overlaps(void); // launches of kernels that might begin before the one before had ended
 EXPORT void fake_fail(const char *name, int after);
 EXPORT void fake_defer(int how); // 0: at once, 1: late, 2: beside the caller
 EXPORT int fake_live(void);      // allocations, registrations, modules, streams, graphs, retained and pushed contexts
@@ -75,6 +79,16 @@ void fake_fail(const char *name, int after)
 int fake_live(void)
 {
 	return live + primary + pushed;
+}
+
+void fake_version(int version)
+{
+	age = version;
+}
+
+unsigned fake_overlaps(void)
+{
+	return overlaps;
 }
 
 static bool fails(const char *name)
@@ -100,7 +114,7 @@ CALL(cuInit, unsigned flags)
 CALL(cuDriverGetVersion, int *version)
 {
 	MAY_FAIL;
-	*version = 13000;
+	*version = age;
 	return CU_OK;
 }
 CALL(cuGetErrorString, int error, const char **text)
@@ -395,6 +409,7 @@ CALL(cuLaunchKernelEx, const struct driver_launch *launch, CUfunction function, 
 	    l.kernel->argument_bytes > MOST_ARGUMENT || !current || launch->shared_bytes || launch->attribute_count > 1 ||
 	    (launch->attribute_count && launch->attributes[0].id != CU_LAUNCH_PROGRAMMATIC))
 		return CU_INVALID_VALUE;
+	overlaps += launch->attribute_count && launch->attributes[0].value.allowed;
 	memcpy(l.argument, arguments[0], l.kernel->argument_bytes);
 	if (!s->capturing)
 		return put(s, &(struct op){.kind = OP_LAUNCH, .launch = l});
