@@ -220,9 +220,15 @@ static void decode_half(enum row_type type, const uint8_t *src, uint32_t d, floa
 {
 	uint16_t half[256];
 	if (type == ROW_I8) {
-		for (uint32_t j = 0; j < d; j++) {
-			memcpy(half, src + d + j / I8_BLOCK * 2, 2);
-			out[j] = f16_widen(*half) * (float)(int8_t)src[j];
+		memcpy(half, src + d, 2 * (size_t)((d + I8_BLOCK - 1) / I8_BLOCK));
+		for (uint32_t at = 0; at < d; at += I8_BLOCK) {
+			float step = f16_widen(half[at / I8_BLOCK]);
+			for (uint32_t half_block = at; half_block < at + I8_BLOCK && half_block < d; half_block += I8_BLOCK / 2) {
+				int8_t x[I8_BLOCK / 2]; // d is a multiple of 16
+				memcpy(x, src + half_block, sizeof x);
+				for (uint32_t j = 0; j < I8_BLOCK / 2; j++)
+					out[half_block + j] = step * (float)x[j];
+			}
 		}
 		return;
 	}

@@ -54,6 +54,7 @@ static enum { AT_ONCE, LATE, BESIDE } running;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; // of streams' operations and events
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 static bool runner; // there is a thread for BESIDE
+static bool busy;   // an operation runs: one at a time, whatever thread runs it
 static int failure; // of an operation, not told yet
 static int live, primary, pushed, context_object, module_object;
 static CUcontext current; // of the one thread that tests have
@@ -328,9 +329,11 @@ static struct stream *runnable(void)
 static void run_next(struct stream *s)
 {
 	struct op *op = s->first; // stays until it is done
+	busy = true;
 	pthread_mutex_unlock(&lock);
 	int result = run_op(op);
 	pthread_mutex_lock(&lock);
+	busy = false;
 	if (op->kind == OP_RECORD) {
 		clock_gettime(CLOCK_MONOTONIC, &op->event->when);
 		op->event->done = op->count;
@@ -345,7 +348,7 @@ static void *run_beside(void *unused)
 {
 	pthread_mutex_lock(&lock);
 	for (struct stream *s;;)
-		if (running == BESIDE && (s = runnable()) != NULL)
+		if (running == BESIDE && !busy && (s = runnable()) != NULL)
 			run_next(s);
 		else
 			pthread_cond_wait(&changed, &lock);
@@ -357,7 +360,7 @@ static int run_streams(void)
 {
 	pthread_mutex_lock(&lock);
 	for (struct stream *s; (s = runnable()) != NULL;)
-		if (running == BESIDE)
+		if (running == BESIDE || busy)
 			pthread_cond_wait(&changed, &lock);
 		else
 			run_next(s);
