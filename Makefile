@@ -216,8 +216,8 @@ $(B)/flags: FORCE
 # ---- what people type --------------------------------------------------------------------------------------------------
 VENV     ?= build/venv
 # Python tests of parts that are in the tree; C tests that mean something under ThreadSanitizer.
-PYTESTS  := $(wildcard tests/python tests/systemd tests/man client-lib/python/tests tests/cli tests/quality)
-TSAN_TESTS = $(filter $(B)/tests/shm/test_ring% $(B)/tests/engine/% $(B)/tests/server/test_worker,$(TESTS))
+PYTESTS  := $(wildcard tests/python tests/gpu tests/systemd tests/man client-lib/python/tests tests/cli tests/quality)
+TSAN_TESTS = $(filter $(B)/tests/shm/test_ring% $(B)/tests/engine/% $(B)/tests/server/test_worker $(B)/tests/server/test_recording,$(TESTS))
 HEADERS  := $(shell find shm client-lib cuda config daemon tools tests -name '*.h' 2>/dev/null)
 TEST_ENV  = MAGICPIGD=$(abspath $(B))/magicpigd MAGICPIGD_POINTS=$(abspath $(B))/tests/magicpigd MAGICPIGCTL=$(abspath $(B))/magicpigctl \
             MAGICPIG_LIBRARY=$(abspath $(B))/libmagicpig.so.0 MAGICPIG_EXAMPLES=$(abspath $(B))/examples
@@ -385,10 +385,10 @@ clean: ## remove what was built (the Python environment, the demo's model and th
 wheel: deps python-deps $(B)/libmagicpig.so.0 ## a Python wheel in build/wheel, with the library inside
 	@tools/build/wheel $(VENV)/bin/python $(B)/libmagicpig.so.0 $(B)/wheel
 
-deb: ## Debian packages in build/deb (Debian 12)
+deb: ## Debian packages in build/deb (Debian 12); those of the GPU's side where there is nvcc
 	@tools/build/install-deps --deb
 	@tools/build/copy-tree $(B)/deb/magicpigd
-	cd $(B)/deb/magicpigd && dpkg-buildpackage -b -us -uc -j$(shell nproc) > ../build.log 2>&1 || { tail -n 40 ../build.log; exit 1; }
+	cd $(B)/deb/magicpigd && $(if $(NVCC),DEB_BUILD_PROFILES='$(strip $(DEB_BUILD_PROFILES) pkg.magicpigd.cuda)') dpkg-buildpackage -b -us -uc -j$(shell nproc) > ../build.log 2>&1 || { tail -n 40 ../build.log; exit 1; }
 	@rm -r $(B)/deb/magicpigd
 	@cd $(B)/deb && lintian --allow-root --fail-on error --suppress-tags bad-distribution-in-changes-file *.changes
 	@ls $(B)/deb/*.deb
@@ -401,7 +401,7 @@ abi: $(B)/libmagicpig.so.0 ## write down the library's interface anew, for a rel
 	CC='$(CC)' tools/build/abi-list $< > client-lib/abi/libmagicpig.so.0.abi
 
 format: ## run clang-format over all C files
-	$(CLANG_FORMAT) -i $(sort $(HEADERS) $(wildcard shm/*.c client-lib/*/*.c cuda/*.c cuda/*.cu cuda/*.cuh config/*.c daemon/*.c daemon/*/*.c tools/*/*.c) \
+	$(CLANG_FORMAT) -i $(sort $(HEADERS) $(wildcard shm/*.c client-lib/*/*.c cuda/*.c cuda/*.cu cuda/*.cuh cuda/examples/*.c config/*.c daemon/*.c daemon/*/*.c tools/*/*.c) \
 		$(shell find tests -name '*.c'))
 
 -include $(shell find $(B)/obj -name '*.d' 2>/dev/null)

@@ -9,6 +9,7 @@
 #define DEFAULT_TIMEOUT_MS 2000
 #define MOST_TIMEOUT_MS 60000
 #define LEAST_COMPUTE 8
+#define DRIVER_OF_GRAPH_EDGES 12040 // captures launches that overlap as such
 
 static uint64_t now_ns(void)
 {
@@ -84,7 +85,8 @@ static int device_check(struct mpig_cuda *gpu)
 {
 	const struct driver *d = gpu->driver;
 	struct mpig_cuda_info *i = &gpu->info;
-	int rc = cuda_error_of(d, d->current_device(&gpu->device), "asking for the context's GPU");
+	int rc = cuda_error_of(d, d->version(&gpu->driver_version), "asking for the driver's version");
+	rc = rc ? rc : cuda_error_of(d, d->current_device(&gpu->device), "asking for the context's GPU");
 	rc = rc ? rc : cuda_error_of(d, d->device_name(i->device, sizeof(i->device), gpu->device), "asking for the GPU's name");
 	rc = rc ? rc
 	        : cuda_error_of(d, d->device_attribute(&i->compute_major, CU_ATTRIBUTE_MAJOR, gpu->device),
@@ -106,10 +108,11 @@ static int kernels_load(struct mpig_cuda *gpu)
 	const struct {
 		CUfunction *function;
 		const char *name;
-	} all[] = {{&gpu->kernel.sign, "mpig_sign"},     {&gpu->kernel.submit, "mpig_submit"},
-	           {&gpu->kernel.window, "mpig_window"}, {&gpu->kernel.wait, "mpig_wait"},
-	           {&gpu->kernel.merge, "mpig_merge"},   {&gpu->kernel.rounds, "mpig_rounds"},
-	           {&gpu->kernel.ingest, "mpig_ingest"}, {&gpu->kernel.merge_fused, "mpig_merge_fused"}};
+	} all[] = {{&gpu->kernel.sign, "mpig_sign"},     {&gpu->kernel.sign_many, "mpig_sign_many"},
+	           {&gpu->kernel.submit, "mpig_submit"}, {&gpu->kernel.window, "mpig_window"},
+	           {&gpu->kernel.wait, "mpig_wait"},     {&gpu->kernel.merge, "mpig_merge"},
+	           {&gpu->kernel.rounds, "mpig_rounds"}, {&gpu->kernel.merge_fused, "mpig_merge_fused"},
+	           {&gpu->kernel.ingest, "mpig_ingest"}};
 	for (size_t i = 0; i < sizeof(all) / sizeof(all[0]) && rc == MPIG_OK; i++) {
 		int registers; // asking loads the code now: later it could wait for a kernel that waits
 		rc = cuda_error_of(d, d->module_function(all[i].function, gpu->module, all[i].name), all[i].name);
@@ -120,15 +123,31 @@ static int kernels_load(struct mpig_cuda *gpu)
 	return rc;
 }
 
+// A kernel may begin before the one before it in its stream has ended, and then waits for that itself (grid_wait), where the GPU can do so and
+// the driver keeps it in graphs that are captured.
+static bool may_overlap(const struct mpig_cuda *gpu)
+{
+	return gpu->info.compute_major >= 9 && gpu->driver_version >= DRIVER_OF_GRAPH_EDGES;
+}
+
 int gpu_launch(const struct mpig_cuda *gpu, CUfunction function, const char *name, unsigned grid_x, unsigned grid_y,
                unsigned block, CUstream stream, const void *argument)
 {
 	void *arguments[] = {(void *)(uintptr_t)argument};
+	struct driver_launch_attribute overlap = {.id = CU_LAUNCH_PROGRAMMATIC, .value.allowed = 1};
+	const struct driver_launch launch = {.grid_x = grid_x,
+	                                     .grid_y = grid_y,
+	                                     .grid_z = 1,
+	                                     .block_x = block,
+	                                     .block_y = 1,
+	                                     .block_z = 1,
+	                                     .stream = stream,
+	                                     .attributes = &overlap,
+	                                     .attribute_count = may_overlap(gpu) ? 1 : 0};
 	int rc = gpu_enter(gpu);
 	if (rc)
 		return rc;
-	rc = cuda_error_of(gpu->driver, gpu->driver->launch(function, grid_x, grid_y, 1, block, 1, 1, 0, stream, arguments, NULL),
-	                   name);
+	rc = cuda_error_of(gpu->driver, gpu->driver->launch(&launch, function, arguments, NULL), name);
 	gpu_leave(gpu);
 	return rc;
 }

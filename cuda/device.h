@@ -11,7 +11,12 @@
 #define GPU_FUSED_HEADS 32u   // heads that it takes
 #define GPU_PIECE_ROWS 64u    // own rows that one block attends
 #define GPU_WINDOW_THREADS 128u
-#define GPU_HEADS_AT_ONCE 4u // query heads that share a load of K and V
+#define GPU_HEADS_AT_ONCE 4u  // query heads that share a load of K and V
+#define GPU_SUBMIT_QUERIES 4u // of a warp that submits, all of one context
+#define GPU_SUBMIT_THREADS 256u
+#define GPU_MANY_LINE 64u // elements that a lane has where many queries are signed
+#define GPU_MANY_THREADS 64u
+#define GPU_MANY_HEADS 12288u // heads from which on that is faster than a warp a head
 
 enum gpu_slot_state { GPU_SLOT_FREE = 0, GPU_SLOT_OUT = 1, GPU_SLOT_DONE = 2 };
 
@@ -58,6 +63,7 @@ struct gpu_item {
 	struct mpig_slot_header header;
 	uint64_t q, signature, scale, window_lse, out, lse; // byte offsets in the slot; 0 = absent
 	uint8_t signs[96];                                  // [3][d_pad] bits
+	uint32_t divide, reserved;                          // divide: some of the balance is too small or large for its inverse
 };
 
 struct gpu_shape {
@@ -74,6 +80,7 @@ struct gpu_submit {
 	struct gpu_shape shape; // query_heads 0: nothing but entries
 	uint64_t items;         // struct gpu_item [items]
 	uint64_t balance;       // float [items][kv_heads][d_k]; those of items without parameters are not used
+	uint64_t inverse;       // 1 / balance, as long
 	uint64_t q;
 	struct gpu_strides q_strides;
 	uint64_t window_lse;  // float [items][tokens][query_heads]
@@ -84,7 +91,7 @@ struct gpu_submit {
 
 struct gpu_sign {
 	struct gpu_shape shape;
-	uint64_t items, balance, q;
+	uint64_t items, balance, inverse, q; // inverse: 1 / balance, and as long
 	struct gpu_strides q_strides;
 	uint64_t signature, scale;
 	uint32_t dtype;
@@ -113,6 +120,7 @@ struct gpu_merge {
 	struct gpu_shape shape;
 	uint64_t items;
 	uint64_t own_out, own_lse; // float [heads][d_v], [heads]; 0: the daemon's part alone
+	uint64_t own_space;        // that own_out, whether there is something in it or not
 	uint64_t out, lse;
 	struct gpu_strides out_strides;
 	uint32_t out_dtype, lse2;

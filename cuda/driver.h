@@ -27,6 +27,21 @@ enum {
 	CU_WAIT_GEQ = 0,
 	CU_EVENT_DISABLE_TIMING = 2,
 	CU_FUNCTION_REGISTERS = 4,
+	CU_LAUNCH_PROGRAMMATIC = 6, // ..._ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+};
+
+struct driver_launch_attribute { // CUlaunchAttribute
+	int id, reserved;
+	union {
+		int allowed;
+		char bytes[64];
+	} value;
+};
+struct driver_launch { // CUlaunchConfig
+	unsigned grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_bytes;
+	CUstream stream;
+	struct driver_launch_attribute *attributes;
+	unsigned attribute_count;
 };
 
 // X(result, name of ours, symbol, arguments)
@@ -47,9 +62,8 @@ enum {
 	X(module_unload, "cuModuleUnload", (CUmodule module))                                                                    \
 	X(module_function, "cuModuleGetFunction", (CUfunction * function, CUmodule module, const char *name))                    \
 	X(function_attribute, "cuFuncGetAttribute", (int *value, int attribute, CUfunction function))                            \
-	X(launch, "cuLaunchKernel",                                                                                              \
-	  (CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,           \
-	   unsigned block_z, unsigned shared_bytes, CUstream stream, void **arguments, void **extra))                            \
+	X(version, "cuDriverGetVersion", (int *version))                                                                         \
+	X(launch, "cuLaunchKernelEx", (const struct driver_launch *launch, CUfunction function, void **arguments, void **extra)) \
 	X(host_register, "cuMemHostRegister_v2", (void *p, size_t bytes, unsigned flags))                                        \
 	X(host_unregister, "cuMemHostUnregister", (void *p))                                                                     \
 	X(host_pointer, "cuMemHostGetDevicePointer_v2", (CUdeviceptr * device, void *p, unsigned flags))                         \

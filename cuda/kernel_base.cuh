@@ -6,18 +6,27 @@
 #include "cuda/device.h"
 #include "shm/status.h"
 
-#define KERNEL(threads) extern "C" __global__ void __launch_bounds__(threads, 1)
+#define KERNEL(threads) KERNEL_OF(threads, 1)
+#define KERNEL_OF(threads, blocks) extern "C" __global__ void __launch_bounds__(threads, blocks) // blocks: of a multiprocessor
 #define ARGUMENT(type) const __grid_constant__ struct type
 #define DEVICE static __device__ __forceinline__
 #define SHARED __shared__
 #define UNROLL _Pragma("unroll")
 #define UNROLL_BY_4 _Pragma("unroll 4")
+#define NO_UNROLL _Pragma("unroll 1")
 #define FULL 0xffffffffu
+#define ALIGNED_16 __align__(16)
 
 DEVICE uint32_t load_acquire(const uint32_t *p)
 {
 	uint32_t v;
 	asm volatile("ld.acquire.sys.global.u32 %0, [%1];" : "=r"(v) : "l"(p) : "memory");
+	return v;
+}
+DEVICE uint64_t load_acquire_long(const uint64_t *p)
+{
+	uint64_t v;
+	asm volatile("ld.acquire.sys.global.u64 %0, [%1];" : "=l"(v) : "l"(p) : "memory");
 	return v;
 }
 DEVICE void store_release(uint32_t *p, uint32_t v)
@@ -85,9 +94,47 @@ DEVICE float shuffle_from(float x, uint32_t lane)
 {
 	return __shfl_sync(FULL, x, (int)lane);
 }
+DEVICE uint32_t shuffle_word(uint32_t x, uint32_t lane)
+{
+	return __shfl_sync(FULL, x, (int)lane);
+}
+DEVICE int64_t shuffle_long(int64_t x, uint32_t lane)
+{
+	return __shfl_sync(FULL, (long long)x, (int)lane);
+}
+DEVICE int warp_all(int x)
+{
+	return __all_sync(FULL, x);
+}
+DEVICE int warp_any(int x)
+{
+	return __any_sync(FULL, x);
+}
+DEVICE void warp_barrier(void)
+{
+	__syncwarp();
+}
 DEVICE void block_barrier(void)
 {
 	__syncthreads();
+}
+DEVICE int block_any(int x)
+{
+	return __syncthreads_or(x);
+}
+// What the kernel launched before this one wrote is seen after: this one may have begun before that has ended, where the GPU can.
+DEVICE void grid_wait(void)
+{
+#if __CUDA_ARCH__ >= 900
+	asm volatile("griddepcontrol.wait;" : : : "memory");
+#endif
+}
+// The kernel launched after this one may begin, as far as its grid_wait.
+DEVICE void grid_go(void)
+{
+#if __CUDA_ARCH__ >= 900
+	asm volatile("griddepcontrol.launch_dependents;");
+#endif
 }
 // Blocks of one kernel meet: what those before wrote is seen by those after.
 DEVICE uint32_t arrive(uint32_t *counter)
@@ -96,6 +143,65 @@ DEVICE uint32_t arrive(uint32_t *counter)
 	uint32_t before = atomicAdd(counter, 1u);
 	__threadfence();
 	return before;
+}
+// Neighbours, at addresses that are multiples of their size.
+DEVICE void load_4(const float *p, float *x)
+{
+	float4 v = *(const float4 *)p;
+	x[0] = v.x, x[1] = v.y, x[2] = v.z, x[3] = v.w;
+}
+DEVICE void store_4(float *p, const float *x)
+{
+	*(float4 *)p = make_float4(x[0], x[1], x[2], x[3]);
+}
+DEVICE void load_2(const float *p, float *x)
+{
+	float2 v = *(const float2 *)p;
+	x[0] = v.x, x[1] = v.y;
+}
+DEVICE void store_2(float *p, const float *x)
+{
+	*(float2 *)p = make_float2(x[0], x[1]);
+}
+// Words of global memory, by as wide loads as there are. Not moved across grid_wait.
+DEVICE void load_global(int count, uint64_t from, uint32_t *words)
+{
+	if (count == 1)
+		asm volatile("ld.global.u32 %0, [%1];" : "=r"(words[0]) : "l"(from));
+	if (count == 2)
+		asm volatile("ld.global.v2.u32 {%0, %1}, [%2];" : "=r"(words[0]), "=r"(words[1]) : "l"(from));
+	UNROLL
+	for (int i = 0; i + 4 <= count; i += 4)
+		asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+		             : "=r"(words[i]), "=r"(words[i + 1]), "=r"(words[i + 2]), "=r"(words[i + 3])
+		             : "l"(from + (uint64_t)i * 4));
+}
+DEVICE void store_global(int count, uint64_t to, const uint32_t *words)
+{
+	if (count == 1)
+		*(uint32_t *)to = words[0];
+	if (count == 2)
+		*(uint2 *)to = make_uint2(words[0], words[1]);
+	UNROLL
+	for (int i = 0; i + 4 <= count; i += 4)
+		((uint4 *)to)[i / 4] = make_uint4(words[i], words[i + 1], words[i + 2], words[i + 3]);
+}
+// The larger magnitude of two; NaN if either is.
+DEVICE float larger_size(float a, float b)
+{
+	float size;
+	asm("max.NaN.f32 %0, %1, %2;" : "=f"(size) : "f"(fabsf(a)), "f"(fabsf(b)));
+	return size;
+}
+DEVICE uint32_t low_bytes(const int *four)
+{
+	uint32_t low = __byte_perm((uint32_t)four[0], (uint32_t)four[1], 0x0040),
+		 high = __byte_perm((uint32_t)four[2], (uint32_t)four[3], 0x0040);
+	return __byte_perm(low, high, 0x5410);
+}
+DEVICE uint32_t highest_bit(uint32_t x)
+{
+	return 31u - (uint32_t)__clz((int)x);
 }
 DEVICE float bits_float(int bits)
 {

@@ -149,6 +149,7 @@ KERNEL(GPU_BLOCK) mpig_ingest(ARGUMENT(gpu_ingest) a)
 	struct gpu_state *state = AT(gpu_state, a.queue.state);
 	struct gpu_ingest_state *mine = AT(gpu_ingest_state, a.state);
 	struct gpu_ingest_report *r = AT(gpu_ingest_report, a.report);
+	grid_wait();
 	if (threadIdx.x == 0) {
 		may = ingest_may(&a);
 		if (blockIdx.x == 0)

@@ -1,98 +1,128 @@
 // Own part and daemon's part of a step become one answer.
 
-struct part { // of one head: lane l has elements l, l + 32 ..
+struct part { // of one head: lane l has elements 4 l .. 4 l + 3, and those 128 further on: E of them, 4 or 8
 	float lse, out[8];
 };
 
-DEVICE void load_part(struct part *p, uint64_t out, uint64_t lse, uint64_t number, uint32_t d)
+DEVICE void no_part(const uint32_t E, struct part *p)
 {
-	const uint32_t lane = lane_of();
+	p->lse = -INFINITE_FLOAT;
+	UNROLL
+	for (uint32_t e = 0; e < E; e++)
+		p->out[e] = 0.0f;
+}
+
+DEVICE void load_part(const uint32_t E, struct part *p, uint64_t out, uint64_t lse, uint64_t number, uint32_t d)
+{
+	const float *row = (const float *)out + number * d;
 	p->lse = ((const float *)lse)[number];
 	UNROLL
-	for (uint32_t e = 0; e < 8; e++)
-		p->out[e] = lane + GPU_WARP * e < d ? ((const float *)out)[number * d + lane + GPU_WARP * e] : 0.0f;
-}
-
-DEVICE void load_own(const struct gpu_merge *a, uint32_t number, struct part *own)
-{
-	if (a->own_out) {
-		load_part(own, a->own_out, a->own_lse, number, a->shape.d_v);
-		return;
+	for (uint32_t e = 0; e < E; e += 4) {
+		uint32_t first = lane_of() * 4 + GPU_WARP * e;
+		if (d % 4 == 0 && first < d) {
+			load_4(row + first, p->out + e);
+			continue;
+		}
+		UNROLL
+		for (uint32_t i = 0; i < 4; i++)
+			p->out[e + i] = first + i < d ? row[first + i] : 0.0f;
 	}
-	own->lse = -INFINITE_FLOAT;
-	UNROLL
-	for (uint32_t e = 0; e < 8; e++)
-		own->out[e] = 0.0f;
 }
 
-// Where the daemon's part of a head is: in its slot, and means something once the request is answered.
-struct their_place {
+DEVICE void load_own(const uint32_t E, const struct gpu_merge *a, uint32_t number, struct part *own)
+{
+	if (a->own_out)
+		load_part(E, own, a->own_out, a->own_lse, number, a->shape.d_v);
+	else
+		no_part(E, own);
+}
+
+// Where the daemon's part of a head is, in its slot, which means something once the request is answered, and where the answer goes.
+struct places {
 	uint64_t out, lse;
 	uint32_t row;
+	int64_t at;
 };
 
-DEVICE struct their_place their_place(const struct gpu_merge *a, uint32_t number)
+DEVICE struct places places_of(const struct gpu_merge *a, uint32_t number)
 {
 	struct place p = place_of(&a->shape, number);
 	const struct gpu_item *item = AT(gpu_item, a->items) + p.item;
 	uint64_t slot = slot_address(&a->queue, a->first_slot + p.item);
-	struct their_place t = {slot + item->out, slot + item->lse, p.row};
+	struct places t = {slot + item->out, slot + item->lse, p.row, stride_at(&a->out_strides, &p)};
 	return t;
 }
 
-DEVICE void write_head(const struct gpu_merge *a, uint32_t number, int good, const struct part *own, const struct part *theirs)
+// Both parts' sum, in place of theirs.
+DEVICE void join_halves(const uint32_t E, const struct part *own, struct part *theirs)
 {
-	const uint32_t lane = lane_of(), d = a->shape.d_v;
-	struct place p = place_of(&a->shape, number);
 	float most = fmaxf(fmaxf(own->lse, theirs->lse), LEAST);
 	float ours = expf(own->lse - most), weight = expf(theirs->lse - most), sum = ours + weight;
-	float lse = sum > 0.0f ? most + logf(sum) : -INFINITE_FLOAT;
-	int64_t at = stride_at(&a->out_strides, &p);
+	float per_sum = sum > 0.0f ? 1.0f / sum : 0.0f;
 	UNROLL
-	for (uint32_t e = 0; e < 8; e++) {
-		float x = fmaf(ours, own->out[e], weight * theirs->out[e]);
-		if (lane + GPU_WARP * e < d)
-			put_element(a->out, at + lane + GPU_WARP * e, a->out_dtype,
-			            !good        ? NOT_A_NUMBER
-			            : sum > 0.0f ? x / sum
-			                         : 0.0f);
-	}
-	if (lane == 0 && a->lse)
-		((float *)a->lse)[number] = !good ? NOT_A_NUMBER : a->lse2 ? lse * 1.44269504088896341f : lse;
+	for (uint32_t e = 0; e < E; e++)
+		theirs->out[e] = fmaf(ours, own->out[e], weight * theirs->out[e]) * per_sum;
+	theirs->lse = sum > 0.0f ? most + logf(sum) : -INFINITE_FLOAT;
 }
 
-// One block, a warp a head: waits and merges. What can be read before the answer is, and the answer's payload is read while its completion
-// is looked at: that is a round trip over the bus less. It is read again if that completion was another request's.
-KERNEL(GPU_FUSED_BLOCK) mpig_merge_fused(ARGUMENT(gpu_merge) a)
+DEVICE void write_head(const uint32_t E, const struct gpu_merge *a, uint32_t number, int64_t at, int good, const struct part *p)
 {
-	SHARED int good, again;
-	SHARED struct together together;
+	UNROLL
+	for (uint32_t e = 0; e < E; e++) {
+		uint32_t j = lane_of() * 4 + GPU_WARP * (e / 4 * 4) + e % 4;
+		if (j < a->shape.d_v)
+			put_element(a->out, at + j, a->out_dtype, good ? p->out[e] : NOT_A_NUMBER);
+	}
+	if (lane_of() == 0 && a->lse)
+		((float *)a->lse)[number] = !good ? NOT_A_NUMBER : a->lse2 ? p->lse * 1.44269504088896341f : p->lse;
+}
+
+// One block, a warp a head: waits and merges. What can be read before the answer is. The answer's payload and its completion are asked for
+// at once. All of it runs twice, at first on whatever is in own_space, whose results are overwritten: then the code is in the instruction
+// cache when the answer comes, which is a microsecond.
+DEVICE void merge_fused(const uint32_t E, const struct gpu_merge *a)
+{
 	const uint32_t number = threadIdx.x / GPU_WARP;
 	struct patience patience = {0, 0};
 	struct part own, theirs;
-	struct expected e;
-	uint64_t words[2] = {0, 0};
-	load_own(&a, number, &own);
-	const struct their_place place = their_place(&a, number);
-	wait_together(&a.queue, a.first_slot, a.shape.items == 1, &together, &e,
-	              &patience); // several requests take the way below
-	if (together.ready == 1 && threadIdx.x < 4)
-		load_expected(&a.queue, together.next, words);
-	load_part(&theirs, place.out, place.lse, place.row, a.shape.d_v);
-	if (threadIdx.x == 0) {
-		int status = 0;
-		again = together.ready != 1 || !take_expected(&a.queue, &e, a.first_slot, words, &status);
-		if (again)
-			good = wait_for_all(&a.queue, a.first_slot, a.shape.items, &patience);
-		else
-			good = !status;
-		if (!again && status)
-			fail(&a.queue, status, a.first_slot, e.slot.sequence);
+	const struct places place = places_of(a, number);
+	grid_wait();
+	load_own(E, a, number, &own);
+	const struct expected e = expect(&a->queue, a->first_slot);
+	uint64_t out = a->own_space, lse = a->own_space;
+	uint32_t row = number;
+	NO_UNROLL
+	for (int turn = 0; turn < 2; turn++) {
+		uint64_t words[2] = {0, 0};
+		int answered = 0, good = 0;
+		if (threadIdx.x == 0 && turn) {
+			answered = a->shape.items == 1 && wait_expected(&a->queue, &e, &patience);
+			good = answered || wait_for_all(&a->queue, a->first_slot, a->shape.items, &patience);
+		}
+		good = block_any(good);
+		answered = (int)shuffle_word((uint32_t)answered, 0); // the first warp's
+		if (answered)
+			completion_ask(&a->queue, e.next, words);
+		load_part(E, &theirs, out, lse, row, a->shape.d_v);
+		if (answered)
+			take_expected(&a->queue, a->first_slot, &e);
+		join_halves(E, &own, &theirs);
+		write_head(E, a, number, place.at, good, &theirs);
+		if (answered)
+			completion_report(&a->queue, words);
+		out = place.out;
+		lse = place.lse;
+		row = place.row;
 	}
-	block_barrier();
-	if (good && again)
-		load_part(&theirs, place.out, place.lse, place.row, a.shape.d_v);
-	write_head(&a, number, good, &own, &theirs);
+}
+
+KERNEL(GPU_FUSED_BLOCK) mpig_merge_fused(ARGUMENT(gpu_merge) a)
+{
+	grid_go();
+	if (a.shape.d_v <= 128)
+		merge_fused(4, &a);
+	else
+		merge_fused(8, &a);
 }
 
 // Many blocks, after a kernel that waited.
@@ -100,10 +130,13 @@ KERNEL(GPU_BLOCK) mpig_merge(ARGUMENT(gpu_merge) a)
 {
 	uint32_t number = (blockIdx.x * blockDim.x + threadIdx.x) / GPU_WARP;
 	struct part own, theirs;
+	grid_go();
 	if (number >= a.shape.items * a.shape.tokens * a.shape.query_heads)
 		return;
-	load_own(&a, number, &own);
-	const struct their_place place = their_place(&a, number);
-	load_part(&theirs, place.out, place.lse, place.row, a.shape.d_v);
-	write_head(&a, number, !AT(gpu_state, a.queue.state)->failed, &own, &theirs);
+	const struct places place = places_of(&a, number);
+	grid_wait();
+	load_own(8, &a, number, &own);
+	load_part(8, &theirs, place.out, place.lse, place.row, a.shape.d_v);
+	join_halves(8, &own, &theirs);
+	write_head(8, &a, number, place.at, !AT(gpu_state, a.queue.state)->failed, &theirs);
 }

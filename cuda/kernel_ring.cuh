@@ -23,18 +23,16 @@ DEVICE int wait_for_room(const struct gpu_queue *q, struct gpu_state *s, uint32_
 	}
 }
 
-// The 64-bit word `w` of item i's slot header, as this step wants it.
-DEVICE uint64_t header_word(const struct gpu_submit *a, uint32_t i, uint32_t w)
+// The 64-bit word `w` of item i's slot header, which is `word` in the plan, as this step wants it.
+DEVICE uint64_t header_word(const struct gpu_submit *a, uint32_t i, uint32_t w, uint64_t word)
 {
-	uint64_t word = ((const uint64_t *)&AT(gpu_item, a->items)[i].header)[w];
 	if (w == offsetof(struct mpig_slot_header, query_position) / 8 && a->rows)
 		word = (uint64_t)(((const int64_t *)a->rows)[i] - a->shape.tokens);
 	return word;
 }
 
-DEVICE uint64_t entry_word(const struct gpu_submit *a, uint32_t i, uint32_t w, uint64_t sequence)
+DEVICE uint64_t entry_word(const struct gpu_submit *a, uint32_t i, uint32_t w, uint64_t word, uint64_t sequence)
 {
-	uint64_t word = ((const uint64_t *)&AT(gpu_item, a->items)[i].entry)[w];
 	if (w == 0 && a->split) // op, flags, layer, handle
 		word &= ~((uint64_t)MPIG_SQE_END_RELATIVE << 8);
 	if (w == offsetof(struct mpig_sqe, user_data) / 8)
@@ -44,18 +42,29 @@ DEVICE uint64_t entry_word(const struct gpu_submit *a, uint32_t i, uint32_t w, u
 	return word;
 }
 
-// Headers and entries of all items, by all threads of a block.
-DEVICE void write_entries(const struct gpu_submit *a, uint32_t next, uint64_t sequence)
+#define HEADER_WORDS (sizeof(struct mpig_slot_header) / 8)
+#define ITEM_WORDS (HEADER_WORDS + sizeof(struct mpig_sqe) / 8)
+
+// The n-th word of all items' headers and entries as the plan has it.
+DEVICE uint64_t plan_word(const struct gpu_submit *a, uint32_t n)
+{
+	const struct gpu_item *item = AT(gpu_item, a->items) + n / ITEM_WORDS;
+	uint32_t w = n % ITEM_WORDS;
+	return w < HEADER_WORDS ? ((const uint64_t *)&item->header)[w] : ((const uint64_t *)&item->entry)[w - HEADER_WORDS];
+}
+
+// Headers and entries of all items, by all threads of a block. `word` is the first plan_word of a thread.
+DEVICE void write_entries(const struct gpu_submit *a, uint32_t next, uint64_t sequence, uint64_t word)
 {
 	const struct gpu_queue *q = &a->queue;
-	const uint32_t words = sizeof(struct mpig_slot_header) / 8, all = words + sizeof(struct mpig_sqe) / 8;
-	for (uint32_t n = threadIdx.x; n < a->shape.items * all; n += blockDim.x) {
-		uint32_t i = n / all, w = n % all;
+	for (uint32_t n = threadIdx.x; n < a->shape.items * ITEM_WORDS; n += blockDim.x) {
+		uint32_t i = n / ITEM_WORDS, w = n % ITEM_WORDS;
 		uint64_t entry = q->region + q->sq_offset + ((next + i) & (q->entries - 1)) * sizeof(struct mpig_sqe);
-		if (w < words)
-			store_word((uint64_t *)slot_address(q, a->first_slot + i) + w, header_word(a, i, w));
+		word = n == threadIdx.x ? word : plan_word(a, n);
+		if (w < HEADER_WORDS)
+			store_word((uint64_t *)slot_address(q, a->first_slot + i) + w, header_word(a, i, w, word));
 		else
-			store_word((uint64_t *)entry + (w - words), entry_word(a, i, w - words, sequence));
+			store_word((uint64_t *)entry + (w - HEADER_WORDS), entry_word(a, i, w - HEADER_WORDS, word, sequence));
 	}
 }
 
@@ -80,61 +89,122 @@ DEVICE void publish(const struct gpu_queue *q, const struct gpu_state *s, uint32
 	store_relaxed(&h->sq_tail, s->sq_next + count);
 }
 
-// A warp's query, and its signature, into its slot, unless *status, which the block's first thread sets, forbids it. Everything that is
-// read is asked for before anything waits, and q is on its way over the bus while it is signed.
-DEVICE void submit_heads(const int E, const struct gpu_submit *a, struct gpu_state *state, int *status)
+#define SUBMIT_QUERIES GPU_SUBMIT_QUERIES
+#define SUBMIT_LANES (GPU_WARP / SUBMIT_QUERIES) // of a query
+// What a warp has in shared memory for queries of d elements. Those of 256 have half as many warps.
+#define SUBMIT_LINES(d) (GPU_WARP * LINE_STRIDE((d) / SUBMIT_LANES))
+#define SUBMIT_FLOATS(d) (SUBMIT_LINES(d) + 3 * SUBMIT_LANES * RATIO_STRIDE((d) / SUBMIT_LANES, SUBMIT_LANES))
+
+// Where the queries of a warp go.
+struct target {
+	uint64_t q, signature, scale, lse; // of the first; signature and lse: 0 if the request has none
+};
+
+DEVICE struct target target_of(const struct gpu_submit *a, const struct batch *b)
 {
-	const struct gpu_shape *shape = &a->shape;
-	const uint32_t number = (blockIdx.x * blockDim.x + threadIdx.x) / GPU_WARP;
-	const int mine = number < shape->items * shape->tokens * shape->query_heads;
-	struct place p = {0, 0, 0, 0};
-	struct signed_query query;
-	float x[8], by[8], own_lse = 0.0f;
-	if (mine) {
-		p = place_of(shape, number);
-		query_load(E, shape->d_k, a->q, stride_at(&a->q_strides, &p), a->dtype, &query, x);
-		balance_load(E, shape, a->balance + (uint64_t)p.item * shape->kv_heads * shape->d_k * 4, p.head, by);
-		own_lse = ((const float *)a->window_lse)[number]; // of the step before; after one that failed it may be NaN
-	}
-	const struct gpu_item *item = AT(gpu_item, a->items) + p.item;
-	const uint64_t at_q = item->q, at_signature = item->signature, at_scale = item->scale, at_lse = item->window_lse;
-	const struct gpu_state s = *state;
-	if (threadIdx.x == 0)
-		*status = s.failed          ? s.failed
-		          : blockIdx.x == 0 ? wait_for_room(&a->queue, state, s.sq_next, s.known_head, shape->items)
-		                            : 0;
-	block_barrier();
-	for (uint32_t i = threadIdx.x; i < shape->items; i += blockDim.x)
-		if (slot_state(&a->queue, a->first_slot + i)->state != GPU_SLOT_FREE)
-			*status = MPIG_EBUSY; // all write the same
-	block_barrier();
-	if (*status)
-		return;
-	if (blockIdx.x == 0)
-		write_entries(a, s.sq_next, s.sequence);
-	if (!mine)
-		return;
-	uint64_t slot = slot_address(&a->queue, a->first_slot + p.item);
-	raw_store(E, &query, slot + at_q + (uint64_t)p.row * shape->d_k * (a->dtype == MPIG_F32 ? 4 : 2), a->dtype, shape->d_k);
-	if (at_lse && lane_of() == 0)
-		((float *)(slot + at_lse))[p.row] = own_lse != own_lse ? -INFINITE_FLOAT : own_lse;
-	if (!at_signature)
-		return;
-	query_sign(E, shape, item, x, by, &query);
-	signature_store(E, &query, slot + at_signature + (uint64_t)p.row * shape->d_pad, slot + at_scale + (uint64_t)p.row * 4);
+	const struct gpu_item *item = b->item;
+	const uint64_t slot = slot_address(&a->queue, a->first_slot + b->n), bytes = a->dtype == MPIG_F32 ? 4 : 2;
+	struct target t = {slot + item->q + (uint64_t)b->first * a->shape.d_k * bytes, 0,
+	                   slot + item->scale + (uint64_t)b->first * 4, 0};
+	if (item->signature)
+		t.signature = slot + item->signature + (uint64_t)b->first * a->shape.d_pad;
+	if (item->window_lse)
+		t.lse = slot + item->window_lse + (uint64_t)b->first * 4;
+	return t;
 }
 
-// Each warp writes one query into its slot; the block that is done last publishes them.
-KERNEL(GPU_FUSED_BLOCK) mpig_submit(ARGUMENT(gpu_submit) a)
+// A warp's queries that were asked for, to their slot. Whether they are in the lines, divided.
+DEVICE int submit_asked(const int E, const int W, const struct gpu_submit *a, const struct source *source, const struct batch *b,
+                        const struct target *t, const uint32_t *words, const uint32_t *by, const uint32_t *inverse,
+                        const struct lines *s)
 {
+	queries_copy(E, W, SUBMIT_QUERIES, &a->shape, b, 0, words, t->q);
+	return t->signature && queries_divide(E, W, SUBMIT_QUERIES, SUBMIT_LANES, &a->shape, source, b, 0, words, by, inverse, s);
+}
+
+// A warp's queries, and their signatures, into their slot, unless *status, which the block's first thread sets, forbids it. Everything that
+// is read is asked for before anything waits, what a plan has even before the kernel before has ended, and q is on its way over the
+// bus while it is signed.
+DEVICE void submit_queries(const int E, const struct gpu_submit *a, struct gpu_state *state, const struct lines *lines,
+                           int *status, struct gpu_state *known)
+{
+	const struct gpu_shape *shape = &a->shape;
+	const struct source source = {a->q, a->dtype};
+	const int first_block = blockIdx.x == 0;
+	struct batch b;
+	struct target t = {0, 0, 0, 0};
+	int64_t at = 0;
+	uint32_t words[SUBMIT_QUERIES * 8], by[SUBMIT_QUERIES * 8], inverse[SUBMIT_QUERIES * 8];
+	float own_lse = 0.0f;
+	const uint64_t word = first_block && threadIdx.x < shape->items * ITEM_WORDS ? plan_word(a, threadIdx.x) : 0;
+	const int mine = batch_of(shape, a->items, a->balance, a->inverse, SUBMIT_QUERIES, &b);
+	if (mine) {
+		at = batch_place(shape, &a->q_strides, &b);
+		t = target_of(a, &b);
+		struct heads heads = heads_of(shape, &b);
+		balances_ask(E, SUBMIT_QUERIES, shape, &b, &heads, by, inverse);
+		ratios_make((uint32_t)E * GPU_WARP / SUBMIT_LANES, SUBMIT_LANES, b.item, lines);
+	}
+	grid_wait();
+	const struct gpu_state s = *known = *state;
+	const int wide = mine && queries_wide(E, shape, &source, at);
+	if (wide && a->dtype == MPIG_F32)
+		queries_ask(E, E, SUBMIT_QUERIES, shape, &source, at, 0, words);
+	else if (wide)
+		queries_ask(E, E / 2, SUBMIT_QUERIES, shape, &source, at, 0, words);
+	if (mine && lane_of() < b.count)
+		own_lse =
+			((const float *)
+		                 a->window_lse)[b.number + lane_of()]; // of the step before; after one that failed it may be NaN
+	int refused = 0;
+	for (uint32_t i = threadIdx.x; i < shape->items; i += blockDim.x)
+		refused |= slot_state(&a->queue, a->first_slot + i)->state != GPU_SLOT_FREE;
+	if (threadIdx.x == 0) {
+		*status = s.failed      ? s.failed
+		          : refused     ? MPIG_EBUSY
+		          : first_block ? wait_for_room(&a->queue, state, s.sq_next, s.known_head, shape->items)
+		                        : 0;
+		refused |= *status;
+	}
+	if (block_any(refused)) {
+		if (threadIdx.x == 0 && !*status)
+			*status = MPIG_EBUSY;
+		return;
+	}
+	if (first_block)
+		write_entries(a, s.sq_next, s.sequence, word);
+	if (!mine)
+		return;
+	int divided = 0;
+	if (wide && a->dtype == MPIG_F32)
+		divided = submit_asked(E, E, a, &source, &b, &t, words, by, inverse, lines);
+	else if (wide)
+		divided = submit_asked(E, E / 2, a, &source, &b, &t, words, by, inverse, lines);
+	if (t.lse && lane_of() < b.count)
+		((float *)t.lse)[lane_of()] = own_lse != own_lse ? -INFINITE_FLOAT : own_lse;
+	if (!wide || (t.signature && !divided))
+		queries_gather(E, SUBMIT_LANES, shape, &source, &b, at, 0, SUBMIT_QUERIES, wide ? 0 : t.q, lines);
+	if (t.signature)
+		lines_sign((uint32_t)E * GPU_WARP / SUBMIT_LANES, SUBMIT_LANES, shape, &b, t.signature, t.scale, lines);
+}
+
+// Each warp writes some queries into their slot; the block that is done last publishes them.
+KERNEL(GPU_SUBMIT_THREADS) mpig_submit(ARGUMENT(gpu_submit) a)
+{
+	SHARED ALIGNED_16 float space[GPU_SUBMIT_THREADS / GPU_WARP * SUBMIT_FLOATS(128)];
 	SHARED int status;
-	struct gpu_state *state = AT(gpu_state, a.queue.state), s = *state;
+	const uint32_t each = a.shape.d_pad == 256 ? SUBMIT_FLOATS(256) : SUBMIT_FLOATS(128),
+		       d = a.shape.d_pad == 256 ? 256 : 128;
+	float *line = space + threadIdx.x / GPU_WARP * each;
+	const struct lines lines = {line, line + SUBMIT_LINES(d)};
+	struct gpu_state *state = AT(gpu_state, a.queue.state), s;
+	grid_go();
 	if (a.shape.d_pad == 128)
-		submit_heads(4, &a, state, &status);
+		submit_queries(4, &a, state, &lines, &status, &s);
 	else if (a.shape.d_pad == 256)
-		submit_heads(8, &a, state, &status);
+		submit_queries(8, &a, state, &lines, &status, &s);
 	else
-		submit_heads(2, &a, state, &status);
+		submit_queries(2, &a, state, &lines, &status, &s);
 	block_barrier();
 	if (threadIdx.x)
 		return;
@@ -159,14 +229,17 @@ struct patience {
 	uint32_t looks;
 };
 
-// Until something new is in the completion ring, or the end of patience. One thread. How many, or a negative status. A1.
-DEVICE int wait_for_tail(const struct gpu_queue *q, uint32_t cq_next, struct patience *p)
+// Until something new is in the completion ring, or the end of patience. One thread. How many, or a negative status; *brief is what the
+// daemon says of the last of them, in the word beside the tail. A1.
+DEVICE int wait_for_tail(const struct gpu_queue *q, uint32_t cq_next, uint32_t *brief, struct patience *p)
 {
 	const struct mpig_queue_header *h = (const struct mpig_queue_header *)q->region;
 	for (;;) {
-		uint32_t peer_tail = load_acquire(&h->cq_tail), ready = peer_tail - cq_next;
+		uint64_t peer = load_acquire_long((const uint64_t *)&h->cq_tail);
+		uint32_t ready = (uint32_t)peer - cq_next;
 		if (ready > q->entries)
 			return MPIG_EPROTO;
+		*brief = (uint32_t)(peer >> 32);
 		if (ready)
 			return (int)ready;
 		if (++p->looks % LOOKS_PER_CLOCK)
@@ -261,63 +334,14 @@ DEVICE int wait_for_slot(const struct gpu_queue *q, uint32_t number, struct pati
 	if (slot->state == GPU_SLOT_FREE)
 		return MPIG_EINVAL; // nothing was submitted
 	while (slot->state == GPU_SLOT_OUT) {
-		int ready = wait_for_tail(q, AT(gpu_state, q->state)->cq_next, patience);
+		uint32_t brief;
+		int ready = wait_for_tail(q, AT(gpu_state, q->state)->cq_next, &brief, patience);
 		int status = ready > 0 ? take_ready(q, (uint32_t)ready) : ready;
 		if (status)
 			return status;
 	}
 	slot->state = GPU_SLOT_FREE;
 	return slot->status;
-}
-
-// What a wait knows of its request before the answer comes, so that nothing but the answer is read after.
-struct expected {
-	struct gpu_state s;
-	struct gpu_slot slot;
-	int usual; // nothing has failed, and the request is out
-};
-
-DEVICE struct expected expect(const struct gpu_queue *q, uint32_t number)
-{
-	struct expected e;
-	e.s = *AT(gpu_state, q->state);
-	e.slot = *slot_state(q, number);
-	e.usual = !e.s.failed && e.slot.state == GPU_SLOT_OUT;
-	return e;
-}
-
-// The completion at place `next` by lanes 0 to 3 of a warp at once, two words each: a thread's loads of one line wait for one another. What
-// lanes 1 and 2 have goes to the host; it is overwritten if the completion turns out to be another's, which is then taken again.
-DEVICE void load_expected(const struct gpu_queue *q, uint32_t next, uint64_t *words)
-{
-	const uint32_t lane = threadIdx.x;
-	struct gpu_report *r = AT(gpu_report, q->report);
-	load_pair((const uint64_t *)(q->region + q->cq_offset + (next & (q->entries - 1)) * sizeof(struct mpig_cqe)) + 2 * lane,
-	          words);
-	if (lane == 1) {
-		r->committed = words[0];
-		r->rows_read = words[1];
-	} else if (lane == 2) {
-		r->bytes_read = words[0];
-		r->service_ns = words[1];
-	}
-}
-
-// One completion has come, to one request that was waited for; `words` are its first two. Takes it, and frees the slot. 1; or 0 if it is
-// another's, or one that makes no sense, and then nothing is done. One thread.
-DEVICE int take_expected(const struct gpu_queue *q, const struct expected *e, uint32_t number, const uint64_t *words, int *status)
-{
-	uint32_t next = e->s.cq_next;
-	int32_t answer = (int32_t)(uint32_t)words[1];
-	if ((uint32_t)(words[1] >> 32) != number || words[0] != e->slot.sequence || answer > 0)
-		return 0;
-	struct gpu_slot free_slot = {words[0], GPU_SLOT_FREE, answer};
-	*slot_state(q, number) = free_slot;
-	AT(gpu_state, q->state)->cq_next = next + 1;
-	AT(gpu_report, q->report)->answered = words[0];
-	give_back(q, next + 1, e->s.cq_published);
-	*status = answer;
-	return 1;
 }
 
 // Slots first, first + 1 .. Returns whether all were answered well. One thread.
@@ -333,53 +357,85 @@ DEVICE int wait_for_all(const struct gpu_queue *q, uint32_t first, uint32_t coun
 	return !AT(gpu_state, q->state)->failed;
 }
 
-// What threads of a block share while they wait for one request.
-struct together {
-	int ready;     // completions that have come
-	uint32_t next; // place of the first
+// ---- one request, as it usually goes -----------------------------------------------------------------------------------
+// What a wait knows of its request before the answer comes, so that nothing but the answer is read after.
+struct expected {
+	uint64_t sequence;
+	uint32_t next, published; // of the completion ring: our place, and what its head says
+	int usual;                // nothing has failed, and the request is out
 };
 
-// The first half of a wait for one request, by all threads of a block; after it those of its first warp may look at the completion.
-DEVICE void wait_together(const struct gpu_queue *q, uint32_t number, int usual, struct together *t, struct expected *e,
-                          struct patience *patience)
+DEVICE struct expected expect(const struct gpu_queue *q, uint32_t number)
 {
-	*e = expect(q, number);
-	if (threadIdx.x == 0) {
-		t->next = e->s.cq_next;
-		t->ready = usual && e->usual ? wait_for_tail(q, e->s.cq_next, patience) : 0;
-	}
-	block_barrier();
+	const struct gpu_state s = *AT(gpu_state, q->state);
+	const struct gpu_slot slot = *slot_state(q, number);
+	struct expected e = {slot.sequence, s.cq_next, s.cq_published, !s.failed && slot.state == GPU_SLOT_OUT};
+	return e;
 }
 
-// The same for one, as it usually is. All threads of a block; what it returns is thread 0's.
-DEVICE int wait_for_one(const struct gpu_queue *q, uint32_t number, struct together *t, struct patience *patience)
+// Waits for the request that is expected. One thread. 1: it has been answered, and well: the one new completion in the ring is its, says the word
+// beside the tail, which was one load with it. Then nothing else need be read; take_expected follows. 0: what there is has to be
+// looked at (wait_for_all).
+DEVICE int wait_expected(const struct gpu_queue *q, const struct expected *e, struct patience *patience)
 {
-	struct expected e;
-	uint64_t words[2] = {0, 0};
-	int status = 0, good = 0;
-	wait_together(q, number, 1, t, &e, patience);
-	if (t->ready == 1 && threadIdx.x < 4)
-		load_expected(q, t->next, words);
-	if (threadIdx.x == 0) {
-		if (t->ready != 1 || !take_expected(q, &e, number, words, &status))
-			good = wait_for_all(q, number, 1, patience);
-		else
-			good = !status;
-		if (status)
-			fail(q, status, number, e.slot.sequence);
+	uint32_t brief;
+	return e->usual && wait_for_tail(q, e->next, &brief, patience) == 1 && brief == MPIG_CQ_BRIEF(e->sequence, 0);
+}
+
+// Notes that it has been. By a warp.
+DEVICE void take_expected(const struct gpu_queue *q, uint32_t number, const struct expected *e)
+{
+	if (lane_of())
+		return;
+	struct gpu_slot free_slot = {e->sequence, GPU_SLOT_FREE, 0};
+	*slot_state(q, number) = free_slot;
+	AT(gpu_state, q->state)->cq_next = e->next + 1;
+	give_back(q, e->next + 1, e->published);
+}
+
+// The completion at place `next`, by lanes 0 to 3 of a warp at once, two words each: a thread's loads of one line wait for one another.
+DEVICE void completion_ask(const struct gpu_queue *q, uint32_t next, uint64_t *words)
+{
+	if (threadIdx.x < 4)
+		load_pair((const uint64_t *)(q->region + q->cq_offset + (next & (q->entries - 1)) * sizeof(struct mpig_cqe)) +
+		                  2 * threadIdx.x,
+		          words);
+}
+
+// What it says, to the host.
+DEVICE void completion_report(const struct gpu_queue *q, const uint64_t *words)
+{
+	struct gpu_report *r = AT(gpu_report, q->report);
+	if (threadIdx.x == 0)
+		r->answered = words[0];
+	if (threadIdx.x == 1) {
+		r->committed = words[0];
+		r->rows_read = words[1];
 	}
-	block_barrier();
-	return good;
+	if (threadIdx.x == 2) {
+		r->bytes_read = words[0];
+		r->service_ns = words[1];
+	}
 }
 
 KERNEL(GPU_WARP) mpig_wait(ARGUMENT(gpu_wait) a)
 {
 	struct patience patience = {0, 0};
-	SHARED struct together together;
-	if (a.slots == 1)
-		wait_for_one(&a.queue, a.first_slot, &together, &patience);
-	else if (threadIdx.x == 0)
-		wait_for_all(&a.queue, a.first_slot, a.slots, &patience);
+	uint64_t words[2] = {0, 0};
+	grid_go();
+	grid_wait();
+	const struct expected e = expect(&a.queue, a.first_slot);
+	int answered = 0;
+	if (threadIdx.x == 0) {
+		answered = a.slots == 1 && wait_expected(&a.queue, &e, &patience);
+		if (!answered)
+			wait_for_all(&a.queue, a.first_slot, a.slots, &patience);
+	}
+	if (!warp_any(answered))
+		return;
+	completion_ask(&a.queue, e.next, words);
+	take_expected(&a.queue, a.first_slot, &e);
+	completion_report(&a.queue, words);
 }
 
 // ---- measuring -------------------------------------------------------------------------------------------------------
@@ -404,26 +460,26 @@ DEVICE int submit_nothing(const struct gpu_rounds *a, struct gpu_state *state)
 	return 0;
 }
 
-// One thread submits a request that does nothing and its warp waits for it, again and again.
+// One thread submits a request that does nothing and waits for it, again and again.
 KERNEL(GPU_WARP) mpig_rounds(ARGUMENT(gpu_rounds) a)
 {
-	SHARED struct together together;
-	SHARED int stop;
 	uint64_t *cycles = (uint64_t *)a.cycles, begin = clock_cycles(), begin_ns = clock_ns();
+	grid_go();
+	grid_wait();
+	if (threadIdx.x)
+		return;
 	for (uint32_t n = 0; n < a.count; n++) {
 		struct patience patience = {0, 0};
 		uint64_t before = clock_cycles();
-		if (threadIdx.x == 0)
-			stop = submit_nothing(&a, AT(gpu_state, a.queue.state)) != 0;
-		block_barrier();
-		if (stop)
+		if (submit_nothing(&a, AT(gpu_state, a.queue.state)))
 			return;
-		wait_for_one(&a.queue, a.slot, &together, &patience);
-		if (threadIdx.x == 0)
-			cycles[n] = clock_cycles() - before;
+		const struct expected e = expect(&a.queue, a.slot);
+		if (wait_expected(&a.queue, &e, &patience))
+			take_expected(&a.queue, a.slot, &e);
+		else if (!wait_for_all(&a.queue, a.slot, 1, &patience))
+			return;
+		cycles[n] = clock_cycles() - before;
 	}
-	if (threadIdx.x)
-		return;
 	cycles[a.count] = clock_cycles() - begin;
 	cycles[a.count + 1] = clock_ns() - begin_ns;
 }

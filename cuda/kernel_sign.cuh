@@ -4,8 +4,8 @@
 #define SMALLEST 1.50463276905252801e-36f // 128 * FLT_MIN
 #define GREATEST 3.40282346638528860e+38f
 
-struct signed_query {            // a lane's part of a query, as it is and as its signature
-	uint64_t raw[4], packed; // raw: E elements of two or four bytes
+struct signed_query { // a lane's part of a signature
+	uint64_t packed;
 	float scale;
 };
 
@@ -78,8 +78,9 @@ DEVICE void load_words(const int E, uint64_t from, uint64_t *words)
 		words[w] = ((const uint64_t *)from)[w];
 }
 
-DEVICE void load_halves(const int E, uint64_t from, uint32_t dtype, uint64_t *words, float *x)
+DEVICE void load_halves(const int E, uint64_t from, uint32_t dtype, float *x)
 {
+	uint64_t words[2] = {0, 0};
 	load_words(E, from, words);
 	UNROLL
 	for (int e = 0; e < E; e++)
@@ -104,28 +105,17 @@ DEVICE int wide(const int E, uint64_t base, int64_t at, uint32_t dtype, uint32_t
 	       (base + (uint64_t)at * 2) % (2 * E) == 0;
 }
 
-// Loads a query: raw elements into *s, their values into x.
-DEVICE void query_load(const int E, uint32_t d, uint64_t q, int64_t at, uint32_t dtype, struct signed_query *s, float *x)
+// Loads a query.
+DEVICE void query_load(const int E, uint32_t d, uint64_t q, int64_t at, uint32_t dtype, float *x)
 {
 	const uint32_t first = lane_of() * (uint32_t)E;
 	if (wide(E, q, at, dtype, d)) {
-		load_halves(E, q + (uint64_t)(at + first) * 2, dtype, s->raw, x);
+		load_halves(E, q + (uint64_t)(at + first) * 2, dtype, x);
 		return;
 	}
 	UNROLL
-	for (int e = 0; e < 4; e++)
-		s->raw[e] = 0;
-	UNROLL
-	for (int e = 0; e < E; e++) {
-		uint64_t at_e = (uint64_t)(at + first + e), bits = 0;
-		if (first + e < d)
-			bits = dtype == MPIG_F32 ? ((const uint32_t *)q)[at_e] : ((const uint16_t *)q)[at_e];
-		x[e] = dtype == MPIG_F32 ? bits_float((int)(uint32_t)bits) : half_value((uint16_t)bits, dtype);
-		if (dtype == MPIG_F32)
-			s->raw[e / 2] |= bits << 32 * (e % 2);
-		else
-			s->raw[e / 4] |= bits << 16 * (e % 4);
-	}
+	for (int e = 0; e < E; e++)
+		x[e] = first + e < d ? element(q, at + first + e, dtype) : 0.0f;
 }
 
 // What the elements are divided by: `balance` is that of the item, float [kv_heads][d_k].
@@ -164,43 +154,24 @@ DEVICE void signature_store(const int E, const struct signed_query *s, uint64_t 
 		*(float *)scale = s->scale;
 }
 
-// The elements as they were loaded, to a slot: an address that is a multiple of 64 for the first of all queries, so that rows of d elements
-// of two bytes keep the alignment that wide stores need where d = 32 E.
-DEVICE void raw_store(const int E, const struct signed_query *s, uint64_t to, uint32_t dtype, uint32_t d)
-{
-	const uint32_t first = lane_of() * (uint32_t)E;
-	if (dtype != MPIG_F32 && d == GPU_WARP * (uint32_t)E) {
-		if (E == 2)
-			*(uint32_t *)(to + first * 2) = (uint32_t)s->raw[0];
-		UNROLL
-		for (int w = 0; w < E / 4; w++)
-			((uint64_t *)(to + first * 2))[w] = s->raw[w];
-		return;
-	}
-	UNROLL
-	for (int e = 0; e < E; e++) {
-		if (first + e >= d)
-			continue;
-		if (dtype == MPIG_F32)
-			((uint32_t *)to)[first + e] = (uint32_t)(s->raw[e / 2] >> 32 * (e % 2));
-		else
-			((uint16_t *)to)[first + e] = (uint16_t)(s->raw[e / 4] >> 16 * (e % 4));
-	}
-}
-
 struct place {                           // which query a warp has
 	uint32_t item, token, head, row; // row: of [tokens][query_heads]
 };
 
-DEVICE struct place place_of(const struct gpu_shape *s, uint32_t number)
+DEVICE struct place place_in(const struct gpu_shape *s, uint32_t item, uint32_t row)
 {
-	uint32_t per_item = s->tokens * s->query_heads;
 	struct place p;
-	p.item = s->items == 1 ? 0 : number / per_item;
-	p.row = number - p.item * per_item;
+	p.item = item;
+	p.row = row;
 	p.token = s->tokens == 1 ? 0 : p.row / s->query_heads;
 	p.head = p.row - p.token * s->query_heads;
 	return p;
+}
+
+DEVICE struct place place_of(const struct gpu_shape *s, uint32_t number)
+{
+	uint32_t per_item = s->tokens * s->query_heads, item = s->items == 1 ? 0 : number / per_item;
+	return place_in(s, item, number - item * per_item);
 }
 
 DEVICE int64_t stride_at(const struct gpu_strides *s, const struct place *p)
@@ -213,7 +184,7 @@ DEVICE void sign_head(const int E, const struct gpu_sign *a, uint32_t number)
 	struct signed_query s;
 	struct place p = place_of(&a->shape, number);
 	float x[8], by[8];
-	query_load(E, a->shape.d_k, a->q, stride_at(&a->q_strides, &p), a->dtype, &s, x);
+	query_load(E, a->shape.d_k, a->q, stride_at(&a->q_strides, &p), a->dtype, x);
 	balance_load(E, &a->shape, a->balance + (uint64_t)p.item * a->shape.kv_heads * a->shape.d_k * 4, p.head, by);
 	query_sign(E, &a->shape, AT(gpu_item, a->items) + p.item, x, by, &s);
 	signature_store(E, &s, a->signature + (uint64_t)number * a->shape.d_pad, a->scale + (uint64_t)number * 4);
@@ -222,8 +193,10 @@ DEVICE void sign_head(const int E, const struct gpu_sign *a, uint32_t number)
 KERNEL(GPU_BLOCK) mpig_sign(ARGUMENT(gpu_sign) a)
 {
 	uint32_t number = (blockIdx.x * blockDim.x + threadIdx.x) / GPU_WARP;
+	grid_go();
 	if (number >= a.shape.items * a.shape.tokens * a.shape.query_heads)
 		return;
+	grid_wait();
 	if (a.shape.d_pad == 64)
 		sign_head(2, &a, number);
 	else if (a.shape.d_pad == 128)

@@ -231,6 +231,8 @@ KERNEL(GPU_WINDOW_THREADS) mpig_window(ARGUMENT(gpu_window) a)
 {
 	SHARED struct window_shared shared;
 	SHARED int last;
+	grid_go();
+	grid_wait();
 	if (AT(gpu_state, a.state)->failed)
 		return;
 	const uint32_t g = blockIdx.x % a.shape.kv_heads, query = blockIdx.x / a.shape.kv_heads, d = a.shape.d_k;

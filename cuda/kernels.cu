@@ -4,6 +4,12 @@
 
 #include "cuda/kernel_sign.cuh"
 
+#include "cuda/quotient.cuh"
+
+#include "cuda/kernel_lines.cuh"
+
+#include "cuda/kernel_many.cuh"
+
 #include "cuda/kernel_ring.cuh"
 
 #include "cuda/kernel_merge.cuh"

@@ -154,18 +154,37 @@ static int item_make(const struct mpig_cuda_plan *p, uint32_t i, float *balance)
 	return MPIG_OK;
 }
 
+#define BALANCE_LEAST 0x1p-30f // of what kernels divide by by means of its inverse: see quotient()
+#define BALANCE_MOST 0x1p30f
+
+// Inverses of an item's balance.
+static void item_invert(struct gpu_item *item, const float *balance, uint64_t floats, float *inverse)
+{
+	item->divide = 0;
+	for (uint64_t j = 0; j < floats; j++) {
+		inverse[j] = 1 / balance[j];
+		if (!(balance[j] >= BALANCE_LEAST && balance[j] <= BALANCE_MOST))
+			item->divide = 1;
+	}
+}
+
 static int items_make(struct mpig_cuda_plan *p)
 {
 	const struct driver *d = p->gpu->driver;
-	uint64_t floats = (uint64_t)p->shape.items * p->shape.kv_heads * p->shape.d_k;
-	float *balance = calloc(floats, sizeof(*balance));
+	uint64_t each = (uint64_t)p->shape.kv_heads * p->shape.d_k, floats = p->shape.items * each;
+	float *balance = calloc(2 * floats, sizeof(*balance)), *inverse = balance ? balance + floats : NULL;
 	int rc = balance ? MPIG_OK : cuda_error_set(MPIG_ENOMEM, "%s", mpig_strerror(MPIG_ENOMEM));
 	for (uint32_t i = 0; i < p->shape.items && rc == MPIG_OK; i++)
 		rc = item_make(p, i, balance);
+	for (uint32_t i = 0; i < p->shape.items && rc == MPIG_OK; i++)
+		item_invert(&p->items[i], balance + i * each, each, inverse + i * each);
 	rc = rc ? rc : gpu_enter(p->gpu);
 	if (rc == MPIG_OK) {
 		rc = cuda_error_of(d, d->to_device(p->balance, balance, floats * sizeof(*balance)),
 		                   "copying signature parameters to the GPU");
+		rc = rc ? rc
+		        : cuda_error_of(d, d->to_device(p->inverse, inverse, floats * sizeof(*inverse)),
+		                        "copying signature parameters to the GPU");
 		rc = rc ? rc
 		        : cuda_error_of(d, d->to_device(p->device_items, p->items, p->shape.items * sizeof(*p->items)),
 		                        "copying a plan to the GPU");
@@ -208,13 +227,14 @@ static int memory_make(struct mpig_cuda_plan *p)
 	p->pieces = pieces_for(p);
 	const uint64_t bytes[] = {p->shape.items * sizeof(struct gpu_item),
 	                          (uint64_t)p->shape.items * p->shape.kv_heads * p->shape.d_k * 4,
+	                          (uint64_t)p->shape.items * p->shape.kv_heads * p->shape.d_k * 4,
 	                          heads * 4,
 	                          heads * p->shape.d_v * 4,
 	                          counters,
 	                          heads * p->pieces * 4,
 	                          heads * p->pieces * p->shape.d_v * 4};
-	CUdeviceptr *const parts[] = {&p->device_items, &p->balance,  &p->own_lse, &p->own_out,
-	                              &p->counters,     &p->part_lse, &p->part_out};
+	CUdeviceptr *const parts[] = {&p->device_items, &p->balance,  &p->inverse,  &p->own_lse,
+	                              &p->own_out,      &p->counters, &p->part_lse, &p->part_out};
 	for (size_t i = 0; i < sizeof(bytes) / sizeof(bytes[0]); i++)
 		at += align_up(bytes[i]);
 	float *none = malloc(heads * sizeof(*none));
@@ -232,6 +252,7 @@ static int memory_make(struct mpig_cuda_plan *p)
 		}
 		rc = rc ? rc : cuda_error_of(d, d->to_device(p->own_lse, none, heads * sizeof(*none)), "copying to the GPU");
 		rc = rc ? rc : cuda_error_of(d, d->fill(p->counters, 0, counters), "clearing GPU memory");
+		rc = rc ? rc : cuda_error_of(d, d->fill(p->own_out, 0, heads * p->shape.d_v * 4), "clearing GPU memory");
 		gpu_leave(p->gpu);
 	}
 	free(none);

@@ -26,12 +26,13 @@ struct mpig_cuda {
 	struct mpig_region region;
 	CUcontext context;
 	CUdevice device;
+	int driver_version;
 	bool retained; // the context is the primary one, and ours to release
 	bool registered;
 	bool ready; // attached: the state on the GPU means something
 	CUmodule module;
 	struct {
-		CUfunction sign, submit, window, wait, merge, merge_fused, rounds, ingest;
+		CUfunction sign, sign_many, submit, window, wait, merge, merge_fused, rounds, ingest;
 	} kernel;
 	struct gpu_queue args;     // what kernels are told of the queue
 	struct gpu_report *report; // pinned
@@ -47,7 +48,7 @@ struct mpig_cuda_plan {
 	struct gpu_shape shape;
 	struct gpu_item *items; // [contexts], as they are on the GPU
 	CUdeviceptr memory;     // all that follows is in it
-	CUdeviceptr device_items, balance, part_out, part_lse, own_out, own_lse, counters;
+	CUdeviceptr device_items, balance, inverse, part_out, part_lse, own_out, own_lse, counters;
 	uint32_t pieces;
 	bool window_ran; // since the plan was made: its pieces mean something
 };

@@ -33,12 +33,17 @@ static uint32_t heads_of(const mpig_cuda_plan *p)
 	return p->shape.items * p->shape.tokens * p->shape.query_heads;
 }
 
-// One warp a head: in one block if they fit.
-static void warp_grid(uint32_t heads, uint32_t most, unsigned *grid, unsigned *block)
+// Blocks of one warp a head.
+static unsigned warp_grid(uint32_t heads)
 {
-	bool one = heads * GPU_WARP <= most;
-	*block = one ? (heads ? heads : 1) * GPU_WARP : GPU_BLOCK;
-	*grid = one ? 1 : (heads * GPU_WARP + GPU_BLOCK - 1) / GPU_BLOCK;
+	return (heads * GPU_WARP + GPU_BLOCK - 1) / GPU_BLOCK;
+}
+
+// Blocks whose warps take `queries` heads each, all of one context.
+static unsigned batch_grid(const mpig_cuda_plan *p, unsigned queries, unsigned threads)
+{
+	unsigned warps = p->shape.items * ((p->shape.tokens * p->shape.query_heads + queries - 1) / queries);
+	return (warps * GPU_WARP + threads - 1) / threads;
 }
 
 int mpig_cuda_submit(mpig_cuda_plan *p, mpig_cuda_stream stream, const struct mpig_cuda_step *step)
@@ -51,6 +56,7 @@ int mpig_cuda_submit(mpig_cuda_plan *p, mpig_cuda_stream stream, const struct mp
 	                       .shape = p->shape,
 	                       .items = p->device_items,
 	                       .balance = p->balance,
+	                       .inverse = p->inverse,
 	                       .q = s.q,
 	                       .q_strides = strides(s.q_context, s.q_token, s.q_head, &p->shape, p->shape.d_k),
 	                       .window_lse = p->own_lse,
@@ -58,9 +64,9 @@ int mpig_cuda_submit(mpig_cuda_plan *p, mpig_cuda_stream stream, const struct mp
 	                       .rows = s.rows,
 	                       .dtype = (uint32_t)p->spec.dtype,
 	                       .first_slot = p->spec.first_slot};
-	unsigned grid, block;
-	warp_grid(heads_of(p), GPU_FUSED_BLOCK, &grid, &block);
-	rc = gpu_launch(p->gpu, p->gpu->kernel.submit, "mpig_submit", grid, 1, block, stream, &a);
+	unsigned threads = p->shape.d_pad == 256 ? GPU_SUBMIT_THREADS / 2 : GPU_SUBMIT_THREADS; // for the sake of shared memory
+	rc = gpu_launch(p->gpu, p->gpu->kernel.submit, "mpig_submit", batch_grid(p, GPU_SUBMIT_QUERIES, threads), 1, threads,
+	                stream, &a);
 	if (rc == MPIG_OK)
 		p->window_ran = false;
 	return rc;
@@ -143,20 +149,19 @@ int mpig_cuda_merge(mpig_cuda_plan *p, mpig_cuda_stream stream, const struct mpi
 	                      .items = p->device_items,
 	                      .own_out = own ? p->own_out : 0,
 	                      .own_lse = own ? p->own_lse : 0,
+	                      .own_space = p->own_out,
 	                      .out = s.out,
 	                      .lse = s.lse,
 	                      .out_strides = strides(s.out_context, s.out_token, s.out_head, &p->shape, p->shape.d_v),
 	                      .out_dtype = (uint32_t)s.out_dtype,
 	                      .lse2 = s.flags & MPIG_CUDA_LSE2,
 	                      .first_slot = p->spec.first_slot};
-	unsigned grid, block;
 	if (fused)
 		return gpu_launch(p->gpu, p->gpu->kernel.merge_fused, "mpig_merge_fused", 1, 1, heads_of(p) * GPU_WARP, stream,
 		                  &a);
 	struct gpu_wait w = {.queue = p->gpu->args, .first_slot = p->spec.first_slot, .slots = p->shape.items};
 	rc = gpu_launch(p->gpu, p->gpu->kernel.wait, "mpig_wait", 1, 1, GPU_WARP, stream, &w);
-	warp_grid(heads_of(p), 0, &grid, &block);
-	return rc ? rc : gpu_launch(p->gpu, p->gpu->kernel.merge, "mpig_merge", grid, 1, block, stream, &a);
+	return rc ? rc : gpu_launch(p->gpu, p->gpu->kernel.merge, "mpig_merge", warp_grid(heads_of(p)), 1, GPU_BLOCK, stream, &a);
 }
 
 int mpig_cuda_sign(mpig_cuda_plan *p, mpig_cuda_stream stream, const struct mpig_cuda_step *step, uint64_t signature,
@@ -176,14 +181,17 @@ int mpig_cuda_sign(mpig_cuda_plan *p, mpig_cuda_stream stream, const struct mpig
 	struct gpu_sign a = {.shape = p->shape,
 	                     .items = p->device_items,
 	                     .balance = p->balance,
+	                     .inverse = p->inverse,
 	                     .q = s.q,
 	                     .q_strides = strides(s.q_context, s.q_token, s.q_head, &p->shape, p->shape.d_k),
 	                     .signature = signature,
 	                     .scale = scale,
 	                     .dtype = (uint32_t)p->spec.dtype};
-	unsigned grid, block;
-	warp_grid(heads_of(p), 0, &grid, &block);
-	return gpu_launch(p->gpu, p->gpu->kernel.sign, "mpig_sign", grid, 1, block, stream, &a);
+	if (heads_of(p) < GPU_MANY_HEADS)
+		return gpu_launch(p->gpu, p->gpu->kernel.sign, "mpig_sign", warp_grid(heads_of(p)), 1, GPU_BLOCK, stream, &a);
+	return gpu_launch(p->gpu, p->gpu->kernel.sign_many, "mpig_sign_many",
+	                  batch_grid(p, GPU_WARP * GPU_MANY_LINE / p->shape.d_pad, GPU_MANY_THREADS), 1, GPU_MANY_THREADS, stream,
+	                  &a);
 }
 
 static int slot_check(const mpig_cuda *gpu, unsigned slot)

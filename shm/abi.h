@@ -149,8 +149,13 @@ enum mpig_sq_flags {
 // Compatible additions, in the header's `features`: what this daemon looks at.
 enum mpig_features {
 	MPIG_FEATURE_AWAKE = 1u << 0, // awake_until and sq_silent
-	MPIG_FEATURES = 0x01
+	MPIG_FEATURE_BRIEF = 1u << 1, // cq_brief
+	MPIG_FEATURES = 0x03
 };
+
+// cq_brief of a completion: which request it answers, by the lower 31 bits of its user_data, and whether the answer is 0. Never 0 for one
+// that is.
+#define MPIG_CQ_BRIEF(user_data, status) ((uint32_t)(user_data) << 1 | ((status) == 0))
 
 struct mpig_queue_header {
 	// line 0: the daemon, before the fd is passed (and again when it adopts a region)
@@ -178,8 +183,9 @@ struct mpig_queue_header {
 	uint32_t sq_flags; // enum mpig_sq_flags
 	uint8_t reserved3[120];
 	// line 4: the daemon
-	uint32_t cq_tail; // also the futex word of a sleeping client
-	uint8_t reserved4[124];
+	uint32_t cq_tail;  // also the futex word of a sleeping client
+	uint32_t cq_brief; // of the completion before cq_tail: MPIG_CQ_BRIEF. One 64-bit store with cq_tail
+	uint8_t reserved4[120];
 	// line 5: the client's host, also where a GPU writes lines 1 and 2
 	uint64_t awake_until; // CLOCK_MONOTONIC, ns: workers are asked not to sleep until then; the daemon has a limit of its own
 	uint32_t sq_silent;   // nonzero: who writes sq_tail cannot wake a sleeping worker; it looks by a timer
@@ -213,6 +219,7 @@ MPIG_ASSERT_OFFSET(mpig_queue_header, sq_tail, 128);
 MPIG_ASSERT_OFFSET(mpig_queue_header, cq_head, 256);
 MPIG_ASSERT_OFFSET(mpig_queue_header, sq_head, 384);
 MPIG_ASSERT_OFFSET(mpig_queue_header, cq_tail, 512);
+MPIG_ASSERT_OFFSET(mpig_queue_header, cq_brief, 516);
 MPIG_ASSERT_OFFSET(mpig_queue_header, awake_until, 640);
 MPIG_ASSERT_OFFSET(mpig_queue_header, reserved6, 768);
 

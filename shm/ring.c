@@ -80,6 +80,16 @@ void mpig_producer_publish(struct mpig_producer *p)
 	__atomic_store_n(p->tail, p->next, __ATOMIC_RELEASE); // R0, partner of the peer's A1
 }
 
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ && offsetof(struct mpig_queue_header, cq_tail) % 8 == 0 &&
+                      offsetof(struct mpig_queue_header, cq_brief) == offsetof(struct mpig_queue_header, cq_tail) + 4,
+              "tail and brief are the halves of an aligned word");
+
+void mpig_producer_publish_brief(struct mpig_producer *p, uint32_t brief)
+{
+	entry_word *both = (entry_word *)(void *)p->tail;
+	__atomic_store_n(both, (uint64_t)brief << 32 | p->next, __ATOMIC_RELEASE); // R0, partner of the peer's A1 of either width
+}
+
 int mpig_consumer_ready(struct mpig_consumer *c)
 {
 	uint32_t peer_tail = __atomic_load_n(c->peer_tail, __ATOMIC_ACQUIRE); // A1, partner of the peer's R0

@@ -45,6 +45,8 @@ int mpig_producer_room(struct mpig_producer *p);
 // Writes one 64-byte entry at the next place. Needs room. Not visible before mpig_producer_publish.
 void mpig_producer_put(struct mpig_producer *p, const void *entry);
 void mpig_producer_publish(struct mpig_producer *p); // R0
+// The same where a word follows the tail that is to be seen with it (cq_brief): one 64-bit store. R0
+void mpig_producer_publish_brief(struct mpig_producer *p, uint32_t brief);
 // Entries ready: MPIG_EPROTO if the peer's tail is impossible. A1.
 int mpig_consumer_ready(struct mpig_consumer *c);
 // Copies the next entry out. Needs one ready. The place is given back by mpig_consumer_release.

@@ -512,7 +512,7 @@ MPIG_API int mpig_queue_lend(mpig_queue *queue, struct mpig_region *region);
 /* For a lent queue: 0 if it is still served by the daemon it was lent under. If that is gone, connects again, hands the region to
  * the new daemon and opens the contexts again: then 1, *region is written, both rings begin at 0, and what was in flight will never be
  * answered. MPIG_ELOST: the new daemon did not take the region; the queue is of no more use. MPIG_ENODAEMON, MPIG_ETIMEDOUT: none
- * is there yet; the call may be repeated. */
+ * is there yet, or it lives and still serves what was in flight when the queue was closed; the call may be repeated. */
 MPIG_API int mpig_queue_renew(mpig_queue *queue, struct mpig_region *region);
 /* Ends the loan. Nobody may write the region from now on. NULL and queues that are not lent are allowed. */
 MPIG_API void mpig_queue_take_back(mpig_queue *queue);

@@ -5,12 +5,14 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 #define DEFAULT_ENTRIES 64u
 #define DEFAULT_SLOT_BYTES (256u * 1024u)
 #define DEFAULT_SPIN_US 100u
 #define DEFAULT_TIMEOUT_MS 30000
+#define ADOPT_AGAIN_NS 1000000
 
 uint64_t queue_deadline(const mpig_queue *q)
 {
@@ -133,6 +135,16 @@ static int queue_attach(mpig_queue *q, uint64_t old)
 	}
 	bool adopt = q->base && !q->suspect;
 	rc = request_region(q, adopt);
+	// A daemon that lives may still be serving requests of the queue that had the region, and they write into it. Whoever has registered
+	// the region needs it, and waits for them; for others a new one is as good.
+	for (uint64_t end = deadline_in(q->timeout_ms); rc == MPIG_EAGAIN && q->lent && now_ns() < end;) {
+		nanosleep(&(struct timespec){.tv_nsec = ADOPT_AGAIN_NS}, NULL);
+		rc = request_region(q, true);
+	}
+	if (rc == MPIG_EAGAIN && q->lent)
+		return error_set(
+			c, MPIG_ETIMEDOUT,
+			"requests that were in flight when this lent queue was closed are still being served: try again");
 	if (rc && adopt && rc != MPIG_ERETRY && rc != MPIG_ETIMEDOUT && rc != MPIG_ENODAEMON) {
 		if (q->lent)
 			return error_set(c, MPIG_ELOST,

@@ -136,7 +136,7 @@ struct job *job_create(struct engine *e, const struct engine_request *request, s
 	}
 	if (status)
 		j->ops = NULL;
-	j->request.payload_in = NULL; // copied; nobody looks at the client's side again
+	j->request.payload_in = NULL; // copied; of an APPEND the units copy what they need, from where its plan noted
 	return j;
 }
 

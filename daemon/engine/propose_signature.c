@@ -171,18 +171,28 @@ static int signature_main(struct job *j, uint32_t g, uint32_t unit, struct engin
 	return 0;
 }
 
-// The end of the unit that begins with a span: a segment that is looked at through its upper layer; or spans to be scanned, as many as have
-// the rows of the largest block together, since blocks of a context that grew by decoding or by small appends are small, and each unit costs
-// a partial result and a start. A verified answer keeps notes about each span.
+// Spans are scanned in units of so many rows together: of the largest block, or fewer where a short range would give many workers too few
+// units.
+static uint32_t unit_rows(const struct attend *a)
+{
+	enum { UNITS = 16, LEAST = 1024 };
+	uint64_t share = (a->view.end - a->view.begin) / UNITS;
+	return share < LEAST ? LEAST : share < BLOCK_MAX_ROWS ? (uint32_t)share : BLOCK_MAX_ROWS;
+}
+
+// The end of the unit that begins with a span: a segment that is looked at through its upper layer; or spans to be scanned, since blocks of
+// a context that grew by decoding or by small appends are small, and each unit costs a partial result and a start. A verified answer keeps
+// notes about each span.
 static uint32_t unit_end(const struct attend *a, uint32_t first)
 {
 	const struct span *s = a->view.strip[0].spans;
 	if (upper_through(a, first))
 		return a->view.strip[0].uppers[s[first].upper].span_end;
-	uint32_t end = first + 1, rows = s[first].n;
+	uint32_t end = first + 1;
+	uint64_t rows = s[first].n, most = unit_rows(a);
 	if (!s[first].codes || a->delta > 0)
 		return end;
-	while (end < a->view.span_count && s[end].codes && s[end].n <= BLOCK_MAX_ROWS - rows && !upper_through(a, end))
+	while (end < a->view.span_count && s[end].codes && rows + s[end].n <= most && !upper_through(a, end))
 		rows += s[end++].n;
 	return end;
 }

@@ -68,6 +68,10 @@ int control_queue_create(struct peer *p, struct request *r)
 		return status;
 	if (s->queue_count >= MAX_QUEUES)
 		return control_fail(r, MPIG_ELIMIT, "the daemon has %u queues, its limit", MAX_QUEUES);
+	if (in->adopt && server_region_in_use(s, o.adopt_fd))
+		return control_fail(
+			r, MPIG_EAGAIN,
+			"the region to adopt is still another queue's, or requests of its last queue are being served");
 	struct queue *q;
 	int region_fd;
 	status = queue_create(&o, p->session, &q, &region_fd, r->why);

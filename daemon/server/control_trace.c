@@ -56,7 +56,12 @@ int control_trace(struct peer *p, struct request *r)
 	status = store_context_open(s->store, &p->who, in->name, any_fingerprint, &c, r->why);
 	if (status != MPIG_OK)
 		return status;
-	struct recording_wish wish = {.context = context_id(c), .client = p->id, .ring_bytes = in->ring_bytes, .name = in->name};
+	struct recording_wish wish = {.context = context_id(c),
+	                              .client = p->id,
+	                              .ring_bytes = in->ring_bytes,
+	                              .uid = p->who.uid,
+	                              .admin = peer_administers(p),
+	                              .name = in->name};
 	context_unref(c);
 	struct mpig_ctl_trace reply = {.action = in->action,
 	                               .ring_bytes = in->ring_bytes,

@@ -10,6 +10,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -105,8 +106,11 @@ int queue_create(const struct queue_options *o, struct session *session, struct 
 	q->eventfd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	if (q->eventfd < 0)
 		goto free_queue;
-	if (mpig_region_map(fd, header.region_bytes, 1, &q->base) != MPIG_OK)
+	struct stat file;
+	if (fstat(fd, &file) != 0 || mpig_region_map(fd, header.region_bytes, 1, &q->base) != MPIG_OK)
 		goto close_eventfd;
+	q->region_device = file.st_dev;
+	q->region_inode = file.st_ino;
 	init_rings(q);
 	pthread_mutex_init(&q->lock, NULL);
 	q->session = session_ref(session);
@@ -122,6 +126,12 @@ close_region:
 	close(fd);
 	snprintf(why, MPIG_TEXT_BYTES, "the daemon has no memory, file descriptor or address space left for this queue");
 	return MPIG_ENOMEM;
+}
+
+bool queue_has_region(const struct queue *q, int fd)
+{
+	struct stat file;
+	return fstat(fd, &file) == 0 && file.st_dev == q->region_device && file.st_ino == q->region_inode;
 }
 
 void queue_destroy(struct queue *q)
@@ -352,7 +362,7 @@ void queue_complete(struct queue *q, const struct mpig_cqe *cqe, struct task *ta
 	pthread_mutex_lock(&q->lock);
 	forget(q, task);
 	mpig_producer_put(&q->cq, cqe);
-	mpig_producer_publish(&q->cq); // R0
+	mpig_producer_publish_brief(&q->cq, MPIG_CQ_BRIEF(cqe->user_data, cqe->status)); // R0
 	pthread_mutex_unlock(&q->lock);
 	if (mpig_flag_peer(&shared(q)->cq_waiting, UINT32_MAX)) // F4
 		wake_client(q);

@@ -40,13 +40,14 @@ struct queue {
 	struct rate *rate[2];    // of the user's and the group's requests; NULL: no limit can be set
 	struct session *session; // a reference
 	void *base;
-	struct mpig_queue_header geometry; // the private, checked copy
-	int eventfd;                       // written by the client, polled by the home worker, read by nobody
-	uint32_t max_query_tokens;         // of one ATTEND
-	atomic_int state;                  // enum queue_state; control thread
-	atomic_bool broken;                // the client wrote an impossible index: to be closed
-	atomic_uint in_flight;             // tasks that point here
-	struct queue *next_retired;        // control thread, after its removal
+	struct mpig_queue_header geometry;    // the private, checked copy
+	uint64_t region_device, region_inode; // of the region's memfd
+	int eventfd;                          // written by the client, polled by the home worker, read by nobody
+	uint32_t max_query_tokens;            // of one ATTEND
+	atomic_int state;                     // enum queue_state; control thread
+	atomic_bool broken;                   // the client wrote an impossible index: to be closed
+	atomic_uint in_flight;                // tasks that point here
+	struct queue *next_retired;           // control thread, after its removal
 	uint64_t retired_epoch;
 	uint64_t awake_seen; // the last lease of the client's that was believed; home worker
 	// the worker that claims
@@ -76,6 +77,8 @@ struct queue_options {
 int queue_create(const struct queue_options *options, struct session *session, struct queue **queue, int *region_fd, char *why);
 // The region's size for these options, for quotas: 0 or as queue_create.
 int queue_region_bytes(const struct queue_options *options, uint64_t *bytes, char *why);
+// Whether its region is that of a file. False for what is no file.
+bool queue_has_region(const struct queue *queue, int fd);
 void queue_destroy(struct queue *queue); // nobody may point to it any more
 // No more entries are taken; the client is told (MPIG_SQ_CLOSED, and woken).
 void queue_close(struct queue *queue);

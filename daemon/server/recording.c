@@ -31,18 +31,26 @@ void recordings_destroy(struct recordings *all)
 }
 
 // ---- the control thread ----------------------------------------------------------------------------------------------
-static struct recording *find_room(struct recordings *all, uint64_t context, int *status, char *why)
+static struct recording *find_room(struct recordings *all, const struct recording_wish *wish, int *status, char *why)
 {
 	struct recording *room = NULL;
+	uint32_t theirs = 0;
 	for (uint32_t i = 0; i < RECORDINGS; i++) {
 		struct recording *r = &all->recording[i];
-		if (r->shared && atomic_load_explicit(&r->context, memory_order_relaxed) == context) {
+		if (r->shared && atomic_load_explicit(&r->context, memory_order_relaxed) == wish->context) {
 			snprintf(why, MPIG_TEXT_BYTES, "its queries are being recorded already; one recorder at a time");
 			*status = MPIG_EBUSY;
 			return NULL;
 		}
+		theirs += r->shared && r->uid == wish->uid;
 		if (!r->shared)
 			room = r;
+	}
+	if (!wish->admin && theirs >= RECORDINGS_OF_A_USER) {
+		snprintf(why, MPIG_TEXT_BYTES, "uid %u records %u contexts, as many as one user may at a time: stop one",
+		         wish->uid, theirs);
+		*status = MPIG_ELIMIT;
+		return NULL;
 	}
 	if (!room) {
 		snprintf(why, MPIG_TEXT_BYTES, "the daemon records %u contexts at a time, its limit", RECORDINGS);
@@ -56,7 +64,7 @@ int recordings_start(struct recordings *all, const struct recording_wish *wish, 
 {
 	int status = MPIG_OK, region;
 	uint64_t bytes = sizeof(struct mpig_trace_ring) + wish->ring_bytes;
-	struct recording *r = find_room(all, wish->context, &status, why);
+	struct recording *r = find_room(all, wish, &status, why);
 	if (!r)
 		return status;
 	void *base;
@@ -76,6 +84,7 @@ int recordings_start(struct recordings *all, const struct recording_wish *wish, 
 	                                   .context_id = wish->context};
 	pthread_mutex_lock(&r->lock);
 	r->client = wish->client;
+	r->uid = wish->uid;
 	r->number = ++all->next_number;
 	snprintf(r->name, sizeof r->name, "%s", wish->name);
 	r->shared = shared;

@@ -11,13 +11,14 @@
 #include "daemon/server/task.h"
 #include "shm/trace.h"
 
-#define RECORDINGS 8u // at a time
+#define RECORDINGS 8u           // at a time
+#define RECORDINGS_OF_A_USER 4u // who is no administrator: nobody can keep all others from recording
 
 struct recording {
 	pthread_mutex_t lock;     // a worker holds it while it copies one record, the control thread for a few stores
 	_Atomic uint64_t context; // id; 0: nothing is recorded here
 	uint64_t client;          // the connection of the recorder
-	uint32_t number;
+	uint32_t number, uid;
 	char name[MPIG_NAME_BYTES]; // of the context
 	struct mpig_trace_ring *shared;
 	uint64_t ring_bytes, began_ns; // began: mono_ns
@@ -35,6 +36,8 @@ void recordings_destroy(struct recordings *all); // no worker is left; NULL is a
 
 struct recording_wish {
 	uint64_t context, client, ring_bytes;
+	uint32_t uid;
+	bool admin; // uid may have all of them
 	const char *name;
 };
 // *number, *began_ns (CLOCK_REALTIME) and *fd, the caller's to close, on success. MPIG_EBUSY (somebody records this context), MPIG_ELIMIT, MPIG_ENOMEM; `why` has

@@ -171,6 +171,19 @@ void server_retire_queue(struct server *s, struct queue *q)
 		s->reaper = loop_timer(s->loop, REAP_NS, reap, s);
 }
 
+bool server_region_in_use(struct server *s, int fd)
+{
+	reap(s);
+	for (const struct queue *q = s->retired; q; q = q->next_retired)
+		if (queue_has_region(q, fd))
+			return true;
+	for (const struct peer *p = s->peers; p; p = p->next)
+		for (uint32_t i = 0; i < p->queue_count; i++)
+			if (queue_has_region(p->queues[i], fd))
+				return true;
+	return false;
+}
+
 static void on_control_event(void *arg, uint32_t events)
 {
 	struct server *s = arg;

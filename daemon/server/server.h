@@ -75,6 +75,8 @@ uint64_t server_limit(const struct server *s, uint64_t who, enum override_key ke
 void server_tell_status(struct server *s); // the service manager, if the line is a new one
 // Takes a queue out of service; its memory is freed when nobody points to it any more.
 void server_retire_queue(struct server *s, struct queue *q);
+// Whether a queue has this region still: one in service, or one whose requests are not done, which write into it.
+bool server_region_in_use(struct server *s, int fd);
 
 // ---- inside (server.c, start.c) --------------------------------------------------------------------------------------
 int server_start(struct server *s); // 0; -1 after the error was logged: server_stop undoes what was done

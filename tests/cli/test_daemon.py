@@ -156,3 +156,20 @@ def test_ls_of_more_contexts_than_one_message_holds(own_daemon):
         for name in names:
             client.create(name, spec).close()
         assert sorted(context["name"] for context in json.loads(own_daemon.ctl("ls", "--json").stdout)) == names
+
+
+def test_free_memory_is_made_ready(own_daemon):
+    def there() -> int:
+        return sum(file.stat().st_blocks * 512 for file in own_daemon.pool.glob("*.pool"))
+
+    before = there()
+    assert before < 8 << 20  # none is asked for
+    own_daemon.process.send_signal(signal.SIGTERM)
+    assert own_daemon.process.wait(20) == 0
+    own_daemon.config.write_text(own_daemon.config.read_text().replace("size = 64M", "size = 64M\nready = 16M"))
+    own_daemon.start()
+    wait_for(lambda: there() >= before + (16 << 20), "an idle daemon makes 16 MiB ready")
+    time.sleep(0.2)
+    assert there() <= before + (18 << 20)
+    status = json.loads(own_daemon.ctl("status", "--json").stdout)
+    assert status["pool_used"] < 1 << 20

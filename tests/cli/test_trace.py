@@ -205,7 +205,7 @@ def test_replayed_from_a_pipe(daemon, recorded, tmp_path):
         capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert cut.stderr == "magicpigctl trace: standard input was cut short; what is there is replayed\n"
-    assert cut.stdout.startswith("novel: 1 queries of 'novel'")
+    assert cut.stdout.startswith("novel: 1 query of 'novel'")
 
 
 def test_a_stuck_daemon_does_not_hold_it(daemon, recorded):

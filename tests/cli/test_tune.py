@@ -117,7 +117,7 @@ def test_an_error_is_reached_in_the_least_time(daemon, real, trace):
 
 def test_a_time_is_kept_with_the_least_error(daemon, real, trace):
     errors = []
-    for wanted in (0.17, 0.2, 0.25):
+    for wanted in (0.12, 0.121, 0.123, 0.126, 0.13, 0.14, 0.15, 0.17, 0.2, 0.25):  # some of which the other half of the queries misses at first
         result = tune(daemon, "--trace", trace, "--ms", str(wanted), "--dry-run")
         assert result["reached"] and result["after"]["ms"] <= wanted
         errors.append(result["after"]["error"])

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "daemon/store/pool.h"
 #include "tests/lib/engine_fixture.h"
 
 enum { D = 64, QUERY_HEADS = 6, KV_HEADS = 2, GROUP = QUERY_HEADS / KV_HEADS };
@@ -677,10 +678,10 @@ START_TEST(decode_appends_join_the_index)
 }
 END_TEST
 
-// Appends of few rows make small blocks; those are scanned in units of as many rows as a large block has.
+// Appends of few rows make small blocks; several of those are scanned in a unit, here of a sixteenth of the range.
 START_TEST(small_blocks_share_a_unit)
 {
-	enum { N = 8192, PIECE = 15, T = 3, FROM = 7000, UNITS = 2 };
+	enum { N = 32768, PIECE = 15, T = 3, FROM = 30000, UNITS = 16 };
 	struct rows r = make_rows(N, 67);
 	struct mpig_wire_layer layer = indexed_layer(MPIG_BF16);
 	layer.paper_k = layer.paper_l = 0;
@@ -693,7 +694,7 @@ START_TEST(small_blocks_share_a_unit)
 	ck_assert_int_eq(fixture_commit(&f, c, 0, N, true).status, 0);
 	struct layer_view view;
 	ck_assert_int_eq(layer_view_get(f.store, c, 0, 0, N, &view), 0);
-	ck_assert_uint_gt(view.span_count, 4 * UNITS);
+	ck_assert_uint_gt(view.span_count, 2 * UNITS);
 	layer_view_free(f.store, &view);
 
 	float q[T * QUERY_HEADS * D];
@@ -871,6 +872,41 @@ START_TEST(bad_input_is_refused_and_named)
 }
 END_TEST
 
+// _i: the type of rows. The last of many rows is refused, when other units have written theirs: what was reserved is given back, what was there can
+// be sealed, and the same rows can be appended again.
+START_TEST(an_append_that_fails_leaves_nothing)
+{
+	enum { HAS = 300, MORE = 5000 };
+	struct rows r = make_rows(HAS + MORE, 17);
+	struct mpig_wire_layer layer = indexed_layer((uint32_t[]){MPIG_BF16, MPIG_F16, MPIG_I8}[_i]);
+	size_t row = (size_t)KV_HEADS * D, last = (HAS + MORE - 1) * row + row - 3;
+	for (uint32_t threads = 1; threads <= 8; threads += 7) {
+		f.threads = threads;
+		struct context *c = fixture_context(&f, threads > 1 ? "many" : "one", &layer, 1, 7);
+		ck_assert_int_eq(fixture_append(&f, c, 0, 0, HAS, r.k, r.v, NULL, 0).status, 0);
+		ck_assert_int_eq(fixture_commit(&f, c, 0, HAS, false).status, 0);
+		uint64_t used = pool_used(f.pool);
+		float *wrong[] = {&r.k[last], &r.v[last]};
+		for (int v = 0; v < 2; v++) {
+			float right = *wrong[v];
+			*wrong[v] = _i == 1 ? 7e4f : NAN; // too large for fp16
+			ck_assert_int_eq(fixture_append(&f, c, 0, HAS, MORE, r.k + HAS * row, r.v + HAS * row, NULL, 0).status,
+			                 _i == 1 ? MPIG_ERANGE : MPIG_ENAN);
+			*wrong[v] = right;
+			ck_assert_uint_eq(context_rows(c, 0), HAS);
+			ck_assert_uint_eq(pool_used(f.pool), used);
+		}
+		struct engine_result sealed = fixture_commit(&f, c, HAS, 0, true);
+		ck_assert_int_eq(sealed.status, 0);
+		ck_assert_uint_eq(sealed.signature_version, 1); // nobody is thought to be writing
+		ck_assert_int_eq(fixture_append(&f, c, 0, HAS, MORE, r.k + HAS * row, r.v + HAS * row, NULL, 0).status, 0);
+		ck_assert_int_eq(fixture_commit(&f, c, HAS, MORE, true).status, 0);
+		release(c);
+	}
+	free_rows(&r);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *suite = suite_create("engine");
@@ -899,6 +935,7 @@ int main(void)
 	tcase_add_test(t, rows_read_back_as_they_were_written);
 	tcase_add_test(t, int8_keys_follow_each_dimension);
 	tcase_add_test(t, bad_input_is_refused_and_named);
+	tcase_add_loop_test(t, an_append_that_fails_leaves_nothing, 0, 3);
 	suite_add_tcase(suite, t);
 	SRunner *runner = srunner_create(suite);
 	srunner_run_all(runner, CK_NORMAL);

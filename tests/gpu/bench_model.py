@@ -2,13 +2,14 @@
 
     python tests/gpu/bench_model.py --build build --json build/bench/model.json [PART...]
 
-Parts (all by default): roofline, decode, trade, pipeline, long, batch, dense. Weights and contexts are random, the shapes and all memory are
-real; what is extrapolated says so. A private daemon holds the contexts in /dev/shm (the size of which limits `batch`). Without a GPU it runs
-a tiny shape over tests/gpu/fake, and the times mean nothing."""
+Parts (all by default): roofline, decode, trade, pipeline, long, batch, dense. Weights and contexts are random, the
+shapes and all memory are real; what is extrapolated says so. A private daemon holds the contexts in /dev/shm (the size of
+which limits `batch`). Without a GPU it runs a tiny shape over tests/gpu/fake, and the times mean nothing."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import gc
 import json
@@ -19,7 +20,6 @@ import platform
 import statistics
 import subprocess
 import sys
-import threading
 import time
 
 TREE = pathlib.Path(__file__).resolve().parents[2]
@@ -29,7 +29,6 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 PARTS = ("roofline", "decode", "trade", "pipeline", "long", "batch", "dense")
-GIB = 1 << 30
 
 
 class Report:
@@ -50,108 +49,26 @@ class Report:
 
 
 def machine() -> dict[str, object]:
-    cpu = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), platform.machine())
+    cpu = next(
+        (line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")),
+        platform.machine(),
+    )
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none (tests/gpu/fake)"
     return {"gpu": gpu, "cpu": cpu, "cpus": os.cpu_count(), "torch": torch.__version__}
-
-
-def memory_gib() -> int:
-    """Seven eighths of what is free, in memory and in /dev/shm."""
-    free = next(int(line.split()[1]) * 1024 for line in open("/proc/meminfo") if line.startswith("MemAvailable"))
-    shm = os.statvfs("/dev/shm")
-    return min(free, shm.f_bavail * shm.f_frsize) * 7 // 8 // GIB
-
-
-# ---- contexts ----------------------------------------------------------------------------------------------------------
-PIECE, PIECES = 4096, 8
-
-
-class Filler:
-    """Rows like those of tests/gpu/bench_gpu.c: K normal, with lengths of a heavy tail, so that some hundred rows matter; V normal.
-    Eight pieces of 4,096 rows in an order that depends on layer and context."""
-
-    def __init__(self, shape):
-        random = torch.Generator().manual_seed(1)
-        size = PIECES * PIECE, shape.kv_heads, shape.d
-        k, self.v = torch.randn(size, generator=random), torch.randn(size, generator=random).bfloat16()
-        length = torch.rand(size[:2], generator=random).rsqrt().clamp(max=8)
-        self.k = (k * length[..., None]).bfloat16()
-        self.queries = torch.randn(64, shape.heads, shape.d, generator=random).bfloat16()
-
-    def fill(self, client, name: str, shape, tokens: int, layers: int, number: int = 0, **layer: object):
-        """A context, and seconds it took."""
-        import magicpig
-
-        options = {"row_dtype": "i8", "signature_bits": 2, **layer}
-        one = magicpig.Layer(query_heads=shape.heads, kv_heads=shape.kv_heads, d_k=shape.d, **options)
-        context = client.create(name, magicpig.Spec([one] * layers, fingerprint=b"bench"))
-        begin = time.monotonic()
-        with client.queue(entries=16, slots=4, slot_bytes=PIECE * shape.kv_heads * shape.d * 4 + (2 << 20)) as queue:
-            for at in range(0, tokens, PIECE):
-                n, last = min(PIECE, tokens - at), at + PIECE >= tokens
-                for i in range(layers):
-                    piece = (at // PIECE + 3 * i + 5 * number) % PIECES * PIECE
-                    k, v = self.k[piece : piece + n], self.v[piece : piece + n]
-                    queue.append(context, i, at, k, v, self.queries if last else None)
-                ids = np.arange(at, at + n, dtype=np.uint32) * 7919 % 50000 + number
-                queue.commit(context, at, ids, seal=last)
-        return context, time.monotonic() - begin
-
-
-def fill_many(filler: Filler, client, shape, tokens: int, count: int, threads: int = 4) -> list:
-    """`count` contexts that share nothing, filled by some threads."""
-    contexts, left, lock = [None] * count, iter(range(count)), threading.Lock()
-
-    def work() -> None:
-        while True:
-            with lock:
-                number = next(left, None)
-            if number is None:
-                return
-            contexts[number] = filler.fill(client, f"own-{number}", shape, tokens, shape.layers, number)[0]
-
-    workers = [threading.Thread(target=work) for _ in range(threads)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    if None in contexts:
-        raise RuntimeError("a context could not be filled")
-    return contexts
-
-
-def size_of(context) -> int:
-    info = context.info()
-    return info.rows_bytes + info.index_bytes + info.metadata_bytes
-
-
-def settle(daemon) -> None:
-    """Until the idle daemon has put its memory into huge pages."""
-
-    def huge() -> int:
-        return sum(int(line.split()[1]) for line in open(f"/proc/{daemon.process.pid}/smaps") if line.startswith("ShmemPmdMapped"))
-
-    last, quiet = huge(), 0
-    for _ in range(60):
-        if quiet == 3:
-            return
-        time.sleep(1)
-        now = huge()
-        quiet, last = (quiet + 1 if now <= last else 0), now
 
 
 # ---- parts -------------------------------------------------------------------------------------------------------------
 class Bench:
     def __init__(self, arguments: argparse.Namespace):
+        import contexts
         import decode_loop
-        import magicpig
 
-        self.loop, self.magicpig, self.a = decode_loop, magicpig, arguments
+        self.made, self.loop, self.a = contexts, decode_loop, arguments
         self.gpu = decode_loop.CUDA
         self.shape = decode_loop.EIGHT_B if self.gpu and not arguments.tiny else decode_loop.TINY
         self.tokens = arguments.tokens if self.shape is decode_loop.EIGHT_B else 8192
         self.report = Report(arguments.json)
-        self.filler = Filler(self.shape)
+        self.filler = self.made.Filler(self.shape)
         self.contexts: dict[str, object] = {}
 
     @functools.cached_property
@@ -162,7 +79,11 @@ class Bench:
         key = f"{tokens}-{layers}-" + "-".join(f"{k}{v}" for k, v in sorted(layer.items()))
         if key not in self.contexts:
             context, seconds = self.filler.fill(client, key, self.shape, tokens, layers, **layer)
-            print(f"  ({tokens} tokens of {layers} layers in {seconds:.1f} s, {size_of(context) / GIB:.2f} GiB {layer or ''})", flush=True)
+            print(
+                f"  ({tokens} tokens of {layers} layers in {seconds:.1f} s, "
+                f"{self.made.size_of(context) / self.made.GIB:.2f} GiB {layer or ''})",
+                flush=True,
+            )
             self.contexts[key] = context
         return self.contexts[key]
 
@@ -196,7 +117,11 @@ class Bench:
             r.note("roofline", "8192^3 product, bf16", 2 * 8192**3 / ms * 1e-9, "TFLOP/s")
             r.note("roofline", "host memory to the GPU, pinned", self.host_to_device, "GB/s")
         out = pathlib.Path(os.environ.get("TMPDIR", "/tmp")) / f"roofline-{os.getpid()}.json"
-        subprocess.run([self.a.build / "magicpig-bench", "--rows", "1024", "--json", out, "roofline"], check=True, capture_output=True)
+        subprocess.run(
+            [self.a.build / "magicpig-bench", "--rows", "1024", "--json", out, "roofline"],
+            check=True,
+            capture_output=True,
+        )
         host_figures = json.loads(out.read_text())["roofline"]
         out.unlink()
         r.note("roofline", "host memory, all cores but one stream", host_figures["all_stream_gbs"], "GB/s")
@@ -226,7 +151,7 @@ class Bench:
     def decode(self, client) -> None:
         loop, s, r = self.loop, self.shape, self.report
         context = self.context(client, self.tokens, s.layers)
-        settle(self.daemon)
+        self.made.settle(self.daemon)
         r.title(f"{s.name}, {self.tokens} tokens, batch 1, int8 rows, 2-bit signatures, rows by error (the default)")
         lane = self.lane(client, [context])
         full = self.graph(lane)
@@ -247,10 +172,28 @@ class Bench:
         for name, value in stages.items():
             r.note("decode", f"  {name}", value, "ms", f"{100 * value / ms:.0f} %")
         r.note("decode", "  the rest: doorbell, completion, merge", rest, "ms", f"{100 * rest / ms:.0f} %")
-        r.note("decode", "  own rows, while the daemon works", local - without, "ms", f"{lane.tokens - int(lane.split[0]) + loop.SINKS} rows")
-        r.note("decode", "  waiting of a layer", (ms - local) / s.layers * 1e3, "us", "beyond what the GPU does meanwhile; asked: 500")
+        r.note(
+            "decode",
+            "  own rows, while the daemon works",
+            local - without,
+            "ms",
+            f"{lane.tokens - int(lane.split[0]) + loop.SINKS} rows",
+        )
+        r.note(
+            "decode",
+            "  waiting of a layer",
+            (ms - local) / s.layers * 1e3,
+            "us",
+            "beyond what the GPU does meanwhile; asked: 500",
+        )
         r.note("decode", "  the GPU is idle", 100 * (1 - local / ms), "%")
-        r.note("decode", "  rows read of a KV head and layer", rows, "", f"{100 * rows / self.tokens:.2f} % of them, for {s.heads // s.kv_heads} query heads")
+        r.note(
+            "decode",
+            "  rows read of a KV head and layer",
+            rows,
+            "",
+            f"{100 * rows / self.tokens:.2f} % of them, for {s.heads // s.kv_heads} query heads",
+        )
         lane.close()
 
     def services(self, lane) -> tuple[float, float]:
@@ -289,25 +232,44 @@ class Bench:
     # -- time against error
     def trade(self, client) -> None:
         loop, s, r = self.loop, self.shape, self.report
-        r.title("The same, time against error (of the merged output, against the daemon's dense answer; synthetic rows)")
+        r.title(
+            "The same, time against error (of the merged output, against the daemon's dense answer; synthetic rows)"
+        )
         layers = [0, s.layers // 2, s.layers - 1]
-        asked = [("by error, eps .055", {}), ("by error, eps .1", {"error_target": 0.1}), ("2 %", {"budget": 0.02}),
-                 ("1 %", {"budget": 0.01}), (".5 %", {"budget": 0.005}), (".25 %", {"budget": 0.0025})]  # fmt: skip
+        asked = [
+            ("by error, eps .055", {}),
+            ("by error, eps .1", {"error_target": 0.1}),
+            ("2 %", {"budget": 0.02}),
+            ("1 %", {"budget": 0.01}),
+            (".5 %", {"budget": 0.005}),
+            (".25 %", {"budget": 0.0025}),
+        ]
         kinds = [("int8, 2 bits", {}), ("int8, 1 bit", {"signature_bits": 1})]
         for kind, layer in kinds:
             context = self.context(client, self.tokens, s.layers, **layer)
-            settle(self.daemon)
+            self.made.settle(self.daemon)
             lane = self.lane(client, [context])
             q = torch.randn(1, s.heads, s.d, device=loop.DEVICE).bfloat16()
             dense = [lane.plan_of(i, proposal="dense") for i in layers]
-            exact = [lane.answers(i, q, plan) for i, plan in zip(layers, dense)]
+            exact = [lane.answers(i, q, plan) for i, plan in zip(layers, dense, strict=True)]
             for name, options in asked if not layer else [asked[0], asked[3]]:
                 lane.plan(**options)
-                errors = [self.error(lane.answers(i, q, lane.plans[i]), e) for _ in range(4) for i, e in zip(layers, exact)]
+                errors = [
+                    self.error(lane.answers(i, q, lane.plans[i]), e)
+                    for _ in range(4)
+                    for i, e in zip(layers, exact, strict=True)
+                ]
                 read = lane.gpu.last_answer()
                 ms = loop.timed([self.graph(lane)], 8)
-                r.note("trade", f"{kind}, {name}", ms, "ms", f"error {np.mean(errors):.3f}, {100 * read.rows_read / s.kv_heads / self.tokens:.2f} % of the "
-                       f"rows and {read.bytes_read / 1e6:.0f} MB a layer", error=float(np.mean(errors)))  # fmt: skip
+                r.note(
+                    "trade",
+                    f"{kind}, {name}",
+                    ms,
+                    "ms",
+                    f"error {np.mean(errors):.3f}, {100 * read.rows_read / s.kv_heads / self.tokens:.2f} % of the "
+                    f"rows and {read.bytes_read / 1e6:.0f} MB a layer",
+                    error=float(np.mean(errors)),
+                )
             lane.close()
             if layer:
                 self.drop(client, context)
@@ -318,7 +280,9 @@ class Bench:
             self.daemon.kill_and_restart()
             lane = self.lane(client, [self.context(client, self.tokens, s.layers)])
             if cpus != self.a.cpus:
-                r.note("trade", f"int8, 2 bits, by error, workers on CPUs {cpus}", loop.timed([self.graph(lane)], 8), "ms")
+                r.note(
+                    "trade", f"int8, 2 bits, by error, workers on CPUs {cpus}", loop.timed([self.graph(lane)], 8), "ms"
+                )
             lane.close()
 
     @staticmethod
@@ -331,14 +295,20 @@ class Bench:
         r.title("Two sequences, one token each")
         first = self.context(client, self.tokens, s.layers)
         second = self.context(client, self.tokens, s.layers, paper=(0, 0))
-        settle(self.daemon)
+        self.made.settle(self.daemon)
         lanes = [self.lane(client, [first]), self.lane(client, [second])]
         stream = lanes[0].stream
         local = sum(loop.timed([self.graph(lane, lane.attend_own)], 8) for lane in lanes)
         turn = loop.timed([self.graph(lane, stream=stream) for lane in lanes], 8)
         r.note("pipeline", "one after the other", turn, "ms", f"the GPU is idle {100 * (1 - local / turn):.0f} %")
         both = loop.timed([self.graph(lane, stream=lane.stream) for lane in lanes], 8)
-        r.note("pipeline", "side by side: a queue and a stream each", both, "ms", f"the GPU is idle {max(0.0, 100 * (1 - local / both)):.0f} %")
+        r.note(
+            "pipeline",
+            "side by side: a queue and a stream each",
+            both,
+            "ms",
+            f"the GPU is idle {max(0.0, 100 * (1 - local / both)):.0f} %",
+        )
         for lane in lanes:
             lane.close()
         lane = self.lane(client, [first, second])
@@ -353,12 +323,16 @@ class Bench:
         first = self.context(client, self.tokens, s.layers)
         for other in [context for context in self.contexts.values() if context is not first]:
             self.drop(client, other)
-        each, status = size_of(first), client.status()
+        each, status = self.made.size_of(first), client.status()
         count = min(self.a.contexts, int((status.pool_bytes - status.pool_used) / (each * 1.01)))
         begin = time.monotonic()
-        contexts = [first, *fill_many(self.filler, client, s, self.tokens, count)]
-        print(f"  ({count} contexts in {time.monotonic() - begin:.0f} s; {client.status().pool_used / GIB:.0f} GiB of the pool in use)", flush=True)
-        settle(self.daemon)
+        contexts = [first, *self.made.fill_many(self.filler, client, s, self.tokens, count)]
+        print(
+            f"  ({count} contexts in {time.monotonic() - begin:.0f} s; "
+            f"{client.status().pool_used / self.made.GIB:.0f} GiB of the pool in use)",
+            flush=True,
+        )
+        self.made.settle(self.daemon)
         for b in sorted({1, 2, 4, 8, len(contexts)}):
             if b <= len(contexts):
                 self.step_of("batch", client, contexts[:b], f"batch {b}")
@@ -371,40 +345,54 @@ class Bench:
         forks = [first.fork(f"fork-{i}", self.tokens) for i in range(32 if self.gpu else 2)]
         used = client.status().pool_used
         self.step_of("batch", client, forks, f"batch {len(forks)}, forks that share all rows of one context")
-        print(f"  (the forks took {(client.status().pool_used - used) / GIB:.2f} GiB more)", flush=True)
+        print(f"  (the forks took {(client.status().pool_used - used) / self.made.GIB:.2f} GiB more)", flush=True)
 
     def step_of(self, part: str, client, contexts, name: str, tokens: int = 0, layers: int = 0) -> float:
         lane = self.lane(client, contexts, tokens)
         graph, own = self.graph(lane), self.graph(lane, lane.attend_own)
         ms, local = self.loop.timed([graph], 2 if len(contexts) > 4 else 4, 3), self.loop.timed([own], 4, 3)
         wait = (ms - local) / self.shape.layers * 1e3
-        self.report.note(part, name, ms, "ms", f"{1e3 * len(contexts) / ms:.1f} tokens/s; {wait:.0f} us waiting a layer, the GPU is idle {100 * (1 - local / ms):.0f} %")
+        self.report.note(
+            part,
+            name,
+            ms,
+            "ms",
+            f"{1e3 * len(contexts) / ms:.1f} tokens/s; {wait:.0f} us waiting a layer, "
+            f"the GPU is idle {100 * (1 - local / ms):.0f} %",
+        )
         lane.close()
         return ms
 
     # -- other lengths
     def long(self, client) -> None:
-        """Contexts of other lengths, batch 1. Long ones have 4 layers: a layer's attention is timed alone and counted 32 times."""
+        """Contexts of other lengths, batch 1. Long ones have 4 layers: a layer's attention is timed and counted 32 times."""
         loop, s, r = self.loop, self.shape, self.report
         r.title("Batch 1, rows by error, other lengths")
         lengths = [8192, 32768, 262144, 524288] if self.shape is loop.EIGHT_B else [8192]
         for tokens in lengths:
             layers = s.layers if tokens <= 32768 else 4
             context = self.context(client, tokens, layers)
-            settle(self.daemon)
+            self.made.settle(self.daemon)
             if layers == s.layers:
                 self.step_of("long", client, [context], f"{tokens} tokens", tokens)
                 self.drop(client, context)
                 continue
-            part = loop.Shape(s.name, layers, s.hidden, s.heads, s.kv_heads, s.d, s.mlp, s.vocabulary)
+            part = dataclasses.replace(s, layers=layers)
             lane = loop.Lane(client, part, [context], tokens)
             ms, own = (loop.timed([self.graph_of(lane, part, way)], 8) for way in (lane.attend, lane.attend_own))
             whole = self.loop.Step(self.weights, lane.rows, loop.nothing)
             rest = loop.timed([loop.Graph(whole)], 4)
             total = (ms - own) / layers * s.layers + rest
             read = lane.gpu.last_answer()
-            r.note("long", f"{tokens} tokens", total, "ms", f"{1e3 / total:.1f} tokens/s; {(ms - own) / layers * 1e3:.0f} us waiting a layer: {layers} layers measured, "
-                   f"{s.layers} counted; {100 * read.rows_read / s.kv_heads / tokens:.2f} % of the rows, {read.bytes_read / 1e6:.0f} MB a layer")  # fmt: skip
+            r.note(
+                "long",
+                f"{tokens} tokens",
+                total,
+                "ms",
+                f"{1e3 / total:.1f} tokens/s; {(ms - own) / layers * 1e3:.0f} us waiting a layer: {layers} layers measured, "
+                f"{s.layers} counted; {100 * read.rows_read / s.kv_heads / tokens:.2f} % of the rows, "
+                f"{read.bytes_read / 1e6:.0f} MB a layer",
+            )
             lane.close()
             self.drop(client, context)
 
@@ -426,18 +414,30 @@ class Bench:
             most = max(0, self.room() // (tokens * s.kv_bytes)) if self.gpu else 2
             if most < 1:
                 bound = tokens * s.kv_bytes / self.host_to_device * 1e-6
-                r.note("dense", f"{tokens} tokens: does not fit ({tokens * s.kv_bytes / GIB:.0f} GiB)", bound, "ms", "a token at least, if K and V came from host memory (computed)")
+                r.note(
+                    "dense",
+                    f"{tokens} tokens: does not fit ({tokens * s.kv_bytes / self.made.GIB:.0f} GiB)",
+                    bound,
+                    "ms",
+                    "a token at least, if K and V came from host memory (computed)",
+                )
                 continue
             for b in sorted({1, most}):
                 self.dense_step(dense_attention, tokens, b)
         if self.gpu:
-            r.note("dense", "the longest context beside the weights", self.room() // s.kv_bytes, "tokens", f"{weights.bytes / 1e9:.1f} GB of weights")
+            r.note(
+                "dense",
+                "the longest context beside the weights",
+                self.room() // s.kv_bytes,
+                "tokens",
+                f"{weights.bytes / 1e9:.1f} GB of weights",
+            )
 
     def room(self) -> int:
         """Bytes of the GPU's memory for K and V: what is free less 3 GiB for everything else."""
         gc.collect()
         torch.cuda.empty_cache()
-        return torch.cuda.mem_get_info()[0] - 3 * GIB
+        return torch.cuda.mem_get_info()[0] - 3 * self.made.GIB
 
     def dense_step(self, dense_attention, tokens: int, b: int) -> None:
         loop, s = self.loop, self.shape
@@ -468,10 +468,18 @@ class Bench:
         ms = loop.timed([loop.Graph(loop.Step(self.weights, rows, attend))], 4, 3)
         rate = tokens * b * s.kv_bytes / speeds[name] * 1e-9
         others = ", ".join(f"{n} {t:.1f}" for n, t in sorted(speeds.items(), key=lambda x: x[1]))
-        self.report.note("dense", f"{tokens} tokens, batch {b}", ms, "ms", f"{1e3 * b / ms:.1f} tokens/s; attention by {name}, {rate:.2f} TB/s",
-                         attention_ms=speeds[name], ways=others)  # fmt: skip
+        self.report.note(
+            "dense",
+            f"{tokens} tokens, batch {b}",
+            ms,
+            "ms",
+            f"{1e3 * b / ms:.1f} tokens/s; attention by {name}, {rate:.2f} TB/s",
+            attention_ms=speeds[name],
+            ways=others,
+        )
 
     def run(self) -> None:
+        import magicpig
         from private_daemon import PrivateDaemon
 
         parts = [name for name in PARTS if name in (self.a.part or PARTS)]
@@ -481,12 +489,15 @@ class Bench:
                 self.roofline()
             served = [name for name in parts if name not in ("roofline", "dense")]
             if served:
-                pool = f"{self.a.pool_gib or memory_gib()}G" if self.shape is self.loop.EIGHT_B else "1G"
+                pool = f"{self.a.pool_gib or self.made.memory_gib()}G" if self.shape is self.loop.EIGHT_B else "1G"
                 with PrivateDaemon(self.a.build / "magicpigd", pool, "bench-model", "warn", self.a.cpus) as daemon:
                     self.daemon = daemon
-                    with self.magicpig.Client(str(daemon.socket), reconnect_ms=60_000) as client:
+                    with magicpig.Client(str(daemon.socket), reconnect_ms=60_000) as client:
                         status = client.status()
-                        print(f"daemon: {status.workers} workers, {status.kernels}, pool of {status.pool_bytes / GIB:.0f} GiB")
+                        print(
+                            f"daemon: {status.workers} workers, {status.kernels}, "
+                            f"pool of {status.pool_bytes / self.made.GIB:.0f} GiB"
+                        )
                         for name in served:
                             getattr(self, name)(client)
             if "dense" in parts:
@@ -499,7 +510,12 @@ def main() -> None:
     parser.add_argument("--build", type=pathlib.Path, default=TREE / "build")
     parser.add_argument("--json", type=pathlib.Path)
     parser.add_argument("--tokens", type=int, default=98304)
-    parser.add_argument("--pool-gib", type=int, default=0, help="of the private daemon; `batch` fills it. Default: 7/8 of the free memory")
+    parser.add_argument(
+        "--pool-gib",
+        type=int,
+        default=0,
+        help="of the private daemon; `batch` fills it. Default: 7/8 of the free memory",
+    )
     parser.add_argument("--contexts", type=int, default=64, help="of `batch`, at most")
     parser.add_argument("--cpus", default="", help="of the daemon's workers; default: all but one core")
     parser.add_argument("--tiny", action="store_true", help="a tiny shape, to see that it runs")

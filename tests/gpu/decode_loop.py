@@ -1,5 +1,5 @@
-"""A decode step of a model's shape with random weights: what bench_model.py measures. On a GPU a step is one CUDA graph; over the driver
-without a GPU (tests/gpu/fake) it runs call by call on CPU tensors, and its times mean nothing."""
+"""A decode step of a model's shape with random weights: what bench_model.py measures. On a GPU a step is one CUDA graph;
+over the driver without a GPU (tests/gpu/fake) it runs call by call on CPU tensors, and its times mean nothing."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 
 from magicpig import cuda
+from magicpig.arrays import DTYPE_CODES
 
-SINKS, OWN, ROOM = 4, 1024, 512  # rows of a context that the GPU has itself; ROOM: tokens that may be decoded
+SINKS, ROOM = 4, 512  # of each context: first rows that the GPU has itself; tokens that may be decoded
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
 
@@ -28,6 +29,7 @@ class Shape:
     d: int
     mlp: int
     vocabulary: int
+    own: int = 1024  # recent rows that the GPU has itself
 
     @property
     def kv_bytes(self) -> int:
@@ -36,7 +38,7 @@ class Shape:
 
 
 EIGHT_B = Shape("Llama-3.1-8B", 32, 4096, 32, 8, 128, 14336, 128256)
-TINY = Shape("tiny", 2, 128, 4, 2, 64, 256, 512)
+TINY = Shape("tiny", 2, 128, 4, 2, 64, 256, 512, 64)
 
 
 class Weights:
@@ -63,10 +65,12 @@ Attention = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tens
 
 
 class Step:
-    """B sequences, one token each. `rows` [B]: tokens so far; it grows on the device, as `ids` [B] does. attention(layer, q [B, heads, d],
-    k, v [B, kv_heads, d]) returns [B, heads * d]; `begin` runs once a step."""
+    """B sequences, one token each. `rows` [B]: tokens so far; it grows on the device, as `ids` [B] does. attention(layer,
+    q [B, heads, d], k, v [B, kv_heads, d]) returns [B, heads * d]; `begin` runs once a step."""
 
-    def __init__(self, weights: Weights, rows: torch.Tensor, attention: Attention, begin: Callable[[], None] = lambda: None):
+    def __init__(
+        self, weights: Weights, rows: torch.Tensor, attention: Attention, begin: Callable[[], None] = lambda: None
+    ):
         self.weights, self.rows, self.attention, self.begin = weights, rows, attention, begin
         self.ids = torch.arange(len(rows), device=DEVICE)
         self.layers = weights.shape.layers  # fewer: the first ones alone
@@ -122,8 +126,8 @@ class Lane:
         self.queue = client.queue(entries=1 << (slots - 1).bit_length(), slots=slots, slot_bytes=1 << 17)
         self.gpu = cuda.Gpu(self.queue, timeout_ms=20_000)
         self.rows = torch.full((b,), tokens, device=DEVICE)
-        self.split = torch.full((b,), max(SINKS, tokens - OWN), device=DEVICE)
-        self.own = SINKS + OWN + ROOM
+        self.split = torch.full((b,), max(SINKS, tokens - s.own), device=DEVICE)
+        self.own = SINKS + s.own + ROOM
         rows = s.layers, b, self.own, s.kv_heads, s.d
         self.k, self.v = (torch.empty(rows, dtype=torch.bfloat16, device=DEVICE).normal_() for _ in range(2))
         self.bases = torch.arange(b, device=DEVICE) * self.own + SINKS
@@ -138,17 +142,26 @@ class Lane:
 
     def plan_of(self, layer: int, **options: Any) -> cuda.Plan:
         # Layers of one stream follow one another, so all of them use the same slots.
-        return cuda.Plan(self.gpu, self.contexts, layer, dtype="bf16", sinks=SINKS, window=OWN, own_rows=SINKS + OWN, **options)
+        return cuda.Plan(
+            self.gpu,
+            self.contexts,
+            layer,
+            dtype="bf16",
+            sinks=SINKS,
+            window=self.shape.own,
+            own_rows=SINKS + self.shape.own,
+            **options,
+        )
 
     def restart(self) -> None:
         """Decoding begins again behind the context."""
         self.rows.fill_(self.tokens)
 
     def begin(self) -> None:
-        self.place.copy_(self.bases + (self.rows - 1 - SINKS) % (OWN + ROOM))
+        self.place.copy_(self.bases + (self.rows - 1 - SINKS) % (self.shape.own + ROOM))
 
     def step_of(self, layer: int, q: torch.Tensor, out: torch.Tensor) -> cuda.Step:
-        k, v, s = self.k[layer], self.v[layer], self.shape
+        k, v = self.k[layer], self.v[layer]
         return cuda.Step(
             q=q.data_ptr(),
             q_context=q.stride(0),
@@ -157,11 +170,11 @@ class Lane:
             rows=self.rows.data_ptr(),
             k=k.data_ptr(),
             v=v.data_ptr(),
-            kv_dtype=_code("bf16"),
+            kv_dtype=DTYPE_CODES["bf16"],
             kv_context=k.stride(0),
-            ring_rows=OWN + ROOM,
+            ring_rows=self.shape.own + ROOM,
             out=out.data_ptr(),
-            out_dtype=_code("bf16"),
+            out_dtype=DTYPE_CODES["bf16"],
         )
 
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, parts: str = "swm") -> torch.Tensor:
@@ -203,12 +216,6 @@ class Lane:
         self.queue.close()
 
 
-def _code(name: str) -> int:
-    from magicpig.arrays import DTYPE_CODES
-
-    return DTYPE_CODES[name]
-
-
 def _stream() -> int:
     return torch.cuda.current_stream().cuda_stream if CUDA else 0
 
@@ -218,7 +225,7 @@ def wait() -> None:
         torch.cuda.synchronize()
 
 
-# ---- graphs and time ---------------------------------------------------------------------------------------------------
+# ---- graphs and time -------------------------------------------------------------------------------------------------
 class Graph:
     """What a function launches, as a graph on a stream of its own (or the given one); lanes: whose daemon has to be awake."""
 
@@ -254,8 +261,8 @@ class Graph:
 
 
 def timed(graphs: Sequence[Graph], steps: int, rounds: int = 5) -> float:
-    """Milliseconds of one replay of all graphs, each on its stream; the median of some rounds of `steps` replays, after one that does not
-    count. Graphs of one stream follow one another."""
+    """Milliseconds of one replay of all graphs, each on its stream; the median of some rounds of `steps` replays, after one
+    that does not count. Graphs of one stream follow one another."""
     if not CUDA:
         steps, rounds = 1, 1
     taken = []

@@ -1,4 +1,5 @@
-"""Full attention of one query token over K and V on the GPU, bf16: the ways torch has, of which the fastest is taken for each shape."""
+"""Full attention of one query token over K and V on the GPU, bf16: the ways torch has, of which the fastest is taken for
+each shape."""
 
 from __future__ import annotations
 
@@ -53,9 +54,11 @@ WAYS: dict[str, Dense] = {
 
 
 def agreeing(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> dict[str, Dense]:
-    """Those ways that run on this shape and give the same answer as plain arithmetic in fp32 (to what bf16 is worth)."""
+    """Those ways that run on this shape and give the answer of plain arithmetic in fp32 (to what bf16 is worth)."""
     group = q.shape[1] // k.shape[1]
-    scores = torch.einsum("bhgd,bhnd->bhgn", q.view(len(q), k.shape[1], group, -1).float(), k.float()) * q.shape[-1] ** -0.5
+    scores = (
+        torch.einsum("bhgd,bhnd->bhgn", q.view(len(q), k.shape[1], group, -1).float(), k.float()) * q.shape[-1] ** -0.5
+    )
     exact = torch.einsum("bhgn,bhnd->bhgd", scores.softmax(-1), v.float()).reshape(q.shape)
     good = {}
     for name, way in WAYS.items():

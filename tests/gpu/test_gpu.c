@@ -8,6 +8,7 @@
 
 #include "cuda/private.h"
 #include "daemon/index/index.h"
+#include "shm/ring.h"
 #include "tests/gpu/device.h"
 #include "tests/lib/client.h"
 #include "tests/lib/model.h"
@@ -384,44 +385,48 @@ static void strange_queries(float *q, size_t n, size_t d_k)
 	q[8 * d_k + 3] = NAN;
 }
 
-// _i: dimension and element type.
-START_TEST(signatures_are_the_daemons_to_the_bit)
+// Signatures of some contexts' queries, `tokens` x 6 heads each, against the daemon's. Queries lie dense, or with heads apart by an odd
+// stride, as in a tensor that holds more than q; signatures at a multiple of 16 bytes, or of 8.
+static void signatures_compare(int dim, int dtype, uint32_t contexts, uint32_t tokens)
 {
-	const int dim = sign_d[_i / 3], dtype = _i % 3;
-	const uint32_t heads = 6, tokens = 4, d_k = (uint32_t)dim, d_pad = mpig_padded_dim(d_k);
+	const uint32_t heads = 6, d_k = (uint32_t)dim, d_pad = mpig_padded_dim(d_k);
 	struct world *w = malloc(sizeof(*w));
 	struct mpig_layer layer = test_client_layer((int)heads, 2, dim);
-	world_make(w, &layer, 1, tokens, 300, 310);
+	world_make(w, &layer, contexts, 1, 300, 310);
 	struct mpig_cuda_spec spec = world_spec(w);
 	spec.dtype = dtype;
+	spec.tokens = tokens;
 	ck_assert_cuda(mpig_cuda_plan_create(gpu, &spec, &w->plan), MPIG_OK);
 
-	size_t n = heads * tokens, pitch = d_k + 3; // heads apart by an odd stride, as in a tensor that holds more than q
-	float *q = calloc(n * pitch, sizeof(*q)), *plain = malloc(n * d_k * sizeof(*plain)), *balance = malloc(2 * d_k * 4);
-	strange_queries(plain, n, d_k);
+	const size_t each = heads * tokens, n = contexts * each, pitch = d_k + 3;
+	float *q = calloc(n * pitch, sizeof(*q)), *plain = malloc(n * d_k * sizeof(*plain));
+	for (uint32_t c = 0; c < contexts; c++)
+		strange_queries(plain + c * each * d_k, each, d_k);
 	for (size_t i = 0; i < n; i++)
 		memcpy(q + i * pitch, plain + i * d_k, d_k * sizeof(*q));
-	struct mpig_signature params = MPIG_INIT(struct mpig_signature);
-	ck_assert_status(mpig_context_signature(w->x[0], 0, &params, balance), MPIG_OK);
-	ck_assert_uint_eq(params.version, 1);
-	float signs[3 * 256], mu[256] = {0};
-	for (uint32_t j = 0; j < 3 * d_pad; j++)
-		signs[j] = params.signs[j / 8] >> j % 8 & 1 ? -1.f : 1.f;
+	void *elements = elements_of(plain, n * d_k, dtype);
 
 	struct kernels k;
 	kernels_init_c(&k);
 	for (int dense = 0; dense < 2; dense++) {
 		struct mpig_cuda_step step = {.size = sizeof(step), .q_head = dense ? 0 : (int64_t)pitch};
 		step.q = device_elements(dense ? plain : q, n * (dense ? d_k : pitch), dtype);
-		CUdeviceptr signature = device_bytes(NULL, n * d_pad), scale = device_bytes(NULL, n * 4);
-		ck_assert_cuda(mpig_cuda_sign(w->plan, stream, &step, signature, scale), MPIG_OK);
+		CUdeviceptr signature = device_bytes(NULL, n * d_pad + 8), scale = device_bytes(NULL, n * 4);
+		ck_assert_cuda(mpig_cuda_sign(w->plan, stream, &step, signature + (dense ? 0 : 8), scale), MPIG_OK);
 		int8_t *got = malloc(n * d_pad), want[256];
-		float *got_scale = malloc(n * 4), want_scale, q_mu, scratch[256], given[256];
+		float *got_scale = malloc(n * 4), want_scale, q_mu, scratch[256], given[256], balance[2 * 256], signs[3 * 256],
+		      mu[256] = {0};
 		device_wait(stream);
-		device_read(got, signature, n * d_pad);
+		device_read(got, signature + (dense ? 0 : 8), n * d_pad);
 		device_read(got_scale, scale, n * 4);
-		void *elements = elements_of(plain, n * d_k, dtype);
+		struct mpig_signature params = MPIG_INIT(struct mpig_signature);
 		for (size_t i = 0; i < n; i++) {
+			if (i % each == 0) {
+				ck_assert_status(mpig_context_signature(w->x[i / each], 0, &params, balance), MPIG_OK);
+				ck_assert_uint_eq(params.version, 1);
+				for (uint32_t j = 0; j < 3 * d_pad; j++)
+					signs[j] = params.signs[j / 8] >> j % 8 & 1 ? -1.f : 1.f;
+			}
 			for (uint32_t j = 0; j < d_k; j++) { // what the kernel reads
 				uint16_t h;
 				memcpy(&h, (uint8_t *)elements + (i * d_k + j) * 2 % (n * d_k * 4), 2);
@@ -441,11 +446,29 @@ START_TEST(signatures_are_the_daemons_to_the_bit)
 			ck_assert_msg(!memcmp(&want_scale, got_scale + i, 4), "d %d, type %d, query %zu: scales %a and %a", dim,
 			              dtype, i, (double)want_scale, (double)got_scale[i]);
 		}
-		free(elements), free(got), free(got_scale);
+		free(got), free(got_scale);
 		device_free(step.q), device_free(signature), device_free(scale);
 	}
-	free(q), free(plain), free(balance);
+	free(q), free(plain), free(elements);
 	world_free(w);
+}
+
+// _i: dimension and element type.
+START_TEST(signatures_are_the_daemons_to_the_bit)
+{
+	signatures_compare(sign_d[_i / 3], _i % 3, 1, 4);
+}
+END_TEST
+
+// So many that another kernel makes them; a context's are no multiple of what a warp takes.
+START_TEST(many_signatures_are_the_daemons_to_the_bit)
+{
+	enum { CONTEXTS = 3, TOKENS = (GPU_MANY_HEADS / (6 * CONTEXTS) + 2) | 1 };
+	struct mpig_queue_options o = {.size = sizeof(o), .entries = 4, .slots = CONTEXTS, .slot_bytes = 12 << 20};
+	mpig_cuda_detach(gpu);
+	ck_assert_status(mpig_queue_create(s.client, &o, &queue), MPIG_OK);
+	attach(20000);
+	signatures_compare(sign_d[_i / 3], _i % 3, CONTEXTS, TOKENS);
 }
 END_TEST
 
@@ -842,6 +865,46 @@ START_TEST(rings_that_make_no_sense)
 }
 END_TEST
 
+// Posts a completion as a daemon would, with this word beside the tail.
+static void forge(struct mpig_queue_header *h, const struct mpig_cqe *answer, uint32_t brief)
+{
+	struct mpig_queue_header checked;
+	struct mpig_consumer sq;
+	struct mpig_producer cq;
+	ck_assert_int_eq(mpig_queue_header_check(h, gpu->region.bytes, &checked), MPIG_OK);
+	mpig_daemon_rings(h, &checked, &sq, &cq);
+	mpig_producer_put(&cq, answer);
+	mpig_producer_publish_brief(&cq, brief);
+}
+
+// The word beside the tail says what the usual answer is; with any other, the completion itself counts.
+START_TEST(a_brief_is_a_hint)
+{
+	hasty();
+	struct mpig_queue_header *h = gpu->region.base;
+	test_daemon_freeze(d);
+	for (uint64_t i = 0; i < 3; i++) {
+		// Right; none, as of an older daemon; of another request.
+		const uint32_t briefs[] = {MPIG_CQ_BRIEF(i, 0), 0, MPIG_CQ_BRIEF(i + 7, 0)};
+		const struct mpig_cqe answer = {.user_data = i, .slot = (uint32_t)i};
+		ck_assert_cuda(mpig_cuda_nop(gpu, stream, (unsigned)i), MPIG_OK);
+		device_wait(stream);
+		forge(h, &answer, briefs[i]);
+		ck_assert_cuda(mpig_cuda_wait(gpu, stream, (unsigned)i), MPIG_OK);
+		device_wait(stream);
+		ck_assert_cuda(mpig_cuda_failure(gpu, NULL), 0);
+	}
+	const struct mpig_cqe other = {.user_data = 99, .slot = 3};
+	ck_assert_cuda(mpig_cuda_nop(gpu, stream, 3), MPIG_OK);
+	device_wait(stream);
+	forge(h, &other, MPIG_CQ_BRIEF(99, 0));
+	ck_assert_cuda(mpig_cuda_wait(gpu, stream, 3), MPIG_OK);
+	device_wait(stream);
+	assert_failed(MPIG_EPROTO);
+	test_daemon_thaw(d);
+}
+END_TEST
+
 // The workers sleep and cannot be woken: they look by themselves.
 START_TEST(workers_that_sleep)
 {
@@ -901,6 +964,7 @@ int main(void)
 	tcase_add_test(t, a_driver_that_fails_leaves_nothing_behind);
 	t = add_case(suite, "signatures");
 	tcase_add_loop_test(t, signatures_are_the_daemons_to_the_bit, 0, 3 * (int)(sizeof(sign_d) / sizeof(sign_d[0])));
+	tcase_add_loop_test(t, many_signatures_are_the_daemons_to_the_bit, 0, 3 * (int)(sizeof(sign_d) / sizeof(sign_d[0])));
 	tcase_add_test(t, the_daemon_answers_a_gpu_as_any_client);
 	tcase_add_test(t, a_plan_is_refreshed);
 	t = add_case(suite, "steps");
@@ -920,6 +984,7 @@ int main(void)
 	tcase_add_test(t, several_in_flight);
 	tcase_add_test(t, round_trips_are_measured);
 	tcase_add_test(t, rings_that_make_no_sense);
+	tcase_add_test(t, a_brief_is_a_hint);
 	SRunner *runner = srunner_create(suite);
 	srunner_run_all(runner, CK_NORMAL);
 	int failed = srunner_ntests_failed(runner);

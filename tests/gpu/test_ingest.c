@@ -339,13 +339,29 @@ static void assert_same_rows(const struct world *w, uint64_t end)
 		free(k[i]), free(v[i]);
 }
 
-// ... and parameters of signatures, and answers by signature, which depend on the index.
+// All of it has checksums, and they are right.
+static struct mpig_verification verified(const char *kind, int context)
+{
+	char name[16];
+	struct mpig_verification v = MPIG_INIT(struct mpig_verification);
+	snprintf(name, sizeof(name), "%s%d", kind, context);
+	ck_assert_status(mpig_context_verify(s.client, name, &v), MPIG_OK);
+	ck_assert_uint_eq(v.unchecked + v.damaged, 0);
+	return v;
+}
+
+// ... and parameters of signatures, checksums, and answers by signature, which depend on the index.
 static void assert_same_contexts(const struct world *w)
 {
 	const struct shape *h = &w->shape;
 	size_t out = (size_t)(h->query_heads * h->d_v), floats = (size_t)(h->kv_heads * h->d_k);
 	float *answer[2] = {malloc(out * 4), malloc(out * 4)}, lse[2][64], *balance[2] = {malloc(floats * 4), malloc(floats * 4)};
 	assert_same_rows(w, w->tokens);
+	for (int c = 0; c < h->contexts; c++) {
+		struct mpig_verification gpu = verified("gpu", c), cpu = verified("cpu", c);
+		ck_assert_uint_eq(gpu.checked, cpu.checked);
+		ck_assert_uint_eq(gpu.bytes, cpu.bytes);
+	}
 	for (int c = 0; c < h->contexts; c++)
 		for (int l = 0; l < h->layers; l++) {
 			uint64_t rows_read[2];
@@ -563,8 +579,8 @@ START_TEST(a_daemon_that_leaves)
 }
 END_TEST
 
-// A pool that is too small: the request that had no room is named, the commit before it stands, and with room it goes on.
-START_TEST(a_pool_that_is_full)
+// A pool, or a user's share of it, that is too small: the request that had no room is named, the commit before it stands, and with room it goes on.
+static void assert_no_room(int status)
 {
 	struct shape h = plain;
 	h.kv_heads = 4, h.query_heads = 4, h.d_k = h.d_v = 256, h.layers = 4;
@@ -577,8 +593,8 @@ START_TEST(a_pool_that_is_full)
 		rc = give_chunk(w, done, n, 0);
 		rc = rc ? rc : mpig_cuda_ingest_finish(ingest, NULL);
 	}
-	ck_assert_cuda(rc, MPIG_ENOSPC);
-	ck_assert_cuda(mpig_cuda_ingest_failure(ingest, &f), MPIG_ENOSPC);
+	ck_assert_cuda(rc, status);
+	ck_assert_cuda(mpig_cuda_ingest_failure(ingest, &f), status);
 	ck_assert_uint_eq(f.first, done);
 	ck_assert(f.context == w->source[0].gpu && f.layer >= 0);
 	ck_assert(strstr(mpig_cuda_error(), "gpu0"));
@@ -591,6 +607,17 @@ START_TEST(a_pool_that_is_full)
 	ck_assert_mem_eq(v, w->source[0].v[3].x, done * 1024 * 4);
 	free(k), free(v);
 	world_free(w);
+}
+
+START_TEST(a_pool_that_is_full)
+{
+	assert_no_room(MPIG_ENOSPC);
+}
+END_TEST
+
+START_TEST(a_user_who_has_his_share)
+{
+	assert_no_room(MPIG_EQUOTA);
 }
 END_TEST
 
@@ -758,7 +785,7 @@ END_TEST
 START_TEST(a_launch_that_fails)
 {
 	void (*break_it)(const char *, int) = (void (*)(const char *, int))driver_symbol("fake_fail");
-	static const char *const calls[] = {"cuLaunchKernel", "cuEventRecord", "cuStreamWaitEvent"};
+	static const char *const calls[] = {"cuLaunchKernelEx", "cuEventRecord", "cuStreamWaitEvent"};
 	if (!break_it)
 		return; // a real driver
 	struct world *w = world_make(&plain, 300);
@@ -794,6 +821,11 @@ static void setup_small(void)
 	setup_with("[pool]\nsize = 32M\n");
 }
 
+static void setup_quota(void)
+{
+	setup_with("[limits]\nbytes_per_uid = 32M\n");
+}
+
 int main(void)
 {
 	Suite *suite = suite_create("ingest");
@@ -810,6 +842,8 @@ int main(void)
 	tcase_add_test(t, a_context_that_is_read_only);
 	t = add_case(suite, "full", setup_small);
 	tcase_add_test(t, a_pool_that_is_full);
+	t = add_case(suite, "share", setup_quota);
+	tcase_add_test(t, a_user_who_has_his_share);
 	t = add_case(suite, "arguments", setup);
 	tcase_add_test(t, arguments_are_checked);
 	tcase_add_test(t, a_driver_that_fails_leaves_nothing_behind);

@@ -476,6 +476,43 @@ START_TEST(only_the_owner_may)
 }
 END_TEST
 
+// Five contexts of their own, of which they may record four at a time.
+static int what_one_user_may_have(void)
+{
+	struct test_client s;
+	mpig_trace *trace = NULL, *first = NULL;
+	struct mpig_trace_options o = {.size = sizeof(o), .ring_bytes = 1 << 20};
+	if (setresgid(STRANGER, STRANGER, STRANGER) || setresuid(STRANGER, STRANGER, STRANGER))
+		return 1;
+	test_client_open(&s, d);
+	for (int i = 0; i < 5; i++) {
+		char name[16];
+		snprintf(name, sizeof(name), "theirs-%d", i);
+		test_client_create(&s, name, &data);
+		if (mpig_trace_start(s.client, name, &o, i ? &trace : &first) != (i < 4 ? MPIG_OK : MPIG_ELIMIT))
+			return 2;
+	}
+	if (!strstr(mpig_last_error(s.client), "uid 65534 records 4 contexts"))
+		return 3;
+	mpig_trace_stop(first);
+	return mpig_trace_start(s.client, "theirs-4", &o, &trace) == MPIG_OK ? 0 : 4;
+}
+
+START_TEST(one_user_does_not_take_all)
+{
+	if (geteuid() != 0)
+		return; // cannot become somebody else
+	fflush(NULL);
+	pid_t child = fork();
+	if (child == 0)
+		_exit(what_one_user_may_have());
+	int status;
+	ck_assert_int_eq(waitpid(child, &status, 0), child);
+	ck_assert(WIFEXITED(status));
+	ck_assert_int_eq(WEXITSTATUS(status), 0);
+}
+END_TEST
+
 static void assert_ends(mpig_trace *trace, uint32_t why)
 {
 	struct mpig_traced t = MPIG_INIT(t);
@@ -620,6 +657,7 @@ int main(void)
 	tcase_add_test(tc, a_start_that_nobody_waited_for);
 	tcase_add_test(tc, a_forked_child_stops_nothing);
 	tcase_add_test(tc, only_the_owner_may);
+	tcase_add_test(tc, one_user_does_not_take_all);
 	tcase_add_test(tc, it_ends_when_permissions_change);
 	tcase_add_test(tc, it_ends_with_the_context);
 	tcase_add_test(tc, it_ends_with_the_daemon);

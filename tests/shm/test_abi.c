@@ -45,7 +45,7 @@ static const struct field fields[] = {
 	F(mpig_queue_header, cq_waiting, 260, 4), F(mpig_queue_header, reserved2, 264, 120),
 	F(mpig_queue_header, sq_head, 384, 4),
 	F(mpig_queue_header, sq_flags, 388, 4), F(mpig_queue_header, reserved3, 392, 120), F(mpig_queue_header, cq_tail, 512, 4),
-	F(mpig_queue_header, reserved4, 516, 124), F(mpig_queue_header, awake_until, 640, 8),
+	F(mpig_queue_header, cq_brief, 516, 4), F(mpig_queue_header, reserved4, 520, 120), F(mpig_queue_header, awake_until, 640, 8),
 	F(mpig_queue_header, sq_silent, 648, 4), F(mpig_queue_header, reserved5, 652, 116),
 	F(mpig_queue_header, reserved6, 768, 3328),
 

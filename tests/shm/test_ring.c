@@ -1,5 +1,6 @@
 // Rings one step at a time: geometry, header check, impossible indices, wraparound, flags. test_ring_circle.c runs them for real.
 #include <check.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -107,7 +108,7 @@ START_TEST(header_check_refuses_every_corrupt_field)
 		         at < offsetof(struct mpig_queue_header, region_bytes)) ||
 			(at >= offsetof(struct mpig_queue_header, epoch) && at < offsetof(struct mpig_queue_header, reserved0)) ||
 			(at >= 128 && at < 132) || (at >= 256 && at < 264) || (at >= 384 && at < 392) ||
-			(at >= 512 && at < 516) || (at >= 640 && at < 652);
+			(at >= 512 && at < 520) || (at >= 640 && at < 652);
 		for (unsigned bit = 0; bit < 8; bit += 7) {
 			struct mpig_queue_header out = {.magic = 7};
 			uint8_t *byte = (uint8_t *)region + at;
@@ -217,6 +218,49 @@ START_TEST(a_full_ring_has_no_room_until_places_are_released)
 }
 END_TEST
 
+enum { BRIEFS = 300000 };
+
+static uint32_t brief_of(uint32_t tail)
+{
+	return MPIG_CQ_BRIEF(tail * UINT64_C(0x9e3779b97f4a7c15), tail % 3 ? 0 : MPIG_EINVAL);
+}
+
+static void *publish_briefs(void *arg)
+{
+	struct mpig_producer *cq = arg;
+	for (int i = 0; i < BRIEFS; i++) {
+		cq->next++;
+		mpig_producer_publish_brief(cq, brief_of(cq->next));
+	}
+	return NULL;
+}
+
+// Tail and brief are seen together or not at all, and the tail alone is what it is for those who do not know of a brief.
+START_TEST(a_brief_is_that_of_its_tail)
+{
+	typedef uint64_t __attribute__((may_alias)) both_word;
+	struct mpig_producer cq_daemon;
+	struct mpig_consumer daemon_side;
+	uint32_t start = starts[_i], tail = start;
+	shared()->cq_tail = start;
+	shared()->cq_brief = brief_of(start);
+	mpig_daemon_rings(region, &header, &daemon_side, &cq_daemon);
+	pthread_t thread;
+	ck_assert_int_eq(pthread_create(&thread, NULL, publish_briefs, &cq_daemon), 0);
+	while (tail != start + BRIEFS) {
+		uint64_t both = __atomic_load_n((const both_word *)(const void *)&shared()->cq_tail, __ATOMIC_ACQUIRE);
+		ck_assert_uint_le((uint32_t)both - tail, BRIEFS); // forwards
+		tail = (uint32_t)both;
+		ck_assert_uint_eq(both >> 32, brief_of(tail));
+	}
+	ck_assert_int_eq(pthread_join(thread, NULL), 0);
+	ck_assert_uint_eq(shared()->cq_tail, start + BRIEFS);
+	ck_assert_uint_eq(MPIG_CQ_BRIEF(UINT64_C(0xffffffff80000001), 0), 3);
+	ck_assert_uint_eq(MPIG_CQ_BRIEF(1, MPIG_EINVAL), 2);
+	ck_assert_uint_ne(MPIG_CQ_BRIEF(0, 0), 0); // what a daemon that writes none leaves
+}
+END_TEST
+
 // The peer's head is looked at only when the known one says full.
 START_TEST(room_is_cached)
 {
@@ -312,6 +356,7 @@ int main(void)
 	tcase_add_loop_test(steps, full_and_empty_across_the_end_of_the_numbers, 0, start_count);
 	tcase_add_loop_test(steps, a_full_ring_has_no_room_until_places_are_released, 0, start_count);
 	tcase_add_test(steps, room_is_cached);
+	tcase_add_loop_test(steps, a_brief_is_that_of_its_tail, 0, start_count);
 	tcase_add_loop_test(steps, impossible_indices_are_refused, 0, start_count);
 	tcase_add_test(steps, own_words_are_private);
 	tcase_add_test(steps, flags);

@@ -48,7 +48,7 @@ struct bench_point {
 // questions about one; as much is looked at here before each (up to 256 MiB), so that a question finds in the caches what it would find there.
 // A status, as bench_run.
 int bench_points(mpig_client *client, const char *name, const struct mpig_layer *layer, uint64_t tokens, double other_bytes,
-                 struct bench_point *points, int count);
+                 int proposal, struct bench_point *points, int count);
 uint64_t bench_points_bytes(uint64_t tokens, double other_bytes); // of the pool, that this takes besides the layer's own
 void bench_free(struct bench_figures *figures);
 double bench_percentile(struct bench_times *times, double share); // sorts them

@@ -27,7 +27,7 @@ struct run {
 	float *q, *out[MAX_FLIGHTS]; // q: QUERIES of them
 	uint64_t seed;
 	struct bench_point *points;
-	int point_count;
+	int point_count, proposal;
 	struct mpig_layer layers[2]; // the second, if there is one: what stands for the model's other layers
 	int layer_count;
 	uint64_t other_rows; // of it, that are looked at between two questions
@@ -278,7 +278,7 @@ static int measure_points(struct run *r)
 			for (int i = 0; i < POINT_ASKS && !status; i++) {
 				uint64_t n = r->points[p].tokens, stretch = (uint64_t)i % (r->o->tokens / n);
 				struct mpig_attend ask =
-					question(r, MPIG_PROPOSAL_SIGNATURE, (int64_t)((stretch + 1) * n), r->points[p].budget);
+					question(r, r->proposal, (int64_t)((stretch + 1) * n), r->points[p].budget);
 				ask.begin = stretch * n;
 				struct mpig_result answer = {.size = sizeof(answer), .out = r->out[0]};
 				status = ask_others(r);
@@ -308,7 +308,7 @@ uint64_t bench_points_bytes(uint64_t tokens, double other_bytes)
 }
 
 int bench_points(mpig_client *client, const char *name, const struct mpig_layer *layer, uint64_t tokens, double other_bytes,
-                 struct bench_point *points, int count)
+                 int proposal, struct bench_point *points, int count)
 {
 	struct bench_options o = {
 		.tokens = tokens, .query_heads = layer->query_heads, .kv_heads = layer->kv_heads, .d = layer->d_k, .flights = 1};
@@ -317,6 +317,7 @@ int bench_points(mpig_client *client, const char *name, const struct mpig_layer 
 	struct run r = {.o = &o,
 	                .f = &unused,
 	                .points = points,
+	                .proposal = proposal,
 	                .point_count = count > MAX_POINTS ? MAX_POINTS : count,
 	                .layers = {*layer, {.query_heads = heads, .kv_heads = heads, .d_k = OTHER_D}},
 	                .layer_count = heads ? 2 : 1};

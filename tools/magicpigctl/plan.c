@@ -30,6 +30,7 @@ struct plan {
 	bool measured;                  // by --measure
 	double layer_ns;                // of one answer of a layer, then
 	unsigned workers;
+	bool tables; // asked of the tables instead of the signatures
 };
 
 // ---- reckoning ---------------------------------------------------------------------------------------------------------
@@ -49,7 +50,7 @@ static void reckon(struct plan *p)
 	}
 	p->pool = bytes_of(&shared) + (double)p->contexts * bytes_of(&own);
 	p->disk = (double)shared.disk + (double)p->contexts * (double)own.disk;
-	p->traffic = plan_traffic(&p->shape, p->tokens, p->budget);
+	p->traffic = plan_traffic(&p->shape, p->tokens, p->budget, p->tables);
 	p->window_bytes = plan_window_bytes(&p->shape, p->window);
 }
 
@@ -76,17 +77,20 @@ static int measure(const struct ctl_command *self, struct plan *p)
 {
 	const struct mpig_layer *layer = NULL;
 	for (int i = 0; i < p->shape.layers && !layer; i++)
-		if (p->shape.layer[i].kind == MPIG_LAYER_GLOBAL && p->shape.layer[i].signature_bits)
+		if (p->shape.layer[i].kind == MPIG_LAYER_GLOBAL &&
+		    (p->tables ? p->shape.layer[i].paper_l : p->shape.layer[i].signature_bits))
 			layer = &p->shape.layer[i];
 	struct mpig_daemon_status daemon = MPIG_INIT(daemon);
 	mpig_client *client;
 	if (!layer)
-		return ctl_usage(self, "--measure needs a layer with signatures");
+		return ctl_usage(self, "--measure needs a layer with signatures, or with tables and --proposal paper");
 	int code = ctl_connect(self, &client);
 	if (code)
 		return code;
 	int status = mpig_daemon_status(client, &daemon);
-	double each = layer->kv_heads * (layer_row_bytes(layer) + layer_code_bytes(layer, layer->signature_bits)) * HEADROOM;
+	double each = layer->kv_heads *
+	              (layer_row_bytes(layer) + layer_code_bytes(layer, layer->signature_bits) + 2.0 * layer->paper_l + 4) *
+	              HEADROOM;
 	double free_bytes = .8 * (double)(daemon.pool_bytes - daemon.pool_used),
 	       others = (p->traffic.codes + p->traffic.rows) * (p->traffic.attends - 1) / p->traffic.attends;
 	others = fmin(others, free_bytes / 3);
@@ -102,7 +106,9 @@ static int measure(const struct ctl_command *self, struct plan *p)
 	char name[64];
 	struct bench_point points[] = {{.tokens = tokens / 8, .budget = p->budget}, {.tokens = tokens, .budget = p->budget}};
 	snprintf(name, sizeof(name), "magicpigctl-plan-%d", (int)getpid());
-	status = status ? status : bench_points(client, name, layer, size, others, points, 2);
+	status = status ? status
+	                : bench_points(client, name, layer, size, others,
+	                               p->tables ? MPIG_PROPOSAL_PAPER : MPIG_PROPOSAL_SIGNATURE, points, 2);
 	if (status)
 		code = ctl_failed(self, client, NULL, status);
 	mpig_disconnect(client);
@@ -129,6 +135,14 @@ static void print_model(const struct plan *p)
 	       text_bytes(metadata, p->one.metadata), text_bytes(all, (uint64_t)bytes_of(&p->one)));
 }
 
+static double table_share(const struct plan *p)
+{
+	const struct mpig_layer *l = &p->shape.layer[0];
+	for (int i = 0; i < p->shape.layers && !l->paper_l; i++)
+		l = &p->shape.layer[i];
+	return plan_table_share(l->paper_k, l->paper_l, l->d_k);
+}
+
 static void print_needs(const struct plan *p)
 {
 	char all[TEXT_SHORT], size[TEXT_SHORT], disk[TEXT_SHORT], codes[TEXT_SHORT], rows[TEXT_SHORT], sum[TEXT_SHORT],
@@ -140,11 +154,20 @@ static void print_needs(const struct plan *p)
 		printf(", %s tokens of them shared", text_count(tokens, p->shared));
 	printf("; pool.size = %.0fM\n", ceil(p->pool * HEADROOM / 1048576 / 2) * 2);
 	printf("disk         %s when all are saved\n", text_bytes(disk, (uint64_t)p->disk));
-	printf("each token   looks at %s when a head reads %s of the rows: %s of codes in a stream, %s of rows here and there "
-	       "(dense: %s)\n",
-	       text_bytes(sum, (uint64_t)(p->traffic.codes + p->traffic.rows)), text_share(share, p->budget),
-	       text_bytes(codes, (uint64_t)p->traffic.codes), text_bytes(rows, (uint64_t)p->traffic.rows),
-	       text_bytes(dense, (uint64_t)p->traffic.dense));
+	printf("each token   looks at %s", text_bytes(sum, (uint64_t)(p->traffic.codes + p->traffic.rows)));
+	if (!p->tables)
+		printf(" when a head reads %s of the rows: %s of codes in a stream, %s of rows here and there",
+		       text_share(share, p->budget), text_bytes(codes, (uint64_t)p->traffic.codes),
+		       text_bytes(rows, (uint64_t)p->traffic.rows));
+	else if (p->budget > 0)
+		printf(" of lists and rows, here and there, when the tables choose %s of the rows for a head",
+		       text_share(share, p->budget));
+	else
+		printf(" of lists and rows, here and there: of rows without structure the tables choose %s for a head; of a "
+		       "model's, "
+		       "more",
+		       text_share(share, table_share(p)));
+	printf(" (dense: %s)\n", text_bytes(dense, (uint64_t)p->traffic.dense));
 	if (p->rate > 0)
 		printf("bandwidth    %s/s at %.3g tokens/s in all\n",
 		       text_bytes(size, (uint64_t)((p->traffic.codes + p->traffic.rows) * p->rate * (double)p->contexts)),
@@ -162,8 +185,9 @@ static void print_time(const struct plan *p)
 {
 	char time[TEXT_SHORT], layer[TEXT_SHORT];
 	if (p->measured)
-		printf("time         %s a token of one context (%s a layer, extrapolated from this daemon with %u workers)\n",
-		       text_latency(time, token_seconds(p) * 1e9), text_latency(layer, p->layer_ns), p->workers);
+		printf("time         %s a token of one context (%s a layer, extrapolated from this daemon with %u workers)%s\n",
+		       text_latency(time, token_seconds(p) * 1e9), text_latency(layer, p->layer_ns), p->workers,
+		       p->tables ? "; of rows without structure" : "");
 	else if (p->limit.stream_bytes_per_s > 0)
 		printf("time         at least %s a token of one context, at the rates of this machine's memory (--measure tells "
 		       "more)\n",
@@ -198,6 +222,9 @@ static void print_json(const struct plan *p)
 	json_uint(&json, "context_bytes", (uint64_t)bytes_of(&p->one));
 	json_uint(&json, "pool_bytes", (uint64_t)p->pool);
 	json_uint(&json, "disk_bytes", (uint64_t)p->disk);
+	json_string(&json, "proposal", p->tables ? "paper" : "signature");
+	if (p->tables)
+		json_double(&json, "share_of_rows", p->budget > 0 ? p->budget : table_share(p));
 	json_double(&json, "token_codes_bytes", p->traffic.codes);
 	json_double(&json, "token_rows_bytes", p->traffic.rows);
 	json_double(&json, "token_dense_bytes", p->traffic.dense);
@@ -267,7 +294,7 @@ static void apply(struct plan_shape *s, const struct index_options *o)
 
 static int run(const struct ctl_command *self, int argc, char **argv)
 {
-	enum { SHARED = CTL_OPTION_OWN, ROWS, BITS, TABLES, BUDGET, WINDOW, RATE, GPU, SLIDING, UPPER, MEASURE };
+	enum { SHARED = CTL_OPTION_OWN, ROWS, BITS, TABLES, BUDGET, WINDOW, RATE, GPU, SLIDING, UPPER, PROPOSAL, MEASURE };
 	static const struct option options[] = {CTL_GLOBAL_OPTIONS,
 	                                        {"tokens", required_argument, NULL, 't'},
 	                                        {"contexts", required_argument, NULL, 'c'},
@@ -281,9 +308,10 @@ static int run(const struct ctl_command *self, int argc, char **argv)
 	                                        {"gpu-mem", required_argument, NULL, GPU},
 	                                        {"keep-sliding", no_argument, NULL, SLIDING},
 	                                        {"upper-rows", required_argument, NULL, UPPER},
+	                                        {"proposal", required_argument, NULL, PROPOSAL},
 	                                        {"measure", no_argument, NULL, MEASURE},
 	                                        {NULL, 0, NULL, 0}};
-	static struct plan p = {.tokens = 131072, .contexts = 1, .window = 1024, .upper_rows = 524288, .budget = .02};
+	static struct plan p = {.tokens = 131072, .contexts = 1, .window = 1024, .upper_rows = 524288};
 	struct index_options index = {.row_dtype = MPIG_BF16, .bits = 2};
 	bool keep_sliding = false, measuring = false;
 	int end = 0;
@@ -329,6 +357,11 @@ static int run(const struct ctl_command *self, int argc, char **argv)
 		case UPPER:
 			p.upper_rows = ctl_number(self, "--upper-rows", optarg, 0, UINT64_C(1) << 32);
 			break;
+		case PROPOSAL:
+			p.tables = strcmp(optarg, "paper") == 0;
+			if (!p.tables && strcmp(optarg, "signature") != 0)
+				return ctl_usage(self, "--proposal: '%s' is neither signature nor paper", optarg);
+			break;
 		case MEASURE:
 			measuring = true;
 			break;
@@ -337,6 +370,12 @@ static int run(const struct ctl_command *self, int argc, char **argv)
 		return ctl_usage(self, "give a model: LAYERS/QUERY/KV/D, as in 32/32/8/128, or its config.json");
 	if (p.shared >= p.tokens)
 		return ctl_usage(self, "--shared must be less than --tokens");
+	if (p.tables && !index.table_l)
+		return ctl_usage(self, "--proposal paper needs --tables K,L");
+	if (!p.tables && p.budget <= 0)
+		p.budget = .02;
+	if (p.tables && measuring)
+		p.budget = 0; // the tables choose; in what is measured, of rows without structure
 	char why[160];
 	if (plan_shape_read(argv[optind], keep_sliding, &p.shape, why, sizeof(why)) != 0) {
 		fprintf(stderr, "magicpigctl plan: %s: %s\n", argv[optind], why);
@@ -370,8 +409,11 @@ const struct ctl_command ctl_plan = {
 		   "      --rows TYPE     bf16, fp16 or int8 (default bf16)\n"
 		   "      --bits B        of signatures: 1, 2, 4, or 0 for none (default 2)\n"
 		   "      --tables K,L    tables of the paper's proposal, too\n"
+		   "      --proposal P    signature (the default), or paper: bytes and times are those of answers by tables\n"
 		   "      --budget B      share of the rows that a query head reads (default 0.02; `analyze` tells what an error "
-		   "takes)\n"
+		   "takes);\n"
+		   "                      of paper: that the tables choose (default: of rows without structure; `trace replay` "
+		   "tells)\n"
 		   "      --window N      tokens that the client keeps on the GPU (default 1024)\n"
 		   "      --gpu-mem SIZE  memory of the GPU that is left for KV\n"
 		   "      --keep-sliding  rows of sliding layers are kept in the daemon, too\n"

@@ -139,7 +139,20 @@ struct plan_memory plan_memory(const struct plan_shape *s, uint64_t first, uint6
 	return m;
 }
 
-struct plan_traffic plan_traffic(const struct plan_shape *s, uint64_t tokens, double budget)
+double plan_table_share(int k, int l, int d)
+{
+	// The mean of u over the cosine c = cos(a) of two directions that have nothing to do with each other: density sin(a)^(d - 2).
+	enum { STEPS = 4000 };
+	double sum = 0, weight = 0;
+	for (int i = 0; i < STEPS; i++) {
+		double angle = M_PI * (i + .5) / STEPS, density = pow(sin(angle), d - 2), p = pow(1 - angle / M_PI, k);
+		sum += density * (1 - pow(1 - p, l) - l * p * pow(1 - p, l - 1));
+		weight += density;
+	}
+	return sum / weight;
+}
+
+struct plan_traffic plan_traffic(const struct plan_shape *s, uint64_t tokens, double budget, bool tables)
 {
 	struct plan_traffic t = {0};
 	for (int i = 0; i < s->layers; i++) {
@@ -151,7 +164,12 @@ struct plan_traffic plan_traffic(const struct plan_shape *s, uint64_t tokens, do
 		double all = l->kv_heads * rows * layer_row_bytes(l);
 		t.attends++;
 		t.dense += all;
-		if (l->signature_bits && !l->window) {
+		if (tables && l->paper_l && !l->window) { // lists of 16-bit ids, each query head's own; rows with their norms
+			double ids = rows * l->paper_l * 2 / pow(2, l->paper_k),
+			       share = budget > 0 ? budget : plan_table_share(l->paper_k, l->paper_l, l->d_k);
+			t.rows += l->query_heads * ids;
+			t.rows += l->kv_heads * rows * (layer_row_bytes(l) + 4) * (1 - pow(1 - share, heads));
+		} else if (l->signature_bits && !l->window) {
 			t.codes += l->kv_heads * rows * layer_code_bytes(l, l->signature_bits);
 			t.rows += all * (1 - pow(1 - budget, heads));
 		} else {

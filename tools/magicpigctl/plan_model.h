@@ -33,7 +33,11 @@ struct plan_traffic {       // bytes that the daemon looks at for one token of o
 	int attends;        // layers it is asked about
 };
 // budget: share of the rows a query head reads. Rows that several heads of a group want count once, as far as they fall together by chance.
-struct plan_traffic plan_traffic(const struct plan_shape *shape, uint64_t tokens, double budget);
+// tables: by the layers' tables instead of their signatures; budget 0: the share that they choose of rows without structure.
+struct plan_traffic plan_traffic(const struct plan_shape *shape, uint64_t tokens, double budget, bool tables);
+// Share of the rows that share two of L buckets of K bits with a query, when keys and queries of d dimensions have nothing to do with each
+// other: u(c) of arXiv 2410.16179 over their cosines. A model's have, and more rows do.
+double plan_table_share(int k, int l, int d);
 // Bytes of a window's K and V, of all layers, in 16 bits: what a client keeps for itself.
 double plan_window_bytes(const struct plan_shape *shape, uint64_t tokens);
 

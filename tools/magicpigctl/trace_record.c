@@ -231,9 +231,9 @@ static void report(const struct recorder *r)
 		text_latency(time, (double)r->end.duration_ns);
 	else
 		text_duration(time, r->end.duration_ns);
-	fprintf(out, "%s: recorded %s queries in %s, %s%s\n", text_printable(shown, sizeof(shown), r->name),
-	        text_count(count, r->writer.records), time, text_bytes(bytes, r->writer.bytes),
-	        r->closed ? ": the daemon ended this connection" : why[r->end.ended]);
+	fprintf(out, "%s: recorded %s %s in %s, %s%s\n", text_printable(shown, sizeof(shown), r->name),
+	        text_count(count, r->writer.records), r->writer.records == 1 ? "query" : "queries", time,
+	        text_bytes(bytes, r->writer.bytes), r->closed ? ": the daemon ended this connection" : why[r->end.ended]);
 	if (r->end.lost)
 		fprintf(stderr,
 		        "magicpigctl %s: %s of %llu were lost: %llu were larger than a quarter of the ring, for the others it "

@@ -364,7 +364,8 @@ static void print_table(const struct replay *r)
 	char shown[256], count[TEXT_SHORT], ago[TEXT_SHORT];
 	struct timespec now;
 	clock_gettime(CLOCK_REALTIME, &now);
-	printf("%s: %s queries", text_printable(shown, sizeof(shown), r->info.name), text_count(count, r->recorded.asked));
+	printf("%s: %s %s", text_printable(shown, sizeof(shown), r->info.name), text_count(count, r->recorded.asked),
+	       r->recorded.asked == 1 ? "query" : "queries");
 	printf(" of '%s', recorded %s\n", text_printable(shown, sizeof(shown), r->header.name),
 	       text_ago(ago, r->header.recorded_ns, (uint64_t)now.tv_sec * UINT64_C(1000000000)));
 	if (r->beyond)

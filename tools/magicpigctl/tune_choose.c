@@ -5,8 +5,8 @@
 
 #include "tune_run.h"
 
-#define TRIES 12 // of aiming lower
-#define LOWER .8 // at a time, until the queries of the check reach the goal as well
+#define TRIES 12      // of aiming lower
+#define STRICTEST .01 // of what is asked for
 
 // What a row costs to look at. Of codes of another width nobody has measured, as much more as they have more bytes.
 static double scan_ns(const struct tune *t, const struct tune_layer *l, int way)
@@ -109,22 +109,25 @@ static bool good(const struct tune *t, const struct tune_total *total)
 static bool choose(const struct tune *t, const struct points *p, struct tune_choice *choice)
 {
 	struct tune_choice tried;
-	double missed = 1, reached = 0; // factors of the goal's error, or of its time
-	bool by_error = t->goal.error2 > 0;
+	double lax = 1,
+	       strict =
+		       STRICTEST; // factors of the goal's error, or of its time: missed on the check; met, or not to be had at all
+	bool by_error = t->goal.error2 > 0, met = false;
 	for (int i = 0; i < TRIES; i++) {
-		double factor = i == 0 ? 1 : reached > 0 ? sqrt(missed * reached) : missed * LOWER;
+		double factor = i ? sqrt(lax * strict) : 1;
 		struct tune_goal aim = {.error2 = t->goal.error2 * (by_error ? factor : 1),
 		                        .ms = t->goal.ms * (by_error ? 1 : factor)};
 		bool had = tune_allocate(p->fit, t->layers, t->ways, &aim, tried.way);
 		tried.check = checked(t, p, tried.way);
-		bool is_good = had && good(t, &tried.check);
-		if (is_good || !(reached > 0))
+		bool meets = had && good(t, &tried.check);
+		met |= meets;
+		if (meets || i == 0)
 			*choice = tried;
-		if (i == 0 && (is_good || !had))
-			return is_good;
-		*(is_good ? &reached : &missed) = factor;
+		if (i == 0 && (meets || !had))
+			break;
+		*(meets || !had ? &strict : &lax) = factor;
 	}
-	return reached > 0;
+	return met;
 }
 
 // The best for time after time, from the least to what the most exact rung of the ladder takes.

@@ -224,6 +224,24 @@ def test_requests_carry_the_options(llama, ids):
         assert client.store.contexts["options"].seals == 1
 
 
+def test_default_options_go_by_the_profile(daemon_socket, llama, ids):
+    """So few rows are all attended by default; a profile that names a share is what a cache with default options gets, and one with its own does not."""
+    kept = {}
+    with magicpig.Client(daemon_socket) as client:
+        for name, options in (("without", {}), ("with", {}), ("own", {"budget": 0.5})):
+            with MagicPigCache(client, llama, name, window=16, sinks=4, signature_bits=2, **options) as cache:
+                run(llama, cache, ids, [PROMPT] + [1] * STEPS)
+                kept[name] = cache.stats.kept
+            info = client.info(name)
+            layers = "".join(f"[layer {n}]\nproposal = signature\nbudget = 0.1\n" for n in range(3))
+            digits = info.fingerprint.rstrip(bytes(1)).hex()
+            client.set_profile(info.fingerprint, f"[profile]\nversion = 1\nfingerprint = {digits}\n{layers}[end]\nlayers = 3\n")
+        client.clear_profile(info.fingerprint)
+        for name in kept:
+            client.drop(name)
+    assert kept["without"] == 1 and 0.05 < kept["with"] < 0.2 and 0.35 < kept["own"] < 0.65
+
+
 def test_adaptive_budgets_get_these_tokens_exact_part(llama, ids, monkeypatch):
     """Each token of a request comes with its own LSE and output, as they are before anything is merged into them."""
     measured = []

@@ -1,7 +1,7 @@
 // A CUDA driver without a GPU: memory is the host's, graphs are lists of launches, kernels are their twins on the CPU (simt.h). Streams run at
 // once; or, when told to (fake_defer), as late as they may: what is launched waits until somebody waits for it or asks for it; or in a thread
-// beside the caller's, which does not wait for them. Which of the
-// streams that may go on does is a matter of dice: an order that no event asks for is not what happens. It counts what is alive, and fails when told to.
+// beside the caller's, which does not wait for them. Which of the streams that may go on does is a matter of dice: an order that no event asks
+// for is not what happens. It counts what is alive, and fails when told to.
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -96,6 +96,12 @@ CALL(cuInit, unsigned flags)
 {
 	MAY_FAIL;
 	return flags ? CU_INVALID_VALUE : CU_OK;
+}
+CALL(cuDriverGetVersion, int *version)
+{
+	MAY_FAIL;
+	*version = 13000;
+	return CU_OK;
 }
 CALL(cuGetErrorString, int error, const char **text)
 {
@@ -376,18 +382,18 @@ void fake_defer(int how)
 	pthread_mutex_unlock(&lock);
 }
 
-CALL(cuLaunchKernel, CUfunction function, unsigned grid_x, unsigned grid_y, unsigned grid_z, unsigned block_x, unsigned block_y,
-     unsigned block_z, unsigned shared_bytes, CUstream stream, void **arguments, void **extra)
+CALL(cuLaunchKernelEx, const struct driver_launch *launch, CUfunction function, void **arguments, void **extra)
 {
-	(void)shared_bytes;
 	MAY_FAIL;
-	struct stream *s = stream_of(stream);
+	struct stream *s = stream_of(launch->stream);
 	struct launch l = {.kernel = (const struct simt_kernel *)(const void *)function,
-	                   .grid_x = grid_x,
-	                   .grid_y = grid_y,
-	                   .block = block_x};
-	if (extra || grid_z != 1 || block_y != 1 || block_z != 1 || !grid_x || grid_y > 65535 || !grid_y || !block_x ||
-	    block_x > l.kernel->most_threads || block_x % 32 || l.kernel->argument_bytes > MOST_ARGUMENT || !current)
+	                   .grid_x = launch->grid_x,
+	                   .grid_y = launch->grid_y,
+	                   .block = launch->block_x};
+	if (extra || launch->grid_z != 1 || launch->block_y != 1 || launch->block_z != 1 || !l.grid_x || l.grid_y > 65535 ||
+	    !l.grid_y || !l.block || l.block > l.kernel->most_threads || l.block % 32 ||
+	    l.kernel->argument_bytes > MOST_ARGUMENT || !current || launch->shared_bytes || launch->attribute_count > 1 ||
+	    (launch->attribute_count && launch->attributes[0].id != CU_LAUNCH_PROGRAMMATIC))
 		return CU_INVALID_VALUE;
 	memcpy(l.argument, arguments[0], l.kernel->argument_bytes);
 	if (!s->capturing)

@@ -39,7 +39,8 @@ static struct {
 	uint8_t *stacks;
 	void *sp[MOST_THREADS], *scheduler;
 	bool done[MOST_THREADS];
-	unsigned alive, arrived, generation;
+	unsigned alive, arrived, generation, readers;
+	int any;
 	struct {
 		unsigned arrived, generation;
 		uint32_t value[GPU_WARP];
@@ -85,7 +86,18 @@ static void block_barrier(void)
 	}
 }
 
-static void warp_barrier(unsigned w)
+static int block_any(int x)
+{
+	block.any |= x;
+	block_barrier();
+	int any = block.any;
+	if (++block.readers == block.alive)
+		block.any = 0, block.readers = 0;
+	block_barrier();
+	return any;
+}
+
+static void barrier_of_warp(unsigned w)
 {
 	unsigned generation = block.warp[w].generation;
 	if (++block.warp[w].arrived == GPU_WARP) {
@@ -100,9 +112,9 @@ static uint32_t shuffle(uint32_t x, unsigned from)
 {
 	unsigned w = threadIdx.x / GPU_WARP, lane = threadIdx.x % GPU_WARP;
 	block.warp[w].value[lane] = x;
-	warp_barrier(w);
+	barrier_of_warp(w);
 	uint32_t other = block.warp[w].value[from];
-	warp_barrier(w);
+	barrier_of_warp(w);
 	return other;
 }
 
@@ -110,6 +122,8 @@ static void run_block(void)
 {
 	block.alive = blockDim.x;
 	block.arrived = 0;
+	block.any = 0;
+	block.readers = 0;
 	memset(block.warp, 0, sizeof(block.warp));
 	for (unsigned i = 0; i < blockDim.x; i++)
 		fiber_begin(i);
@@ -144,15 +158,23 @@ int simt_run(const struct simt_kernel *kernel, unsigned grid_x, unsigned grid_y,
 
 // ---- what the kernels are written in ---------------------------------------------------------------------------------
 #define KERNEL(threads) static void
+#define KERNEL_OF(threads, blocks) static void
 #define ARGUMENT(type) const struct type
 #define DEVICE static inline
 #define SHARED static
 #define UNROLL
 #define UNROLL_BY_4
+#define NO_UNROLL
+#define ALIGNED_16 _Alignas(16)
 
 DEVICE uint32_t load_acquire(const uint32_t *p)
 {
 	sched_yield(); // whoever is waited for may need this CPU
+	return __atomic_load_n(p, __ATOMIC_ACQUIRE);
+}
+DEVICE uint64_t load_acquire_long(const uint64_t *p)
+{
+	sched_yield();
 	return __atomic_load_n(p, __ATOMIC_ACQUIRE);
 }
 DEVICE void store_release(uint32_t *p, uint32_t v)
@@ -230,6 +252,76 @@ DEVICE float shuffle_from(float x, uint32_t lane)
 {
 	return bits_float((int)shuffle((uint32_t)float_bits(x), lane));
 }
+DEVICE uint32_t shuffle_word(uint32_t x, uint32_t lane)
+{
+	return shuffle(x, lane);
+}
+DEVICE int64_t shuffle_long(int64_t x, uint32_t lane)
+{
+	uint32_t low = shuffle((uint32_t)x, lane), high = shuffle((uint32_t)((uint64_t)x >> 32), lane);
+	return (int64_t)((uint64_t)high << 32 | low);
+}
+DEVICE int warp_all(int x)
+{
+	int all = 1;
+	for (uint32_t lane = 0; lane < GPU_WARP; lane++)
+		all &= shuffle(x != 0, lane) != 0;
+	return all;
+}
+DEVICE int warp_any(int x)
+{
+	return !warp_all(!x);
+}
+DEVICE void grid_wait(void)
+{
+}
+DEVICE void grid_go(void)
+{
+}
+DEVICE void store_global(int count, uint64_t to, const uint32_t *words)
+{
+	memcpy((void *)to, words, (size_t)count * 4);
+}
+DEVICE void warp_barrier(void)
+{
+	barrier_of_warp(threadIdx.x / GPU_WARP);
+}
+DEVICE void load_4(const float *p, float *x)
+{
+	memcpy(x, __builtin_assume_aligned(p, 16), 16);
+}
+DEVICE void store_4(float *p, const float *x)
+{
+	memcpy(__builtin_assume_aligned(p, 16), x, 16);
+}
+DEVICE void load_2(const float *p, float *x)
+{
+	memcpy(x, __builtin_assume_aligned(p, 8), 8);
+}
+DEVICE void store_2(float *p, const float *x)
+{
+	memcpy(__builtin_assume_aligned(p, 8), x, 8);
+}
+DEVICE void load_global(int count, uint64_t from, uint32_t *words)
+{
+	memcpy(words, (const void *)from, (size_t)count * 4);
+}
+DEVICE float larger_size(float a, float b)
+{
+	float x = fabsf(a), y = fabsf(b);
+	return isnan(x) || x > y ? x : y;
+}
+DEVICE uint32_t low_bytes(const int *four)
+{
+	uint32_t bytes = 0;
+	for (int i = 0; i < 4; i++)
+		bytes |= ((uint32_t)four[i] & 0xff) << 8 * i;
+	return bytes;
+}
+DEVICE uint32_t highest_bit(uint32_t x)
+{
+	return 31u - (uint32_t)__builtin_clz(x);
+}
 DEVICE uint32_t arrive(uint32_t *counter)
 {
 	return (*counter)++;
@@ -248,6 +340,7 @@ DEVICE uint32_t arrive(uint32_t *counter)
 		kernel(*(const struct type *)argument);                                                                          \
 	}
 TWIN(mpig_sign, gpu_sign)
+TWIN(mpig_sign_many, gpu_sign)
 TWIN(mpig_submit, gpu_submit)
 TWIN(mpig_window, gpu_window)
 TWIN(mpig_wait, gpu_wait)
@@ -260,7 +353,8 @@ const struct simt_kernel *simt_find(const char *name)
 {
 	static const struct simt_kernel all[] = {
 		{"mpig_sign", run_mpig_sign, sizeof(struct gpu_sign), GPU_BLOCK},
-		{"mpig_submit", run_mpig_submit, sizeof(struct gpu_submit), GPU_FUSED_BLOCK},
+		{"mpig_sign_many", run_mpig_sign_many, sizeof(struct gpu_sign), GPU_MANY_THREADS},
+		{"mpig_submit", run_mpig_submit, sizeof(struct gpu_submit), GPU_SUBMIT_THREADS},
 		{"mpig_window", run_mpig_window, sizeof(struct gpu_window), GPU_WINDOW_THREADS},
 		{"mpig_wait", run_mpig_wait, sizeof(struct gpu_wait), GPU_WARP},
 		{"mpig_merge", run_mpig_merge, sizeof(struct gpu_merge), GPU_BLOCK},
