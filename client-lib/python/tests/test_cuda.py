@@ -190,9 +190,11 @@ def test_who_closes_whom(device, client):
 
 def test_a_daemon_that_stands_still(device, daemon, client, queue):
     context, q = fill(client)
-    with cuda.Gpu(queue, timeout_ms=200) as gpu:
+    with cuda.Gpu(queue, timeout_ms=1000) as gpu:
         plan, ask = cuda.Plan(gpu, [context], 0, dtype="f32", proposal="dense", sinks=SINKS), Ask(device, q)
+        gpu.begin()
         expected, _ = ask.run(plan)
+        gpu.check()
         daemon.process.send_signal(19)
         try:
             assert np.isnan(ask.run(plan)[0]).all()
@@ -218,9 +220,11 @@ def test_a_daemon_that_stands_still(device, daemon, client, queue):
 def test_another_daemon(device, daemon, client, queue):
     """Between steps begin() finds it, within one recover(); the same plans serve."""
     context, q = fill(client)
-    with cuda.Gpu(queue, timeout_ms=500) as gpu:
+    with cuda.Gpu(queue, timeout_ms=1000) as gpu:
         plan, ask = cuda.Plan(gpu, [context], 0, dtype="f32", proposal="dense", sinks=SINKS), Ask(device, q)
+        gpu.begin()
         expected, _ = ask.run(plan)
+        gpu.check()
         daemon.kill_and_restart()
         assert gpu.begin() is True and gpu.begin() is False
         assert np.array_equal(ask.run(plan)[0], expected)
