@@ -542,6 +542,49 @@ START_TEST(the_daemon_answers_a_gpu_as_any_client)
 }
 END_TEST
 
+// A recorder gets a GPU's queries as it gets any client's: with the seed of a replayed graph in it, and the same answer when asked again.
+START_TEST(what_a_gpu_asks_is_recorded)
+{
+	struct world *w = malloc(sizeof(*w));
+	struct mpig_layer layer = test_client_layer(8, 2, 128);
+	mpig_trace *trace;
+	world_make(w, &layer, 1, 1, 3000, 3001);
+	struct mpig_cuda_spec spec = world_spec(w);
+	spec.proposal = MPIG_PROPOSAL_SIGNATURE;
+	spec.budget = .05f;
+	spec.seed = 77;
+	ck_assert_cuda(mpig_cuda_plan_create(gpu, &spec, &w->plan), MPIG_OK);
+	w->step.flags = MPIG_CUDA_DAEMON_ONLY;
+	ck_assert_status(mpig_trace_start(s.client, "x0", NULL, &trace), MPIG_OK);
+	for (unsigned i = 0; i < 3; i++) {
+		float out[8 * 128], again[8 * 128];
+		struct mpig_traced t = MPIG_INIT(t);
+		world_move(w, 3001, 3000 - WINDOW, 20 + i);
+		launch_step(w);
+		device_wait(stream);
+		ck_assert_cuda(mpig_cuda_failure(gpu, NULL), 0);
+		device_read(out, w->step.out, sizeof(out));
+		ck_assert_int_eq(mpig_trace_next(trace, &t, 10000), 1);
+		ck_assert_uint_eq(t.number, 2 * i); // the odd ones are asked below
+		ck_assert_int_eq(t.asked_dtype, MPIG_BF16);
+		ck_assert_int_eq(t.had_signature, 1);
+		ck_assert_uint_eq(t.attend->seed, 77 + i);
+		ck_assert_uint_eq(t.attend->begin, SINKS);
+		ck_assert_int_eq(t.attend->end, 3000 - WINDOW);
+		ck_assert_mem_eq(t.attend->q, w->q[0], sizeof(float) * 8 * 128);
+		struct mpig_result result = {.size = sizeof(result), .out = again};
+		ck_assert_status(mpig_attend(s.queue, w->x[0], t.attend, &result), MPIG_OK);
+		ck_assert_mem_eq(out, again, sizeof(out));
+		ck_assert_int_eq(mpig_trace_next(trace, &t, 10000), 1);
+		ck_assert_int_eq(t.had_signature, 0);
+	}
+	mpig_trace_stop(trace);
+	mpig_cuda_plan_destroy(w->plan);
+	w->plan = NULL;
+	world_free(w);
+}
+END_TEST
+
 // ---- whole steps -------------------------------------------------------------------------------------------------------
 static const struct shape {
 	int query_heads, kv_heads, d;
@@ -991,6 +1034,7 @@ int main(void)
 	tcase_add_loop_test(t, many_signatures_are_the_daemons_to_the_bit, 0, 3 * (int)(sizeof(sign_d) / sizeof(sign_d[0])));
 	tcase_add_test(t, the_daemon_answers_a_gpu_as_any_client);
 	tcase_add_test(t, a_plan_is_refreshed);
+	tcase_add_test(t, what_a_gpu_asks_is_recorded);
 	t = add_case(suite, "steps");
 	tcase_add_loop_test(t, a_step_is_the_attention_over_all_rows, 0, (int)(sizeof(shapes) / sizeof(shapes[0])));
 	tcase_add_test(t, parts_that_are_empty);
