@@ -499,7 +499,7 @@ def test_errors(daemon, real, book, trace, tmp_path, client):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
-def test_of_others(daemon, real, trace, tmp_path):
+def test_of_others(daemon, real, trace, tmp_path, client):
     """Who may read a context may not tune it for its owner."""
     os.chmod(daemon.directory, 0o755)
     os.chmod(daemon.socket, 0o666)
@@ -511,6 +511,11 @@ def test_of_others(daemon, real, trace, tmp_path):
     refused(daemon.ctl("tune", "--show", "--user", "root", digits, **nobody), PERMISSION, "may look at profiles of others")
     refused(daemon.ctl("tune", "--clear", "--all-users", digits, **nobody), PERMISSION, "uid 65534 may not")
     refused(daemon.ctl("tune", "--show", real.name, **nobody), PERMISSION, "")
+    # Who may read the context may not set a profile for its owner, or for all, and is told so before anything is measured.
+    client.chmod(real.name, 0o644)
+    for more in ([], ["--all-users"], ["--user", "root"]):
+        refused(daemon.ctl("tune", real.name, "--error", ".1", *more, **nobody), PERMISSION, "uid 65534 may not")
+    client.chmod(real.name, 0o600)
     # Their own does not touch root's.
     good(daemon.ctl("tune", "--use", "-", digits, stdin=None, input=text.replace("seed = 1", "seed = 9", 1), **nobody))
     assert "seed = 9" in good(daemon.ctl("tune", "--show", digits, **nobody))
