@@ -210,13 +210,13 @@ END_TEST
 // ---- killed ----------------------------------------------------------------------------------------------------------
 static char points_file[TEST_DAEMON_PATH];
 
-static struct points points(void)
+static uint64_t points_passed(void)
 {
 	struct points now = {0};
 	int fd = open(points_file, O_RDONLY);
 	ck_assert(fd >= 0 && read(fd, &now, sizeof now) == (ssize_t)sizeof now);
 	close(fd);
-	return now;
+	return now.passed;
 }
 
 // A daemon that is killed at its point `kill_at` (0: none) is given one profile and then another. How many of the two it answered; *before, *after: the
@@ -232,10 +232,10 @@ static int set_two(uint64_t kill_at, uint64_t *before, uint64_t *after)
 	setenv("MPIG_KILL_AT", number, 1);
 	if (!test_daemon_survives_start(d) || mpig_connect(&options, &client) != MPIG_OK)
 		return 0;
-	*before = points().passed;
+	*before = points_passed();
 	while (answered < 2 && mpig_profile_set(client, fingerprint, UINT32_MAX, text_of(answered ? .2f : .1f, 0)) == MPIG_OK)
 		answered++;
-	*after = points().passed;
+	*after = points_passed();
 	mpig_disconnect(client);
 	return answered;
 }
