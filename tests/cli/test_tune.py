@@ -11,7 +11,7 @@ import subprocess
 import time
 
 import pytest
-from cli_daemon import MAGICPIGCTL, ROOT, ctl
+from cli_daemon import MAGICPIGCTL, ROOT, ctl, open_terminal
 
 OK, FAILED, USAGE, NO_DAEMON, NOT_FOUND, PERMISSION = range(6)
 LAYERS, TOKENS, HEADS = 2, 6144, 3
@@ -353,6 +353,23 @@ def test_it_is_a_quiet_guest(daemon, real, trace):
     hasty = tune(daemon, "--trace", trace, "--error", "0.1", "--dry-run", "--load", "1", "--queries", "8", "--seeds", "2")
     assert result["requests"] == hasty["requests"]
     assert result["after"] == hasty["after"]  # how fast it asks changes nothing
+
+
+def test_progress_at_a_terminal(daemon, real, trace):
+    ours, theirs = open_terminal()
+    command = [MAGICPIGCTL, "--socket", str(daemon.socket), "tune", real.name, "--trace", trace, "--error", ".1", *QUICK, "--dry-run"]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    try:
+        while piece := os.read(ours, 4096):
+            shown += piece
+    except OSError:  # its end was closed
+        pass
+    os.close(ours)
+    assert process.wait(30) == OK
+    steps = [int(step) for step in re.findall(r"\rasking \[[^\]]*\] +(\d+) %", shown.decode())]
+    assert steps == sorted(set(steps)) and len(steps) > 20 and steps[-1] == 100 and shown.endswith(b"100 %\r\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
