@@ -123,7 +123,7 @@ static bool name_means(const char *name, uint32_t *uid, uint8_t fingerprint[64])
 
 static int open_dir(const struct profiles *all)
 {
-	return open(all->dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+	return openat(AT_FDCWD, all->dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
 }
 
 // All of a file, with a zero behind it: its length, or -1 with errno.
@@ -137,17 +137,17 @@ static ssize_t read_file(int dir, const char *name, char *text, size_t room)
 		return -1;
 	errno = EINVAL;
 	if (fstat(fd, &st) == 0 && S_ISREG(st.st_mode))
-		while (n + 1 < room && (got = read(fd, text + n, room - 1 - n)) > 0)
+		while (n + 1 < room && (got = pread(fd, text + n, room - 1 - n, (off_t)n)) > 0)
 			n += (size_t)got;
 	close(fd);
 	text[n] = '\0';
 	return got < 0 ? -1 : (ssize_t)n;
 }
 
-static bool write_all(int fd, const char *text, size_t bytes)
+static bool write_all(int fd, const char *text, size_t bytes, size_t offset)
 {
 	for (size_t at = 0; at < bytes;) {
-		ssize_t n = write(fd, text + at, bytes - at);
+		ssize_t n = pwrite(fd, text + at, bytes - at, (off_t)(offset + at));
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n <= 0)
@@ -165,7 +165,7 @@ static int write_file(const struct profiles *all, const struct profile_entry *e,
 	snprintf(temporary, sizeof temporary, ".%s.new", name);
 	int dir = mkdir(all->dir, 0700) == 0 || errno == EEXIST ? open_dir(all) : -1;
 	int fd = dir < 0 ? -1 : openat(dir, temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
-	bool good = fd >= 0 && write_all(fd, head, (size_t)length) && write_all(fd, e->text, e->bytes);
+	bool good = fd >= 0 && write_all(fd, head, (size_t)length, 0) && write_all(fd, e->text, e->bytes, (size_t)length);
 	int error = errno;
 	if (fd >= 0 && close(fd) != 0 && good) {
 		good = false;

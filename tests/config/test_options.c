@@ -192,14 +192,19 @@ START_TEST(resolve_fills_in_places)
 	ck_assert_int_eq(options_set_text(&o, "daemon.socket=/tmp/a/b.sock", why), 0);
 	ck_assert_int_eq(options_set_text(&o, "daemon.instance=one", why), 0);
 	setenv("MAGICPIG_CPU_MASK", "c", 1);
+	unsetenv("STATE_DIRECTORY");
 	ck_assert_int_eq(options_resolve(&o, why), 0);
 	ck_assert_str_eq(o.daemon.stats, "/tmp/a/one.stats");
+	ck_assert_str_eq(o.daemon.profiles, "/tmp/a/one.profiles");
 	ck_assert_str_eq(o.pool.dir, "/dev/shm/magicpig-one");
 	ck_assert_str_eq(o.engine.cpu_mask, "c");
 	options_defaults(&o);
 	unsetenv("MAGICPIG_CPU_MASK");
 	setenv("XDG_RUNTIME_DIR", "/run/user/7", 1);
+	setenv("STATE_DIRECTORY", "/var/lib/magicpig/default:/var/lib/other", 1);
 	ck_assert_int_eq(options_resolve(&o, why), 0);
+	ck_assert_str_eq(o.daemon.profiles, "/var/lib/magicpig/default/profiles");
+	unsetenv("STATE_DIRECTORY");
 	ck_assert_str_eq(o.daemon.socket,
 	                 geteuid() == 0 ? "/run/magicpig/magicpigd.sock" : "/run/user/7/magicpig/magicpigd.sock");
 	ck_assert_str_eq(o.engine.cpu_mask, "all");

@@ -11,6 +11,7 @@
 
 #include "config/profile.h"
 #include "tests/lib/client.h"
+#include "tests/lib/points.h"
 
 #define STRANGER 65534u
 enum { TOKENS = 1000, HEADS = 4 };
@@ -203,6 +204,83 @@ START_TEST(it_outlives_the_daemon)
 	test_daemon_kill(d);
 	test_daemon_again(d);
 	ck_assert_int_eq(whose(&me, "book"), MPIG_PROFILE_NONE);
+}
+END_TEST
+
+// ---- killed ----------------------------------------------------------------------------------------------------------
+static char points_file[TEST_DAEMON_PATH];
+
+static uint64_t points_passed(void)
+{
+	struct points now = {0};
+	int fd = open(points_file, O_RDONLY);
+	ck_assert(fd >= 0 && read(fd, &now, sizeof now) == (ssize_t)sizeof now);
+	close(fd);
+	return now.passed;
+}
+
+// A daemon that is killed at its point `kill_at` (0: none) is given one profile and then another. How many of the two it answered; *before, *after: the
+// points that it had passed then.
+static int set_two(uint64_t kill_at, uint64_t *before, uint64_t *after)
+{
+	struct mpig_connect_options options = {
+		.size = sizeof options, .socket_path = d->socket, .reconnect_ms = -1, .timeout_ms = 5000};
+	mpig_client *client = NULL;
+	char number[24];
+	int answered = 0;
+	snprintf(number, sizeof number, "%lu", (unsigned long)kill_at);
+	setenv("MPIG_KILL_AT", number, 1);
+	if (!test_daemon_survives_start(d) || mpig_connect(&options, &client) != MPIG_OK)
+		return 0;
+	*before = points_passed();
+	while (answered < 2 && mpig_profile_set(client, fingerprint, UINT32_MAX, text_of(answered ? .2f : .1f, 0)) == MPIG_OK)
+		answered++;
+	*after = points_passed();
+	mpig_disconnect(client);
+	return answered;
+}
+
+static void found_after(int answered)
+{
+	static char found[PROFILE_TEXT_BYTES + 1], first[PROFILE_TEXT_BYTES];
+	struct test_client s;
+	if (d->pid)
+		test_daemon_kill(d);
+	setenv("MPIG_KILL_AT", "0", 1);
+	test_daemon_again(d);
+	test_client_open(&s, d);
+	int n = mpig_profile_get(s.client, fingerprint, UINT32_MAX, found, sizeof found, NULL);
+	strcpy(first, text_of(.1f, 0));
+	bool old = n > 0 && strcmp(found, first) == 0, fresh = n > 0 && strcmp(found, text_of(.2f, 0)) == 0;
+	ck_assert_msg(answered == 2   ? fresh
+	              : answered == 1 ? old || fresh
+	                              : old || n == MPIG_ENOENT,
+	              "%d were answered; found: %d, %s", answered, n, n > 0 ? found : "");
+	ck_assert(!test_daemon_logged(d, "is not used"));
+	ck_assert(n == MPIG_ENOENT || mpig_profile_clear(s.client, fingerprint, UINT32_MAX) == MPIG_OK);
+	test_client_close(&s);
+	test_daemon_kill(d);
+}
+
+START_TEST(killed_at_any_point_there_is_the_old_one_or_the_new_one)
+{
+	uint64_t before = 0, after = 0, other;
+	int cut_off = 0;
+	setenv("MAGICPIGD", getenv("MAGICPIGD_POINTS") ? getenv("MAGICPIGD_POINTS") : "build/tests/magicpigd", 1);
+	d = test_daemon_new("[pool]\nsize = 16M\n[workers]\ncount = 1\n");
+	snprintf(points_file, sizeof points_file, "%s/points", d->dir);
+	setenv("MPIG_POINTS", points_file, 1);
+	fingerprint[0] = 0xab;
+	ck_assert_int_eq(set_two(0, &before, &after), 2);
+	found_after(2);
+	for (uint64_t at = before + 1; at <= after; at++) {
+		int answered = set_two(at, &other, &other);
+		cut_off += answered < 2;
+		found_after(answered);
+	}
+	printf("profiles: killed at %lu points, in %d of them before both were set\n", (unsigned long)(after - before), cut_off);
+	ck_assert_int_ge(cut_off, 8); // each of the two opens a directory and a file, writes, and renames
+	test_daemon_free(d);
 }
 END_TEST
 
@@ -428,6 +506,10 @@ int main(void)
 	tcase_add_test(t, there_is_a_limit);
 	tcase_add_test(t, each_user_has_their_own);
 	suite_add_tcase(suite, t);
+	TCase *killed = tcase_create("killed");
+	tcase_set_timeout(killed, 240);
+	tcase_add_test(killed, killed_at_any_point_there_is_the_old_one_or_the_new_one);
+	suite_add_tcase(suite, killed);
 	SRunner *runner = srunner_create(suite);
 	srunner_run_all(runner, CK_NORMAL);
 	int failed = srunner_ntests_failed(runner);

@@ -207,6 +207,14 @@ static int finish(const struct ctl_command *self, mpig_client *client, const str
 	return code;
 }
 
+// Before anything is measured: whether the profile could be set in the end. Only administrators may look at what is another's.
+static int may_set(mpig_client *client, const struct stored_of *of)
+{
+	uint32_t own = (uint32_t)geteuid(), another = of->uid == MPIG_PROFILE_ALL ? own + 1 : of->uid;
+	int status = of->uid == own ? MPIG_OK : mpig_profile_get(client, of->fingerprint, another, NULL, 0, NULL);
+	return status == MPIG_EACCES ? status : MPIG_OK;
+}
+
 static int tune(const struct ctl_command *self, mpig_client *client, const struct arguments *a, const struct stored_of *of,
                 struct tune *t)
 {
@@ -216,7 +224,8 @@ static int tune(const struct ctl_command *self, mpig_client *client, const struc
 	char why[TUNE_WHY_BYTES];
 	struct stored_of own = {.uid = t->info.uid};
 	memcpy(own.fingerprint, of->fingerprint, sizeof(own.fingerprint));
-	int status = stored_get(client, &own, text, NULL);
+	int status = a->dry ? MPIG_OK : may_set(client, of);
+	status = status ? status : stored_get(client, &own, text, NULL);
 	if (status && status != MPIG_ENOENT)
 		return ctl_failed(self, client, t->name, status);
 	bool profiled = !status && profile_parse(text, strlen(text), &profile, why) == 0;

@@ -149,7 +149,10 @@ static void draw_layers(FILE *out, const struct tune *t, const struct tune_resul
 		fprintf(out, "<tr><th>%d</th>", t->layer[i].number);
 		way_cells(out, t, i, r->before.way[i]);
 		way_cells(out, t, i, r->after.way[i]);
-		fprintf(out, "<td>%.3g to %.3g %%</td></tr>\n", 100 * least, 100 * most);
+		if (most > least)
+			fprintf(out, "<td>%.3g to %.3g %%</td></tr>\n", 100 * least, 100 * most);
+		else
+			fprintf(out, "<td>%.3g %%</td></tr>\n", 100 * most);
 	}
 	fputs("</tbody></table>\n", out);
 }

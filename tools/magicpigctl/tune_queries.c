@@ -102,7 +102,7 @@ static float from_bf16(uint16_t x)
 }
 
 // Token `token` of a recorded request as a request of its own.
-static int take(struct tune *t, struct tune_layer *l, const struct trace_query *query, uint32_t token, char *why)
+static int add_token(struct tune *t, struct tune_layer *l, const struct trace_query *query, uint32_t token, char *why)
 {
 	const struct mpig_trace_record *r = query->record;
 	size_t heads = query->shape.query_heads, d_k = query->shape.d_k, d_v = query->shape.d_v, at = token * heads;
@@ -162,7 +162,7 @@ int tune_queries_trace(struct tune *t, const char *path, char *why)
 	while (status == 0 && (more = trace_next(reader, &query, why)) == 1) {
 		struct tune_layer *l = find_layer(t, query.record->layer);
 		for (uint32_t token = 0; l && status == 0 && token < query.record->tokens; token++)
-			status = take(t, l, &query, token, why);
+			status = add_token(t, l, &query, token, why);
 	}
 	trace_close(reader);
 	if (status == 0 && more < 0)

@@ -14,8 +14,10 @@ static int by_value(const void *a, const void *b)
 
 static double quiet_time(float *ns, int count)
 {
+	if (!count)
+		return 0;
 	qsort(ns, (size_t)count, sizeof(*ns), by_value);
-	return count ? (double)ns[(int)(QUIET * (double)(count - 1))] : 0;
+	return (double)ns[(int)(QUIET * (double)(count - 1))];
 }
 
 static void means(const struct tune *t, const struct tune_layer *l, int way, double *rows, double *looked)
