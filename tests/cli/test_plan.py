@@ -235,6 +235,20 @@ def test_measured(daemon):
     assert "a layer, extrapolated from this daemon with 2 workers)" in text
 
 
+def test_measured_in_what_is_left_of_the_pool(daemon, client):
+    import magicpig
+    import numpy
+
+    tokens, random = 100000, numpy.random.default_rng(1)
+    with client.create("large", magicpig.Spec([magicpig.Layer(query_heads=1, kv_heads=1, d_k=64)])) as context, client.queue() as queue:
+        queue.append(context, 0, 0, *(random.standard_normal((tokens, 1, 64), dtype=numpy.float32) for _ in range(2)))
+        queue.commit(context, 0, numpy.arange(tokens, dtype=numpy.uint32), seal=True)
+        status = client.status()
+        assert status.pool_bytes - status.pool_used < 45 << 20  # and 52 MiB would be taken if there were room
+        assert json.loads(good(daemon.ctl("plan", "16/4/1/64", "-t", "16384", "--measure", "--json")))["ms_per_token"] > 0
+    client.drop("large")
+
+
 def test_measuring_what_cannot_be(daemon, tmp_path):
     assert ctl("--socket", str(tmp_path / "none"), "plan", "2/2/1/64", "--measure").returncode == NO_DAEMON
     assert daemon.ctl("plan", "2/2/1/64", "--measure", "--bits", "0").returncode == USAGE

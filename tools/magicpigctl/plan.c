@@ -16,7 +16,8 @@
 #include "text.h"
 
 #define MEASURED 65536u // tokens of the context that is measured, if the pool has room: more than caches hold
-#define HEADROOM 1.05   // of the pool: segments that are open are not trimmed yet
+#define LEAST_MEASURED 8192u
+#define HEADROOM 1.05 // of the pool: segments that are open are not trimmed yet
 
 struct plan {
 	struct plan_shape shape;
@@ -94,10 +95,11 @@ static int measure(const struct ctl_command *self, struct plan *p)
 	double free_bytes = .8 * (double)(daemon.pool_bytes - daemon.pool_used),
 	       others = (p->traffic.codes + p->traffic.rows) * (p->traffic.attends - 1) / p->traffic.attends;
 	others = fmin(others, free_bytes / 3);
-	free_bytes -= HEADROOM * (double)bench_points_bytes(p->tokens < MEASURED ? p->tokens : MEASURED, others);
-	uint64_t room = free_bytes > 0 ? (uint64_t)(free_bytes / each) : 0, size = room < MEASURED ? room : MEASURED;
+	uint64_t size = MEASURED; // tokens of both layers: the one that is measured, and what stands for the others
+	while (size >= LEAST_MEASURED && each * (double)size + HEADROOM * (double)bench_points_bytes(size, others) > free_bytes)
+		size = size * 3 / 4;
 	uint64_t tokens = p->tokens < size ? p->tokens : size;
-	if (!status && tokens < 8192) {
+	if (!status && tokens < LEAST_MEASURED) {
 		fprintf(stderr,
 		        "magicpigctl plan: --measure needs 8192 tokens of one layer, at least, asked for and free in the pool\n");
 		mpig_disconnect(client);
