@@ -17,10 +17,12 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "daemon/base/clock.h"
 #include "daemon/store/pool_private.h"
 #include "daemon/store/record.h"
 #include "shm/status.h"
 
+#define LOCK_PATIENCE_NS UINT64_C(2000000000)
 #define TMPFS_FS_MAGIC 0x01021994
 #define HUGETLB_FS_MAGIC 0x958458f6
 
@@ -101,6 +103,18 @@ static int open_file(const struct pool *pool, const struct node *n, bool create,
 	return fd;
 }
 
+// The lock goes with the last reference to a killed daemon's file, and mappings may keep one for a moment after the process has been
+// waited for.
+static int lock_soon(int fd)
+{
+	uint64_t end = mono_ns() + LOCK_PATIENCE_NS;
+	struct timespec pause = timespec_of(5 * 1000 * 1000);
+	int failed;
+	while ((failed = flock(fd, LOCK_EX | LOCK_NB)) && errno == EWOULDBLOCK && mono_ns() < end)
+		nanosleep(&pause, NULL);
+	return failed;
+}
+
 // A daemon that ends may unlink the name between our open and our lock: then there is a new one to open.
 int pool_lock_file(const struct pool *pool, struct node *n, bool create, const struct reason *why)
 {
@@ -120,7 +134,7 @@ int pool_lock_file(const struct pool *pool, struct node *n, bool create, const s
 			status = pool_fail(why, MPIG_EIO, "pool file %s/%s: %s", pool->dir, n->name, strerror(errno));
 		else if (ours.st_nlink)
 			status = check_file(pool, n, &ours, why);
-		if (!status && flock(fd, LOCK_EX | LOCK_NB))
+		if (!status && lock_soon(fd))
 			status = errno == EWOULDBLOCK
 			                 ? pool_fail(why, MPIG_EBUSY,
 			                             "pool file %s/%s is locked: another daemon uses this pool directory; "

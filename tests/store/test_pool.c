@@ -381,6 +381,37 @@ START_TEST(hostile_directories_are_refused)
 }
 END_TEST
 
+static void *unmap_soon(void *mapping)
+{
+	nanosleep(&(struct timespec){.tv_nsec = 200000000}, NULL);
+	munmap(mapping, 4096);
+	return NULL;
+}
+
+// A killed daemon's lock lives as long as its last mapping does, which somebody who looked at the process may hold up.
+START_TEST(a_lock_that_will_go_is_awaited)
+{
+	char file[96];
+	struct pool *pool;
+	pthread_t thread;
+	snprintf(file, sizeof file, "%s/node0.pool", dir);
+	ck_assert_int_eq(mkdir(dir, 0700), 0);
+	int fd = open(file, O_CREAT | O_RDWR, 0600);
+	ck_assert_int_eq(ftruncate(fd, 4096), 0);
+	ck_assert_int_eq(flock(fd, LOCK_EX | LOCK_NB), 0);
+	void *mapping = mmap(NULL, 4096, PROT_READ, MAP_SHARED, fd, 0);
+	close(fd);
+	fd = open(file, O_RDWR);
+	ck_assert(flock(fd, LOCK_EX | LOCK_NB) && errno == EWOULDBLOCK);
+	close(fd);
+	ck_assert_int_eq(pthread_create(&thread, NULL, unmap_soon, mapping), 0);
+	ck_assert_msg(make(&pool, 8 << 20, 1) == 0, "%s", why);
+	pthread_join(thread, NULL);
+	pool_close(pool, true);
+	rmdir(dir);
+}
+END_TEST
+
 START_TEST(sizes_and_places_are_checked)
 {
 	struct pool *pool;
@@ -505,6 +536,7 @@ int main(void)
 	tcase_add_test(t, superblock_says_what_it_is);
 	tcase_add_test(t, kernel_failures_leave_nothing);
 	tcase_add_test(t, hostile_directories_are_refused);
+	tcase_add_test(t, a_lock_that_will_go_is_awaited);
 	tcase_add_test(t, sizes_and_places_are_checked);
 	tcase_add_test(t, default_size_locking_and_huge_pages);
 	tcase_add_loop_test(t, free_memory_is_made_ready, 0, 2);

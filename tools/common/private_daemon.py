@@ -82,20 +82,13 @@ class PrivateDaemon:
             return probe.connect_ex(os.fspath(self.socket)) == 0
 
     def kill_and_restart(self) -> float:
-        """SIGKILL, and another daemon on the same pool; seconds until it serves. The system may give a killed process's locks back a moment
-        after its end: then it is tried again, as systemd would."""
+        """SIGKILL, and another daemon on the same pool; seconds until it serves."""
         self.process.kill()
         self.process.wait()
         self.socket.unlink(missing_ok=True)
         begin = time.monotonic()
-        while True:
-            try:
-                self._start()
-                return time.monotonic() - begin
-            except RuntimeError as error:
-                if "is locked" not in str(error).splitlines()[-1] or time.monotonic() > begin + 5:
-                    raise
-                time.sleep(0.1)
+        self._start()
+        return time.monotonic() - begin
 
     def log_tail(self, lines: int = 20) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
