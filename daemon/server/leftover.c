@@ -219,7 +219,8 @@ void leftovers_close(struct leftovers *all)
 		if (!l->emptying) // else its thread has it, to the end of the process
 			forget(all, l);
 	}
-	close(all->done_fd);
+	if (!all->first) // else it is that thread's
+		close(all->done_fd);
 	*all = (struct leftovers){0};
 }
 
