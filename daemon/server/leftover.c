@@ -1,6 +1,7 @@
 #include "daemon/server/leftover.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <limits.h>
 #include <poll.h>
 #include <pthread.h>
@@ -279,7 +280,7 @@ void leftovers_keep(struct leftovers *all, const struct left_region *region, int
 	if (!l)
 		return;
 	if (keep_ns && !process_ended(pidfd)) {
-		l->pidfd = pidfd < 0 ? -1 : dup(pidfd); // -1: then the time decides
+		l->pidfd = pidfd < 0 ? -1 : fcntl(pidfd, F_DUPFD_CLOEXEC, 0); // -1: then the time decides
 		l->until_ns = mono_ns() + keep_ns;
 	} else {
 		l->given_up = true;

@@ -1,6 +1,7 @@
 #include "daemon/server/server.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -178,7 +179,8 @@ static void reap(void *arg)
 void server_retire_queue(struct server *s, struct queue *q, const struct peer *leaver)
 {
 	q->left = leaver != NULL;
-	q->pidfd = leaver && leaver->pidfd >= 0 ? dup(leaver->pidfd) : -1; // -1: then limits.region_keep decides
+	q->pidfd = leaver && leaver->pidfd >= 0 ? fcntl(leaver->pidfd, F_DUPFD_CLOEXEC, 0)
+	                                        : -1; // -1: then limits.region_keep decides
 	q->retired_epoch = workers_remove_queue(s->workers, q);
 	q->next_retired = s->retired;
 	s->retired = q;
