@@ -159,7 +159,7 @@ $(B)/flags: FORCE
 VENV     ?= build/venv
 # Python tests of parts that are in the tree; C tests that mean something under ThreadSanitizer.
 PYTESTS  := $(wildcard tests/python tests/gpu tests/systemd tests/man client-lib/python/tests tests/cli tests/quality)
-TSAN_TESTS = $(filter $(B)/tests/shm/test_ring% $(B)/tests/engine/% $(B)/tests/server/test_worker $(B)/tests/server/test_recording,$(TESTS))
+TSAN_TESTS = $(filter $(B)/tests/shm/test_ring% $(B)/tests/engine/% $(B)/tests/server/test_worker $(B)/tests/server/test_recording $(B)/tests/server/test_leftover,$(TESTS))
 HEADERS  := $(shell find shm client-lib cuda config daemon tools tests -name '*.h' 2>/dev/null)
 TEST_ENV  = MAGICPIGD=$(abspath $(B))/magicpigd MAGICPIGD_POINTS=$(abspath $(B))/tests/magicpigd MAGICPIGCTL=$(abspath $(B))/magicpigctl \
             MAGICPIG_LIBRARY=$(abspath $(B))/libmagicpig.so.0 MAGICPIG_EXAMPLES=$(abspath $(B))/examples

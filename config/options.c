@@ -87,7 +87,13 @@ static const struct option table[] = {
 	{"limits", "queues_per_gid", OPTION_COUNT, AT(limits.queues_per_gid), "0", 0, 1024, true,
          "Queues of processes of one group. 0: no limit."},
 	{"limits", "region_bytes_per_uid", OPTION_SIZE, AT(limits.region_bytes_per_uid), "4G", 4096, (double)(UINT64_C(1) << 40),
-         true, "Memory of one user's queues; it counts as the daemon's."},
+         true,
+         "Memory that one user's queues and recordings share with the daemon, what is left of them included; it counts as the "
+         "daemon's."},
+	{"limits", "region_keep", OPTION_DURATION, AT(limits.region_keep_ns), "60s", 0, 3.6e12, true,
+         "How long memory shared with a process that lives is kept after its connection's end (kill-client, an error), for it to "
+         "come back "
+         "to; it counts as its user's."},
 	{"limits", "requests_per_uid", OPTION_COUNT, AT(limits.requests_per_uid), "0", 0, 1e9, true,
          "Requests a second on all queues of one user; more wait for their turn. 0: no limit."},
 	{"limits", "requests_per_gid", OPTION_COUNT, AT(limits.requests_per_gid), "0", 0, 1e9, true,

@@ -61,7 +61,7 @@ struct options {
 	struct {
 		uint64_t bytes_per_uid, bytes_per_gid;
 		uint32_t contexts_per_uid, contexts_per_gid, clients_per_uid, clients_per_gid, queues_per_uid, queues_per_gid;
-		uint64_t region_bytes_per_uid;
+		uint64_t region_bytes_per_uid, region_keep_ns;
 		uint32_t requests_per_uid, requests_per_gid; // a second
 		uint32_t attend_max_tokens;
 	} limits;

@@ -143,6 +143,9 @@ struct mpig_ctl_queue_create { // request and reply (reply: values in force; fds
 	uint8_t reserved[32];
 };
 
+// The queue's region is given up with it: its pages are removed, in whichever mapping, so that a GPU that has registered them must be detached
+// before. MPIG_ALL_QUEUES: all of the connection's, before it is closed; else the daemon keeps their regions for a while, for a client that offers them again.
+#define MPIG_ALL_QUEUES UINT32_MAX
 struct mpig_ctl_queue_destroy {
 	struct mpig_control_header h;
 	uint32_t queue_id;

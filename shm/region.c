@@ -88,6 +88,11 @@ int mpig_region_check(int fd, uint64_t bytes, uint64_t limit, uint64_t *size)
 	return MPIG_OK;
 }
 
+int mpig_region_empty(void *base, uint64_t bytes)
+{
+	return madvise(base, (size_t)bytes, MADV_REMOVE) ? MPIG_EIO : MPIG_OK;
+}
+
 int mpig_region_map(int fd, uint64_t bytes, int dontfork, void **base)
 {
 	if (!bytes || bytes > PTRDIFF_MAX)

@@ -11,6 +11,9 @@ int mpig_region_create(const char *name, uint64_t bytes, int *fd);
 // Checks that an fd from outside is a tmpfs memfd with exactly the seals above (F_SEAL_EXEC allowed) and its size equals `bytes`
 // (0: any, up to `limit`). Returns 0 and the size, or MPIG_EINVAL.
 int mpig_region_check(int fd, uint64_t bytes, uint64_t limit, uint64_t *size);
+// Removes the pages of a region that is mapped whole, from the file itself: who touches it again, by whichever mapping, gets new pages of zeros,
+// and is charged for them. Takes the file's lock, which everybody who has the file open can hold. Returns 0 or MPIG_EIO (errno kept).
+int mpig_region_empty(void *base, uint64_t bytes);
 // Maps it shared, read-write; MADV_DONTFORK if `dontfork`. Returns 0 or MPIG_ENOMEM. Unmap with munmap(base, bytes).
 int mpig_region_map(int fd, uint64_t bytes, int dontfork, void **base);
 

@@ -188,7 +188,7 @@ struct mpig_quota { /* what a user, or a group, holds and may hold; a limit of 0
 	uint64_t contexts, contexts_limit;
 	uint64_t clients, clients_limit;
 	uint64_t queues, queues_limit;
-	uint64_t region_bytes, region_bytes_limit; /* of queues, and of recordings */
+	uint64_t region_bytes, region_bytes_limit; /* of queues and of recordings, until the daemon has the memory back */
 	uint32_t uid;
 	uint32_t group;          /* nonzero: uid is the number of a group */
 	uint64_t requests_limit; /* a second */
@@ -489,6 +489,8 @@ struct mpig_queue_options {
 };
 /* Errors: MPIG_EINVAL, MPIG_ELIMIT, MPIG_EQUOTA, MPIG_ENOMEM. *queue is owned by the caller until mpig_queue_destroy. */
 MPIG_API int mpig_queue_create(mpig_client *client, const struct mpig_queue_options *options, mpig_queue **queue);
+/* Gives its memory up: the daemon removes the pages, also from what else maps them. A GPU must be detached before (mpig_cuda_detach), and a
+ * borrower have ended; the same holds for mpig_disconnect, which destroys all queues of the connection. */
 MPIG_API void mpig_queue_destroy(mpig_queue *queue);
 
 /* Asks that the daemon's workers do not sleep for the next `ms` milliseconds (0: no longer), so that requests that cannot wake them, a
@@ -510,8 +512,9 @@ struct mpig_region {
 /* Lends it. MPIG_EBUSY: requests are in flight, or completions not polled, or it is lent already. */
 MPIG_API int mpig_queue_lend(mpig_queue *queue, struct mpig_region *region);
 /* For a lent queue: 0 if it is still served by the daemon it was lent under. If that is gone, connects again, hands the region to
- * the new daemon and opens the contexts again: then 1, *region is written, both rings begin at 0, and what was in flight will never be
- * answered. MPIG_ELOST: the new daemon did not take the region; the queue is of no more use. MPIG_ENODAEMON, MPIG_ETIMEDOUT: none
+ * the new daemon (or to the same one, after mpig_client_kill) and opens the contexts again: then 1, *region is written, both rings begin at 0, and
+ * what was in flight will never be answered. MPIG_ELOST: the daemon did not take the region, as when it is offered later than
+ * limits.region_keep after the connection's end; the queue is of no more use. MPIG_ENODAEMON, MPIG_ETIMEDOUT: none
  * is there yet, or it lives and still serves what was in flight when the queue was closed; the call may be repeated. */
 MPIG_API int mpig_queue_renew(mpig_queue *queue, struct mpig_region *region);
 /* Ends the loan. Nobody may write the region from now on. NULL and queues that are not lent are allowed. */
@@ -650,7 +653,7 @@ MPIG_API int mpig_trace_start(mpig_client *client, const char *name, const struc
  * daemon's side makes no sense. */
 MPIG_API int mpig_trace_next(mpig_trace *trace, struct mpig_traced *traced, int timeout_ms);
 MPIG_API int mpig_trace_get(mpig_trace *trace, struct mpig_trace_state *state);
-MPIG_API void mpig_trace_stop(mpig_trace *trace); /* NULL is allowed */
+MPIG_API void mpig_trace_stop(mpig_trace *trace); /* NULL is allowed. What was not read is gone */
 
 /* ---- joining partial results --------------------------------------------------------------------------------------- */
 /* Merges b into a, head by head: out_a, lse_a become those of the union of the two disjoint row sets (m = max(L1, L2);

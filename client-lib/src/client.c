@@ -166,6 +166,10 @@ void mpig_disconnect(mpig_client *c)
 	if (!c)
 		return;
 	bool forked = client_forked(c);
+	if (!forked && c->queues && c->fd >= 0) {
+		struct mpig_ctl_queue_destroy destroy = {.queue_id = MPIG_ALL_QUEUES};
+		control_post(c, MPIG_CTL_QUEUE_DESTROY, &destroy, sizeof(destroy));
+	}
 	while (c->queues) {
 		mpig_queue *q = c->queues;
 		c->queues = q->next;

@@ -167,6 +167,7 @@ static bool attached(const mpig_queue *q)
 	if (!q->connection)
 		return false;
 	bool closed = __atomic_load_n(&q->shared->sq_flags, __ATOMIC_ACQUIRE) & MPIG_SQ_CLOSED;
+	closed |= __atomic_load_n(&q->shared->magic, __ATOMIC_RELAXED) == 0; // long ago: the daemon has taken the memory back
 	return !closed && q->connection == atomic_load_explicit(&q->client->connection, memory_order_acquire);
 }
 

@@ -159,6 +159,15 @@ static void forget_segments(struct disk *d, struct store *s, const char *name)
 		close(dir);
 }
 
+// A store that was opened to be looked at only may have none yet.
+static int make_damaged(struct disk *d)
+{
+	if (!d->options.existing)
+		return 0;
+	int rc = disk_mkdir(d->root, "damaged");
+	return rc ? rc : disk_sync(d->root, ".");
+}
+
 void disk_put_aside(struct disk *d, struct store *s, const char *name)
 {
 	char from[MPIG_NAME_BYTES + 16], to[MPIG_NAME_BYTES + 48];
@@ -167,7 +176,9 @@ void disk_put_aside(struct disk *d, struct store *s, const char *name)
 	forget_segments(d, s, name);
 	snprintf(from, sizeof from, "contexts/%s", name);
 	snprintf(to, sizeof to, "damaged/%s.%016llx", name, (unsigned long long)real_ns());
-	int damaged = disk_rename(d->root, from, to) ? -1 : disk_open(d->root, "damaged", O_RDONLY | O_DIRECTORY, false);
+	int damaged = make_damaged(d) || disk_rename(d->root, from, to)
+	                      ? -1
+	                      : disk_open(d->root, "damaged", O_RDONLY | O_DIRECTORY, false);
 	if (damaged >= 0) { // its new name first
 		(void)(disk_sync(damaged, "damaged") || disk_sync(d->contexts, "contexts"));
 		close(damaged);
@@ -246,7 +257,7 @@ int disk_create(const struct disk_options *options, struct disk **out, char *why
 		disk_destroy(d);
 		return status;
 	}
-	if (!rc)
+	if (!rc && !options->existing) // else it is made when something is put there
 		rc = disk_mkdir(d->root, "damaged");
 	if (!rc)
 		rc = disk_sync(d->root, ".");

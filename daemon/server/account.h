@@ -14,8 +14,10 @@ struct account {
 	struct account *next;
 	uint64_t who; // a uid, or ACCOUNT_GROUP(gid)
 	uint32_t clients, queues;
-	uint64_t region_bytes;
-	struct rate rate; // of its requests; queues point to it, which keep the account
+	uint64_t region_bytes; // shared with the daemon: of queues, of recordings, and of leftovers
+	uint32_t leftovers;    // regions of neither any more (leftover.h)
+	uint64_t left_bytes;   // of these; region_bytes counts them too
+	struct rate rate;      // of its requests; queues point to it, which keep the account
 };
 
 // Made if absent; NULL: out of memory. What `who` holds is the caller's to count.

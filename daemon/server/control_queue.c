@@ -9,11 +9,21 @@
 int control_check_region(struct peer *p, struct request *r, const struct account *a, uint64_t bytes, const char *advice)
 {
 	uint64_t limit = p->server->options.limits.region_bytes_per_uid;
+	uint64_t most = server_limit(p->server, p->who.uid, OVERRIDE_QUEUES);
+	if (!bytes)
+		return MPIG_OK; // charged for it already
+	if (a->leftovers >= (most ? most : MAX_QUEUES))
+		return control_fail(
+			r, MPIG_EQUOTA,
+			"limits.queues_per_uid: uid %u has left %u regions of queues and recordings, which are kept for "
+			"limits.region_keep or cannot be taken back yet: end the processes that have them",
+			p->who.uid, a->leftovers);
 	if (bytes > limit || a->region_bytes > limit - bytes)
 		return control_fail(r, MPIG_EQUOTA,
 		                    "limits.region_bytes_per_uid: this user's queues and recordings have %" PRIu64
-		                    " bytes, %" PRIu64 " more would pass the limit of %" PRIu64 "; %s",
-		                    a->region_bytes, bytes, limit, advice);
+		                    " bytes (%" PRIu64 " of connections that ended, kept for limits.region_keep), %" PRIu64
+		                    " more would pass the limit of %" PRIu64 "; %s",
+		                    a->region_bytes, a->left_bytes, bytes, limit, advice);
 	return MPIG_OK;
 }
 
@@ -63,20 +73,26 @@ int control_queue_create(struct peer *p, struct request *r)
 		return status;
 	struct account *a = account_get(&s->accounts, p->who.uid); // there are both: they count this connection
 	struct account *group = account_get(&s->accounts, ACCOUNT_GROUP(p->who.gid));
-	status = check_quota(p, r, a, group, bytes);
-	if (status != MPIG_OK)
-		return status;
-	if (s->queue_count >= MAX_QUEUES)
-		return control_fail(r, MPIG_ELIMIT, "the daemon has %u queues, its limit", MAX_QUEUES);
 	if (in->adopt && server_region_in_use(s, o.adopt_fd))
 		return control_fail(
 			r, MPIG_EAGAIN,
 			"the region to adopt is still another queue's, or requests of its last queue are being served");
+	bool gone = false; // asked now: a queue that is gone leaves its region
+	struct leftover *left = in->adopt ? leftovers_find(&s->leftovers, o.adopt_fd, &gone) : NULL;
+	if (gone)
+		return control_fail(r, MPIG_EINVAL, "the region to adopt was given up: its memory is being taken back");
+	uint64_t charged = leftover_bytes_of(left, p->who.uid);
+	status = check_quota(p, r, a, group, bytes - (charged < bytes ? charged : bytes));
+	if (status != MPIG_OK)
+		return status;
+	if (s->queue_count >= MAX_QUEUES)
+		return control_fail(r, MPIG_ELIMIT, "the daemon has %u queues, its limit", MAX_QUEUES);
 	struct queue *q;
 	int region_fd;
 	status = queue_create(&o, p->session, &q, &region_fd, r->why);
 	if (status != MPIG_OK)
 		return status;
+	leftovers_adopted(&s->leftovers, left); // the accounts stay: they count this connection
 	q->id = s->next_queue_id++;
 	q->uid = p->who.uid;
 	q->client = p->id;
@@ -99,11 +115,17 @@ int control_queue_create(struct peer *p, struct request *r)
 		reply.queue_id = q->id;
 		status = control_reply(p, r, &reply, sizeof reply, (int[]){region_fd, q->eventfd}, 2);
 	} else {
-		server_retire_queue(s, q);
+		server_retire_queue(s, q, in->adopt ? p : NULL);
 	}
 	close(region_fd);
 	server_refresh_stats(s);
 	return status;
+}
+
+static void give_up(struct peer *p, struct queue *q)
+{
+	peer_forget_queue(p, q);
+	server_retire_queue(p->server, q, NULL);
 }
 
 int control_queue_destroy(struct peer *p, struct request *r)
@@ -111,11 +133,16 @@ int control_queue_destroy(struct peer *p, struct request *r)
 	const struct mpig_ctl_queue_destroy *in = (const void *)r->header;
 	if (in->reserved)
 		return control_fail(r, MPIG_EPROTO, "QUEUE_DESTROY: reserved fields must be zero");
+	struct mpig_control_header reply;
+	if (in->queue_id == MPIG_ALL_QUEUES) {
+		while (p->queue_count)
+			give_up(p, p->queues[p->queue_count - 1]);
+		(void)control_reply(p, r, &reply, sizeof reply, NULL, 0); // who disconnects next does not wait for it
+		return MPIG_OK;
+	}
 	struct queue *q = peer_queue(p, in->queue_id);
 	if (!q)
 		return control_fail(r, MPIG_EINVAL, "queue_id %u is no queue of this connection", in->queue_id);
-	peer_forget_queue(p, q);
-	server_retire_queue(p->server, q);
-	struct mpig_control_header reply;
+	give_up(p, q);
 	return control_reply(p, r, &reply, sizeof reply, NULL, 0);
 }

@@ -6,6 +6,8 @@
 #include "daemon/server/peer.h"
 #include "shm/status.h"
 
+static struct log_limit recorded_limit = LOG_LIMIT_INIT;
+
 static int check_trace(struct request *r, const struct mpig_ctl_trace *in)
 {
 	static const uint8_t zeros[sizeof in->reserved];
@@ -33,10 +35,12 @@ static void charge(struct peer *p, uint64_t bytes)
 
 static int stop(struct peer *p, struct request *r, const struct mpig_ctl_trace *in)
 {
-	uint64_t bytes = in->number ? recordings_stop(p->server->recordings, p->id, in->number, MPIG_TRACE_STOPPED) : 0;
-	if (!bytes)
+	struct left_region ring = {.uid = p->who.uid, .gid = p->who.gid};
+	if (in->number)
+		ring.bytes = recordings_stop(p->server->recordings, p->id, in->number, MPIG_TRACE_STOPPED, &ring.base);
+	if (!ring.bytes)
 		return control_fail(r, MPIG_EINVAL, "recording %u is none of this connection", in->number);
-	charge(p, (uint64_t)0 - bytes);
+	server_leave_region(p->server, &ring, true, -1);
 	struct mpig_ctl_trace reply = {.action = in->action, .number = in->number};
 	memcpy(reply.name, in->name, sizeof reply.name);
 	return control_reply(p, r, &reply, sizeof reply, NULL, 0);
@@ -74,7 +78,8 @@ int control_trace(struct peer *p, struct request *r)
 	if (status != MPIG_OK)
 		return status;
 	charge(p, reply.region_bytes);
-	log_info("context '%s': its queries are recorded by uid %u, pid %u", in->name, p->who.uid, p->who.pid);
+	log_limited(&recorded_limit, LOG_LEVEL_INFO, "context '%s': its queries are recorded by uid %u, pid %u", in->name,
+	            p->who.uid, p->who.pid);
 	status = control_reply(p, r, &reply, sizeof reply, &fd, 1);
 	close(fd); // the client has it now, or nobody
 	return status;

@@ -199,7 +199,7 @@ void peer_close(struct peer *p, const char *reason)
 	while (p->queue_count) {
 		struct queue *q = p->queues[p->queue_count - 1];
 		peer_forget_queue(p, q);
-		server_retire_queue(s, q);
+		server_retire_queue(s, q, p);
 	}
 	if (p->previous)
 		p->previous->next = p->next;
@@ -210,12 +210,13 @@ void peer_close(struct peer *p, const char *reason)
 	s->peer_count--;
 	struct account *accounts[] = {account_get(&s->accounts, p->who.uid),
 	                              account_get(&s->accounts, ACCOUNT_GROUP(p->who.gid))};
-	uint64_t recorded = recordings_stop(s->recordings, p->id, 0, s->draining ? MPIG_TRACE_SHUTDOWN : MPIG_TRACE_STOPPED);
+	struct left_region ring = {.uid = p->who.uid, .gid = p->who.gid};
+	while ((ring.bytes = recordings_stop(s->recordings, p->id, 0, s->draining ? MPIG_TRACE_SHUTDOWN : MPIG_TRACE_STOPPED,
+	                                     &ring.base)) != 0)
+		server_leave_region(s, &ring, false, p->pidfd);
 	for (int i = 0; i < 2; i++)
-		if (accounts[i]) { // there is one: it counts this connection
+		if (accounts[i]) // there is one: it counts this connection
 			accounts[i]->clients--;
-			accounts[i]->region_bytes -= recorded;
-		}
 	free_peer(p);
 	account_tidy(&s->accounts);
 	server_refresh_stats(s);

@@ -47,7 +47,8 @@ int queue_region_bytes(const struct queue_options *o, uint64_t *bytes, char *why
 	return status;
 }
 
-// The client's old region: ours by its seals, of the size asked for. Punched holes are filled, so that no page is missing later.
+// The client's old region: ours by its seals, of the size asked for, with all its pages. Where some are missing they were removed, and who has
+// registered the region (a GPU) writes into pages that are no longer the file's. Takes no lock that the client could hold.
 static int adopt(int fd, uint64_t bytes, int *region_fd, char *why)
 {
 	uint64_t size;
@@ -58,9 +59,13 @@ static int adopt(int fd, uint64_t bytes, int *region_fd, char *why)
 		         bytes);
 		return MPIG_EINVAL;
 	}
-	if (fallocate(fd, 0, 0, (off_t)bytes) != 0) {
-		snprintf(why, MPIG_TEXT_BYTES, "no memory for a region of %" PRIu64 " bytes", bytes);
-		return MPIG_ENOMEM;
+	struct stat file;
+	if (fstat(fd, &file) != 0 || (uint64_t)file.st_blocks * 512 < bytes) {
+		snprintf(why, MPIG_TEXT_BYTES,
+		         "pages of the region to adopt are missing: it was given up, or offered later than limits.region_keep "
+		         "after its "
+		         "connection's end");
+		return MPIG_EINVAL;
 	}
 	*region_fd = fcntl(fd, F_DUPFD_CLOEXEC, 0);
 	if (*region_fd >= 0)
@@ -114,6 +119,7 @@ int queue_create(const struct queue_options *o, struct session *session, struct 
 	init_rings(q);
 	pthread_mutex_init(&q->lock, NULL);
 	q->session = session_ref(session);
+	q->pidfd = -1;
 	*out = q;
 	*region_fd = fd;
 	return MPIG_OK;
@@ -138,7 +144,10 @@ void queue_destroy(struct queue *q)
 {
 	if (!q)
 		return;
-	munmap(q->base, q->geometry.region_bytes);
+	if (q->base)
+		munmap(q->base, q->geometry.region_bytes);
+	if (q->pidfd >= 0)
+		close(q->pidfd);
 	close(q->eventfd);
 	session_unref(q->session);
 	pthread_mutex_destroy(&q->lock);

@@ -49,6 +49,8 @@ struct queue {
 	atomic_uint in_flight;                // tasks that point here
 	struct queue *next_retired;           // control thread, after its removal
 	uint64_t retired_epoch;
+	bool left;           // not given up by its client, who may offer the region again
+	int pidfd;           // then: a dup of its process's, or -1
 	uint64_t awake_seen; // the last lease of the client's that was believed; home worker
 	// the worker that claims
 	_Alignas(64) atomic_uint claim; // 0, or the worker's number + 1
@@ -72,14 +74,14 @@ struct queue_options {
 	int adopt_fd; // an old region from the client, or -1
 };
 
-// Makes or adopts the region and maps it. *region_fd is the caller's to close. MPIG_EINVAL, MPIG_ELIMIT, MPIG_ENOMEM; `why`
+// Makes or adopts the region and maps it; one with missing pages is not adopted. *region_fd is the caller's to close. MPIG_EINVAL, MPIG_ELIMIT, MPIG_ENOMEM; `why`
 // (MPIG_TEXT_BYTES) names field and limit.
 int queue_create(const struct queue_options *options, struct session *session, struct queue **queue, int *region_fd, char *why);
 // The region's size for these options, for quotas: 0 or as queue_create.
 int queue_region_bytes(const struct queue_options *options, uint64_t *bytes, char *why);
 // Whether its region is that of a file. False for what is no file.
 bool queue_has_region(const struct queue *queue, int fd);
-void queue_destroy(struct queue *queue); // nobody may point to it any more
+void queue_destroy(struct queue *queue); // nobody may point to it any more; base NULL: the mapping has another owner
 // No more entries are taken; the client is told (MPIG_SQ_CLOSED, and woken).
 void queue_close(struct queue *queue);
 

@@ -12,7 +12,9 @@
 
 struct recordings *recordings_create(void)
 {
-	struct recordings *all = calloc(1, sizeof *all);
+	struct recordings *all = aligned_alloc(64, sizeof *all);
+	if (all)
+		memset(all, 0, sizeof *all);
 	for (uint32_t i = 0; all && i < RECORDINGS; i++)
 		pthread_mutex_init(&all->recording[i].lock, NULL);
 	return all;
@@ -110,23 +112,20 @@ static void end(struct recordings *all, struct recording *r, enum mpig_trace_end
 	__atomic_store_n(&r->shared->ended, why, __ATOMIC_RELEASE); // partner: the recorder's look after an empty ring
 }
 
-uint64_t recordings_stop(struct recordings *all, uint64_t client, uint32_t number, enum mpig_trace_ended why)
+uint64_t recordings_stop(struct recordings *all, uint64_t client, uint32_t number, enum mpig_trace_ended why, void **base)
 {
-	uint64_t bytes = 0;
 	for (uint32_t i = 0; i < RECORDINGS; i++) {
 		struct recording *r = &all->recording[i];
 		if (!r->shared || r->client != client || (number && r->number != number))
 			continue;
 		pthread_mutex_lock(&r->lock);
-		struct mpig_trace_ring *shared = r->shared;
+		*base = r->shared;
 		end(all, r, why);
 		r->shared = NULL;
 		pthread_mutex_unlock(&r->lock);
-		uint64_t region = sizeof *shared + r->ring_bytes;
-		munmap(shared, region);
-		bytes += region;
+		return sizeof(struct mpig_trace_ring) + r->ring_bytes;
 	}
-	return bytes;
+	return 0;
 }
 
 void recordings_revoke(struct recordings *all, const char *name)
@@ -134,6 +133,18 @@ void recordings_revoke(struct recordings *all, const char *name)
 	for (uint32_t i = 0; i < RECORDINGS; i++) {
 		struct recording *r = &all->recording[i];
 		if (!r->shared || strcmp(r->name, name) != 0)
+			continue;
+		pthread_mutex_lock(&r->lock);
+		end(all, r, MPIG_TRACE_REVOKED);
+		pthread_mutex_unlock(&r->lock);
+	}
+}
+
+void recordings_ask_again(struct recordings *all, recording_may_fn *may, void *arg)
+{
+	for (uint32_t i = 0; i < RECORDINGS; i++) {
+		struct recording *r = &all->recording[i];
+		if (!r->shared || may(arg, r->client, r->name))
 			continue;
 		pthread_mutex_lock(&r->lock);
 		end(all, r, MPIG_TRACE_REVOKED);

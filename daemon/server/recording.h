@@ -15,9 +15,9 @@
 #define RECORDINGS_OF_A_USER 4u // who is no administrator: nobody can keep all others from recording
 
 struct recording {
-	pthread_mutex_t lock;     // a worker holds it while it copies one record, the control thread for a few stores
-	_Atomic uint64_t context; // id; 0: nothing is recorded here
-	uint64_t client;          // the connection of the recorder
+	_Alignas(64) pthread_mutex_t lock; // a worker holds it while it copies one record, the control thread for a few stores
+	_Atomic uint64_t context;          // id; 0: nothing is recorded here
+	uint64_t client;                   // the connection of the recorder
 	uint32_t number, uid;
 	char name[MPIG_NAME_BYTES]; // of the context
 	struct mpig_trace_ring *shared;
@@ -26,8 +26,8 @@ struct recording {
 	uint64_t answers, lost, too_long;
 };
 struct recordings {
-	atomic_uint active; // how many record
-	uint32_t next_number;
+	_Alignas(64) atomic_uint active; // how many record. Read for each request: on a line of its own
+	_Alignas(64) uint32_t next_number;
 	struct recording recording[RECORDINGS];
 };
 
@@ -44,10 +44,13 @@ struct recording_wish {
 // MPIG_TEXT_BYTES.
 int recordings_start(struct recordings *all, const struct recording_wish *wish, uint32_t *number, uint64_t *began_ns, int *fd,
                      char *why);
-// Of a connection; number 0: all that it has. How many bytes their regions had.
-uint64_t recordings_stop(struct recordings *all, uint64_t client, uint32_t number, enum mpig_trace_ended why);
+// One of a connection's; number 0: any. How many bytes its region has; the mapping of it, *base, is the caller's from now on. 0: there is none.
+uint64_t recordings_stop(struct recordings *all, uint64_t client, uint32_t number, enum mpig_trace_ended why, void **base);
 // The context of that name has another owner or other permissions: who records it is told, and gets no more.
 void recordings_revoke(struct recordings *all, const char *name);
+// Whether who began a recording may still have it is asked again; who may not is told, and gets no more.
+typedef bool recording_may_fn(void *arg, uint64_t client, const char *name);
+void recordings_ask_again(struct recordings *all, recording_may_fn *may, void *arg);
 bool recordings_of(const struct recordings *all, uint64_t context); // whether it is recorded. Control thread
 
 // ---- workers ---------------------------------------------------------------------------------------------------------

@@ -38,6 +38,17 @@ struct disk_policy server_disk_policy(const struct options *o)
 	};
 }
 
+// Who recorded as an administrator may be none any more.
+static bool may_record(void *arg, uint64_t client, const char *name)
+{
+	struct server *s = arg;
+	char why[MPIG_TEXT_BYTES];
+	const struct peer *p = s->peers;
+	while (p && p->id != client)
+		p = p->next;
+	return p && store_context_access(s->store, &p->who, name, ACCESS_OWN, why) != MPIG_EACCES;
+}
+
 // What is kept outside s->options follows it.
 static void apply(struct server *s)
 {
@@ -55,6 +66,7 @@ static void apply(struct server *s)
 		disk_jobs_set_policy(s->jobs, &policy);
 	}
 	peer_find_administrators(s);
+	recordings_ask_again(s->recordings, may_record, s);
 }
 
 uint64_t server_limit(const struct server *s, uint64_t who, enum override_key key)

@@ -1,6 +1,7 @@
 #include "daemon/server/server.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -122,16 +123,30 @@ static void on_watchdog(void *arg)
 }
 
 // ---- retired queues --------------------------------------------------------------------------------------------------
+void server_leave_region(struct server *s, const struct left_region *region, bool given_up, int pidfd)
+{
+	if (given_up)
+		leftovers_give_up(&s->leftovers, region);
+	else
+		leftovers_keep(&s->leftovers, region, pidfd, s->options.limits.region_keep_ns);
+}
+
 void server_free_queue(struct server *s, struct queue *q)
 {
 	struct account *accounts[] = {account_get(&s->accounts, q->uid), account_get(&s->accounts, ACCOUNT_GROUP(q->gid))};
 	for (int i = 0; i < 2; i++)
-		if (accounts[i]) { // there is one: it counts this queue
+		if (accounts[i]) // there is one: it counts this queue
 			accounts[i]->queues--;
-			accounts[i]->region_bytes -= q->geometry.region_bytes;
-		}
 	s->queue_count--;
 	places_leave(&s->clients, q->place);
+	struct left_region region = {.base = q->base,
+	                             .bytes = q->geometry.region_bytes,
+	                             .device = q->region_device,
+	                             .inode = q->region_inode,
+	                             .uid = q->uid,
+	                             .gid = q->gid};
+	q->base = NULL;
+	server_leave_region(s, &region, !q->left, q->pidfd);
 	queue_destroy(q);
 }
 
@@ -161,8 +176,11 @@ static void reap(void *arg)
 	}
 }
 
-void server_retire_queue(struct server *s, struct queue *q)
+void server_retire_queue(struct server *s, struct queue *q, const struct peer *leaver)
 {
+	q->left = leaver != NULL;
+	q->pidfd = leaver && leaver->pidfd >= 0 ? fcntl(leaver->pidfd, F_DUPFD_CLOEXEC, 0)
+	                                        : -1; // -1: then limits.region_keep decides
 	q->retired_epoch = workers_remove_queue(s->workers, q);
 	q->next_retired = s->retired;
 	s->retired = q;
@@ -190,14 +208,16 @@ static void on_control_event(void *arg, uint32_t events)
 	(void)events;
 	struct queue *q;
 	while ((q = workers_broken_queue(s->workers)) != NULL) {
+		const struct peer *owner = NULL;
 		for (struct peer *p = s->peers; p; p = p->next)
 			if (peer_queue(p, q->id) == q) {
 				log_warn("client pid %u uid %u: queue %u closed: its ring holds an impossible index", p->who.pid,
 				         p->who.uid, q->id);
 				peer_forget_queue(p, q);
+				owner = p;
 				break;
 			}
-		server_retire_queue(s, q);
+		server_retire_queue(s, q, owner);
 	}
 }
 

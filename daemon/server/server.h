@@ -10,6 +10,7 @@
 #include "daemon/disk/stream.h"
 #include "daemon/engine/engine.h"
 #include "daemon/server/account.h"
+#include "daemon/server/leftover.h"
 #include "daemon/server/limits.h"
 #include "daemon/server/listener.h"
 #include "daemon/server/loop.h"
@@ -52,6 +53,7 @@ struct server {
 	struct peer *peers;
 	uint32_t peer_count, queue_count;
 	struct account *accounts;
+	struct leftovers leftovers;
 	struct limits limits;
 	struct profiles profiles;
 	uint32_t admin_gid;    // members of the group may do what root may; UINT32_MAX: there is none
@@ -73,8 +75,11 @@ int server_run(const struct options *options, server_reload_fn *reload, void *re
 void server_refresh_stats(struct server *s);
 uint64_t server_limit(const struct server *s, uint64_t who, enum override_key key); // 0: none. who: as in struct account
 void server_tell_status(struct server *s); // the service manager, if the line is a new one
-// Takes a queue out of service; its memory is freed when nobody points to it any more.
-void server_retire_queue(struct server *s, struct queue *q);
+// Takes a queue out of service; its memory is freed when nobody points to it any more. leaver: the connection that ended, or goes on, without having
+// given the queue up (leftover.h); NULL: it was.
+void server_retire_queue(struct server *s, struct queue *q, const struct peer *leaver);
+// A region that is charged for and that nobody here uses any more: given up by its client, or left.
+void server_leave_region(struct server *s, const struct left_region *region, bool given_up, int pidfd);
 // Whether a queue has this region still: one in service, or one whose requests are not done, which write into it.
 bool server_region_in_use(struct server *s, int fd);
 

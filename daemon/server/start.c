@@ -251,7 +251,8 @@ static int start_loop(struct server *s)
 		log_warn("io_uring is refused here (%s): using epoll", strerror(refused));
 	s->signal_fd = open_signals();
 	s->control_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (s->signal_fd < 0 || s->control_fd < 0 || server_watch(s) != 0) {
+	if (s->signal_fd < 0 || s->control_fd < 0 || server_watch(s) != 0 ||
+	    leftovers_open(&s->leftovers, s->loop, &s->accounts) != 0) {
 		log_error("cannot start the event loop: no memory or descriptors");
 		return -1;
 	}
@@ -382,6 +383,7 @@ void server_stop(struct server *s)
 		engine_destroy(s->engine);
 		store_destroy(s->store);
 	}
+	leftovers_close(&s->leftovers);
 	loop_destroy(s->loop);
 	close_fd(s->control_fd);
 	close_fd(s->signal_fd);

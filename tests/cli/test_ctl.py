@@ -553,6 +553,7 @@ def test_fsck_without_a_daemon(daemon, book, tmp_path):
     copy = tmp_path / "disk"
     shutil.copytree(daemon.directory / "disk", copy)
     copy.chmod(0o700)
+    (copy / "damaged").rmdir()
 
     def fsck(directory):
         return subprocess.run([MAGICPIGD, "--fsck", str(directory)], capture_output=True, text=True, timeout=60)
@@ -572,10 +573,13 @@ def test_fsck_without_a_daemon(daemon, book, tmp_path):
             assert result.returncode == USAGE and f"{option} takes a directory (./NAME where it begins with '-')" in result.stderr
         (other / "--help").rmdir()
         assert os.listdir(other) == []
+    good(subprocess.run([MAGICPIGD, "--gc", str(copy)], capture_output=True, text=True, timeout=60))
+    assert not (copy / "damaged").exists()  # until something is put there
     manifest = copy / "contexts" / "book" / "manifest"
     manifest.write_bytes(manifest.read_bytes()[:-1])
     result = fsck(copy)
     assert result.returncode == 1 and "the manifest of 'book' is damaged" in result.stdout
+    assert [path.name.split(".")[0] for path in (copy / "damaged").iterdir()] == ["book"]
     assert good(fsck(copy)) == ""
     good(daemon.ctl("erase", "--yes", "book"))
 

@@ -602,6 +602,8 @@ static void fake_message(struct fake *f, int n, const struct mpig_control_header
 		fake_queue_create(f, n, (const void *)h, fd);
 		break;
 	case MPIG_CTL_QUEUE_DESTROY:
+		if (((const struct mpig_ctl_queue_destroy *)(const void *)h)->queue_id == MPIG_ALL_QUEUES)
+			break; // it disconnects: fake_hang_up
 		fake_queue_free(&f->queues[((const struct mpig_ctl_queue_destroy *)(const void *)h)->queue_id]);
 		atomic_fetch_add(&f->destroyed, 1);
 		/* fall through */

@@ -742,6 +742,43 @@ START_TEST(a_graph_survives_the_daemon)
 }
 END_TEST
 
+static void end_all_but(mpig_client *admin)
+{
+	struct mpig_client_info infos[4];
+	uint64_t cursor = 0;
+	for (int i = 0; i < 4; i++)
+		infos[i] = (struct mpig_client_info)MPIG_INIT(struct mpig_client_info);
+	int n = mpig_client_list(admin, &cursor, infos, 4);
+	for (int i = 0; i < n; i++)
+		if (!(infos[i].flags & MPIG_CLIENT_INFO_SELF))
+			ck_assert_int_eq(mpig_client_kill(admin, infos[i].id), MPIG_OK);
+}
+
+// An administrator ends the connection: the memory is kept for it to come back to. Where it is not, pages are gone that the GPU has registered:
+// the queue is lost, and says so.
+START_TEST(a_graph_survives_an_administrator_who_lets_it)
+{
+	struct recorded r = record();
+	struct test_client admin;
+	char text[1024];
+	const void *base = gpu->region.base;
+	test_client_open(&admin, d);
+	for (uint64_t i = 0; i < 2; i++) {
+		end_all_but(admin.client);
+		ck_assert_cuda(mpig_cuda_begin(gpu, 100), 1);
+		ck_assert_ptr_eq(gpu->region.base, base);
+		replay(&r, 2 + i);
+		assert_attention(r.w, 1e-5);
+	}
+	ck_assert_int_ge(mpig_daemon_configure(admin.client, "limits.region_keep=0us", text, sizeof(text)), 0);
+	end_all_but(admin.client);
+	ck_assert_cuda(mpig_cuda_begin(gpu, 100), MPIG_ELOST);
+	ck_assert_cuda(mpig_cuda_begin(gpu, 100), MPIG_ELOST);
+	forget(&r);
+	test_client_close(&admin);
+}
+END_TEST
+
 static void assert_failed(int status)
 {
 	struct mpig_cuda_failure failure = MPIG_INIT(struct mpig_cuda_failure);
@@ -1042,6 +1079,7 @@ int main(void)
 	tcase_add_test(t, a_graph_is_replayed);
 	t = add_case(suite, "daemons");
 	tcase_add_test(t, a_graph_survives_the_daemon);
+	tcase_add_test(t, a_graph_survives_an_administrator_who_lets_it);
 	tcase_add_test(t, a_daemon_that_is_slow);
 	tcase_add_test(t, a_daemon_that_dies_in_a_step);
 	tcase_add_test(t, a_daemon_that_leaves);

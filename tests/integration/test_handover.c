@@ -95,8 +95,9 @@ START_TEST(an_old_answer_does_not_reach_the_new_queue)
 	ck_assert_int_gt(mpig_submit_attend(q, x, &a, &result, 0), 0);
 	break_in_flight(q);
 	uint64_t until = clock_ns() + UINT64_C(1500000000); // past the end of the old request
+	const uint64_t connection = q->connection;
 	int status = mpig_nop(q);
-	while (status == MPIG_ERETRY)
+	while (status == MPIG_ERETRY || (status == MPIG_OK && q->connection == connection)) // until the daemon has noticed
 		status = mpig_nop(q);
 	for (; status == MPIG_OK && clock_ns() < until; pause_us(100))
 		status = mpig_nop(q);

@@ -27,7 +27,8 @@ static void setup(void)
 {
 	struct mpig_layer layer = test_client_layer(4, 2, 64);
 	model_data_make(&data, &layer, 1, 1000, 7);
-	d = test_daemon_start("[limits]\nclients_per_uid = 256\n");
+	// Of queues that were left a descriptor is kept for that long.
+	d = test_daemon_start("[limits]\nclients_per_uid = 256\nregion_keep = 100ms\n");
 	test_client_open(&witness, d);
 	witness_context = test_client_create(&witness, "witness", &data);
 	ck_assert_status(test_client_fill(&witness, witness_context, &data, 0, 1000, MPIG_COMMIT_SEAL), MPIG_OK);

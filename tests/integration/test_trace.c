@@ -1,5 +1,6 @@
 // Recording queries: what is recorded is what was asked; who does not read loses records and holds up nobody; who may, and how it ends.
 #include <check.h>
+#include <grp.h>
 #include <math.h>
 #include <pthread.h>
 #include <signal.h>
@@ -522,6 +523,73 @@ static void assert_ends(mpig_trace *trace, uint32_t why)
 	ck_assert_int_eq(mpig_trace_next(trace, &t, -1), 0); // and does not wait for what will not come
 }
 
+// In a child: a stranger who is an administrator by a group, until the pipe's other end says that the group is none any more.
+static int what_an_administrator_may_no_longer(gid_t group, const int told[2], const int tells[2])
+{
+	struct test_client s;
+	struct mpig_traced t = MPIG_INIT(t);
+	struct mpig_trace_state state = MPIG_INIT(state);
+	mpig_trace *trace, *own;
+	char byte = 0;
+	if (setgroups(1, &group) || setresgid(STRANGER, STRANGER, STRANGER) || setresuid(STRANGER, STRANGER, STRANGER))
+		return 1;
+	test_client_open(&s, d);
+	test_client_create(&s, "theirs", &data);
+	if (mpig_trace_start(s.client, "book", NULL, &trace) || mpig_trace_start(s.client, "theirs", NULL, &own))
+		return 2;
+	if (write(tells[1], &byte, 1) != 1 || read(told[0], &byte, 1) != 1)
+		return 3;
+	for (int i = 0; i < 100 && state.ended == MPIG_TRACED_GOES_ON; i++)
+		if (mpig_trace_next(trace, &t, 100) != 0 || mpig_trace_get(trace, &state))
+			return 4;
+	if (state.ended != MPIG_TRACED_REVOKED)
+		return 5;
+	if (mpig_trace_next(own, &t, 100) != 0 || mpig_trace_get(own, &state) || state.ended != MPIG_TRACED_GOES_ON)
+		return 6;
+	mpig_trace_stop(trace);
+	return mpig_trace_start(s.client, "book", NULL, &trace) == MPIG_EACCES ? 0 : 7;
+}
+
+static void configure(const char *assignment)
+{
+	char text[1024];
+	ck_assert_msg(mpig_daemon_configure(me.client, assignment, text, sizeof(text)) >= 0, "%s", mpig_last_error(me.client));
+}
+
+START_TEST(it_ends_with_the_recorders_rights)
+{
+	struct group *g;
+	char line[128], byte = 0;
+	int told[2], tells[2], status;
+	if (geteuid() != 0)
+		return; // cannot become somebody else
+	while ((g = getgrent()) && (g->gr_gid == 0 || g->gr_gid == STRANGER))
+		;
+	ck_assert_ptr_nonnull(g);
+	gid_t group = g->gr_gid;
+	snprintf(line, sizeof(line), "daemon.admin_group=%s", g->gr_name);
+	endgrent();
+	configure(line);
+	ck_assert(pipe(told) == 0 && pipe(tells) == 0);
+	fflush(NULL);
+	pid_t child = fork();
+	if (child == 0)
+		_exit(what_an_administrator_may_no_longer(group, told, tells));
+	close(tells[1]);
+	if (read(tells[0], &byte, 1) == 1) {
+		mpig_trace *mine = NULL;
+		configure("workers.spin_us=100us"); // which takes no rights
+		ck_assert_status(mpig_trace_start(me.client, "theirs", NULL, &mine), MPIG_EBUSY);
+		ck_assert(recorded());
+		configure("daemon.admin_group=");
+		ck_assert_int_eq(write(told[1], &byte, 1), 1);
+	}
+	ck_assert_int_eq(waitpid(child, &status, 0), child);
+	ck_assert(WIFEXITED(status));
+	ck_assert_int_eq(WEXITSTATUS(status), 0);
+}
+END_TEST
+
 START_TEST(it_ends_when_permissions_change)
 {
 	struct mpig_attend a = question(1);
@@ -658,6 +726,7 @@ int main(void)
 	tcase_add_test(tc, a_forked_child_stops_nothing);
 	tcase_add_test(tc, only_the_owner_may);
 	tcase_add_test(tc, one_user_does_not_take_all);
+	tcase_add_test(tc, it_ends_with_the_recorders_rights);
 	tcase_add_test(tc, it_ends_when_permissions_change);
 	tcase_add_test(tc, it_ends_with_the_context);
 	tcase_add_test(tc, it_ends_with_the_daemon);

@@ -147,7 +147,7 @@ END_TEST
 static int memfd(uint64_t bytes, unsigned seals)
 {
 	int fd = memfd_create("test", MFD_CLOEXEC | MFD_ALLOW_SEALING);
-	ck_assert_int_eq(ftruncate(fd, (off_t)bytes), 0);
+	ck_assert_int_eq(fallocate(fd, 0, 0, (off_t)bytes), 0);
 	ck_assert_int_eq(fcntl(fd, F_ADD_SEALS, seals), 0);
 	return fd;
 }
@@ -181,6 +181,22 @@ START_TEST(adopts_only_what_cannot_shrink_under_it)
 	} else {
 		ck_assert_ptr_nonnull(strstr(why, "seals"));
 	}
+	close(fd);
+}
+END_TEST
+
+// Who has registered the region with a GPU would go on in pages that are the file's no more.
+START_TEST(adopts_no_region_with_missing_pages)
+{
+	struct queue_options o = options(region);
+	struct queue *other = NULL;
+	int fd;
+	ck_assert_int_eq(madvise((uint8_t *)base + 4096, 4096, MADV_REMOVE), 0);
+	ck_assert_int_eq(queue_create(&o, session, &other, &fd, why), MPIG_EINVAL);
+	ck_assert_ptr_nonnull(strstr(why, "missing"));
+	ck_assert_int_eq(fallocate(region, 0, 0, (off_t)header.region_bytes), 0);
+	ck_assert_int_eq(queue_create(&o, session, &other, &fd, why), MPIG_OK);
+	queue_destroy(other);
 	close(fd);
 }
 END_TEST
@@ -473,6 +489,7 @@ int main(void)
 	tcase_add_loop_test(t, wrong_sizes_are_refused, 0, sizeof sizes / sizeof sizes[0]);
 	tcase_add_test(t, adopts_its_own_old_region);
 	tcase_add_loop_test(t, adopts_only_what_cannot_shrink_under_it, 0, sizeof adoptions / sizeof adoptions[0]);
+	tcase_add_test(t, adopts_no_region_with_missing_pages);
 	tcase_add_test(t, adopts_no_ordinary_file);
 	tcase_add_test(t, one_claim_at_a_time);
 	tcase_add_test(t, the_claim_excludes);

@@ -73,6 +73,16 @@ static int start(uint64_t client, struct reader *r)
 	return MPIG_OK;
 }
 
+// How many bytes its region had.
+static uint64_t stop(uint64_t client, uint32_t number, enum mpig_trace_ended reason)
+{
+	void *base_;
+	uint64_t bytes = recordings_stop(all, client, number, reason, &base_);
+	if (bytes)
+		munmap(base_, bytes);
+	return bytes;
+}
+
 static void forget(struct reader *r)
 {
 	munmap(r->ring, sizeof(struct mpig_trace_ring) + RING);
@@ -127,9 +137,9 @@ START_TEST(one_after_the_other)
 	note_once(0); // no ATTEND that was answered
 	note_once(8);
 	ck_assert_uint_eq(drain(&r), 2);
-	ck_assert_uint_eq(recordings_stop(all, 2, 0, MPIG_TRACE_STOPPED), 0); // nothing of that client's
-	ck_assert_uint_eq(recordings_stop(all, 1, r.number + 1, MPIG_TRACE_STOPPED), 0);
-	ck_assert_uint_eq(recordings_stop(all, 1, r.number, MPIG_TRACE_SHUTDOWN), sizeof(struct mpig_trace_ring) + RING);
+	ck_assert_uint_eq(stop(2, 0, MPIG_TRACE_STOPPED), 0); // nothing of that client's
+	ck_assert_uint_eq(stop(1, r.number + 1, MPIG_TRACE_STOPPED), 0);
+	ck_assert_uint_eq(stop(1, r.number, MPIG_TRACE_SHUTDOWN), sizeof(struct mpig_trace_ring) + RING);
 	ck_assert_uint_eq(r.ring->ended, MPIG_TRACE_SHUTDOWN);
 	ck_assert(!recordings_any(all));
 	note_once(9);
@@ -149,7 +159,7 @@ START_TEST(revoked_by_name)
 	ck_assert_uint_eq(r.ring->ended, MPIG_TRACE_REVOKED);
 	note_once(3);
 	ck_assert_uint_eq(drain(&r), 0);
-	ck_assert_uint_gt(recordings_stop(all, 1, 0, MPIG_TRACE_STOPPED), 0);
+	ck_assert_uint_gt(stop(1, 0, MPIG_TRACE_STOPPED), 0);
 	ck_assert_uint_eq(r.ring->ended, MPIG_TRACE_REVOKED); // the first reason stays
 	forget(&r);
 }
@@ -172,7 +182,7 @@ START_TEST(full_and_round)
 	ck_assert_uint_eq(r.ring->lost, 10);
 	ck_assert_uint_eq(drain(&r), 5);
 	ck_assert_uint_eq(r.ring->tail % RING, 5 * bytes);
-	recordings_stop(all, 1, 0, MPIG_TRACE_STOPPED);
+	stop(1, 0, MPIG_TRACE_STOPPED);
 	forget(&r);
 }
 END_TEST
@@ -216,7 +226,7 @@ START_TEST(workers_a_recorder_and_the_control_thread)
 		}
 		if (turn % 2)
 			recordings_revoke(all, "book");
-		recordings_stop(all, turn + 1, 0, MPIG_TRACE_STOPPED);
+		stop(turn + 1, 0, MPIG_TRACE_STOPPED);
 		read += drain(&r);
 		uint64_t answers = __atomic_load_n(&r.ring->answers, __ATOMIC_RELAXED),
 			 lost = __atomic_load_n(&r.ring->lost, __ATOMIC_RELAXED);
