@@ -336,6 +336,7 @@ int pool_new(const struct pool_options *options, uint32_t nodes, struct pool **o
 		struct node *n = &pool->node[i];
 		n->fd = -1;
 		pthread_mutex_init(&n->lock, NULL);
+		pthread_mutex_init(&n->filling, NULL);
 		snprintf(n->name, sizeof n->name, "node%u.pool", i);
 	}
 	snprintf(pool->path, sizeof pool->path, "%s/%s", pool->dir, pool->node[0].name);
@@ -390,6 +391,7 @@ void pool_close(struct pool *pool, bool remove)
 		free(n->filled);
 		free(n->ready);
 		pthread_mutex_destroy(&n->lock);
+		pthread_mutex_destroy(&n->filling);
 	}
 	if (pool->dir_fd >= 0)
 		close(pool->dir_fd);
