@@ -383,6 +383,8 @@ void pool_close(struct pool *pool, bool remove)
 	for (uint32_t i = 0; i < MAX_NODES; i++) {
 		struct node *n = &pool->node[i];
 		if (n->fd >= 0) {
+			while (!remove && pool_give_ready(n)) // nobody is there to use it
+				continue;
 			if (remove)
 				unlinkat(pool->dir_fd, n->name, 0);
 			close(n->fd); // and with it the lock

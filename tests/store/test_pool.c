@@ -576,6 +576,26 @@ START_TEST(memory_kept_ready_is_no_loss)
 }
 END_TEST
 
+START_TEST(a_pool_that_is_left_keeps_nothing_ready)
+{
+	struct pool_options o = {.dir = dir, .instance = "t", .bytes = 32 << 20, .ready = 8 << 20, .nodes = 1};
+	struct pool *pool;
+	ck_assert_int_eq(pool_create(&o, &pool, why, sizeof why), 0);
+	uint64_t before = blocks_of_file();
+	while (pool_make_ready(pool, o.ready))
+		continue;
+	uint64_t at = pool_alloc(pool, 3 << 20, 0);
+	memset(pool_at(pool, at), 7, 3 << 20);
+	ck_assert_uint_ge(blocks_of_file(), before + (8 << 20));
+	pool_close(pool, false);
+	ck_assert_uint_le(blocks_of_file(), before + (4 << 20)); // what is used, and what is beside it in its ranges
+	ck_assert_int_eq(pool_open(&o, &pool, why, sizeof why), 0);
+	for (int i = 0; i < 3 << 20; i += 64)
+		must(((unsigned char *)pool_at(pool, at))[i] == 7);
+	pool_close(pool, true);
+}
+END_TEST
+
 static struct pool *filling;
 static uint64_t taken, all_of_it;
 static pthread_t taker;
@@ -629,6 +649,7 @@ int main(void)
 	tcase_add_test(t, default_size_locking_and_huge_pages);
 	tcase_add_loop_test(t, free_memory_is_made_ready, 0, 2);
 	tcase_add_test(t, memory_kept_ready_is_no_loss);
+	tcase_add_test(t, a_pool_that_is_left_keeps_nothing_ready);
 	tcase_add_test(t, a_range_that_is_being_filled_is_waited_for);
 	suite_add_tcase(suite, t);
 	SRunner *runner = srunner_create(suite);
