@@ -245,7 +245,7 @@ static int append_finish(struct job *j, struct engine_scratch *scratch)
 	(void)scratch;
 	struct append *a = &j->append;
 	if (atomic_load(&j->failed)) {
-		context_append_failed(j->engine->store, j->request.context);
+		context_append_failed(j->engine->store, j->request.context, j->request.entry.layer, a->position);
 		return 0;
 	}
 	context_appended(j->request.context, j->request.entry.layer, a->position + a->count);
@@ -319,7 +319,7 @@ int append_plan(struct job *j)
 	}
 	sig_signs(context_seed(j->request.context), 0, 0, a->layer->d_pad, a->signs);
 	if (query_count && (status = recent_note(j->request.context, a->layer, a->queries, query_count))) {
-		context_append_failed(j->engine->store, j->request.context);
+		context_append_failed(j->engine->store, j->request.context, e->layer, UINT64_MAX);
 		free(r);
 		return job_fail(j, status, "no memory for the queries of layer %u", e->layer);
 	}

@@ -82,14 +82,16 @@ static int fitted(struct job *j)
 	return status ? status : MPIG_EAGAIN;
 }
 
-// Without memory for it there are no checksums, or those that the store makes by itself.
+// Without memory for a round the store makes them by itself.
 static bool begin_sums(struct job *j)
 {
 	struct commit *c = &j->commit;
-	uint32_t parts = context_seal_sums(&c->plan);
-	struct round *r = parts ? round_new(1) : NULL;
-	if (!r)
+	struct round *r = round_new(1);
+	uint32_t parts = r ? context_seal_sums(&c->plan) : 0;
+	if (!parts) {
+		free(r);
 		return false;
+	}
 	r->group[0].main_n = parts;
 	c->phase = SEAL_SUM;
 	round_publish(j, r);

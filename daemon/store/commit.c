@@ -273,10 +273,12 @@ void context_forget(struct store *s, struct context *c)
 	forget_from(s, c, context_committed(c));
 }
 
-void context_append_failed(struct store *s, struct context *c)
+void context_append_failed(struct store *s, struct context *c, uint32_t layer, uint64_t position)
 {
 	store_lock(s);
 	writer_leave(s, c);
+	if (atomic_load(&c->rows[layer]) > position)
+		atomic_store(&c->rows[layer], position);
 	uint64_t most = rows_most(c), committed = context_committed(c);
 	if (!context_dropped(c))
 		forget_from(s, c, most > committed ? most : committed);

@@ -83,35 +83,56 @@ uint32_t pool_collapse(struct pool *pool, uint32_t most)
 	return left;
 }
 
-uint64_t pool_take(struct pool *pool, struct node *n, uint64_t bytes)
+enum taken {
+	TAKEN,
+	NO_ROOM,   // in the pool
+	NO_MEMORY, // the machine is full though the pool is not
+};
+
+static enum taken take(const struct pool *pool, struct node *n, uint64_t bytes, uint64_t *at)
 {
 	bool shared_pages = pool->page != POOL_GRANULE;
 	uint32_t granules = (uint32_t)(bytes / POOL_GRANULE);
 	pthread_mutex_lock(&n->lock);
 	uint32_t first = extent_map_take(&n->map, granules);
-	uint64_t at = (uint64_t)first * POOL_GRANULE, result = UINT64_MAX;
-	bool there = first != EXTENT_NONE && pool_is_ready(n, at, bytes);
-	if (first != EXTENT_NONE && !shared_pages && !there)
-		note_filled(n, at, bytes);
+	if (first == EXTENT_NONE) {
+		pthread_mutex_unlock(&n->lock);
+		return NO_ROOM;
+	}
+	*at = (uint64_t)first * POOL_GRANULE;
+	bool there = pool_is_ready(n, *at, bytes);
+	if (!shared_pages && !there)
+		note_filled(n, *at, bytes);
 	if (!shared_pages)
 		pthread_mutex_unlock(&n->lock);
-	if (there) {
-		result = n->offset + at;
-	} else if (first != EXTENT_NONE) {
-		uint64_t lo = at / pool->page * pool->page, hi = (at + bytes + pool->page - 1) / pool->page * pool->page;
-		if (pool_allocate(n->fd, 0, lo, hi - lo) == 0)
-			result = n->offset + at;
-	}
-	if (first != EXTENT_NONE && result == UINT64_MAX) { // the machine is full though the pool is not
+	uint64_t lo = *at / pool->page * pool->page, hi = (*at + bytes + pool->page - 1) / pool->page * pool->page;
+	bool got = there || pool_allocate(n->fd, 0, lo, hi - lo) == 0;
+	if (!got) {
 		if (!shared_pages)
 			pthread_mutex_lock(&n->lock);
+		pool_not_ready(n, *at, bytes); // what was there of it the kernel may have taken back
 		extent_map_give(&n->map, first, granules);
 		if (!shared_pages)
 			pthread_mutex_unlock(&n->lock);
 	}
 	if (shared_pages)
 		pthread_mutex_unlock(&n->lock);
-	return result;
+	return got ? TAKEN : NO_MEMORY;
+}
+
+// What is kept ready stands in nobody's way: a range that is being filled is waited for, and memory that is short is taken from it.
+uint64_t pool_take(struct pool *pool, struct node *n, uint64_t bytes)
+{
+	uint64_t at;
+	enum taken taken = take(pool, n, bytes, &at);
+	if (taken != TAKEN && n->ready) {
+		pthread_mutex_lock(&n->filling);
+		do
+			taken = take(pool, n, bytes, &at);
+		while (taken == NO_MEMORY && pool_give_ready(n));
+		pthread_mutex_unlock(&n->filling);
+	}
+	return taken == TAKEN ? n->offset + at : UINT64_MAX;
 }
 
 uint64_t pool_alloc(struct pool *pool, uint64_t bytes, int node)

@@ -336,6 +336,7 @@ int pool_new(const struct pool_options *options, uint32_t nodes, struct pool **o
 		struct node *n = &pool->node[i];
 		n->fd = -1;
 		pthread_mutex_init(&n->lock, NULL);
+		pthread_mutex_init(&n->filling, NULL);
 		snprintf(n->name, sizeof n->name, "node%u.pool", i);
 	}
 	snprintf(pool->path, sizeof pool->path, "%s/%s", pool->dir, pool->node[0].name);
@@ -382,6 +383,8 @@ void pool_close(struct pool *pool, bool remove)
 	for (uint32_t i = 0; i < MAX_NODES; i++) {
 		struct node *n = &pool->node[i];
 		if (n->fd >= 0) {
+			while (!remove && pool_give_ready(n)) // nobody is there to use it
+				continue;
 			if (remove)
 				unlinkat(pool->dir_fd, n->name, 0);
 			close(n->fd); // and with it the lock
@@ -390,6 +393,7 @@ void pool_close(struct pool *pool, bool remove)
 		free(n->filled);
 		free(n->ready);
 		pthread_mutex_destroy(&n->lock);
+		pthread_mutex_destroy(&n->filling);
 	}
 	if (pool->dir_fd >= 0)
 		close(pool->dir_fd);

@@ -26,6 +26,8 @@ struct node {
 	uint32_t candidates; // bits set in it
 	uint64_t *ready; // a bit per 2 MiB range whose pages are all there, and zero where it is free; NULL: none is kept ready
 	bool full;       // the machine had no memory for one; until something is given back
+	pthread_mutex_t
+		filling; // held while a free range is filled or emptied, which nobody can take for so long; taken before `lock`
 	unsigned char *base;
 	uint64_t offset; // of its first byte in the pool
 	int fd;
@@ -50,6 +52,8 @@ int pool_allocate(int fd, int mode, uint64_t offset, uint64_t bytes); // falloca
 // Whether all ranges of an extent are ready; and those of one that is given back no longer are. Lock held.
 bool pool_is_ready(const struct node *n, uint64_t at, uint64_t bytes);
 void pool_not_ready(struct node *n, uint64_t at, uint64_t bytes);
+// Gives the memory of one free range that is ready back to the machine, which has no other. False: there is none. `filling` held.
+bool pool_give_ready(struct node *n);
 
 // What making a pool and opening one share (pool_create.c). `create`: what is missing is made; otherwise MPIG_ENOENT.
 __attribute__((format(printf, 3, 4))) int pool_fail(const struct reason *why, int status, const char *format, ...);

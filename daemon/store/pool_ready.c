@@ -1,5 +1,6 @@
 // Memory that is there before it is asked for. The kernel zeroes and maps pages at 1 to 5 GB/s and a GPU's link brings rows at 50, so free ranges
 // of 2 MiB are allocated, made one page each and mapped while nothing else is to be done.
+#include <fcntl.h>
 #include <sys/mman.h>
 
 #include "daemon/store/pool_private.h"
@@ -57,7 +58,7 @@ static bool fill_range(const struct pool *pool, const struct node *n, uint64_t a
 	return true;
 }
 
-// While the range is filled it is nobody else's.
+// While the range is filled it is nobody else's. `filling` held.
 static bool node_make_ready(const struct pool *pool, struct node *n, uint64_t want)
 {
 	pthread_mutex_lock(&n->lock);
@@ -77,10 +78,38 @@ static bool node_make_ready(const struct pool *pool, struct node *n, uint64_t wa
 	return filled;
 }
 
+// The last one, which would be taken last. No more are made until something is given back.
+bool pool_give_ready(struct node *n)
+{
+	uint64_t range = n->ready ? n->map.granules / GRANULES : 0;
+	bool found = false;
+	pthread_mutex_lock(&n->lock);
+	while (range && !found) {
+		range--;
+		found = is_ready(n, range) && extent_map_claim(&n->map, (uint32_t)range * GRANULES, GRANULES);
+	}
+	if (found) {
+		pool_not_ready(n, range * HUGE_PAGE, HUGE_PAGE);
+		n->full = true;
+	}
+	pthread_mutex_unlock(&n->lock);
+	if (!found)
+		return false;
+	(void)pool_allocate(n->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, range * HUGE_PAGE,
+	                    HUGE_PAGE); // it is zero already
+	pthread_mutex_lock(&n->lock);
+	extent_map_give(&n->map, (uint32_t)range * GRANULES, GRANULES);
+	pthread_mutex_unlock(&n->lock);
+	return true;
+}
+
 bool pool_make_ready(struct pool *pool, uint64_t want)
 {
-	for (uint32_t i = 0; want && i < pool->nodes; i++)
-		if (node_make_ready(pool, &pool->node[i], want / pool->nodes))
-			return true;
-	return false;
+	bool made = false;
+	for (uint32_t i = 0; want && i < pool->nodes && !made; i++) {
+		pthread_mutex_lock(&pool->node[i].filling);
+		made = node_make_ready(pool, &pool->node[i], want / pool->nodes);
+		pthread_mutex_unlock(&pool->node[i].filling);
+	}
+	return made;
 }

@@ -242,8 +242,9 @@ void context_write_span(struct store *s, struct context *c, uint32_t layer, uint
                         struct write_span *out);
 // Notes that rows up to `end` of a layer are complete.
 void context_appended(struct context *c, uint32_t layer, uint64_t end);
-// Instead: of what was reserved, nothing counts, and blocks that no layer has rows in are given back.
-void context_append_failed(struct store *s, struct context *c);
+// Instead: of what was reserved, nothing counts, and blocks that no layer has rows in are given back. position: of the layer's first row that
+// may have been written; rows from there on that an earlier append had left, uncommitted, are gone. UINT64_MAX: none was written.
+void context_append_failed(struct store *s, struct context *c, uint32_t layer, uint64_t position);
 uint64_t context_rows(const struct context *c, uint32_t layer); // appended so far
 // Private memory of the layer above, kept with the context and released with it. NULL until set. Only the writer side's job
 // touches it.

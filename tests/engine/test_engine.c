@@ -907,6 +907,35 @@ START_TEST(an_append_that_fails_leaves_nothing)
 }
 END_TEST
 
+// _i: the type of rows. Rows that are not committed may be given again. If that fails half way they are neither the old nor the new ones: they are
+// not committed, and can be given once more.
+START_TEST(a_failed_append_over_rows_takes_them_back)
+{
+	enum { HAS = 900, FROM = 300 };
+	struct rows r = make_rows(HAS, 19);
+	struct mpig_wire_layer layer = indexed_layer((uint32_t[]){MPIG_BF16, MPIG_F16, MPIG_I8}[_i]);
+	const size_t row = (size_t)KV_HEADS * D, last = HAS * row - 3;
+	struct context *c = fixture_context(&f, "again", &layer, 2, 7);
+	for (uint32_t l = 0; l < 2; l++)
+		ck_assert_int_eq(fixture_append(&f, c, l, 0, HAS, r.k, r.v, NULL, 0).status, 0);
+	float right = r.v[last];
+	r.v[last] = NAN;
+	ck_assert_int_eq(fixture_append(&f, c, 1, FROM, HAS - FROM, r.k + FROM * row, r.v + FROM * row, NULL, 0).status,
+	                 MPIG_ENAN);
+	r.v[last] = right;
+	ck_assert_uint_eq(context_rows(c, 0), HAS);
+	ck_assert_uint_eq(context_rows(c, 1), FROM);
+	ck_assert_int_eq(fixture_commit(&f, c, 0, HAS, false).status, MPIG_ERANGE);
+	ck_assert_int_eq(fixture_commit(&f, c, 0, FROM, false).status, 0);
+	ck_assert_int_eq(fixture_append(&f, c, 1, FROM, HAS - FROM, r.k + FROM * row, r.v + FROM * row, NULL, 0).status, 0);
+	ck_assert_int_eq(fixture_commit(&f, c, FROM, HAS - FROM, true).status, 0);
+	struct mpig_sqe e = {.op = MPIG_OP_READ, .layer = 1, .begin = 0, .count = HAS};
+	ck_assert_int_eq(fixture_run(&f, c, &e, NULL).status, 0);
+	release(c);
+	free_rows(&r);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *suite = suite_create("engine");
@@ -936,6 +965,7 @@ int main(void)
 	tcase_add_test(t, int8_keys_follow_each_dimension);
 	tcase_add_test(t, bad_input_is_refused_and_named);
 	tcase_add_loop_test(t, an_append_that_fails_leaves_nothing, 0, 3);
+	tcase_add_loop_test(t, a_failed_append_over_rows_takes_them_back, 0, 3);
 	suite_add_tcase(suite, t);
 	SRunner *runner = srunner_create(suite);
 	srunner_run_all(runner, CK_NORMAL);

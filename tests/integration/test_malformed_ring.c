@@ -1,6 +1,7 @@
 // A queue misused by whoever can write its memory: bad entries, impossible indices, entries and slots rewritten while they are
 // served, completions nobody reaps. Only that queue may suffer.
 #include <check.h>
+#include <math.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -339,6 +340,110 @@ START_TEST(entries_rewritten_while_served_harm_nobody)
 }
 END_TEST
 
+// ---- payloads rewritten while they are taken ---------------------------------------------------------------------------
+#define PAYLOAD_ROWS 60u
+#define WRITER (HANDLE + 5)
+
+// One word of slot 0's payload after another is not a number for a moment.
+static void *spoil(void *unused)
+{
+	uint64_t random = 5;
+	(void)unused;
+	uint32_t *at = (uint32_t *)(void *)(wire_slot(&queue, 0) + MPIG_SLOT_HEADER_BYTES);
+	while (!__atomic_load_n(&stop_rewriting, __ATOMIC_RELAXED)) {
+		uint32_t *word = &at[model_random(&random) % 6000], was = __atomic_load_n(word, __ATOMIC_RELAXED);
+		__atomic_store_n(word, 0x7fc07fc0, __ATOMIC_RELAXED); // in fp32, and twice in bf16
+		for (uint64_t n = model_random(&random) % 200; n; n--)
+			__asm__ volatile("");
+		__atomic_compare_exchange_n(word, &(uint32_t){0x7fc07fc0}, was == 0x7fc07fc0 ? 0 : was, false, __ATOMIC_RELAXED,
+		                            __ATOMIC_RELAXED);
+	}
+	return NULL;
+}
+
+static void fill_payload(uint32_t dtype, uint64_t seed)
+{
+	static const struct mpig_slot_header zero = {0};
+	float x[2 * PAYLOAD_ROWS * 128];
+	uint8_t *at = wire_slot(&queue, 0);
+	model_normal(x, 2 * PAYLOAD_ROWS * 128, seed);
+	memcpy(at, &zero, sizeof(zero));
+	for (uint32_t i = 0; i < 2 * PAYLOAD_ROWS * 128; i++)
+		if (dtype == MPIG_F32)
+			memcpy(at + MPIG_SLOT_HEADER_BYTES + 4 * (size_t)i, &x[i], 4);
+		else
+			memcpy(at + MPIG_SLOT_HEADER_BYTES + 2 * (size_t)i, (const uint8_t *)&x[i] + 2, 2);
+}
+
+static void assert_finite(const void *floats, size_t n)
+{
+	for (size_t i = 0; i < n; i++) {
+		float x;
+		memcpy(&x, (const uint8_t *)floats + i * sizeof(x), sizeof(x));
+		ck_assert_msg(isfinite(x), "number %zu of %zu is %g", i, n, (double)x);
+	}
+}
+
+// _i: fp32 that becomes int8, or bf16 that stays so. What was taken is what was checked: an append is refused, or its rows are numbers; also
+// where it replaces rows. Then they are indexed and attended.
+START_TEST(payloads_rewritten_while_taken_leave_no_nan)
+{
+	const uint32_t dtype = _i ? MPIG_BF16 : MPIG_F32;
+	struct mpig_layer layer = test_client_layer(4, 2, 64);
+	layer.row_dtype = _i ? MPIG_BF16 : MPIG_I8;
+	struct model_data shape = {.layers = 1, .layer = layer};
+	mpig_context_close(test_client_create(&witness, "spoiled", &shape));
+	struct mpig_ctl_open open = {.name = "spoiled", .handle = WRITER, .flags = MPIG_OPEN_WRITE};
+	union {
+		struct mpig_ctl_context_reply context;
+		struct mpig_ctl_error error;
+	} reply;
+	wire_header(&open.h, MPIG_CTL_OPEN, sizeof(open));
+	ck_assert_int_eq(wire_call(control, &open, sizeof(open), &reply, sizeof(reply)), MPIG_OK);
+	struct mpig_sqe append = {.op = MPIG_OP_APPEND,
+	                          .handle = WRITER,
+	                          .slot = 0,
+	                          .count = PAYLOAD_ROWS,
+	                          .dtype = (uint8_t)dtype},
+			commit = {.op = MPIG_OP_COMMIT, .handle = WRITER, .slot = 1, .count = PAYLOAD_ROWS};
+	pthread_t thread;
+	unsigned refused = 0;
+	uint64_t has = 0;
+	stop_rewriting = false;
+	ck_assert_int_eq(pthread_create(&thread, NULL, spoil, NULL), 0);
+	for (uint64_t round = 0; round < 240; round++) {
+		fill_payload(dtype, round);
+		append.begin = has;
+		int status = run(&append);
+		ck_assert_msg(status == MPIG_OK || status == MPIG_ENAN, "append: %d", status);
+		refused += status == MPIG_ENAN;
+		memset(wire_slot(&queue, 1), 0, MPIG_SLOT_HEADER_BYTES + 4 * PAYLOAD_ROWS);
+		commit.begin = has;
+		if (round % 3 == 2) // after two tries over each other: there if the last one was good
+			ck_assert_int_eq(run(&commit), status == MPIG_OK ? MPIG_OK : MPIG_ERANGE);
+		has += round % 3 == 2 && status == MPIG_OK ? PAYLOAD_ROWS : 0;
+	}
+	__atomic_store_n(&stop_rewriting, true, __ATOMIC_RELAXED);
+	ck_assert_int_eq(pthread_join(thread, NULL), 0);
+	ck_assert_uint_gt(has, 0);
+	ck_assert_uint_gt(refused, 0);
+	struct mpig_sqe seal = {.op = MPIG_OP_COMMIT, .handle = WRITER, .slot = 1, .begin = has, .flags = MPIG_SQE_SEAL};
+	ck_assert_int_eq(run(&seal), MPIG_OK);
+	for (uint64_t at = 0; at < has; at += PAYLOAD_ROWS) {
+		struct mpig_sqe read = {.op = MPIG_OP_READ, .handle = WRITER, .slot = 0, .begin = at, .count = PAYLOAD_ROWS};
+		ck_assert_int_eq(run(&read), MPIG_OK);
+		assert_finite(wire_slot(&queue, 0) + MPIG_SLOT_HEADER_BYTES, (size_t)2 * PAYLOAD_ROWS * 128);
+	}
+	struct mpig_sqe attend = good_attend(0);
+	attend.handle = WRITER;
+	attend.end = (int64_t)has;
+	attend.proposal = MPIG_PROPOSAL_SIGNATURE;
+	good_query(0);
+	ck_assert_int_eq(run(&attend), MPIG_OK);
+	assert_finite(wire_slot(&queue, 0) + MPIG_SLOT_HEADER_BYTES, 4 * 64);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *suite = suite_create("integration/malformed ring");
@@ -357,6 +462,7 @@ int main(void)
 	tcase_add_test(indices, a_scribbled_header_changes_nothing);
 	tcase_add_test(indices, completions_nobody_reaps_hold_up_nobody_else);
 	tcase_add_test(rewritten, entries_rewritten_while_served_harm_nobody);
+	tcase_add_loop_test(rewritten, payloads_rewritten_while_taken_leave_no_nan, 0, 2);
 	SRunner *runner = srunner_create(suite);
 	srunner_run_all(runner, CK_NORMAL);
 	int failed = srunner_ntests_failed(runner);

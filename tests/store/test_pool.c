@@ -18,8 +18,31 @@
 // ---- failures, injected in place of libc's calls ----------------------------------------------------------------------
 static int fail_fallocate, fail_punch, fail_mmap, fail_ftruncate, fail_flock;
 
+static uint64_t machine;           // bytes that a file may have; 0: any
+static void (*while_filled)(void); // called as a range of 2 MiB is filled
+
+static off_t holes(int fd, off_t at, off_t end)
+{
+	off_t bytes = 0;
+	while (at < end) {
+		off_t data = lseek(fd, at, SEEK_DATA);
+		data = data < 0 || data > end ? end : data;
+		bytes += data - at;
+		at = data < end ? lseek(fd, data, SEEK_HOLE) : end;
+	}
+	return bytes;
+}
+
 int fallocate(int fd, int mode, off_t offset, off_t len)
 {
+	struct stat st;
+	if (machine && !mode && fstat(fd, &st) == 0 &&
+	    (uint64_t)st.st_blocks * 512 + (uint64_t)holes(fd, offset, offset + len) > machine) {
+		errno = ENOSPC;
+		return -1;
+	}
+	if (while_filled && !mode && len == 2 << 20)
+		while_filled();
 	if (mode ? fail_punch : fail_fallocate) {
 		errno = mode ? fail_punch : fail_fallocate;
 		if (errno == EINTR)
@@ -227,14 +250,19 @@ static void *churn(void *arg)
 	return NULL;
 }
 
+// _i: while free memory is made ready.
 START_TEST(threads_share_the_allocator)
 {
+	struct pool_options o = {
+		.dir = dir, .instance = "t", .bytes = 16 << 20, .huge_pages = _i, .ready = _i ? 6 << 20 : 0, .nodes = 2};
 	struct pool *pool;
-	ck_assert_int_eq(make(&pool, 16 << 20, 2), 0);
+	ck_assert_int_eq(pool_create(&o, &pool, why, sizeof why), 0);
 	uint64_t begin = pool_used(pool);
 	pthread_t t[3];
 	for (int i = 0; i < 3; i++)
 		pthread_create(&t[i], NULL, churn, pool);
+	for (int i = 0; i < 1000; i++)
+		pool_make_ready(pool, o.ready);
 	for (int i = 0; i < 3; i++)
 		pthread_join(t[i], NULL);
 	ck_assert_uint_eq(pool_used(pool), begin);
@@ -520,6 +548,86 @@ START_TEST(free_memory_is_made_ready)
 }
 END_TEST
 
+// A machine without memory: what is kept ready is there for extents that lie elsewhere, too.
+START_TEST(memory_kept_ready_is_no_loss)
+{
+	struct pool_options o = {.dir = dir, .instance = "t", .bytes = 32 << 20, .ready = 8 << 20, .nodes = 1};
+	struct pool *pool;
+	ck_assert_int_eq(pool_create(&o, &pool, why, sizeof why), 0);
+	while (pool_make_ready(pool, o.ready))
+		continue;
+	uint64_t used = pool_used(pool), got[9];
+	machine = blocks_of_file();
+	ck_assert_uint_ne(got[0] = pool_alloc(pool, 4096, 0), 0); // before the first that is ready
+	ck_assert_uint_le(blocks_of_file(), machine);
+	for (int i = 1; i < 7; i++)
+		ck_assert_uint_ne(got[i] = pool_alloc(pool, 1 << 20, 0), 0);
+	ck_assert_uint_eq(pool_alloc(pool, 20 << 20, 0), 0);
+	ck_assert(!pool_make_ready(pool, o.ready)); // not until something is given back
+	ck_assert_uint_eq(pool_used(pool), used + 4096 + (6 << 20));
+	ck_assert_uint_le(blocks_of_file(), machine);
+	machine = 0;
+	for (int i = 1; i < 7; i++)
+		pool_free(pool, got[i], 1 << 20);
+	pool_free(pool, got[0], 4096);
+	ck_assert_uint_eq(pool_used(pool), used);
+	ck_assert(pool_make_ready(pool, o.ready));
+	pool_close(pool, true);
+}
+END_TEST
+
+START_TEST(a_pool_that_is_left_keeps_nothing_ready)
+{
+	struct pool_options o = {.dir = dir, .instance = "t", .bytes = 32 << 20, .ready = 8 << 20, .nodes = 1};
+	struct pool *pool;
+	ck_assert_int_eq(pool_create(&o, &pool, why, sizeof why), 0);
+	uint64_t before = blocks_of_file();
+	while (pool_make_ready(pool, o.ready))
+		continue;
+	uint64_t at = pool_alloc(pool, 3 << 20, 0);
+	memset(pool_at(pool, at), 7, 3 << 20);
+	ck_assert_uint_ge(blocks_of_file(), before + (8 << 20));
+	pool_close(pool, false);
+	ck_assert_uint_le(blocks_of_file(), before + (4 << 20)); // what is used, and what is beside it in its ranges
+	ck_assert_int_eq(pool_open(&o, &pool, why, sizeof why), 0);
+	for (int i = 0; i < 3 << 20; i += 64)
+		must(((unsigned char *)pool_at(pool, at))[i] == 7);
+	pool_close(pool, true);
+}
+END_TEST
+
+static struct pool *filling;
+static uint64_t taken, all_of_it;
+static pthread_t taker;
+
+static void *take_all(void *arg)
+{
+	(void)arg;
+	taken = pool_alloc(filling, all_of_it, 0);
+	return NULL;
+}
+
+static void take_meanwhile(void)
+{
+	while_filled = NULL;
+	must(pthread_create(&taker, NULL, take_all, NULL) == 0);
+	usleep(100000); // it asks now, or soon
+}
+
+START_TEST(a_range_that_is_being_filled_is_waited_for)
+{
+	struct pool_options o = {.dir = dir, .instance = "t", .bytes = 32 << 20, .ready = 8 << 20, .nodes = 1};
+	ck_assert_int_eq(pool_create(&o, &filling, why, sizeof why), 0);
+	all_of_it = pool_bytes(filling) - pool_used(filling);
+	while_filled = take_meanwhile;
+	ck_assert(pool_make_ready(filling, o.ready));
+	ck_assert_int_eq(pthread_join(taker, NULL), 0);
+	ck_assert_uint_ne(taken, 0);
+	ck_assert_uint_eq(pool_used(filling), pool_bytes(filling));
+	pool_close(filling, true);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *suite = suite_create("pool");
@@ -531,7 +639,7 @@ int main(void)
 	tcase_add_loop_test(t, extents_are_zeroed_disjoint_and_all_come_back, 1, 4);
 	tcase_add_test(t, full_pool_refuses_and_recovers);
 	tcase_add_test(t, full_machine_is_a_refusal);
-	tcase_add_test(t, threads_share_the_allocator);
+	tcase_add_loop_test(t, threads_share_the_allocator, 0, 2);
 	tcase_add_test(t, publish_copies_any_alignment_and_calls_the_hook);
 	tcase_add_test(t, superblock_says_what_it_is);
 	tcase_add_test(t, kernel_failures_leave_nothing);
@@ -540,6 +648,9 @@ int main(void)
 	tcase_add_test(t, sizes_and_places_are_checked);
 	tcase_add_test(t, default_size_locking_and_huge_pages);
 	tcase_add_loop_test(t, free_memory_is_made_ready, 0, 2);
+	tcase_add_test(t, memory_kept_ready_is_no_loss);
+	tcase_add_test(t, a_pool_that_is_left_keeps_nothing_ready);
+	tcase_add_test(t, a_range_that_is_being_filled_is_waited_for);
 	suite_add_tcase(suite, t);
 	SRunner *runner = srunner_create(suite);
 	srunner_run_all(runner, CK_NORMAL);
