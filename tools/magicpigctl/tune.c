@@ -119,13 +119,26 @@ static bool parse_rates(const char *text, struct tune_rates *r)
 	return r->request + r->dense + r->scan + r->read > 0;
 }
 
+// Whether a context is about as long as that whose rows the profile's rates were measured on: those of short ranges are not those of long ones.
+static bool as_long(const struct tune *t, const struct profile *profile)
+{
+	uint64_t tokens = profile->rates_tokens;
+	return !tokens || (tokens <= 2 * t->info.committed && t->info.committed <= 2 * tokens);
+}
+
 // As given, else those of the profile that is in force, so that a second run is the first one again; else measured.
 static void choose_rates(struct tune *t, const struct arguments *a, const struct profile *profile)
 {
 	bool anew = a->rates && strcmp(a->rates, "measure") == 0;
+	t->rates_from = "measured";
+	t->rates_tokens = t->info.committed;
 	if (a->rates && !anew) {
+		t->rates_from = "given";
+		t->rates_tokens = 0;
 		t->rates_given = true; // parsed by now
-	} else if (profile && !anew && profile->ns_dense > 0 && profile->ns_scan > 0) {
+	} else if (profile && !anew && profile->ns_dense > 0 && profile->ns_scan > 0 && as_long(t, profile)) {
+		t->rates_from = "of the profile in force";
+		t->rates_tokens = profile->rates_tokens;
 		t->rates = (struct tune_rates){
 			.request = (double)profile->ns_request,
 			.dense = (double)profile->ns_dense,
@@ -268,6 +281,8 @@ static double number(const struct ctl_command *self, const char *option, const c
 static uint32_t user(const struct ctl_command *self, const char *text)
 {
 	const struct passwd *entry = getpwnam(text);
+	if (!entry && strspn(text, "0123456789") != strlen(text))
+		exit(ctl_usage(self, "--user: '%s' is neither a user's name nor a uid", text));
 	return entry ? entry->pw_uid : (uint32_t)ctl_number(self, "--user", text, 0, UINT32_MAX - 2);
 }
 
@@ -427,7 +442,8 @@ const struct ctl_command ctl_tune = {
 		   "      --seeds N       draws, over which stability is told (default 5)\n"
 		   "      --seed S        the first of them (default 1)\n"
 		   "      --rates LIST    ns: request=..,dense=..,scan=..,read=..,lookup=..; or measure (default: of the profile "
-		   "in force, else measured)\n"
+		   "in force, if its\n"
+		   "                      context was about as long, else measured)\n"
 		   "      --load SHARE    of the time that a request of it is in flight, one at a time (default 0.5)\n"
 		   "      --sinks N, --window N  rows at both ends that clients keep, for queries the daemon has noted (default "
 		   "4, 64)\n"

@@ -199,7 +199,7 @@ void tune_print(const struct tune *t, const struct tune_result *r)
 	       t->rates.read, t->rates.lookup);
 	for (int b = 0; b < 3 && t->index; b++)
 		printf(",scan%d=%g", 1 << b, t->rates.scan_bits[b]);
-	printf(" (ns, %s)\n", t->rates_given ? "given" : "measured");
+	printf(" (ns, %s)\n", t->rates_from);
 	printf("load: %s requests, one at a time, in %.1f s, %s of the time in flight; %s rows read\n",
 	       text_count(requests, t->requests), t->seconds, text_share(share, fmin(t->busy_s / t->seconds, 1)),
 	       text_count(rows, t->rows_read));
