@@ -124,6 +124,10 @@ def test_a_time_is_kept_with_the_least_error(daemon, real, trace):
     assert errors == sorted(errors, reverse=True)
     enough = tune(daemon, "--trace", trace, "--ms", "1", "--dry-run")
     assert enough["after"]["error"] == 0 and all(layer["after"]["proposal"] == "dense" for layer in enough["layers"])
+    told = good(daemon.ctl("tune", real.name, "--rates", RATES, *QUICK, "--trace", trace, "--ms", "1", "--dry-run"))
+    assert "2 of 2 layers are attended densely, however long a context is" in told
+    told = good(daemon.ctl("tune", real.name, "--rates", RATES, *QUICK, "--trace", trace, "--error", ".2", "--dry-run"))
+    assert "attended densely" not in told
 
 
 def test_what_it_measures_is_true(daemon, real, trace):

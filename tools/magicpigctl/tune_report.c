@@ -183,6 +183,19 @@ static void print_reindexed(const struct tune *t, const struct tune_result *r)
 		       r->reindexed, t->layers, text_share(error, sqrt(r->present.error2)), r->present.ms);
 }
 
+// Shares and error targets go with the length of a context, this does not.
+static void print_dense(const struct tune *t, const struct tune_result *r)
+{
+	int dense = 0;
+	for (int i = 0; i < t->layers; i++)
+		dense += t->layer[i].way[r->after.way[i]].proposal == MPIG_PROPOSAL_DENSE;
+	if (dense)
+		printf("%d of %d layers are attended densely, however long a context is: tune one that is as long as those that "
+		       "are "
+		       "served\n",
+		       dense, t->layers);
+}
+
 void tune_print(const struct tune *t, const struct tune_result *r)
 {
 	char name[128], tokens[TEXT_SHORT], requests[TEXT_SHORT], rows[TEXT_SHORT], share[TEXT_SHORT];
@@ -206,6 +219,7 @@ void tune_print(const struct tune *t, const struct tune_result *r)
 	print_layers(t, r);
 	print_outcome(t, r);
 	print_reindexed(t, r);
+	print_dense(t, r);
 	print_curve(t, r);
 }
 
