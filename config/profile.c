@@ -94,6 +94,8 @@ static int check_layer(struct reading *r)
 		            (double)l->budget_floor);
 	if (l->signature_bits == 3)
 		return fail(r, "layer %u: signature_bits 3: 0, 1, 2 or 4", l->number);
+	if (l->paper_l == 1) // no context could be made with it
+		return fail(r, "layer %u: paper_l 1: 0, or 2 to 512", l->number);
 	return 1;
 }
 

@@ -107,6 +107,7 @@ static const struct {
 	{HEAD "[layer 3]\nproposal = signature\nerror_target = .1\nbudget_floor = .2\nbudget_cap = .1\n" END(1),
          "line 10: layer 3: budget_cap 0.1 is below budget_floor 0.2"},
 	{HEAD "[layer 3]\nproposal = signature\nsignature_bits = 3\n" END(1), "line 8: layer 3: signature_bits 3: 0, 1, 2 or 4"},
+	{HEAD "[layer 3]\nproposal = signature\npaper_l = 1\n" END(1), "line 8: layer 3: paper_l 1: 0, or 2 to 512"},
 	{"[profile]\nversion = 1\n" DENSE END(1),
          "line 6: fingerprint '...': hexadecimal digits, at most 128, not all of them zero"},
 	{"[profile]\nversion = 1\nfingerprint = 0000\n" DENSE END(1),
