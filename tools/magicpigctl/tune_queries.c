@@ -223,6 +223,6 @@ int tune_queries_noted(struct tune *t, mpig_client *client, char *why)
 	free(noted);
 	return status ? status
 	              : check_counts(t, "what the daemon has noted",
-	                             "let a client use the context, or record queries (magicpigctl trace record) for --trace",
+	                             "let a client ask more (every 64th query is noted), or record some (trace record, --trace)",
 	                             why);
 }
