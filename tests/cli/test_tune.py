@@ -479,6 +479,27 @@ def test_it_survives_the_daemon(daemon, real, trace, tmp_path):
         other.stop()
 
 
+def test_a_profile_that_cannot_be_kept(daemon, real, trace, tmp_path):
+    """The daemon's directory is no directory: what was found stays with --output, and what held goes on."""
+    directory = daemon.directory / f"{daemon.instance}.profiles"
+    aside = daemon.directory / "aside"
+    arguments = ["tune", real.name, "--trace", trace, "--error", ".2", "--rates", RATES, *QUICK]
+    good(daemon.ctl(*arguments))
+    before = good(daemon.ctl("tune", "--show", real.name))
+    directory.rename(aside)
+    directory.touch()
+    try:
+        for more, says in ([], "it is not kept; --output FILE keeps one"), (["--output", str(tmp_path / "p")], f"the profile is in {tmp_path / 'p'}, and --use"):
+            result = daemon.ctl(*arguments, "--seed", "2", *more)
+            assert result.returncode == FAILED
+            assert "cannot keep the profile in" in result.stderr and says in result.stderr
+            assert good(daemon.ctl("tune", "--show", real.name)) == before
+    finally:
+        directory.unlink()
+        aside.rename(directory)
+    assert good(daemon.ctl("tune", "--use", str(tmp_path / "p"), real.name)) == ""
+
+
 def test_wrong_profiles(daemon, real, tmp_path):
     path = tmp_path / "profile"
     refused(daemon.ctl("tune", "--use", str(path), real.name), FAILED, f"magicpigctl tune: {path}: No such file or directory\n")

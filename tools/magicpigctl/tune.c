@@ -212,8 +212,15 @@ static int finish(const struct ctl_command *self, mpig_client *client, const str
 	if (a->dry)
 		return code;
 	int status = mpig_profile_set(client, of->fingerprint, of->uid, text);
-	if (status)
-		return ctl_failed(self, client, t->name, status);
+	if (status) {
+		code = ctl_failed(self, client, t->name, status);
+		if (a->output)
+			fprintf(stderr, "magicpigctl %s: the profile is in %s, and --use sets it later\n", self->name, a->output);
+		else
+			fprintf(stderr, "magicpigctl %s: it is not kept; --output FILE keeps one, and --use sets it later\n",
+			        self->name);
+		return code;
+	}
 	if (!ctl_globals.json)
 		printf("the profile %s for its fingerprint is set: it holds for contexts that are opened or made from now on\n",
 		       stored_whose(of->uid, whose));
