@@ -18,6 +18,7 @@ static const struct option head_keys[] = {
 	{"profile", "seed", OPTION_COUNT, OF(seed), "0", 0, 4294967295.0, false, ""},
 	{"profile", "seeds", OPTION_COUNT, OF(seeds), "0", 0, 1000, false, ""},
 	{"profile", "queries", OPTION_COUNT, OF(queries), "0", 0, 1e9, false, ""},
+	{"profile", "rates_tokens", OPTION_COUNT, OF(rates_tokens), "0", 0, 2147483648.0, false, ""},
 	{"profile", "goal_error", OPTION_NUMBER, OF(goal_error), "0", 0, 1, false, ""},
 	{"profile", "goal_ms", OPTION_NUMBER, OF(goal_ms), "0", 0, 1e6, false, ""},
 	{"profile", "error", OPTION_NUMBER, OF(error), "0", 0, 1e6, false, ""},
@@ -93,6 +94,8 @@ static int check_layer(struct reading *r)
 		            (double)l->budget_floor);
 	if (l->signature_bits == 3)
 		return fail(r, "layer %u: signature_bits 3: 0, 1, 2 or 4", l->number);
+	if (l->paper_l == 1) // no context could be made with it
+		return fail(r, "layer %u: paper_l 1: 0, or 2 to 512", l->number);
 	return 1;
 }
 
@@ -160,7 +163,9 @@ static int set_line(void *arg, const char *section, const char *key, const char 
 		return fail(r, "[%.40s] %.40s is not known here; allowed: [profile], [layer N], [end]", section, key);
 	if (!check_layer(r))
 		return 0;
-	if (!p->count || strtoul(value, &end, 10) != p->count || *end)
+	if (!p->count)
+		return fail(r, "it has no layers");
+	if (strtoul(value, &end, 10) != p->count || *end)
 		return fail(r, "it should have %.20s layers and has %u", value, p->count);
 	r->ended = true;
 	return 1;
@@ -181,6 +186,12 @@ static char *read_line(char *line, int bytes, void *arg)
 		fail(r, "a line that is longer than %d bytes, or has a zero in it", bytes - 1);
 		return NULL;
 	}
+	// Whoever looks at another's profile does so at a terminal.
+	for (size_t i = 0; i < n; i++)
+		if ((from[i] < ' ' || from[i] > '~') && !strchr("\t\r\n", from[i])) {
+			fail(r, "byte 0x%02x: a profile is of printable ASCII, comments as well", (unsigned)(uint8_t)from[i]);
+			return NULL;
+		}
 	size_t blank = 0;
 	while (blank < n && (from[blank] == ' ' || from[blank] == '\t'))
 		blank++;

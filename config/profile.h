@@ -34,8 +34,9 @@ struct profile_layer {
 struct profile {
 	char fingerprint[PROFILE_HEX_BYTES]; // hexadecimal
 	uint32_t seed, seeds, queries;
-	float goal_error, goal_ms;                               // 0: none
-	float error, ms;                                         // of a token, on queries that nothing was chosen by
+	uint32_t rates_tokens;     // of the context on which the rates were measured; 0: they were given
+	float goal_error, goal_ms; // 0: none
+	float error, ms;           // of a token, on queries that nothing was chosen by
 	float ns_request, ns_dense, ns_scan, ns_read, ns_lookup; // rates that times were reckoned with (magicpigctl tune --help)
 	float ns_scan_1, ns_scan_2, ns_scan_4;
 	uint32_t count; // of layer[]

@@ -136,11 +136,11 @@ DEVICE void grid_go(void)
 	asm volatile("griddepcontrol.launch_dependents;");
 #endif
 }
-// Blocks of one kernel meet: what those before wrote is seen by those after.
-DEVICE uint32_t arrive(uint32_t *counter)
+// Blocks of one kernel meet: what those before wrote is seen by those after. `count`: what this one adds. Returns the sum of those before.
+DEVICE uint32_t arrive(uint32_t *counter, uint32_t count)
 {
 	__threadfence();
-	uint32_t before = atomicAdd(counter, 1u);
+	uint32_t before = atomicAdd(counter, count);
 	__threadfence();
 	return before;
 }

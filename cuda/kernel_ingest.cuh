@@ -167,7 +167,7 @@ KERNEL(GPU_BLOCK) mpig_ingest(ARGUMENT(gpu_ingest) a)
 	if (threadIdx.x)
 		return;
 	if (gridDim.x > 1) {
-		if (arrive(&state->arrived) != gridDim.x - 1)
+		if (arrive(&state->arrived, 1) != gridDim.x - 1)
 			return;
 		state->arrived = 0;
 	}

@@ -188,6 +188,10 @@ DEVICE void submit_queries(const int E, const struct gpu_submit *a, struct gpu_s
 		lines_sign((uint32_t)E * GPU_WARP / SUBMIT_LANES, SUBMIT_LANES, shape, &b, t.signature, t.scale, lines);
 }
 
+// Beside the number of blocks that have arrived: nothing is to be published. All blocks see a failure of before and a slot in flight; only the
+// first knows whether there is room, and says so to the last.
+#define REFUSED 0x80000000u
+
 // Each warp writes some queries into their slot; the block that is done last publishes them.
 KERNEL(GPU_SUBMIT_THREADS) mpig_submit(ARGUMENT(gpu_submit) a)
 {
@@ -208,14 +212,17 @@ KERNEL(GPU_SUBMIT_THREADS) mpig_submit(ARGUMENT(gpu_submit) a)
 	block_barrier();
 	if (threadIdx.x)
 		return;
+	uint32_t refused = status ? REFUSED : 0;
+	if (refused && blockIdx.x == 0)
+		fail(&a.queue, status, a.first_slot, s.sequence);
 	if (gridDim.x > 1) {
-		if (arrive(&state->arrived) != gridDim.x - 1)
+		uint32_t before = arrive(&state->arrived, blockIdx.x == 0 ? refused | 1 : 1);
+		if ((before & ~REFUSED) != gridDim.x - 1)
 			return;
 		state->arrived = 0;
+		refused |= before & REFUSED;
 	}
-	if (status)
-		fail(&a.queue, status, a.first_slot, s.sequence);
-	else
+	if (!refused)
 		publish(&a.queue, &s, a.first_slot, a.shape.items);
 }
 
@@ -400,6 +407,7 @@ DEVICE void completion_ask(const struct gpu_queue *q, uint32_t next, uint64_t *w
 		load_pair((const uint64_t *)(q->region + q->cq_offset + (next & (q->entries - 1)) * sizeof(struct mpig_cqe)) +
 		                  2 * threadIdx.x,
 		          words);
+	warp_barrier(); // one lane gives the place back (take_expected), behind the loads of all (R2)
 }
 
 // What it says, to the host.
@@ -433,6 +441,7 @@ KERNEL(GPU_WARP) mpig_wait(ARGUMENT(gpu_wait) a)
 	}
 	if (!warp_any(answered))
 		return;
+	warp_barrier(); // a vote orders nothing: the lanes read behind what the first has acquired
 	completion_ask(&a.queue, e.next, words);
 	take_expected(&a.queue, a.first_slot, &e);
 	completion_report(&a.queue, words);

@@ -245,7 +245,7 @@ KERNEL(GPU_WINDOW_THREADS) mpig_window(ARGUMENT(gpu_window) a)
 	}
 	uint32_t *counter = (uint32_t *)a.counters + blockIdx.x;
 	if (threadIdx.x == 0) {
-		last = arrive(counter) == a.pieces - 1;
+		last = arrive(counter, 1) == a.pieces - 1;
 		if (last)
 			*counter = 0;
 	}

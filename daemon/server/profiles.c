@@ -185,6 +185,20 @@ static int write_file(const struct profiles *all, const struct profile_entry *e,
 	return refuse(why, status, "cannot keep the profile in %.160s (daemon.profiles): %s", all->dir, strerror(error));
 }
 
+// ".NAME.new" of a daemon that was killed before it renamed it: one daemon has the directory.
+static bool left_over(const char *name)
+{
+	char kept[NAME_BYTES];
+	uint32_t uid;
+	uint8_t fingerprint[64];
+	size_t n = strlen(name);
+	if (n < 6 || n - 5 >= sizeof kept || name[0] != '.' || strcmp(name + n - 4, ".new") != 0)
+		return false;
+	memcpy(kept, name + 1, n - 5);
+	kept[n - 5] = '\0';
+	return name_means(kept, &uid, fingerprint);
+}
+
 static void read_one(struct profiles *all, int dir, const char *name, struct profile *profile, char *text, size_t room)
 {
 	char why[MPIG_TEXT_BYTES] = "";
@@ -221,7 +235,10 @@ void profiles_open(struct profiles *all, const char *dir)
 	else if (fd < 0 && errno != ENOENT)
 		log_warn("daemon.profiles: cannot read %s: %m", dir);
 	for (struct dirent *e; list && profile && text && (e = readdir(list));)
-		read_one(all, fd, e->d_name, profile, text, ROOM);
+		if (left_over(e->d_name))
+			unlinkat(fd, e->d_name, 0);
+		else
+			read_one(all, fd, e->d_name, profile, text, ROOM);
 	if (list)
 		closedir(list);
 	else if (fd >= 0)
@@ -280,6 +297,11 @@ int profiles_clear(struct profiles *all, uint32_t uid, const uint8_t fingerprint
 {
 	char name[NAME_BYTES];
 	struct profile_entry **at = place_of(all, uid, fingerprint), *old = *at;
+	if (!old && uid != MPIG_PROFILE_ALL && profiles_find(all, MPIG_PROFILE_ALL, fingerprint))
+		return refuse(why, MPIG_ENOENT,
+		              "there is no profile of this fingerprint of uid %u's own; what holds is that of all users, which "
+		              "administrators clear (tune --clear --all-users)",
+		              uid);
 	if (!old)
 		return refuse(why, MPIG_ENOENT, "there is no profile of this fingerprint");
 	int dir = open_dir(all);

@@ -110,6 +110,7 @@ def test_the_same_again(daemon, recorded):
     assert dense["rows_read"] == 60 * 2 * TOKENS and dense["share_of_rows"] == 1
     assert dense["error"]["max"] == 0
     assert 0 < more["error"]["mean"] < same["error"]["mean"]
+    assert all(e["mean"] < e["rms"] <= e["max"] for e in (more["error"], same["error"]))
     assert more["share_of_rows"] > 0.25
     for each in same, dense, more:
         assert 0 < each["service_ns"]["p50"] <= each["service_ns"]["p99"] <= each["service_ns"]["max"]
@@ -123,7 +124,7 @@ def test_the_table(daemon, recorded):
     assert lines[2].split()[0] == "CONFIGURATION" and lines[2].endswith("WORST")
     assert lines[3].startswith("when it was recorded ") and lines[4].startswith("uniform,budget=0.5 ")
     assert " 50 % " in lines[4] or " 49" in lines[4] or " 50." in lines[4]
-    assert lines[-1].startswith("Times are inside the daemon")
+    assert lines[-3].startswith("Times are inside the daemon") and "root mean square" in lines[-2]
 
 
 def test_at_a_pace(daemon, novel, tmp_path):

@@ -124,6 +124,10 @@ def test_a_time_is_kept_with_the_least_error(daemon, real, trace):
     assert errors == sorted(errors, reverse=True)
     enough = tune(daemon, "--trace", trace, "--ms", "1", "--dry-run")
     assert enough["after"]["error"] == 0 and all(layer["after"]["proposal"] == "dense" for layer in enough["layers"])
+    told = good(daemon.ctl("tune", real.name, "--rates", RATES, *QUICK, "--trace", trace, "--ms", "1", "--dry-run"))
+    assert "2 of 2 layers are attended densely, however long a context is" in told
+    told = good(daemon.ctl("tune", real.name, "--rates", RATES, *QUICK, "--trace", trace, "--error", ".2", "--dry-run"))
+    assert "attended densely" not in told
 
 
 def test_what_it_measures_is_true(daemon, real, trace):
@@ -193,11 +197,24 @@ def test_the_same_seed_gives_the_same_bytes(daemon, real, trace, tmp_path):
     # Without rates those of the profile in force are taken, so that a third run says the same.
     good(daemon.ctl("tune", real.name, "--trace", trace, "--error", ".05", *QUICK, "--output", str(tmp_path / "c")))
     texts.append((tmp_path / "c").read_bytes())
-    assert texts[0] == texts[1] == texts[2]
+    assert texts[0] == texts[1] == texts[2] and b"rates_tokens" not in texts[0]
     shown = good(daemon.ctl("tune", "--show", real.name))
     assert shown.split("\n", 1)[1] == texts[0].decode()
     good(daemon.ctl("tune", real.name, "--trace", trace, "--error", ".05", "--rates", RATES, *QUICK, "--seed", "2", "--output", str(tmp_path / "d")))
     assert (tmp_path / "d").read_bytes() != texts[0]
+
+
+def test_rates_of_another_length_are_not_taken(daemon, real, trace, client):
+    """A profile holds for contexts of all lengths; what rows cost in a range of a hundred says nothing of thousands."""
+    quick = ["--trace", trace, "--error", ".05", *QUICK]
+    good(daemon.ctl("tune", real.name, *quick))
+    text = good(daemon.ctl("tune", "--show", real.name))
+    assert f"rates_tokens = {TOKENS}\n" in text
+    assert "(ns, of the profile in force)" in good(daemon.ctl("tune", real.name, *quick, "--dry-run"))
+    for tokens, source in ((TOKENS // 2, "of the profile in force"), (2 * TOKENS, "of the profile in force"), (TOKENS // 2 - 1, "measured"), (2 * TOKENS + 1, "measured")):
+        edited = re.sub("rates_tokens = .*", f"rates_tokens = {tokens}", text)
+        assert good(daemon.ctl("tune", "--use", "-", real.name, stdin=None, input=edited)) == ""
+        assert f"(ns, {source})" in good(daemon.ctl("tune", real.name, *quick, "--dry-run"))
 
 
 def test_stability_is_told(daemon, real, trace):
@@ -427,6 +444,7 @@ def test_profiles_by_hand(daemon, real, trace, tmp_path):
         assert json.loads(good(daemon.ctl("show", "--json", real.name)))[0]["profile"] == "common"
         assert good(daemon.ctl("tune", "--show", real.name)).startswith("# re<a>l, of all users\n")
         assert json.loads(good(daemon.ctl("tune", "--show", "--json", real.name)))["uid"] == "all"
+        refused(daemon.ctl("tune", "--clear", real.name), NOT_FOUND, f"of uid {os.geteuid()}'s own; what holds is that of all users")
         assert "by all users' profile" in good(daemon.ctl("show", real.name))
         good(daemon.ctl("tune", "--clear", "--all-users", real.name))
         good(daemon.ctl("tune", "--use", str(path), "--user", "nobody", digits))
@@ -509,7 +527,7 @@ def test_errors(daemon, real, book, trace, tmp_path, client):
         ([name, "--ms", "1", "--rates", "dense=-1"], "--rates: 'dense=-1' is neither"),
         ([name, "--show", "--clear"], "--show, --clear, --use and a goal exclude each other"),
         ([name, "--show", "--error", ".1"], "--show, --clear, --use and a goal exclude each other"),
-        ([name, "--show", "--user", "no such user"], "--user: 'no such user' is not a number from 0 to"),
+        ([name, "--show", "--user", "no such user"], "--user: 'no such user' is neither a user's name nor a uid"),
     ):
         refused(daemon.ctl("tune", *arguments), USAGE, f"magicpigctl tune: {why}")
     assert ctl("--socket", str(tmp_path / "none"), "tune", "x", "--ms", "1").returncode == NO_DAEMON

@@ -968,6 +968,26 @@ START_TEST(rings_that_make_no_sense)
 }
 END_TEST
 
+// The block that finds no room is not the one that publishes: nothing is.
+START_TEST(no_room_for_a_step_of_many_blocks)
+{
+	struct mpig_layer layer = test_client_layer(32, 8, 64);
+	struct world *w = malloc(sizeof(*w));
+	world_make(w, &layer, 1, MOST_T, 200, 210);
+	world_plan(w);
+	struct mpig_queue_header *h = gpu->region.base;
+	test_daemon_freeze(d);
+	uint32_t tail = __atomic_load_n(&h->sq_tail, __ATOMIC_ACQUIRE);
+	__atomic_store_n(&h->sq_head, tail + 1000, __ATOMIC_RELEASE);
+	ck_assert_cuda(mpig_cuda_submit(w->plan, stream, &w->step), MPIG_OK);
+	device_wait(stream);
+	assert_failed(MPIG_EPROTO);
+	ck_assert_uint_eq(__atomic_load_n(&h->sq_tail, __ATOMIC_ACQUIRE), tail);
+	test_daemon_thaw(d);
+	world_free(w);
+}
+END_TEST
+
 // Posts a completion as a daemon would, with this word beside the tail.
 static void forge(struct mpig_queue_header *h, const struct mpig_cqe *answer, uint32_t brief)
 {
@@ -1090,6 +1110,7 @@ int main(void)
 	tcase_add_test(t, several_in_flight);
 	tcase_add_test(t, round_trips_are_measured);
 	tcase_add_test(t, rings_that_make_no_sense);
+	tcase_add_test(t, no_room_for_a_step_of_many_blocks);
 	tcase_add_test(t, a_brief_is_a_hint);
 	SRunner *runner = srunner_create(suite);
 	srunner_run_all(runner, CK_NORMAL);

@@ -1,5 +1,7 @@
 // Profiles: whose contexts go by them and from when on, that they outlive the daemon, and what becomes of a file that is not one.
 #include <check.h>
+#include <dirent.h>
+#include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
 #include <stdio.h>
@@ -240,6 +242,19 @@ static int set_two(uint64_t kill_at, uint64_t *before, uint64_t *after)
 	return answered;
 }
 
+// What a daemon that was killed had begun to write, the next one has removed.
+static void nothing_unfinished(void)
+{
+	char path[512];
+	snprintf(path, sizeof path, "%s/%s.profiles", d->dir, strrchr(d->dir, '/') + 1);
+	DIR *list = opendir(path);
+	ck_assert_msg(list || errno == ENOENT, "%s", path);
+	for (struct dirent *e; list && (e = readdir(list));)
+		ck_assert_msg(!strstr(e->d_name, ".new"), "%s is left", e->d_name);
+	if (list)
+		closedir(list);
+}
+
 static void found_after(int answered)
 {
 	static char found[PROFILE_TEXT_BYTES + 1], first[PROFILE_TEXT_BYTES];
@@ -257,6 +272,7 @@ static void found_after(int answered)
 	                              : old || n == MPIG_ENOENT,
 	              "%d were answered; found: %d, %s", answered, n, n > 0 ? found : "");
 	ck_assert(!test_daemon_logged(d, "is not used"));
+	nothing_unfinished();
 	ck_assert(n == MPIG_ENOENT || mpig_profile_clear(s.client, fingerprint, UINT32_MAX) == MPIG_OK);
 	test_client_close(&s);
 	test_daemon_kill(d);

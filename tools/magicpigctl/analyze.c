@@ -364,16 +364,15 @@ const struct ctl_command ctl_analyze = {
 	.name = "analyze",
 	.arguments = "NAME",
 	.summary = "Tells whether a context gains by sampling, and where",
-	.options = "  -e, --error E       wanted: standard deviation of a head's mass, relative (default 0.02)\n"
-		   "  -b, --budget B      also the error when this share of the rows is read (default 0.02)\n"
-		   "      --heads         a line for every KV head instead of every layer\n"
-		   "      --html FILE     also heat maps of all heads, in one page\n"
-		   "\n"
-		   "It speaks of signatures. What tables of (K,L) would find depends on the angles between queries and keys, of "
-		   "which the figures "
-		   "here say\n"
-		   "nothing: `plan --proposal paper` tells what they cost, and `trace replay --proposal paper --exact` what they "
-		   "give, on a context "
-		   "that\nhas them.\n",
+	.options =
+		"  -e, --error E       wanted: standard deviation of a head's mass, relative (default 0.02)\n"
+		"  -b, --budget B      also the error when this share of the rows is read (default 0.02)\n"
+		"      --heads         a line for every KV head instead of every layer\n"
+		"      --html FILE     also heat maps of all heads, in one page\n"
+		"\n"
+		"The error is that of the mass, and the output's is larger where values cancel out: `trace replay --exact`\n"
+		"measures that, and `tune` goes by it. All of this is about signatures: what tables of (K,L) would find depends\n"
+		"on the angles between queries and keys, of which the figures here say nothing; `plan --proposal paper` tells\n"
+		"what they cost, and `trace replay --proposal paper --exact` what they give, on a context that has them.\n",
 	.run = run,
 };

@@ -142,7 +142,7 @@ void analyze_html(FILE *out, const struct analysis *a)
 	      "h1{font-size:1.5em;margin-bottom:.2em}h2{font-size:1.1em;margin:0}section p{margin:.1em 0 .5em;color:#444}\n"
 	      ".maps{display:flex;flex-wrap:wrap;gap:2em}section{margin-top:1.5em}.maps section{max-width:28em}\n"
 	      "table{border-collapse:separate;border-spacing:2px;font-variant-numeric:tabular-nums}\n"
-	      "td,th{padding:.15em .5em;text-align:right}th{font-weight:normal;color:#555}\n"
+	      "td,th{padding:.15em .5em;text-align:right;white-space:nowrap}th{font-weight:normal;color:#555}\n"
 	      ".map td{min-width:2.4em;text-align:center;border-radius:2px}.none{background:#eee;color:#777}\n"
 	      ".answer{font-size:1.1em;border-left:4px solid #4a7ab5;padding:.3em .8em;background:#f2f6fb}\n"
 	      "</style></head><body>\n<h1>",
@@ -164,6 +164,7 @@ void analyze_html(FILE *out, const struct analysis *a)
 	        "where "
 	        "%.3g %% of the rows are read. Predicted from what answers have shown since the daemon started; each answer "
 	        "carries an "
-	        "estimate of its own. Bytes of gathered rows count twice.</p>\n</body></html>\n",
+	        "estimate of its own. The error of the output is larger where values cancel out: trace replay --exact measures "
+	        "it. Bytes of gathered rows count twice.</p>\n</body></html>\n",
 	        100 * a->error_target, 100 * a->budget);
 }

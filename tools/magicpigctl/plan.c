@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "analyze_model.h"
@@ -185,15 +186,19 @@ static void print_needs(const struct plan *p)
 
 static void print_time(const struct plan *p)
 {
-	char time[TEXT_SHORT], layer[TEXT_SHORT];
+	char time[TEXT_SHORT], layer[TEXT_SHORT], ago[TEXT_SHORT];
+	struct timespec now;
+	clock_gettime(CLOCK_REALTIME, &now);
 	if (p->measured)
 		printf("time         %s a token of one context (%s a layer, extrapolated from this daemon with %u workers)%s\n",
 		       text_latency(time, token_seconds(p) * 1e9), text_latency(layer, p->layer_ns), p->workers,
 		       p->tables ? "; of rows without structure" : "");
 	else if (p->limit.stream_bytes_per_s > 0)
-		printf("time         at least %s a token of one context, at the rates of this machine's memory (--measure tells "
-		       "more)\n",
-		       text_latency(time, token_seconds(p) * 1e9));
+		printf("time         at least %s a token of one context, at the rates of memory that `magicpigctl bench` "
+		       "measured "
+		       "here %s\n             (a busy machine makes them too low; --measure tells more)\n",
+		       text_latency(time, token_seconds(p) * 1e9),
+		       text_ago(ago, p->limit.measured_ns, (uint64_t)now.tv_sec * UINT64_C(1000000000)));
 	else
 		printf("time         not known: `magicpigctl bench --memory` measures this machine, --measure a running "
 		       "daemon\n");

@@ -64,6 +64,14 @@ static bool add(struct values *v, double value)
 	return true;
 }
 
+static double root_mean_square(const struct values *v)
+{
+	double sum = 0;
+	for (size_t i = 0; i < v->count; i++)
+		sum += v->value[i] * v->value[i];
+	return v->count ? sqrt(sum / (double)v->count) : NAN;
+}
+
 static int by_value(const void *a, const void *b)
 {
 	double x = *(const double *)a, y = *(const double *)b;
@@ -351,7 +359,7 @@ static void row(const struct replay *r, struct table *table, const struct pass *
 	share_cell(table, r->visible > 0 ? (double)p->rows / r->visible : NAN);
 	table_cell(table, text_bytes(cell, asked > 0 ? (uint64_t)((double)p->bytes / asked) : 0));
 	if (r->o->exact) {
-		share_cell(table, mean(&p->error));
+		share_cell(table, root_mean_square(&p->error));
 		share_cell(table, percentile(&p->error, .95));
 		share_cell(table, percentile(&p->error, 1));
 	}
@@ -382,6 +390,9 @@ static void print_table(const struct replay *r)
 			printf("\n%s: %s came a millisecond or more later than the pace asks for", r->pass[i].config->text,
 			       text_count(count, r->pass[i].late));
 	printf("\nTimes are inside the daemon, but for the round trip (median); rows and bytes are means of a query.\n");
+	if (r->o->exact)
+		printf("Errors are of query heads, relative to the exact output: root mean square, 95th percentile, worst; the "
+		       "client's own part is\nmerged where it was recorded.\n");
 }
 
 static void values_json(struct json *json, const char *key, const struct values *v)
@@ -395,6 +406,7 @@ static void values_json(struct json *json, const char *key, const struct values 
 	json_double(json, "p95", percentile(v, .95));
 	json_double(json, "p99", percentile(v, .99));
 	json_double(json, "max", percentile(v, 1));
+	json_double(json, "rms", root_mean_square(v));
 	json_object_end(json);
 }
 

@@ -119,13 +119,26 @@ static bool parse_rates(const char *text, struct tune_rates *r)
 	return r->request + r->dense + r->scan + r->read > 0;
 }
 
+// Whether a context is about as long as that whose rows the profile's rates were measured on: those of short ranges are not those of long ones.
+static bool as_long(const struct tune *t, const struct profile *profile)
+{
+	uint64_t tokens = profile->rates_tokens;
+	return !tokens || (tokens <= 2 * t->info.committed && t->info.committed <= 2 * tokens);
+}
+
 // As given, else those of the profile that is in force, so that a second run is the first one again; else measured.
 static void choose_rates(struct tune *t, const struct arguments *a, const struct profile *profile)
 {
 	bool anew = a->rates && strcmp(a->rates, "measure") == 0;
+	t->rates_from = "measured";
+	t->rates_tokens = t->info.committed;
 	if (a->rates && !anew) {
+		t->rates_from = "given";
+		t->rates_tokens = 0;
 		t->rates_given = true; // parsed by now
-	} else if (profile && !anew && profile->ns_dense > 0 && profile->ns_scan > 0) {
+	} else if (profile && !anew && profile->ns_dense > 0 && profile->ns_scan > 0 && as_long(t, profile)) {
+		t->rates_from = "of the profile in force";
+		t->rates_tokens = profile->rates_tokens;
 		t->rates = (struct tune_rates){
 			.request = (double)profile->ns_request,
 			.dense = (double)profile->ns_dense,
@@ -268,6 +281,8 @@ static double number(const struct ctl_command *self, const char *option, const c
 static uint32_t user(const struct ctl_command *self, const char *text)
 {
 	const struct passwd *entry = getpwnam(text);
+	if (!entry && strspn(text, "0123456789") != strlen(text))
+		exit(ctl_usage(self, "--user: '%s' is neither a user's name nor a uid", text));
 	return entry ? entry->pw_uid : (uint32_t)ctl_number(self, "--user", text, 0, UINT32_MAX - 2);
 }
 
@@ -420,38 +435,34 @@ const struct ctl_command ctl_tune = {
 	.name = "tune",
 	.arguments = "NAME",
 	.summary = "Finds how the layers of a model are answered best, and keeps it as a profile",
-	.options = "  -e, --error E       wanted: the least time at which answers err by E at most\n"
-		   "  -m, --ms M          wanted: the least error within M ms a token; with --error: fail if that takes longer\n"
-		   "      --trace FILE    queries of `magicpigctl trace record` (default: those that the daemon has noted, few)\n"
-		   "      --queries N     of a layer, at most; every other one only checks (default 32)\n"
-		   "      --seeds N       draws, over which stability is told (default 5)\n"
-		   "      --seed S        the first of them (default 1)\n"
-		   "      --rates LIST    ns: request=..,dense=..,scan=..,read=..,lookup=..; or measure (default: of the profile "
-		   "in force, else measured)\n"
-		   "      --load SHARE    of the time that a request of it is in flight, one at a time (default 0.5)\n"
-		   "      --sinks N, --window N  rows at both ends that clients keep, for queries the daemon has noted (default "
-		   "4, 64)\n"
-		   "      --index         also tries other widths of codes, and other K and L where there are tables, on private "
-		   "copies of one "
-		   "layer at a\n"
-		   "                      time; what it takes of these holds for contexts made later\n"
-		   "      --html FILE     also a page with the curves\n"
-		   "      --output FILE   also the profile as a text\n"
-		   "      --dry-run       sets no profile\n"
-		   "      --show          prints the profile of a context, or of a fingerprint\n"
-		   "      --clear         removes it\n"
-		   "      --use FILE      sets one that was written by --output or --show\n"
-		   "      --user NAME, --all-users  whose, for administrators (default: the context's owner; of a fingerprint: "
-		   "yours)\n"
-		   "\n"
-		   "The error is that of a layer's output, the client's own rows merged, relative to the exact one: root mean "
-		   "square over layers, heads and\n"
-		   "queries. Times are reckoned from rows, at rates in ns: a request; a row and KV head attended densely, looked "
-		   "at, "
-		   "read; a hash bit of\n"
-		   "a query.\n"
-		   "All is measured on forks of the context, which are dropped again; a context is never changed. With the same "
-		   "seed, queries and rates\n"
-		   "the profile is the same to the byte.\n",
+	.options =
+		"  -e, --error E       wanted: the least time at which answers err by E at most\n"
+		"  -m, --ms M          wanted: the least error within M ms a token; with --error: fail if that takes longer\n"
+		"      --trace FILE    queries of `magicpigctl trace record` (default: those that the daemon has noted, few)\n"
+		"      --queries N     of a layer, at most; every other one only checks (default 32)\n"
+		"      --seeds N       draws, over which stability is told (default 5)\n"
+		"      --seed S        the first of them (default 1)\n"
+		"      --rates LIST    ns: request=..,dense=..,scan=..,read=..,lookup=..; or measure (default: of the profile "
+		"in force, if its\n"
+		"                      context was about as long, else measured)\n"
+		"      --load SHARE    of the time that a request of it is in flight, one at a time (default 0.5)\n"
+		"      --sinks N, --window N  rows at both ends that clients keep, for queries the daemon has noted (default "
+		"4, 64)\n"
+		"      --index         also tries other widths of codes, and other K and L where there are tables, on private\n"
+		"                      copies of one layer at a time; what it takes of these holds for contexts made later\n"
+		"      --html FILE     also a page with the curves\n"
+		"      --output FILE   also the profile as a text\n"
+		"      --dry-run       sets no profile\n"
+		"      --show          prints the profile of a context, or of a fingerprint\n"
+		"      --clear         removes it\n"
+		"      --use FILE      sets one that was written by --output or --show\n"
+		"      --user NAME, --all-users  whose, for administrators (default: the context's owner; of a fingerprint: "
+		"yours)\n"
+		"\n"
+		"The error is that of a layer's output, the client's own rows merged, relative to the exact one: root mean\n"
+		"square over layers, heads and queries. Times are reckoned from rows, at rates in ns: a request; a row and KV\n"
+		"head attended densely, looked at, read; a hash bit of a query.\n"
+		"All is measured on forks of the context, which are dropped again; a context is never changed. With the same\n"
+		"seed, queries and rates the profile is the same to the byte.\n",
 	.run = run,
 };

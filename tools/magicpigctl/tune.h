@@ -81,6 +81,8 @@ struct tune {
 	int as_is[TUNE_WAYS]; // the same rule with the index as it is
 	struct tune_rates rates;
 	bool rates_given;
+	const char *rates_from; // in words
+	uint64_t rates_tokens;  // of the context on which they were measured; 0: given
 	uint64_t requests, rows_read;
 	double seconds, busy_s;
 	void (*progress)(const struct tune *t, double share);

@@ -218,6 +218,7 @@ void tune_profile(const struct tune *t, const struct tune_result *r, struct prof
 {
 	*profile = (struct profile){.seed = t->seed,
 	                            .seeds = (uint32_t)t->seeds,
+	                            .rates_tokens = (uint32_t)t->rates_tokens,
 	                            .goal_error = (float)sqrt(t->goal.error2),
 	                            .goal_ms = (float)t->goal.ms,
 	                            .error = tune_rounded(sqrt(r->after.check.error2)),

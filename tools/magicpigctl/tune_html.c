@@ -136,8 +136,9 @@ static void way_cells(FILE *out, const struct tune *t, int layer, int way)
 
 static void draw_layers(FILE *out, const struct tune *t, const struct tune_result *r)
 {
-	fputs("<h2>Layers</h2>\n<table><thead><tr><th>layer</th><th>before</th><th>rows</th><th>error</th><th>ms</th><th>after</"
-	      "th>"
+	fputs("<h2>Layers</h2>\n<table><thead><tr><th>layer</th><th "
+	      "class=\"how\">before</th><th>rows</th><th>error</th><th>ms</th><th class=\"how\">"
+	      "after</th>"
 	      "<th>rows</th><th>error</th><th>ms</th><th>rows, by seed</th></tr></thead><tbody>\n",
 	      out);
 	for (int i = 0; i < t->layers; i++) {
@@ -175,7 +176,8 @@ void tune_html(FILE *out, const struct tune *t, const struct tune_result *r)
 	      "circle.before{fill:none;stroke:#1b1b1b;stroke-width:2}circle.after{fill:#d9822b}\n"
 	      "table{border-collapse:collapse;font-variant-numeric:tabular-nums}td,th{padding:.15em .6em;text-align:right}\n"
 	      "th{font-weight:normal;color:#555}.how{text-align:left}\n"
-	      ".answer{font-size:1.1em;border-left:4px solid #4a7ab5;padding:.3em .8em;background:#f2f6fb}\n"
+	      "td{white-space:nowrap}.answer{font-size:1.1em;border-left:4px solid #4a7ab5;padding:.3em "
+	      ".8em;background:#f2f6fb}\n"
 	      "</style></head><body>\n<h1>",
 	      out);
 	html_text(out, t->info.name);

@@ -78,15 +78,16 @@ static void thin(struct tune_layer *l, int most)
 	l->steps = kept;
 }
 
-static int check_counts(struct tune *t, const char *where, char *why)
+// more: what helps, if there are too few.
+static int check_counts(struct tune *t, const char *where, const char *more, char *why)
 {
 	for (int i = 0; i < t->layers; i++) {
 		thin(&t->layer[i], t->queries);
 		if (t->layer[i].steps >= 2)
 			continue;
 		snprintf(why, TUNE_WHY_BYTES,
-		         "%.100s has %d quer%s of layer %d: at least 2 are needed, to choose by and to check with", where,
-		         t->layer[i].steps, t->layer[i].steps == 1 ? "y" : "ies", t->layer[i].number);
+		         "%.60s has %d quer%s of layer %d: at least 2 are needed, to choose by and to check with; %.90s", where,
+		         t->layer[i].steps, t->layer[i].steps == 1 ? "y" : "ies", t->layer[i].number, more);
 		return -1;
 	}
 	return 0;
@@ -167,7 +168,7 @@ int tune_queries_trace(struct tune *t, const char *path, char *why)
 	trace_close(reader);
 	if (status == 0 && more < 0)
 		status = -1;
-	return status ? status : check_counts(t, path, why);
+	return status ? status : check_counts(t, path, "about no rows, or rows that are not there, they do not count", why);
 }
 
 // ---- noted -----------------------------------------------------------------------------------------------------------
@@ -220,5 +221,8 @@ int tune_queries_noted(struct tune *t, mpig_client *client, char *why)
 		status = status ? status : add_noted(t, l, noted, count, why);
 	}
 	free(noted);
-	return status ? status : check_counts(t, "what the daemon has noted", why);
+	return status ? status
+	              : check_counts(t, "what the daemon has noted",
+	                             "let a client ask more (every 64th query is noted), or record some (trace record, --trace)",
+	                             why);
 }

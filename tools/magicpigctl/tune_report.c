@@ -183,6 +183,19 @@ static void print_reindexed(const struct tune *t, const struct tune_result *r)
 		       r->reindexed, t->layers, text_share(error, sqrt(r->present.error2)), r->present.ms);
 }
 
+// Shares and error targets go with the length of a context, this does not.
+static void print_dense(const struct tune *t, const struct tune_result *r)
+{
+	int dense = 0;
+	for (int i = 0; i < t->layers; i++)
+		dense += t->layer[i].way[r->after.way[i]].proposal == MPIG_PROPOSAL_DENSE;
+	if (dense)
+		printf("%d of %d layers are attended densely, however long a context is: tune one that is as long as those that "
+		       "are "
+		       "served\n",
+		       dense, t->layers);
+}
+
 void tune_print(const struct tune *t, const struct tune_result *r)
 {
 	char name[128], tokens[TEXT_SHORT], requests[TEXT_SHORT], rows[TEXT_SHORT], share[TEXT_SHORT];
@@ -199,13 +212,14 @@ void tune_print(const struct tune *t, const struct tune_result *r)
 	       t->rates.read, t->rates.lookup);
 	for (int b = 0; b < 3 && t->index; b++)
 		printf(",scan%d=%g", 1 << b, t->rates.scan_bits[b]);
-	printf(" (ns, %s)\n", t->rates_given ? "given" : "measured");
+	printf(" (ns, %s)\n", t->rates_from);
 	printf("load: %s requests, one at a time, in %.1f s, %s of the time in flight; %s rows read\n",
 	       text_count(requests, t->requests), t->seconds, text_share(share, fmin(t->busy_s / t->seconds, 1)),
 	       text_count(rows, t->rows_read));
 	print_layers(t, r);
 	print_outcome(t, r);
 	print_reindexed(t, r);
+	print_dense(t, r);
 	print_curve(t, r);
 }
 

@@ -13,8 +13,8 @@ int stored_find(const struct ctl_command *self, mpig_client *client, const char 
 	struct mpig_context_info info = MPIG_INIT(info);
 	static const uint8_t none[64];
 	*of = (struct stored_of){.uid = uid};
-	// No context has such a name by accident, and one that has comes first.
-	bool digits = strlen(what) >= 16 && strlen(what) < PROFILE_HEX_BYTES && profile_unhex(what, of->fingerprint);
+	// A context that has such a name comes first.
+	bool digits = strlen(what) < PROFILE_HEX_BYTES && profile_unhex(what, of->fingerprint);
 	int status = mpig_context_info(client, what, &info);
 	if (status == MPIG_ENOENT && digits)
 		return CTL_OK;
@@ -51,6 +51,15 @@ const char *stored_whose(uint32_t uid, char text[80])
 	return text;
 }
 
+// A comment that profile_parse takes: a name may have bytes that a profile may not.
+static void print_head(const char *what, const char *whose)
+{
+	printf("# ");
+	for (; *what; what++)
+		putchar(*what < ' ' || *what > '~' ? '?' : *what);
+	printf(", %s\n", whose);
+}
+
 static void layer_json(struct json *json, const struct profile_layer *l)
 {
 	json_object(json, NULL);
@@ -79,6 +88,7 @@ static void profile_json(const struct profile *p, uint32_t whose)
 		json_string(&json, "uid", "all");
 	else
 		json_uint(&json, "uid", whose);
+	json_uint(&json, "rates_tokens", p->rates_tokens);
 	json_float(&json, "goal_error", p->goal_error);
 	json_float(&json, "goal_ms", p->goal_ms);
 	json_float(&json, "error", p->error);
@@ -101,7 +111,8 @@ int stored_show(const struct ctl_command *self, mpig_client *client, const char 
 	if (status)
 		return ctl_failed(self, client, what, status);
 	if (!ctl_globals.json) {
-		printf("# %s, %s\n%s", what, stored_whose(whose, user), text);
+		print_head(what, stored_whose(whose, user));
+		fputs(text, stdout);
 		return CTL_OK;
 	}
 	if (profile_parse(text, strlen(text), &profile, why) != 0) {

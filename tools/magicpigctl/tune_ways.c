@@ -82,6 +82,7 @@ static void add_before(struct tune *t, const struct profile *profile)
 		if (way.error_target > 0) {
 			way.floor = way.floor > 0 ? way.floor : t->floor;
 			way.cap = way.cap > 0 ? way.cap : t->cap;
+			way.floor = fminf(way.floor, way.cap); // as the daemon takes it, where one of both is its own
 		}
 		l->way[t->before] = way;
 		l->can[t->before] = true;

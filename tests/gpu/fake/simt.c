@@ -322,9 +322,11 @@ DEVICE uint32_t highest_bit(uint32_t x)
 {
 	return 31u - (uint32_t)__builtin_clz(x);
 }
-DEVICE uint32_t arrive(uint32_t *counter)
+DEVICE uint32_t arrive(uint32_t *counter, uint32_t count)
 {
-	return (*counter)++;
+	uint32_t before = *counter;
+	*counter += count;
+	return before;
 }
 
 #pragma GCC diagnostic push

@@ -79,8 +79,24 @@ START_TEST(a_head_that_nobody_asked_is_named)
 	char why[TUNE_WHY_BYTES];
 	for (int i = 0; i < LAYERS; i++)
 		ck_assert_int_eq(add_noted(&t, &t.layer[i], noted, i == 1 ? kept : (int[]){16, 16}, why), 0);
-	ck_assert_int_eq(check_counts(&t, "here", why), -1);
-	ck_assert_str_eq(why, "here has 0 queries of layer 2: at least 2 are needed, to choose by and to check with");
+	ck_assert_int_eq(check_counts(&t, "here", "ask more", why), -1);
+	ck_assert_str_eq(why, "here has 0 queries of layer 2: at least 2 are needed, to choose by and to check with; ask more");
+}
+END_TEST
+
+// A profile may name a floor above the daemon's cap, or a cap below its floor: the daemon takes the cap.
+START_TEST(a_floor_is_not_above_its_cap)
+{
+	struct profile profile = {.count = 2,
+	                          .layer = {{.number = 0, .error_target = .1f, .budget_floor = .9f},
+	                                    {.number = 2, .error_target = .1f, .budget_cap = .001f}}};
+	tune_ways(&t, &profile);
+	for (int i = 0; i < LAYERS; i++) {
+		const struct tune_way *way = &t.layer[i].way[t.before];
+		const float cap[LAYERS] = {.08f, .001f, .08f}, floor[LAYERS] = {.08f, .001f, .005f};
+		ck_assert_float_eq(way->cap, cap[i]);
+		ck_assert_float_eq(way->floor, floor[i]);
+	}
 }
 END_TEST
 
@@ -209,6 +225,7 @@ int main(void)
 	tcase_add_checked_fixture(tcase, setup, teardown);
 	tcase_add_loop_test(tcase, a_noted_query_is_in_one_half_only, 2, KEPT + 1);
 	tcase_add_test(tcase, a_head_that_nobody_asked_is_named);
+	tcase_add_test(tcase, a_floor_is_not_above_its_cap);
 	tcase_add_test(tcase, many_queries_are_thinned_evenly);
 	tcase_add_test(tcase, rates_are_found_again);
 	tcase_add_test(tcase, what_errs_more_gets_more_rows);
