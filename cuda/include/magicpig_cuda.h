@@ -201,7 +201,8 @@ MPIG_API int mpig_cuda_round_trips(mpig_cuda *gpu, unsigned count, float *ns);
  * mpig_context_committed says how far each context is; go on from there.
  *
  * Threads. An ingest belongs to one thread at a time, and to the CUDA context that was current when it was made. While it has rows of a
- * context under way, nobody else may append to that context, commit or truncate it. */
+ * context under way, nobody else may append to that context, commit or truncate it. Contexts are of the ingest's client, and stay open until
+ * finish or recover has returned 0 (recover also 1), or the ingest is destroyed: both ask where they are. */
 typedef struct mpig_cuda_ingest mpig_cuda_ingest;
 
 struct mpig_cuda_ingest_options {

@@ -936,6 +936,105 @@ START_TEST(a_failed_append_over_rows_takes_them_back)
 }
 END_TEST
 
+// Rows of fp32 that every type of payload holds exactly, as one of `dtype`.
+static struct engine_result append_as(struct context *c, uint32_t dtype, uint64_t position, uint32_t n, const float *k,
+                                      const float *v)
+{
+	const struct mpig_layer_shape s = {QUERY_HEADS, KV_HEADS, D, D};
+	struct mpig_payload_layout l = mpig_append_layout(&s, n, dtype, 0);
+	const float *from[] = {k, v};
+	uint8_t *to[] = {f.slot + l.k, f.slot + l.v};
+	for (int p = 0; p < 2; p++)
+		for (size_t i = 0; i < (size_t)n * KV_HEADS * D; i++) {
+			uint16_t half = dtype == MPIG_BF16 ? f32_to_bf16(from[p][i]) : f32_to_f16(from[p][i]);
+			memcpy(to[p] + i * mpig_dtype_bytes(dtype), dtype == MPIG_F32 ? (const void *)&from[p][i] : &half,
+			       mpig_dtype_bytes(dtype));
+		}
+	struct mpig_sqe e = {.op = MPIG_OP_APPEND, .count = n, .begin = position, .dtype = (uint8_t)dtype};
+	return fixture_run(&f, c, &e, NULL);
+}
+
+struct stored_row {
+	uint8_t row[2 * 2 * D], code[D / 4];
+	uint16_t factor;
+	bool has_code;
+};
+
+static void stored_rows(struct context *c, uint32_t n, struct stored_row *out)
+{
+	enum { BYTES = D / 4 }; // of a code of two bits
+	struct layer_view view;
+	ck_assert_int_eq(layer_view_get(f.store, c, 0, 0, n, &view), 0);
+	for (uint32_t g = 0; g < KV_HEADS; g++)
+		for (uint32_t b = 0; b < view.span_count; b++) {
+			const struct span *s = &view.strip[g].spans[b];
+			for (uint32_t i = 0; i < s->n; i++) {
+				struct stored_row *r = &out[(s->first + i) * KV_HEADS + g];
+				uint32_t at = s->block_row + i, stride = view.layer->rows.stride;
+				memset(r, 0, sizeof(*r));
+				memcpy(r->row, s->rows + (size_t)i * stride, stride);
+				if (!(r->has_code = s->codes != NULL))
+					continue;
+				r->factor = s->factors[at];
+				for (uint32_t w = 0; w < BYTES / 4; w++)
+					memcpy(r->code + 4 * w,
+					       s->codes + (size_t)(at & ~15u) * BYTES + (size_t)w * 64 + (size_t)(at & 15) * 4,
+					       4);
+			}
+		}
+	layer_view_free(f.store, &view);
+}
+
+// _i: types of rows and payload. What is stored is the same to the bit whether rows come one by one as fp32 to one worker, or as another type
+// and many at once, from odd positions, to eight; codes where both have any.
+START_TEST(rows_do_not_depend_on_how_they_came)
+{
+	enum { HAS = 301, N = 2500 };
+	static const uint32_t pieces[] = {1, 33, 16, 5, 640, 17, 511, 513, 2, 700}, types[] = {MPIG_BF16, MPIG_F16, MPIG_I8},
+			      payloads[] = {MPIG_F32, MPIG_BF16, MPIG_F16};
+	struct rows r = make_rows(N, 23);
+	for (size_t i = 0; i < (size_t)N * KV_HEADS * D; i++) {
+		r.k[i] = fabsf(r.k[i]) < 1e-2f ? 0 : r.k[i];
+		r.v[i] = fabsf(r.v[i]) < 1e-2f ? 0 : r.v[i];
+	}
+	struct mpig_wire_layer layer = indexed_layer(types[_i / 3]);
+	layer.paper_k = layer.paper_l = 0;
+	const size_t row = (size_t)KV_HEADS * D;
+	struct stored_row *stored[2];
+	for (int many = 0; many < 2; many++) {
+		f.threads = 1;
+		struct context *c = fixture_context(&f, many ? "many" : "one", &layer, 1, 7);
+		ck_assert_int_eq(fixture_append(&f, c, 0, 0, HAS, r.k, r.v, NULL, 0).status, 0);
+		ck_assert_int_eq(fixture_commit(&f, c, 0, HAS, true).status, 0);
+		f.threads = many ? 8 : 1;
+		for (uint32_t at = HAS, n, i = 0; at < N; at += n, i++) {
+			n = at == HAS ? 20 : many ? pieces[i % 10] : 1; // the first say what frame int8 keys have
+			n = n < N - at ? n : N - at;
+			ck_assert_int_eq(
+				append_as(c, many ? payloads[_i % 3] : MPIG_F32, at, n, r.k + at * row, r.v + at * row).status,
+				0);
+		}
+		ck_assert_int_eq(fixture_commit(&f, c, HAS, N - HAS, false).status, 0);
+		ck_assert_ptr_nonnull(stored[many] = calloc((size_t)N * KV_HEADS, sizeof(struct stored_row)));
+		stored_rows(c, N, stored[many]);
+		release(c);
+	}
+	uint32_t codes = 0;
+	for (uint32_t i = 0; i < N * KV_HEADS; i++) {
+		const struct stored_row *a = &stored[0][i], *b = &stored[1][i];
+		ck_assert_msg(memcmp(a->row, b->row, sizeof(a->row)) == 0, "row %u, head %u", i / KV_HEADS, i % KV_HEADS);
+		if (!a->has_code || !b->has_code)
+			continue;
+		codes++;
+		ck_assert_msg(memcmp(a->code, b->code, sizeof(a->code)) == 0 && a->factor == b->factor, "code of row %u, head %u",
+		              i / KV_HEADS, i % KV_HEADS);
+	}
+	ck_assert_uint_gt(codes, (N - 600) * KV_HEADS);
+	free(stored[0]), free(stored[1]);
+	free_rows(&r);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *suite = suite_create("engine");
@@ -966,6 +1065,7 @@ int main(void)
 	tcase_add_test(t, bad_input_is_refused_and_named);
 	tcase_add_loop_test(t, an_append_that_fails_leaves_nothing, 0, 3);
 	tcase_add_loop_test(t, a_failed_append_over_rows_takes_them_back, 0, 3);
+	tcase_add_loop_test(t, rows_do_not_depend_on_how_they_came, 0, 9);
 	suite_add_tcase(suite, t);
 	SRunner *runner = srunner_create(suite);
 	srunner_run_all(runner, CK_NORMAL);

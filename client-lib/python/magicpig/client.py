@@ -388,6 +388,8 @@ class Context:
         self._handle: c_void_p | None = handle
         self._layers: list[Layer] | None = None
         self._plans: weakref.WeakSet[Plan] = weakref.WeakSet()  # of GPUs
+        self._ingests: set[Ingest] = set()  # which ask about it until they have finished or recovered
+        self._left: c_void_p | None = None  # closed, but for those
         self.name = client._lib.mpig_context_name(handle).decode()
         client._children.add(self)
 
@@ -400,8 +402,13 @@ class Context:
         if self._handle is not None:
             for plan in list(self._plans):
                 plan.close()
-            self.client._lib.mpig_context_close(self._handle)
-            self._handle = None
+            self._left, self._handle = self._handle, None
+            self._close_left()
+
+    def _close_left(self) -> None:
+        if self._left is not None and not self._ingests:
+            self.client._lib.mpig_context_close(self._left)
+            self._left = None
 
     def __enter__(self) -> Context:
         return self

@@ -335,14 +335,16 @@ class IngestFailure:
 
 
 class Ingest:
-    """Rows of prompts from the GPU's memory to the daemon, by a kernel beside those that compute. Belongs to its client.
+    """Rows of prompts from the GPU's memory to the daemon, by a kernel beside those that compute. Belongs to its client. A context that is closed
+    meanwhile keeps handle and lease until finish() or recover() has come back, or close().
 
-    slot_bytes and slots: of the staging memory (0: 4 of 8 MiB); timeout_ms: the longest time in which the daemon answers nothing (0:
+    slot_bytes and slots: of the staging memory (0: 4 of 16 MiB); timeout_ms: the longest time in which the daemon answers nothing (0:
     30000); blocks: of the kernel that copies. Errors as of a Gpu."""
 
     def __init__(self, client: Client, *, slot_bytes: int = 0, slots: int = 0, timeout_ms: int = 0, blocks: int = 0):
         self._handle: c_void_p | None = None
         self._lib, self.client = _cuda.library(), client
+        self._contexts: set[Context] = set()  # since it was made, recovered or finished: it asks about them
         handle = c_void_p()
         options = _cuda.IngestOptions(slot_bytes=slot_bytes, slots=slots, timeout_ms=timeout_ms, blocks=blocks)
         _check(self._lib, self._lib.mpig_cuda_ingest_create(client._open_handle(), byref(options), byref(handle)))
@@ -360,6 +362,21 @@ class Ingest:
             self._lib.mpig_cuda_ingest_destroy(self._handle)
             self._handle = None
             self.client._gpus.discard(self)
+            self._let_go()
+
+    def _hold(self, context: Context) -> c_void_p:
+        if context.client is not self.client:
+            raise ValueError(f"context {context.name} is of another client")
+        handle = context._open_handle()
+        self._contexts.add(context)
+        context._ingests.add(self)
+        return handle
+
+    def _let_go(self) -> None:
+        while self._contexts:
+            context = self._contexts.pop()
+            context._ingests.discard(self)
+            context._close_left()
 
     def __enter__(self) -> Ingest:
         return self
@@ -369,7 +386,7 @@ class Ingest:
 
     def layer(self, context: Context, rows: Rows, stream: int = 0) -> int:
         """Rows of a layer, as what is on `stream` before leaves them; a ticket. They must stay as they are until it is released."""
-        return _check(self._lib, self._lib.mpig_cuda_ingest_layer(self._open_handle(), context._open_handle(), byref(rows), stream))
+        return _check(self._lib, self._lib.mpig_cuda_ingest_layer(self._open_handle(), self._hold(context), byref(rows), stream))
 
     def release(self, ticket: int, stream: int = 0) -> None:
         """What is launched on `stream` from now on may write the memory of this ticket and those before it."""
@@ -383,12 +400,13 @@ class Ingest:
         """Behind the rows before it, without waiting; token ids are copied."""
         ids, flags = token_array(tokens), COMMIT_SEAL if seal else 0
         call = self._lib.mpig_cuda_ingest_commit
-        _check(self._lib, call(self._open_handle(), context._open_handle(), position, ids.size, ids.ctypes.data, flags))
+        _check(self._lib, call(self._open_handle(), self._hold(context), position, ids.size, ids.ctypes.data, flags))
 
     def finish(self) -> IngestReport:
         """Waits until the daemon has answered everything."""
         raw = _cuda.IngestReport()
         _check(self._lib, self._lib.mpig_cuda_ingest_finish(self._open_handle(), byref(raw)))
+        self._let_go()
         return record(IngestReport, raw)
 
     def failure(self) -> IngestFailure | None:
@@ -402,4 +420,6 @@ class Ingest:
     def recover(self) -> bool:
         """After a failure: waits for the GPU and the daemon, or goes to its successor (True). Then contexts' `committed` says from where
         on rows are to be given again."""
-        return bool(_check(self._lib, self._lib.mpig_cuda_ingest_recover(self._open_handle())))
+        again = bool(_check(self._lib, self._lib.mpig_cuda_ingest_recover(self._open_handle())))
+        self._let_go()
+        return again

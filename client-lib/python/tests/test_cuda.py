@@ -153,6 +153,33 @@ def test_a_prompt_from_the_gpu(device, client):
         assert np.array_equal(queue.read(context, 0, 0, ROWS)[0], k.cpu().half().float().numpy())
 
 
+def test_a_context_closed_under_an_ingest(device, daemon, client):
+    """It is known to the ingest until that has finished, failed or not; then its lease is given back. Other clients' contexts are refused."""
+    spec = magicpig.Spec([magicpig.Layer(query_heads=HEADS, kv_heads=KV_HEADS, d_k=D, row_dtype="f16")])
+    k = torch.zeros(ROWS, KV_HEADS, D, device=device)
+    rows = cuda.Rows(layer=0, dtype=0, count=ROWS, k=k.data_ptr(), v=k.data_ptr())
+    with magicpig.Client(str(daemon.socket)) as other, cuda.Ingest(client, slot_bytes=1 << 16, slots=2) as ingest:
+        for name, end in (("finished", ingest.finish), ("recovered", ingest.recover)):
+            with client.create(name, spec) as context:
+                ingest.layer(context, rows)
+                ingest.commit(context, 0, np.arange(ROWS))
+                if end == ingest.recover:
+                    ingest.commit(context, ROWS, np.arange(1))  # no such row
+            with pytest.raises(ValueError, match="closed"):
+                ingest.layer(context, rows)
+            with pytest.raises(magicpig.Busy):
+                other.open(name, write=True)
+            if end == ingest.recover:
+                with pytest.raises(magicpig.OutOfRange):
+                    ingest.finish()
+                assert ingest.failure().context == name
+            end()
+            with other.open(name, write=True) as again:
+                assert again.committed == ROWS
+                with pytest.raises(ValueError, match="another client"):
+                    ingest.layer(again, rows)
+
+
 def test_what_is_refused(device, client, queue):
     context, _ = fill(client)
     with cuda.Gpu(queue) as gpu:
