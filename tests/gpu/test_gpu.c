@@ -1041,6 +1041,53 @@ START_TEST(workers_that_sleep)
 }
 END_TEST
 
+// Steps that nobody waits for between: kernels of several may be under way together, in the same slot and the same places of the rings. _i + 1
+// query tokens: the wait and the merge are one kernel, or two.
+START_TEST(steps_behind_one_another)
+{
+	enum { STEPS = 12 };
+	struct mpig_layer layer = test_client_layer(32, 4, 64);
+	struct world *w = malloc(sizeof(*w));
+	world_make(w, &layer, 1, (unsigned)_i + 1, 200, 210);
+	world_plan(w);
+	world_kv(w, CONTIGUOUS, MPIG_BF16, 160, 210);
+	const struct mpig_cuda_step first = w->step;
+	struct mpig_cuda_step step[STEPS];
+	size_t heads = w->tokens * 32ul;
+	for (uint64_t n = 0; n < STEPS; n++) {
+		w->step.q = device_bytes(NULL, q_floats(w) * 2);
+		w->step.out = device_bytes(NULL, heads * 64 * 4);
+		w->step.lse = device_bytes(NULL, heads * 4);
+		world_move(w, 210, 160, 50 + n);
+		step[n] = w->step;
+	}
+	device_capture(stream);
+	for (int n = 0; n < STEPS; n++) {
+		w->step = step[n];
+		launch_step(w);
+	}
+	void *graph = device_captured(stream);
+	for (int replay = 0; replay < 3; replay++) {
+		device_replay(graph, stream);
+		for (uint64_t n = 0; n < STEPS; n++) {
+			w->step = step[n];
+			model_normal(w->q[0], q_floats(w), 50 + n);
+			model_round_bf16(w->q[0], q_floats(w));
+			assert_attention(w, 1e-5);
+		}
+	}
+	device_forget(graph);
+	for (int n = 0; n < STEPS; n++) {
+		device_free(step[n].q);
+		device_free(step[n].out);
+		device_free(step[n].lse);
+	}
+	w->step = first;
+	world_kv_free(w);
+	world_free(w);
+}
+END_TEST
+
 // What a plan is made of is on the GPU when it is made: streams that do not wait for the driver's copies may use it at once.
 START_TEST(a_plan_is_there_when_it_is_made)
 {
@@ -1122,6 +1169,7 @@ int main(void)
 	tcase_add_test(t, parts_that_are_empty);
 	tcase_add_test(t, long_windows);
 	tcase_add_test(t, a_graph_is_replayed);
+	tcase_add_loop_test(t, steps_behind_one_another, 0, 2);
 	t = add_case(suite, "daemons");
 	tcase_add_test(t, a_graph_survives_the_daemon);
 	tcase_add_test(t, a_graph_survives_an_administrator_who_lets_it);
