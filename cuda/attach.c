@@ -69,6 +69,11 @@ void gpu_leave(const struct mpig_cuda *gpu)
 	gpu->driver->pop(&ours);
 }
 
+int gpu_settle(const struct mpig_cuda *gpu)
+{
+	return cuda_error_of(gpu->driver, gpu->driver->stream_synchronize(NULL), "waiting for copies to the GPU");
+}
+
 static int context_find(struct mpig_cuda *gpu)
 {
 	const struct driver *d = gpu->driver;
@@ -190,6 +195,7 @@ static int state_reset(struct mpig_cuda *gpu, uint64_t sequence, uint32_t sq_nex
 	                          .cq_next = cq_next};
 	int rc = cuda_error_of(d, d->fill(gpu->state, 0, bytes), "clearing the queue's state");
 	rc = rc ? rc : cuda_error_of(d, d->to_device(gpu->state, &begin, sizeof(begin)), "setting the queue's state");
+	rc = rc ? rc : gpu_settle(gpu);
 	if (rc == MPIG_OK)
 		memset(gpu->report, 0, sizeof(*gpu->report));
 	return rc;

@@ -79,6 +79,7 @@ struct driver_launch { // CUlaunchConfig
 	X(stream_priorities, "cuCtxGetStreamPriorityRange", (int *least, int *greatest))                                         \
 	X(stream_destroy, "cuStreamDestroy_v2", (CUstream stream))                                                               \
 	X(stream_query, "cuStreamQuery", (CUstream stream))                                                                      \
+	X(stream_synchronize, "cuStreamSynchronize", (CUstream stream))                                                          \
 	X(stream_after, "cuStreamWaitEvent", (CUstream stream, CUevent event, unsigned flags))                                   \
 	X(event_create, "cuEventCreate", (CUevent * event, unsigned flags))                                                      \
 	X(event_record, "cuEventRecord", (CUevent event, CUstream stream))                                                       \

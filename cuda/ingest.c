@@ -180,6 +180,7 @@ static int memory_make(struct mpig_cuda_ingest *g)
 	rc = rc ? rc : cuda_error_of(d, d->host_pointer(&g->host_device, host, 0), "asking for a device address");
 	rc = rc ? rc : cuda_error_of(d, d->alloc(&g->state, sizeof(struct gpu_ingest_state)), "allocating GPU memory");
 	rc = rc ? rc : cuda_error_of(d, d->fill(g->state, 0, sizeof(struct gpu_ingest_state)), "clearing GPU memory");
+	rc = rc ? rc : gpu_settle(g->gpu);
 	rc = rc ? rc : cuda_error_of(d, d->stream_priorities(&least, &greatest), "asking for priorities of streams");
 	rc = rc ? rc : cuda_error_of(d, d->stream_create_with(&g->stream, CU_STREAM_NON_BLOCKING, greatest), "making a stream");
 	rc = rc ? rc : cuda_error_of(d, d->event_create(&g->event, CU_EVENT_DISABLE_TIMING), "making an event");

@@ -188,6 +188,7 @@ static int items_make(struct mpig_cuda_plan *p)
 		rc = rc ? rc
 		        : cuda_error_of(d, d->to_device(p->device_items, p->items, p->shape.items * sizeof(*p->items)),
 		                        "copying a plan to the GPU");
+		rc = rc ? rc : gpu_settle(p->gpu);
 		gpu_leave(p->gpu);
 	}
 	free(balance);

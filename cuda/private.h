@@ -57,6 +57,10 @@ struct mpig_cuda_plan {
 int gpu_enter(const struct mpig_cuda *gpu);
 void gpu_leave(const struct mpig_cuda *gpu);
 
+// What has been copied and filled is in the GPU's memory. A fill, and a copy out of ordinary memory, may still be on its way when the driver
+// returns, and streams of the caller's need not wait for the default one, where it is. In the current context.
+int gpu_settle(const struct mpig_cuda *gpu);
+
 // 1 if a store of this CPU ends a cuStreamWaitValue32, 0 if not; in the current context.
 int probe_stream_wait(const struct driver *driver);
 

@@ -42,12 +42,19 @@ static inline void device_open(void)
 	DEVICE_MUST(d->push(context));
 }
 
+// It is there when this returns, for whatever stream.
+static inline void device_write(CUdeviceptr to, const void *from, size_t bytes)
+{
+	DEVICE_MUST(device_driver()->to_device(to, from, bytes));
+	DEVICE_MUST(device_driver()->stream_synchronize(NULL));
+}
+
 static inline CUdeviceptr device_bytes(const void *from, size_t bytes)
 {
 	CUdeviceptr p;
 	DEVICE_MUST(device_driver()->alloc(&p, bytes));
 	if (from)
-		DEVICE_MUST(device_driver()->to_device(p, from, bytes));
+		device_write(p, from, bytes);
 	return p;
 }
 

@@ -100,8 +100,8 @@ static void world_move(struct world *w, uint64_t rows, uint64_t split, uint64_t 
 	}
 	void *bytes = elements_of(all, w->contexts * q_floats(w), MPIG_BF16);
 	w->rows = rows;
-	DEVICE_MUST(device_driver()->to_device(w->step.q, bytes, w->contexts * q_floats(w) * 2));
-	DEVICE_MUST(device_driver()->to_device(w->step.split, where, 2 * w->contexts * 8));
+	device_write(w->step.q, bytes, w->contexts * q_floats(w) * 2);
+	device_write(w->step.split, where, 2 * w->contexts * 8);
 	free(bytes);
 	free(all);
 }
@@ -361,10 +361,10 @@ START_TEST(a_driver_that_fails_leaves_nothing_behind)
 	void (*break_it)(const char *, int) = (void (*)(const char *, int))driver_symbol("fake_fail");
 	int (*live)(void) = (int (*)(void))driver_symbol("fake_live");
 	static const char *const calls[] = {
-		"cuDeviceGetName",   "cuDeviceGetAttribute", "cuCtxGetDevice",       "cuCtxPushCurrent_v2",
-		"cuMemAlloc_v2",     "cuMemHostAlloc",       "cuMemHostRegister_v2", "cuMemHostGetDevicePointer_v2",
-		"cuMemcpyHtoD_v2",   "cuMemsetD8_v2",        "cuModuleLoadData",     "cuModuleGetFunction",
-		"cuDriverGetVersion"};
+		"cuDeviceGetName",    "cuDeviceGetAttribute", "cuCtxGetDevice",       "cuCtxPushCurrent_v2",
+		"cuMemAlloc_v2",      "cuMemHostAlloc",       "cuMemHostRegister_v2", "cuMemHostGetDevicePointer_v2",
+		"cuMemcpyHtoD_v2",    "cuMemsetD8_v2",        "cuModuleLoadData",     "cuModuleGetFunction",
+		"cuDriverGetVersion", "cuStreamSynchronize"};
 	if (!break_it)
 		return; // a real driver
 	mpig_cuda_detach(gpu);
@@ -871,7 +871,7 @@ START_TEST(an_answer_that_is_an_error)
 	struct recorded r = record();
 	float bad[8 * 64] = {NAN};
 	void *elements = elements_of(bad, 8 * 64, MPIG_BF16);
-	DEVICE_MUST(device_driver()->to_device(r.w->step.q, elements, 8 * 64 * 2));
+	device_write(r.w->step.q, elements, 8 * 64 * 2);
 	device_replay(r.graph, stream);
 	device_wait(stream);
 	assert_failed(MPIG_ENAN);
@@ -1041,6 +1041,77 @@ START_TEST(workers_that_sleep)
 }
 END_TEST
 
+// Steps that nobody waits for between: kernels of several may be under way together, in the same slot and the same places of the rings. _i + 1
+// query tokens: the wait and the merge are one kernel, or two.
+START_TEST(steps_behind_one_another)
+{
+	enum { STEPS = 12 };
+	struct mpig_layer layer = test_client_layer(32, 4, 64);
+	struct world *w = malloc(sizeof(*w));
+	world_make(w, &layer, 1, (unsigned)_i + 1, 200, 210);
+	world_plan(w);
+	world_kv(w, CONTIGUOUS, MPIG_BF16, 160, 210);
+	const struct mpig_cuda_step first = w->step;
+	struct mpig_cuda_step step[STEPS];
+	size_t heads = w->tokens * 32ul;
+	for (uint64_t n = 0; n < STEPS; n++) {
+		w->step.q = device_bytes(NULL, q_floats(w) * 2);
+		w->step.out = device_bytes(NULL, heads * 64 * 4);
+		w->step.lse = device_bytes(NULL, heads * 4);
+		world_move(w, 210, 160, 50 + n);
+		step[n] = w->step;
+	}
+	device_capture(stream);
+	for (int n = 0; n < STEPS; n++) {
+		w->step = step[n];
+		launch_step(w);
+	}
+	void *graph = device_captured(stream);
+	for (int replay = 0; replay < 3; replay++) {
+		device_replay(graph, stream);
+		for (uint64_t n = 0; n < STEPS; n++) {
+			w->step = step[n];
+			model_normal(w->q[0], q_floats(w), 50 + n);
+			model_round_bf16(w->q[0], q_floats(w));
+			assert_attention(w, 1e-5);
+		}
+	}
+	device_forget(graph);
+	for (int n = 0; n < STEPS; n++) {
+		device_free(step[n].q);
+		device_free(step[n].out);
+		device_free(step[n].lse);
+	}
+	w->step = first;
+	world_kv_free(w);
+	world_free(w);
+}
+END_TEST
+
+// What a plan is made of is on the GPU when it is made: streams that do not wait for the driver's copies may use it at once.
+START_TEST(a_plan_is_there_when_it_is_made)
+{
+	void (*defer)(int) = (void (*)(int))driver_symbol("fake_defer");
+	struct mpig_layer layer = test_client_layer(8, 2, 64);
+	struct world *w = malloc(sizeof(*w));
+	world_make(w, &layer, 1, 1, 200, 210);
+	world_kv(w, CONTIGUOUS, MPIG_BF16, 160, 210);
+	for (int i = 0; i < 8; i++) {
+		if (defer)
+			defer(1); // late, and in an order that nobody asked for
+		world_plan(w);
+		launch_step(w);
+		assert_attention(w, 1e-5);
+		mpig_cuda_plan_destroy(w->plan);
+		if (defer)
+			defer(0);
+	}
+	w->plan = NULL;
+	world_kv_free(w);
+	world_free(w);
+}
+END_TEST
+
 // A plan made before there is an index, and refreshed after.
 START_TEST(a_plan_is_refreshed)
 {
@@ -1090,6 +1161,7 @@ int main(void)
 	tcase_add_loop_test(t, signatures_are_the_daemons_to_the_bit, 0, 3 * (int)(sizeof(sign_d) / sizeof(sign_d[0])));
 	tcase_add_loop_test(t, many_signatures_are_the_daemons_to_the_bit, 0, 3 * (int)(sizeof(sign_d) / sizeof(sign_d[0])));
 	tcase_add_test(t, the_daemon_answers_a_gpu_as_any_client);
+	tcase_add_test(t, a_plan_is_there_when_it_is_made);
 	tcase_add_test(t, a_plan_is_refreshed);
 	tcase_add_test(t, what_a_gpu_asks_is_recorded);
 	t = add_case(suite, "steps");
@@ -1097,6 +1169,7 @@ int main(void)
 	tcase_add_test(t, parts_that_are_empty);
 	tcase_add_test(t, long_windows);
 	tcase_add_test(t, a_graph_is_replayed);
+	tcase_add_loop_test(t, steps_behind_one_another, 0, 2);
 	t = add_case(suite, "daemons");
 	tcase_add_test(t, a_graph_survives_the_daemon);
 	tcase_add_test(t, a_graph_survives_an_administrator_who_lets_it);

@@ -102,7 +102,8 @@ class DecodeGraph:
                 cache.gpu.take_back_step()
         torch.cuda.current_stream(device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        # Left to itself torch would capture on a stream of the device that is current, where the kernels of this one are not.
+        with torch.cuda.device(device), torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
             self._run()
         cache.gpu.take_back_step()
         self._replay = graph.replay

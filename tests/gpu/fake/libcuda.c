@@ -37,6 +37,7 @@ struct op { // a launch, or the record of an event (count != 0), or the wait for
 	uint64_t count; // which record of the event
 	void *to;
 	const void *from;
+	void *owned; // what is copied from, if it is freed after
 	size_t bytes;
 	struct op *next;
 };
@@ -182,6 +183,8 @@ CALL(cuCtxPopCurrent_v2, CUcontext *context)
 	return CU_OK;
 }
 static int run_streams(void);
+static int run_default(void);
+static int copy_by_default(void *to, void *from, size_t bytes);
 CALL(cuCtxSynchronize, void)
 {
 	return run_streams();
@@ -201,6 +204,7 @@ CALL(cuMemAlloc_v2, CUdeviceptr *p, size_t bytes)
 }
 CALL(cuMemFree_v2, CUdeviceptr p)
 {
+	run_default();
 	free((void *)(uintptr_t)p);
 	live--;
 	return CU_OK;
@@ -242,20 +246,26 @@ CALL(cuMemHostGetDevicePointer_v2, CUdeviceptr *device, void *p, unsigned flags)
 CALL(cuMemcpyHtoD_v2, CUdeviceptr to, const void *from, size_t bytes)
 {
 	MAY_FAIL;
-	memcpy((void *)(uintptr_t)to, from, bytes);
-	return CU_OK;
+	void *copy = malloc(bytes + 1);
+	if (copy)
+		memcpy(copy, from, bytes);
+	run_default();
+	return copy_by_default((void *)(uintptr_t)to, copy, bytes);
 }
 CALL(cuMemcpyDtoH_v2, void *to, CUdeviceptr from, size_t bytes)
 {
 	MAY_FAIL;
+	run_default();
 	memcpy(to, (const void *)(uintptr_t)from, bytes);
 	return CU_OK;
 }
 CALL(cuMemsetD8_v2, CUdeviceptr p, unsigned char value, size_t bytes)
 {
 	MAY_FAIL;
-	memset((void *)(uintptr_t)p, value, bytes);
-	return CU_OK;
+	void *copy = malloc(bytes + 1);
+	if (copy)
+		memset(copy, value, bytes);
+	return copy_by_default((void *)(uintptr_t)p, copy, bytes);
 }
 
 // ---- kernels -----------------------------------------------------------------------------------------------------------
@@ -340,6 +350,7 @@ static void run_next(struct stream *s)
 	}
 	failure = failure ? failure : result;
 	s->first = op->next;
+	free(op->owned);
 	free(op);
 	pthread_cond_broadcast(&changed);
 }
@@ -386,6 +397,32 @@ static int put(struct stream *s, const struct op *op)
 	pthread_cond_broadcast(&changed);
 	pthread_mutex_unlock(&lock);
 	return running == AT_ONCE ? run_streams() : CU_OK;
+}
+
+// The default stream has nothing left to do, others may. Where streams are late: else it never has.
+static int run_default(void)
+{
+	pthread_mutex_lock(&lock);
+	while (running == LATE && default_stream.first) {
+		struct stream *s = may_run(&default_stream) ? &default_stream : runnable();
+		if (!s)
+			break; // it waits for what never comes
+		run_next(s);
+	}
+	pthread_mutex_unlock(&lock);
+	return CU_OK;
+}
+
+// Fills, and copies out of ordinary memory, are on their way when the driver returns. Takes `from` over.
+static int copy_by_default(void *to, void *from, size_t bytes)
+{
+	if (!from)
+		return CU_OUT_OF_MEMORY;
+	if (running == LATE)
+		return put(&default_stream, &(struct op){.kind = OP_COPY, .to = to, .from = from, .owned = from, .bytes = bytes});
+	memcpy(to, from, bytes);
+	free(from);
+	return CU_OK;
 }
 
 void fake_defer(int how)
@@ -479,6 +516,9 @@ CALL(cuStreamQuery, CUstream stream)
 }
 CALL(cuStreamSynchronize, CUstream stream)
 {
+	MAY_FAIL;
+	if (!stream && running == LATE)
+		return run_default();
 	while (cuStreamQuery(stream) == CU_NOT_READY)
 		continue;
 	return CU_OK;
