@@ -468,7 +468,14 @@ struct mpig_ctl_trace { // request and reply
 	uint8_t reserved[32];
 };
 
-enum mpig_profile_action { MPIG_PROFILE_GET = 0, MPIG_PROFILE_SET = 1, MPIG_PROFILE_CLEAR = 2, MPIG_PROFILE_ACTIONS };
+// NEXT: the first, by fingerprint and uid, behind those of the request that the caller may look at.
+enum mpig_profile_action {
+	MPIG_PROFILE_GET = 0,
+	MPIG_PROFILE_SET = 1,
+	MPIG_PROFILE_CLEAR = 2,
+	MPIG_PROFILE_NEXT = 3,
+	MPIG_PROFILE_ACTIONS
+};
 #define MPIG_PROFILE_ALL (UINT32_MAX - 1) // as a uid: all users who have none for the fingerprint
 
 // A profile belongs to a user and a fingerprint, and holds for that user's contexts of that fingerprint that are opened or made later. The text is

@@ -369,6 +369,9 @@ MPIG_API int mpig_profile_get(mpig_client *client, const uint8_t fingerprint[64]
 /* MPIG_EINVAL: not a profile, the text says in which line, or one of another fingerprint. MPIG_ELIMIT: 64 for a user, 1,024 in all. */
 MPIG_API int mpig_profile_set(mpig_client *client, const uint8_t fingerprint[64], uint32_t uid, const char *text);
 MPIG_API int mpig_profile_clear(mpig_client *client, const uint8_t fingerprint[64], uint32_t uid); /* MPIG_ENOENT */
+/* The next profile that the caller may look at (own ones and those of all users; administrators: everybody's), in order of fingerprint and uid:
+ * begin with 64 zeros and 0; both, and `text` as above, are those of the one that is found. The length of its text. MPIG_ENOENT: no more. */
+MPIG_API int mpig_profile_next(mpig_client *client, uint8_t fingerprint[64], uint32_t *uid, char *text, size_t bytes);
 
 /* ---- contexts on the daemon's disk (MPIG_ENOTSUP: it keeps none) ---------------------------------------------------- */
 struct mpig_disk_options {

@@ -12,6 +12,23 @@ static int profile_check(mpig_client *c, const uint8_t *fingerprint)
 	return MPIG_OK;
 }
 
+// Lock held. The text of a reply; its length, or a negative status.
+static int take_profile(mpig_client *c, struct mpig_ctl_profile *request, char *text, size_t bytes)
+{
+	int rc = client_call(c, MPIG_CTL_PROFILE, request, sizeof(*request), -1, sizeof(*request), NULL);
+	const struct mpig_ctl_profile *reply = (const void *)c->reply;
+	if (rc)
+		return rc;
+	if (reply->length > MPIG_PROFILE_BYTES || c->reply_bytes != sizeof(*reply) + reply->length)
+		return error_set(c, MPIG_EPROTO, "a profile of %u bytes in %u", reply->length, c->reply_bytes);
+	size_t n = reply->length < bytes ? reply->length : bytes ? bytes - 1 : 0;
+	if (bytes) {
+		memcpy(text, reply + 1, n);
+		text[n] = '\0';
+	}
+	return (int)reply->length;
+}
+
 int mpig_profile_get(mpig_client *c, const uint8_t fingerprint[64], uint32_t uid, char *text, size_t bytes, uint32_t *whose)
 {
 	if (client_forked(c))
@@ -24,19 +41,27 @@ int mpig_profile_get(mpig_client *c, const uint8_t fingerprint[64], uint32_t uid
 	struct mpig_ctl_profile request = {.action = MPIG_PROFILE_GET, .uid = uid};
 	memcpy(request.fingerprint, fingerprint, sizeof(request.fingerprint));
 	pthread_mutex_lock(&c->lock);
-	rc = client_call(c, MPIG_CTL_PROFILE, &request, sizeof(request), -1, sizeof(request), NULL);
-	const struct mpig_ctl_profile *reply = (const void *)c->reply;
-	if (!rc && (reply->length > MPIG_PROFILE_BYTES || c->reply_bytes != sizeof(*reply) + reply->length))
-		rc = error_set(c, MPIG_EPROTO, "a profile of %u bytes in %u", reply->length, c->reply_bytes);
-	if (!rc) {
-		size_t n = reply->length < bytes ? reply->length : bytes ? bytes - 1 : 0;
-		if (bytes) {
-			memcpy(text, reply + 1, n);
-			text[n] = '\0';
-		}
-		if (whose)
-			*whose = reply->uid;
-		rc = (int)reply->length;
+	rc = take_profile(c, &request, text, bytes);
+	if (rc >= 0 && whose)
+		*whose = ((const struct mpig_ctl_profile *)(const void *)c->reply)->uid;
+	pthread_mutex_unlock(&c->lock);
+	return rc;
+}
+
+int mpig_profile_next(mpig_client *c, uint8_t fingerprint[64], uint32_t *uid, char *text, size_t bytes)
+{
+	if (client_forked(c))
+		return MPIG_EFORK;
+	if (!fingerprint || !uid || (bytes && !text))
+		return error_set(c, MPIG_EINVAL, "fingerprint or uid is NULL, or text is with bytes = %zu", bytes);
+	struct mpig_ctl_profile request = {.action = MPIG_PROFILE_NEXT, .uid = *uid};
+	memcpy(request.fingerprint, fingerprint, sizeof(request.fingerprint));
+	pthread_mutex_lock(&c->lock);
+	int rc = take_profile(c, &request, text, bytes);
+	if (rc >= 0) {
+		const struct mpig_ctl_profile *reply = (const void *)c->reply;
+		memcpy(fingerprint, reply->fingerprint, sizeof(reply->fingerprint));
+		*uid = reply->uid;
 	}
 	pthread_mutex_unlock(&c->lock);
 	return rc;

@@ -28,23 +28,22 @@ static int check_profile(struct request *r, const struct mpig_ctl_profile *in)
 		                    sizeof *in + (size_t)in->length, in->length, MPIG_PROFILE_BYTES);
 	if (!in->length != (in->action != MPIG_PROFILE_SET))
 		return control_fail(r, MPIG_EPROTO, "PROFILE: a text belongs to SET, and to nothing else");
-	if (zero(in->fingerprint, sizeof in->fingerprint))
+	if (in->action != MPIG_PROFILE_NEXT && zero(in->fingerprint, sizeof in->fingerprint))
 		return control_fail(r, MPIG_EINVAL,
 		                    "there is no profile of contexts without a fingerprint: they may be of any model");
 	return MPIG_OK;
 }
 
-static int get(struct peer *p, struct request *r, const struct mpig_ctl_profile *in, uint32_t uid, bool or_common)
+static int tell(struct peer *p, struct request *r, const struct mpig_ctl_profile *in, const struct profile_entry *e)
 {
-	const struct profiles *all = &p->server->profiles;
-	const uint8_t *fingerprint = (const uint8_t *)in->fingerprint;
-	const struct profile_entry *e = or_common ? profiles_of(all, uid, fingerprint) : profiles_find(all, uid, fingerprint);
 	if (!e)
-		return control_fail(r, MPIG_ENOENT, "there is no profile of this fingerprint");
+		return control_fail(r, MPIG_ENOENT, "there is no %s",
+		                    in->action == MPIG_PROFILE_NEXT ? "other profile" : "profile of this fingerprint");
 	struct mpig_ctl_profile *reply = calloc(1, sizeof *reply + e->bytes);
 	if (!reply)
 		return control_fail(r, MPIG_ENOMEM, "the daemon is out of memory");
-	memcpy(reply->fingerprint, in->fingerprint, sizeof reply->fingerprint);
+	memcpy(reply->fingerprint, e->fingerprint, sizeof reply->fingerprint);
+	reply->action = in->action;
 	reply->uid = e->uid;
 	reply->length = (uint32_t)e->bytes;
 	memcpy(reply + 1, e->text, e->bytes);
@@ -60,6 +59,9 @@ int control_profile(struct peer *p, struct request *r)
 	int status = check_profile(r, in);
 	if (status != MPIG_OK)
 		return status;
+	const struct profiles *all = &p->server->profiles;
+	if (in->action == MPIG_PROFILE_NEXT)
+		return tell(p, r, in, profiles_next(all, fingerprint, in->uid, p->who.uid, peer_administers(p)));
 	bool looks = in->action == MPIG_PROFILE_GET, own = in->uid == UINT32_MAX;
 	uint32_t uid = own ? p->who.uid : in->uid;
 	if (uid != p->who.uid && !(looks && uid == MPIG_PROFILE_ALL) && !peer_administers(p))
@@ -69,7 +71,7 @@ int control_profile(struct peer *p, struct request *r)
 			"and set those of all; uid %u may not",
 			p->who.uid);
 	if (looks)
-		return get(p, r, in, uid, own);
+		return tell(p, r, in, own ? profiles_of(all, uid, fingerprint) : profiles_find(all, uid, fingerprint));
 	if (in->action == MPIG_PROFILE_SET)
 		status = profiles_set(&p->server->profiles, uid, fingerprint, (const char *)(in + 1), in->length, r->why);
 	else

@@ -91,6 +91,24 @@ const struct profile_entry *profiles_of(const struct profiles *all, uint32_t uid
 	return own ? own : profiles_find(all, MPIG_PROFILE_ALL, fingerprint);
 }
 
+// Before, at or behind (fingerprint, uid): below, equal to or above 0.
+static int compare(const struct profile_entry *e, const uint8_t fingerprint[64], uint32_t uid)
+{
+	int order = memcmp(e->fingerprint, fingerprint, 64);
+	return order ? order : (e->uid > uid) - (e->uid < uid);
+}
+
+const struct profile_entry *profiles_next(const struct profiles *all, const uint8_t fingerprint[64], uint32_t uid, uint32_t who,
+                                          bool any)
+{
+	const struct profile_entry *next = NULL;
+	for (const struct profile_entry *e = all->first; e; e = e->next)
+		if ((any || e->uid == who || e->uid == MPIG_PROFILE_ALL) && compare(e, fingerprint, uid) > 0 &&
+		    (!next || compare(e, next->fingerprint, next->uid) < 0))
+			next = e;
+	return next;
+}
+
 static void put(struct profiles *all, struct profile_entry *e)
 {
 	struct profile_entry **at = place_of(all, e->uid, e->fingerprint), *old = *at;

@@ -39,6 +39,9 @@ void profiles_close(struct profiles *all);
 const struct profile_entry *profiles_find(const struct profiles *all, uint32_t uid, const uint8_t fingerprint[64]);
 // What contexts of this owner go by: the owner's, else that of all, else NULL.
 const struct profile_entry *profiles_of(const struct profiles *all, uint32_t uid, const uint8_t fingerprint[64]);
+// The first behind (fingerprint, uid), in this order, that is of `who` or of all users; any: of whomever. NULL: none is left.
+const struct profile_entry *profiles_next(const struct profiles *all, const uint8_t fingerprint[64], uint32_t uid, uint32_t who,
+                                          bool any);
 // Checks the text and keeps it in the place of an older one. On failure (why: MPIG_TEXT_BYTES) all is as it was. MPIG_EINVAL (not a profile, or
 // of another fingerprint), MPIG_ELIMIT, MPIG_ENOMEM, MPIG_EIO, MPIG_ENOSPC, MPIG_EACCES.
 int profiles_set(struct profiles *all, uint32_t uid, const uint8_t fingerprint[64], const char *text, size_t bytes, char *why);

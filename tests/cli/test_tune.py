@@ -428,6 +428,7 @@ def test_profiles_by_hand(daemon, real, trace, tmp_path):
     path = tmp_path / "profile"
     good(daemon.ctl("tune", real.name, "--trace", trace, "--error", ".05", "--rates", RATES, *QUICK, "--output", str(path), "--dry-run"))
     assert daemon.ctl("tune", "--show", real.name).returncode == NOT_FOUND
+    assert good(daemon.ctl("tune", "--list")) == "no profiles\n" and json.loads(good(daemon.ctl("tune", "--list", "--json"))) == []
     assert good(daemon.ctl("tune", "--use", str(path), real.name)) == ""
     shown = good(daemon.ctl("tune", "--show", real.name))
     head, text = shown.split("\n", 1)
@@ -436,6 +437,11 @@ def test_profiles_by_hand(daemon, real, trace, tmp_path):
     digits = re.search(r"fingerprint = ([0-9a-f]+)", text)[1]
     assert good(daemon.ctl("tune", "--use", "-", digits, stdin=None, input=shown)) == ""
     assert good(daemon.ctl("tune", "--show", digits)).split("\n", 1)[1] == shown
+    head, row = good(daemon.ctl("tune", "--list")).splitlines()
+    assert head.split() == ["FINGERPRINT", "FOR", "LAYERS", "GOAL", "ERROR", "MS", "A", "TOKEN"]
+    assert re.fullmatch(rf"{digits[:16]}  +\S+ +\d+  +error 5 %  +[\d.]+ %  +[\d.]+", row)
+    (listed,) = json.loads(good(daemon.ctl("tune", "--list", "--json")))
+    assert listed["fingerprint"] == digits and listed["uid"] == os.geteuid() and round(listed["goal_error"], 6) == .05
     assert good(daemon.ctl("tune", "--clear", digits)) == ""
     refused(daemon.ctl("tune", "--clear", digits), NOT_FOUND, "there is no profile of this fingerprint")
     # That of all users holds for who has none.
@@ -535,6 +541,7 @@ def test_errors(daemon, real, book, trace, tmp_path, client):
     client.drop("bare")
     for arguments, why in (
         ([], "give one context"),
+        (["--list", name], "give one context"),
         (["a", "b"], "give one context"),
         ([name], "what is wanted? Give --error, --ms, or both"),
         ([name, "--error", "0"], "--error: '0' is not a number above 0 and up to 1"),
@@ -546,8 +553,8 @@ def test_errors(daemon, real, book, trace, tmp_path, client):
         ([name, "--ms", "1", "--rates", "fast"], "--rates: 'fast' is neither measure nor nanoseconds"),
         ([name, "--ms", "1", "--rates", "dense=1,read="], "--rates: 'dense=1,read=' is neither"),
         ([name, "--ms", "1", "--rates", "dense=-1"], "--rates: 'dense=-1' is neither"),
-        ([name, "--show", "--clear"], "--show, --clear, --use and a goal exclude each other"),
-        ([name, "--show", "--error", ".1"], "--show, --clear, --use and a goal exclude each other"),
+        ([name, "--show", "--clear"], "--show, --list, --clear, --use and a goal exclude each other"),
+        ([name, "--show", "--error", ".1"], "--show, --list, --clear, --use and a goal exclude each other"),
         ([name, "--show", "--user", "no such user"], "--user: 'no such user' is neither a user's name nor a uid"),
     ):
         refused(daemon.ctl("tune", *arguments), USAGE, f"magicpigctl tune: {why}")
@@ -577,5 +584,11 @@ def test_of_others(daemon, real, trace, tmp_path, client):
     assert "seed = 9" in good(daemon.ctl("tune", "--show", digits, **nobody))
     assert "seed = 1\n" in good(daemon.ctl("tune", "--show", real.name))
     assert good(daemon.ctl("tune", "--show", "--user", "65534", digits)).startswith(f"# {digits}, of user nobody")
+    # Everybody's are an administrator's to list, others see their own and those of all.
+    good(daemon.ctl("tune", "--use", str(path), "--all-users", digits))
+    whose = lambda *more, **user: [p["uid"] for p in json.loads(good(daemon.ctl("tune", "--list", "--json", *more, **user)))]
+    assert whose() == [0, 65534, "all"] and whose(**nobody) == [65534, "all"]
+    assert whose("--user", "nobody") == [65534] and whose("--all-users") == ["all"] and whose("--user", "root", **nobody) == []
+    good(daemon.ctl("tune", "--clear", "--all-users", digits))
     good(daemon.ctl("tune", "--clear", digits, **nobody))
     assert "seed = 1\n" in good(daemon.ctl("tune", "--show", real.name))

@@ -338,6 +338,14 @@ START_TEST(profiles_are_asked_for_properly)
 	ck_assert_int_eq(ask_profile(get, "", 0), MPIG_OK);
 	ck_assert_uint_eq(page->length, length);
 	ck_assert_mem_eq(page + 1, text, length);
+	bad = get, bad.action = MPIG_PROFILE_NEXT, bad.fingerprint[0] = 0, bad.uid = 0;
+	ck_assert_int_eq(ask_profile(bad, "", 0), MPIG_OK); // the first
+	ck_assert_mem_eq(page->fingerprint, set.fingerprint, sizeof set.fingerprint);
+	ck_assert_uint_eq(page->length, length);
+	bad = *page, bad.length = 0;
+	ck_assert_int_eq(ask_profile(bad, "", 0), MPIG_ENOENT); // and the last
+	bad.length = length;
+	ck_assert_int_eq(ask_profile(bad, text, length), MPIG_EPROTO);
 	bad = set, bad.length = length - 1;
 	ck_assert_int_eq(ask_profile(bad, text, length), MPIG_EPROTO);
 	bad.length = length + 1;

@@ -16,7 +16,7 @@ struct arguments {
 	const char *what, *trace, *output, *html, *use, *rates;
 	double error, ms;
 	uint32_t uid;
-	bool show, clear, dry;
+	bool show, list, clear, dry;
 };
 
 static void on_signal(int number)
@@ -311,6 +311,7 @@ static void read_options(const struct ctl_command *self, int argc, char **argv, 
 		USER,
 		ALL,
 		SHOW,
+		LIST,
 		CLEAR,
 		USE
 	};
@@ -332,6 +333,7 @@ static void read_options(const struct ctl_command *self, int argc, char **argv, 
 	                                        {"user", required_argument, NULL, USER},
 	                                        {"all-users", no_argument, NULL, ALL},
 	                                        {"show", no_argument, NULL, SHOW},
+	                                        {"list", no_argument, NULL, LIST},
 	                                        {"clear", no_argument, NULL, CLEAR},
 	                                        {"use", required_argument, NULL, USE},
 	                                        {NULL, 0, NULL, 0}};
@@ -393,6 +395,9 @@ static void read_options(const struct ctl_command *self, int argc, char **argv, 
 		case SHOW:
 			a->show = true;
 			break;
+		case LIST:
+			a->list = true;
+			break;
 		case CLEAR:
 			a->clear = true;
 			break;
@@ -410,20 +415,20 @@ static int run(const struct ctl_command *self, int argc, char **argv)
 	struct stored_of of;
 	mpig_client *client;
 	read_options(self, argc, argv, &a, &t);
-	if (argc - optind != 1)
+	if (argc - optind != !a.list)
 		return ctl_usage(
 			self, "give one context (`magicpigctl ls` shows them), or with --show, --clear and --use a fingerprint");
 	a.what = argv[optind];
-	int modes = a.show + a.clear + (a.use != NULL), goals = (a.error > 0) + (a.ms > 0);
+	int modes = a.show + a.list + a.clear + (a.use != NULL), goals = (a.error > 0) + (a.ms > 0);
 	if (modes > 1 || (modes && goals))
-		return ctl_usage(self, "--show, --clear, --use and a goal exclude each other");
+		return ctl_usage(self, "--show, --list, --clear, --use and a goal exclude each other");
 	if (!modes && !goals)
 		return ctl_usage(self, "what is wanted? Give --error, --ms, or both");
 	int code = ctl_connect(self, &client);
 	if (code)
 		return code;
-	code = stored_find(self, client, a.what, a.uid, &of);
-	if (code == CTL_OK && modes)
+	code = a.list ? stored_list(self, client, a.uid) : stored_find(self, client, a.what, a.uid, &of);
+	if (code == CTL_OK && modes && !a.list)
 		code = a.show    ? stored_show(self, client, a.what, &of)
 		       : a.clear ? stored_clear(self, client, a.what, &of)
 		                 : stored_use(self, client, a.what, &of, a.use);
@@ -440,7 +445,7 @@ static int run(const struct ctl_command *self, int argc, char **argv)
 
 const struct ctl_command ctl_tune = {
 	.name = "tune",
-	.arguments = "NAME",
+	.arguments = "NAME | --list",
 	.summary = "Finds how the layers of a model are answered best, and keeps it as a profile",
 	.options =
 		"  -e, --error E       wanted: the least time at which answers err by E at most\n"
@@ -461,6 +466,8 @@ const struct ctl_command ctl_tune = {
 		"      --output FILE   also the profile as a text\n"
 		"      --dry-run       sets no profile\n"
 		"      --show          prints the profile of a context, or of a fingerprint\n"
+		"      --list          lists the profiles that there are: one's own and those of all users; administrators:\n"
+		"                      everybody's\n"
 		"      --clear         removes it\n"
 		"      --use FILE      sets one that was written by --output or --show\n"
 		"      --user NAME, --all-users  whose, for administrators (default: the context's owner; of a fingerprint: "

@@ -78,21 +78,26 @@ static void layer_json(struct json *json, const struct profile_layer *l)
 	json_object_end(json);
 }
 
+static void head_json(struct json *json, const struct profile *p, uint32_t whose)
+{
+	json_string(json, "fingerprint", p->fingerprint);
+	if (whose == MPIG_PROFILE_ALL)
+		json_string(json, "uid", "all");
+	else
+		json_uint(json, "uid", whose);
+	json_uint(json, "rates_tokens", p->rates_tokens);
+	json_float(json, "goal_error", p->goal_error);
+	json_float(json, "goal_ms", p->goal_ms);
+	json_float(json, "error", p->error);
+	json_float(json, "ms", p->ms);
+}
+
 static void profile_json(const struct profile *p, uint32_t whose)
 {
 	struct json json;
 	json_begin(&json, stdout);
 	json_object(&json, NULL);
-	json_string(&json, "fingerprint", p->fingerprint);
-	if (whose == MPIG_PROFILE_ALL)
-		json_string(&json, "uid", "all");
-	else
-		json_uint(&json, "uid", whose);
-	json_uint(&json, "rates_tokens", p->rates_tokens);
-	json_float(&json, "goal_error", p->goal_error);
-	json_float(&json, "goal_ms", p->goal_ms);
-	json_float(&json, "error", p->error);
-	json_float(&json, "ms", p->ms);
+	head_json(&json, p, whose);
 	json_array(&json, "layers");
 	for (uint32_t i = 0; i < p->count; i++)
 		layer_json(&json, &p->layer[i]);
@@ -121,6 +126,67 @@ int stored_show(const struct ctl_command *self, mpig_client *client, const char 
 	}
 	profile_json(&profile, whose);
 	return CTL_OK;
+}
+
+static void list_row(struct table *table, const struct profile *p, uint32_t whose)
+{
+	char cell[80], user[TEXT_SHORT], share[TEXT_SHORT];
+	snprintf(cell, sizeof(cell), "%.16s", p->fingerprint);
+	table_cell(table, cell);
+	table_cell(table, whose == MPIG_PROFILE_ALL ? "all users" : text_uid(user, whose));
+	snprintf(cell, sizeof(cell), "%u", p->count);
+	table_cell(table, cell);
+	size_t used = p->goal_error > 0
+	                      ? (size_t)snprintf(cell, sizeof(cell), "error %s", text_share(share, (double)p->goal_error))
+	                      : 0;
+	if (p->goal_ms > 0)
+		snprintf(cell + used, sizeof(cell) - used, "%s%.3g ms", used ? ", " : "", (double)p->goal_ms);
+	table_cell(table, used || p->goal_ms > 0 ? cell : "-");
+	table_cell(table, p->error > 0 ? text_share(share, (double)p->error) : "-");
+	snprintf(cell, sizeof(cell), "%.3g", (double)p->ms);
+	table_cell(table, p->ms > 0 ? cell : "-");
+}
+
+int stored_list(const struct ctl_command *self, mpig_client *client, uint32_t uid)
+{
+	static const char *const titles[] = {"FINGERPRINT", "FOR", ">LAYERS", "GOAL", ">ERROR", ">MS A TOKEN"};
+	static char text[PROFILE_TEXT_BYTES + 1];
+	static struct profile profile;
+	uint8_t fingerprint[64] = {0};
+	char why[PROFILE_WHY_BYTES];
+	uint32_t whose = 0;
+	int n, count = 0;
+	struct json json;
+	struct table *table = table_create(sizeof(titles) / sizeof(titles[0]), titles);
+	json_begin(&json, stdout);
+	if (ctl_globals.json)
+		json_array(&json, NULL);
+	while ((n = mpig_profile_next(client, fingerprint, &whose, text, sizeof(text))) >= 0) {
+		if (uid != UINT32_MAX && uid != whose)
+			continue;
+		if (profile_parse(text, strlen(text), &profile, why) != 0) // of a newer daemon
+			profile = (struct profile){.count = 0};
+		profile_hex(fingerprint, profile.fingerprint);
+		count++;
+		if (!ctl_globals.json) {
+			list_row(table, &profile, whose);
+			continue;
+		}
+		json_object(&json, NULL);
+		head_json(&json, &profile, whose);
+		json_uint(&json, "layers", profile.count);
+		json_object_end(&json);
+	}
+	if (ctl_globals.json) {
+		json_array_end(&json);
+		json_finish(&json);
+	} else if (count) {
+		table_print(table, stdout);
+	} else if (n == MPIG_ENOENT) {
+		puts("no profiles");
+	}
+	table_destroy(table);
+	return n == MPIG_ENOENT ? CTL_OK : ctl_failed(self, client, NULL, n);
 }
 
 int stored_clear(const struct ctl_command *self, mpig_client *client, const char *what, const struct stored_of *of)

@@ -19,6 +19,8 @@ int stored_find(const struct ctl_command *self, mpig_client *client, const char 
 // What contexts of it go by. text: PROFILE_TEXT_BYTES + 1. A status; MPIG_ENOENT: none.
 int stored_get(mpig_client *client, const struct stored_of *of, char *text, uint32_t *whose);
 int stored_show(const struct ctl_command *self, mpig_client *client, const char *what, const struct stored_of *of);
+// All that the caller may look at; uid: only of this one, UINT32_MAX: of whomever.
+int stored_list(const struct ctl_command *self, mpig_client *client, uint32_t uid);
 int stored_clear(const struct ctl_command *self, mpig_client *client, const char *what, const struct stored_of *of);
 int stored_use(const struct ctl_command *self, mpig_client *client, const char *what, const struct stored_of *of,
                const char *path);

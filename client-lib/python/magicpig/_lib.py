@@ -481,6 +481,7 @@ FUNCTIONS: dict[str, tuple[object, list[object]]] = {
     "mpig_profile_get": (c_int, [_handle, c_char_p, c_uint32, c_char_p, c_size_t, POINTER(c_uint32)]),
     "mpig_profile_set": (c_int, [_handle, c_char_p, c_uint32, c_char_p]),
     "mpig_profile_clear": (c_int, [_handle, c_char_p, c_uint32]),
+    "mpig_profile_next": (c_int, [_handle, c_char_p, POINTER(c_uint32), c_char_p, c_size_t]),
     "mpig_context_list": (c_int, [_handle, POINTER(c_uint64), POINTER(ContextInfo), c_int]),
     "mpig_context_name": (c_char_p, [_handle]),
     "mpig_context_layer": (c_int, [_handle, c_int, POINTER(Layer)]),

@@ -328,6 +328,16 @@ class Client:
     def clear_profile(self, fingerprint: bytes, uid: int = _UNCHANGED) -> None:
         self._check(self._lib.mpig_profile_clear(self._open_handle(), self._print(fingerprint), uid))
 
+    def profiles(self) -> Iterator[tuple[bytes, int, str]]:
+        """Fingerprint, uid (ALL_USERS: that of all) and text of every profile that this process may look at."""
+        place, uid, raw = ctypes.create_string_buffer(64), ctypes.c_uint32(), ctypes.create_string_buffer(65536)
+        try:
+            while True:
+                self._check(self._lib.mpig_profile_next(self._open_handle(), place, ctypes.byref(uid), raw, len(raw)))
+                yield place.raw, uid.value, raw.value.decode()
+        except errors.NotFound:
+            pass
+
     @staticmethod
     def _print(fingerprint: bytes) -> bytes:
         if len(fingerprint) != 64:

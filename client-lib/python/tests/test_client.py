@@ -1,6 +1,7 @@
 """Arrays, errors and the whole client API against a real daemon."""
 
 import math
+import os
 
 import numpy as np
 import pytest
@@ -318,7 +319,9 @@ def test_profiles_and_noted_queries(client):
     client.set_profile(info.fingerprint, text)
     assert client.profile(info.fingerprint) == text and client.info("profiled").profile == "owner"
     assert [i.profile for i in client.contexts() if i.name == "profiled"] == ["owner"]
+    assert list(client.profiles()) == [(info.fingerprint, os.geteuid(), text)]
     client.clear_profile(info.fingerprint)
+    assert not list(client.profiles())
     with pytest.raises(magicpig.NotFound):
         client.clear_profile(info.fingerprint)
 
