@@ -161,7 +161,7 @@ MPIG_API int mpig_daemon_config(mpig_client *client, char *text, size_t bytes);
  * and why; MPIG_ENOTSUP: this option cannot change while the daemon runs. */
 MPIG_API int mpig_daemon_configure(mpig_client *client, const char *assignment, char *text, size_t bytes);
 
-/* ---- looking after a daemon: one's own connections and use; root and the daemon's user see all ------------------------ */
+/* ---- looking after a daemon: one's own connections and use; administrators (root, the daemon's user, daemon.admin_group) see all - */
 enum mpig_client_info_flags {
 	MPIG_CLIENT_INFO_COUNTED = 1, /* its requests are counted one by one: the statistics have places for so many clients */
 	MPIG_CLIENT_INFO_SELF = 2     /* the connection that asks */

@@ -86,9 +86,11 @@ int control_kill(struct peer *p, struct request *r)
 	if (!victim)
 		return control_fail(r, MPIG_ENOENT, "there is no client %llu", (unsigned long long)in->id);
 	if (!may_see(p, victim->who.uid))
-		return control_fail(r, MPIG_EACCES,
-		                    "client %llu belongs to uid %u: only that user, root and the daemon's user may end it",
-		                    (unsigned long long)in->id, victim->who.uid);
+		return control_fail(
+			r, MPIG_EACCES,
+			"client %llu belongs to uid %u: only that user and administrators may end it (root, the daemon's user, "
+			"members of daemon.admin_group)",
+			(unsigned long long)in->id, victim->who.uid);
 	if (victim == p)
 		return control_fail(r, MPIG_EINVAL, "client %llu is this connection", (unsigned long long)in->id);
 	log_info("client %llu (pid %u uid %u) is ended by uid %u", (unsigned long long)victim->id, victim->who.pid,

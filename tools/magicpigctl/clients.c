@@ -142,7 +142,7 @@ static int run(const struct ctl_command *self, int argc, char **argv)
 const struct ctl_command ctl_clients = {
 	.name = "clients",
 	.arguments = "",
-	.summary = "Lists connections: one's own; root and the daemon's user see all",
+	.summary = "Lists connections: one's own; administrators see all",
 	.options = "  -a, --all           this command's own connection, too\n",
 	.run = run,
 };
