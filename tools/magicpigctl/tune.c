@@ -476,7 +476,9 @@ const struct ctl_command ctl_tune = {
 		"The error is that of a layer's output, the client's own rows merged, relative to the exact one: root mean\n"
 		"square over layers, heads and queries. Times are reckoned from rows, at rates in ns: a request; a row and KV\n"
 		"head attended densely, looked at, read; a hash bit of a query.\n"
-		"All is measured on forks of the context, which are dropped again; a context is never changed. With the same\n"
-		"seed, queries and rates the profile is the same to the byte.\n",
+		"All is measured on forks of the context, which are dropped again; of the context itself, rows that are not "
+                "sealed\n"
+		"are (a fork does that), and no more. With the same seed, queries and rates the profile is the same to the "
+                "byte.\n",
 	.run = run,
 };
