@@ -55,6 +55,15 @@ class Daemon:
         self.log = open(self.directory / "log", "w+")
         self.start()
 
+    def freeze(self) -> None:
+        """SIGSTOP, and all of its threads stand still."""
+        self.process.send_signal(signal.SIGSTOP)
+        _, status = os.waitpid(self.process.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status)
+
+    def thaw(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
     def start(self) -> None:
         """At first, and again after it was stopped by a test."""
         self.process = subprocess.Popen(

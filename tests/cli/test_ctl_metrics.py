@@ -221,7 +221,7 @@ def test_probes(daemon, endpoint):
 
 
 def test_a_stuck_daemon_is_scraped_and_not_healthy(daemon, endpoint):
-    daemon.process.send_signal(signal.SIGSTOP)
+    daemon.freeze()
     try:
         deadline = time.monotonic() + 30
         while endpoint.get("/healthz")[0] == 200:
@@ -235,7 +235,7 @@ def test_a_stuck_daemon_is_scraped_and_not_healthy(daemon, endpoint):
         result = daemon.ctl("health")
         assert result.returncode == FAILED and result.stdout.startswith(f"not healthy: pid {daemon.process.pid} has not been seen")
     finally:
-        daemon.process.send_signal(signal.SIGCONT)
+        daemon.thaw()
     while endpoint.get("/healthz")[0] != 200:
         assert time.monotonic() < deadline + 30
         time.sleep(0.1)

@@ -233,7 +233,7 @@ def test_a_daemon_that_is_stuck(daemon, client, book, tmp_path):
     screen = None
     with Load(client, book):
         time.sleep(0.1)
-        daemon.process.send_signal(signal.SIGSTOP)
+        daemon.freeze()
         try:  # it begins while the daemon is stuck already
             screen = Screen(tmp_path, "--socket", str(daemon.socket), "top", "--delay", "200")
             text = screen.until(rf"^NOT ANSWERING: pid {daemon.process.pid} has not been seen alive for \d+ s$")
@@ -242,13 +242,13 @@ def test_a_daemon_that_is_stuck(daemon, client, book, tmp_path):
             screen.resize(100, 20)
             screen.keys("s")
             screen.until("rows/s[*]")
-            daemon.process.send_signal(signal.SIGCONT)
+            daemon.thaw()
             screen.until("NOT ANSWERING", absent=True)
             screen.until(r"^book +\d+ +[1-9]")  # and now somebody does
             screen.keys("q")
             assert screen.exit_status() == OK
         finally:
-            daemon.process.send_signal(signal.SIGCONT)
+            daemon.thaw()
             if screen:
                 screen.close()
 

@@ -211,7 +211,7 @@ def test_replayed_from_a_pipe(daemon, recorded, tmp_path):
 
 def test_a_stuck_daemon_does_not_hold_it(daemon, recorded):
     """The first signal asks, the second ends."""
-    os.kill(daemon.process.pid, signal.SIGSTOP)
+    daemon.freeze()
     try:
         process = subprocess.Popen(
             [MAGICPIGCTL, "--socket", str(daemon.socket), "trace", "replay", str(recorded)],
@@ -223,7 +223,7 @@ def test_a_stuck_daemon_does_not_hold_it(daemon, recorded):
         out, err = process.communicate(timeout=60)
         assert (process.returncode, out, err) == (-signal.SIGINT, "", "")
     finally:
-        os.kill(daemon.process.pid, signal.SIGCONT)
+        daemon.thaw()
 
 
 def test_what_a_ring_has_no_room_for(daemon, novel, tmp_path):

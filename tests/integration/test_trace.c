@@ -399,9 +399,9 @@ START_TEST(a_start_that_nobody_waited_for)
 	struct test_client hasty;
 	mpig_trace *trace = NULL;
 	test_client_open_hasty(&hasty, d, 100, -1);
-	ck_assert_int_eq(kill(d->pid, SIGSTOP), 0);
+	test_daemon_freeze(d);
 	int status = mpig_trace_start(hasty.client, "book", NULL, &trace);
-	ck_assert_int_eq(kill(d->pid, SIGCONT), 0);
+	test_daemon_thaw(d);
 	ck_assert_status(status, MPIG_ETIMEDOUT);
 	for (int i = 0; i < 1000 && (mpig_ping(hasty.client) != MPIG_OK || recorded()); i++)
 		nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);

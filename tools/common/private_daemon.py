@@ -90,6 +90,15 @@ class PrivateDaemon:
         self._start()
         return time.monotonic() - begin
 
+    def freeze(self) -> None:
+        """SIGSTOP, and all of its threads stand still."""
+        self.process.send_signal(signal.SIGSTOP)
+        _, status = os.waitpid(self.process.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status)
+
+    def thaw(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
     def log_tail(self, lines: int = 20) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
 

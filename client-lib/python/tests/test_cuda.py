@@ -222,7 +222,7 @@ def test_a_daemon_that_stands_still(device, daemon, client, queue):
         gpu.begin()
         expected, _ = ask.run(plan)
         gpu.check()
-        daemon.process.send_signal(19)
+        daemon.freeze()
         try:
             assert np.isnan(ask.run(plan)[0]).all()
             failed = gpu.failure()
@@ -234,7 +234,7 @@ def test_a_daemon_that_stands_still(device, daemon, client, queue):
             with pytest.raises(magicpig.TimedOut):
                 gpu.recover()
         finally:
-            daemon.process.send_signal(18)
+            daemon.thaw()
         for _ in range(100):
             try:
                 assert gpu.recover() is False

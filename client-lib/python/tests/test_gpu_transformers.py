@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import signal
 import time
 
 import pytest
@@ -388,7 +387,7 @@ class Trouble:
                 self.kill()
             elif self.place == "stands still":
                 self.done += 1
-                self.daemon.process.send_signal(signal.SIGSTOP)
+                self.daemon.freeze()
                 os.system(f"(sleep 1.5; kill -CONT {self.daemon.process.pid}) &")
 
     def kill(self):

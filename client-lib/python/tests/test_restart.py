@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import signal
 import threading
 import time
 
@@ -116,7 +115,7 @@ class Killer:
         if self.due("between steps"):
             self.kill()
         elif self.due("with requests in flight"):
-            os.kill(self.daemon.process.pid, signal.SIGSTOP)  # it takes none of the step's
+            self.daemon.freeze()  # it takes none of the step's
             self.kills += 1
 
     def kill(self):
