@@ -18,8 +18,7 @@ const char *const control_access_names[CONTROL_ACCESS_COUNT] = {
 	[CONTROL_OWN] = "the context's owner",
 	[CONTROL_DISK] = "to save and erase: the owner; to load and check: who may read; to collect garbage: administrators",
 	[CONTROL_STREAM] = "to export: who may read the context; to import: anybody, and owns what is made",
-	[CONTROL_OWN_USER] = "anybody, on connections and profiles of their own user, and limits of it and of their groups; "
-			     "administrators: of all",
+	[CONTROL_OWN_USER] = "anybody, on connections, profiles and limits of their own user and groups; administrators: of all",
 	[CONTROL_DRAIN] = "to look: anybody; to begin and to end: administrators",
 	[CONTROL_ADMIN] = "administrators",
 };

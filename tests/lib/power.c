@@ -177,7 +177,7 @@ static void end_write(const struct disk_call *call)
 			c->end = record->events;
 		return;
 	}
-	must(!"a write ended that had not begun");
+	must(false && "a write ended that had not begun");
 }
 
 static uint64_t sync_began;
