@@ -35,7 +35,7 @@ $(FAKE_CUDA_LIBRARY): $(call obj,$(CUDA_SRC) tests/gpu/fake/image.c) $(FAKE_CUDA
 	$(call say,LD,$@)
 	$(Q)$(CC) -shared -Wl,-soname,libmagicpig-cuda.so.0 -Wl,--version-script=cuda/libmagicpig-cuda.map -Wl,-z,defs $(ALL_LDFLAGS) \
 		-Wl,--enable-new-dtags,-rpath,'$$ORIGIN' -o $@ $(filter %.o,$^) -L$(B) -lmagicpig -lm
-# The examples of the GPU's side, twice: for a GPU, where that driver serves as the stub to link with; and over it, for the tests. Its part of
+# The examples of the GPU's side, twice: for a GPU, linked against that driver as they would be against libcuda; and over it, for the tests. Its part of
 # cuda.h serves where CUDA's own is missing.
 GPU_EXAMPLES := $(patsubst cuda/examples/%.c,%,$(wildcard cuda/examples/*.c))
 FAKE_EXAMPLES := $(GPU_EXAMPLES:%=$(B)/tests/gpu/examples/%)

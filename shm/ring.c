@@ -2,6 +2,7 @@
 
 #include <string.h>
 
+#include "shm/zero.h"
 #include "status.h"
 
 #define ENTRY_BYTES 64u
@@ -171,20 +172,12 @@ int mpig_queue_geometry(uint32_t entries, uint32_t slot_count, uint64_t slot_byt
 	return MPIG_OK;
 }
 
-static bool all_zero(const uint8_t *bytes, size_t count)
-{
-	uint8_t any = 0;
-	for (size_t i = 0; i < count; i++)
-		any |= bytes[i];
-	return any == 0;
-}
-
 static bool reserved_zero(const struct mpig_queue_header *h)
 {
-	return all_zero(h->reserved0, sizeof(h->reserved0)) && all_zero(h->reserved1, sizeof(h->reserved1)) &&
-	       all_zero(h->reserved2, sizeof(h->reserved2)) && all_zero(h->reserved3, sizeof(h->reserved3)) &&
-	       all_zero(h->reserved4, sizeof(h->reserved4)) && all_zero(h->reserved5, sizeof(h->reserved5)) &&
-	       all_zero(h->reserved6, sizeof(h->reserved6));
+	return mpig_all_zero(h->reserved0, sizeof(h->reserved0)) && mpig_all_zero(h->reserved1, sizeof(h->reserved1)) &&
+	       mpig_all_zero(h->reserved2, sizeof(h->reserved2)) && mpig_all_zero(h->reserved3, sizeof(h->reserved3)) &&
+	       mpig_all_zero(h->reserved4, sizeof(h->reserved4)) && mpig_all_zero(h->reserved5, sizeof(h->reserved5)) &&
+	       mpig_all_zero(h->reserved6, sizeof(h->reserved6));
 }
 
 // Copies the header once, word by word: the peer may be running, and what is checked must be what is used.

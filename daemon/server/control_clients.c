@@ -6,14 +6,7 @@
 #include "daemon/base/log.h"
 #include "daemon/server/peer.h"
 #include "shm/status.h"
-
-static bool zero(const uint8_t *bytes, size_t count)
-{
-	uint8_t any = 0;
-	for (size_t i = 0; i < count; i++)
-		any |= bytes[i];
-	return any == 0;
-}
+#include "shm/zero.h"
 
 static bool may_see(const struct peer *p, uint32_t uid)
 {
@@ -54,7 +47,7 @@ static struct mpig_wire_client describe(const struct peer *asking, const struct 
 int control_clients(struct peer *p, struct request *r)
 {
 	const struct mpig_ctl_clients *in = (const void *)r->header;
-	if (in->count || in->more || !zero(in->reserved, sizeof in->reserved))
+	if (in->count || in->more || !mpig_all_zero(in->reserved, sizeof in->reserved))
 		return control_fail(r, MPIG_EPROTO, "CLIENTS: all but before must be zero in a request");
 	struct {
 		struct mpig_ctl_clients page;
@@ -78,7 +71,7 @@ int control_clients(struct peer *p, struct request *r)
 int control_kill(struct peer *p, struct request *r)
 {
 	const struct mpig_ctl_kill *in = (const void *)r->header;
-	if (!zero(in->reserved, sizeof in->reserved))
+	if (!mpig_all_zero(in->reserved, sizeof in->reserved))
 		return control_fail(r, MPIG_EPROTO, "KILL: reserved fields must be zero");
 	struct peer *victim = p->server->peers;
 	while (victim && victim->id != in->id)
@@ -142,7 +135,7 @@ int control_drain(struct peer *p, struct request *r)
 {
 	const struct mpig_ctl_drain *in = (const void *)r->header;
 	struct server *s = p->server;
-	if (in->drained || in->clients || in->queues || !zero(in->reserved, sizeof in->reserved))
+	if (in->drained || in->clients || in->queues || !mpig_all_zero(in->reserved, sizeof in->reserved))
 		return control_fail(r, MPIG_EPROTO, "DRAIN: all but action must be zero in a request");
 	if (in->action >= MPIG_DRAIN_ACTIONS)
 		return control_fail(r, MPIG_EPROTO, "DRAIN: action %u is not known", in->action);

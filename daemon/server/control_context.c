@@ -13,6 +13,7 @@
 #include "daemon/server/peer.h"
 #include "daemon/store/image.h"
 #include "shm/status.h"
+#include "shm/zero.h"
 
 #define MAX_PREFIX_TOKENS (UINT64_C(1) << 24) // of one search: 64 MiB that a client makes the daemon read
 
@@ -21,20 +22,11 @@ static bool terminated(const char *text, size_t bytes)
 	return memchr(text, '\0', bytes) != NULL;
 }
 
-static bool zero(const void *data, size_t bytes)
-{
-	const uint8_t *byte = data;
-	uint8_t any = 0;
-	for (size_t i = 0; i < bytes; i++)
-		any |= byte[i];
-	return any == 0;
-}
-
 static int check_open(struct request *r, const struct mpig_ctl_open *in)
 {
 	if (!terminated(in->name, sizeof in->name) || !terminated(in->new_name, sizeof in->new_name))
 		return control_fail(r, MPIG_EPROTO, "name and new_name must end with a zero within %u bytes", MPIG_NAME_BYTES);
-	if (in->reserved0 || !zero(in->reserved, sizeof in->reserved))
+	if (in->reserved0 || !mpig_all_zero(in->reserved, sizeof in->reserved))
 		return control_fail(r, MPIG_EPROTO, "reserved fields must be zero");
 	if (in->flags & ~(uint32_t)MPIG_OPEN_FLAGS)
 		return control_fail(r, MPIG_EPROTO, "flags %#x: only %#x are known", in->flags, MPIG_OPEN_FLAGS);
@@ -125,7 +117,7 @@ int control_create(struct peer *p, struct request *r)
 	if (r->bytes != sizeof *in + in->layer_count * sizeof(struct mpig_wire_layer))
 		return control_fail(r, MPIG_EPROTO, "CREATE has %zu bytes; %zu expected for %u layers", r->bytes,
 		                    sizeof *in + in->layer_count * sizeof(struct mpig_wire_layer), in->layer_count);
-	if (!terminated(in->name, sizeof in->name) || !zero(in->reserved, sizeof in->reserved) || in->flags)
+	if (!terminated(in->name, sizeof in->name) || !mpig_all_zero(in->reserved, sizeof in->reserved) || in->flags)
 		return control_fail(r, MPIG_EPROTO,
 		                    "CREATE: name must end with a zero within %u bytes, flags and reserved must be zero",
 		                    MPIG_NAME_BYTES);
@@ -311,7 +303,7 @@ int control_policy(struct peer *p, struct request *r)
 	const struct mpig_ctl_policy *in = (const void *)r->header;
 	if (!terminated(in->name, sizeof in->name))
 		return control_fail(r, MPIG_EPROTO, "POLICY: name must end with a zero within %u bytes", MPIG_NAME_BYTES);
-	if (in->reserved0 || !zero(in->reserved, sizeof in->reserved) || !in->set || in->set & ~(uint32_t)MPIG_SET_ALL)
+	if (in->reserved0 || !mpig_all_zero(in->reserved, sizeof in->reserved) || !in->set || in->set & ~(uint32_t)MPIG_SET_ALL)
 		return control_fail(r, MPIG_EPROTO,
 		                    "POLICY: set names no part or one that is not known, or reserved fields are not zero");
 	struct mpig_ctl_policy reply = {.set = in->set};
@@ -391,7 +383,8 @@ int control_verify(struct peer *p, struct request *r)
 	const struct mpig_ctl_verify *in = (const void *)r->header;
 	if (!terminated(in->name, sizeof in->name))
 		return control_fail(r, MPIG_EPROTO, "VERIFY: name must end with a zero within %u bytes", MPIG_NAME_BYTES);
-	if (in->bytes || in->checked || in->unchecked || in->damaged || in->more || !zero(in->reserved, sizeof in->reserved))
+	if (in->bytes || in->checked || in->unchecked || in->damaged || in->more ||
+	    !mpig_all_zero(in->reserved, sizeof in->reserved))
 		return control_fail(r, MPIG_EPROTO, "VERIFY: fields of the reply and reserved bytes must be zero in a request");
 	struct verify_part part = {.segment = in->segment, .part = in->part, .sum = in->sum};
 	int status = store_context_verify(p->server->store, &p->who, in->name, &part, r->why);

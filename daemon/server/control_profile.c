@@ -8,19 +8,11 @@
 #include "daemon/engine/asked.h"
 #include "daemon/server/peer.h"
 #include "shm/status.h"
-
-static bool zero(const void *data, size_t bytes)
-{
-	const uint8_t *byte = data;
-	uint8_t any = 0;
-	for (size_t i = 0; i < bytes; i++)
-		any |= byte[i];
-	return any == 0;
-}
+#include "shm/zero.h"
 
 static int check_profile(struct request *r, const struct mpig_ctl_profile *in)
 {
-	if (in->action >= MPIG_PROFILE_ACTIONS || in->reserved0 || !zero(in->reserved, sizeof in->reserved))
+	if (in->action >= MPIG_PROFILE_ACTIONS || in->reserved0 || !mpig_all_zero(in->reserved, sizeof in->reserved))
 		return control_fail(r, MPIG_EPROTO, "PROFILE: action %u is not known, or reserved fields are not zero",
 		                    in->action);
 	if (in->length > MPIG_PROFILE_BYTES || r->bytes != sizeof *in + in->length)
@@ -28,7 +20,7 @@ static int check_profile(struct request *r, const struct mpig_ctl_profile *in)
 		                    sizeof *in + (size_t)in->length, in->length, MPIG_PROFILE_BYTES);
 	if (!in->length != (in->action != MPIG_PROFILE_SET))
 		return control_fail(r, MPIG_EPROTO, "PROFILE: a text belongs to SET, and to nothing else");
-	if (in->action != MPIG_PROFILE_NEXT && zero(in->fingerprint, sizeof in->fingerprint))
+	if (in->action != MPIG_PROFILE_NEXT && mpig_all_zero(in->fingerprint, sizeof in->fingerprint))
 		return control_fail(r, MPIG_EINVAL,
 		                    "there is no profile of contexts without a fingerprint: they may be of any model");
 	return MPIG_OK;
@@ -104,7 +96,7 @@ int control_queries(struct peer *p, struct request *r)
 	struct context *c;
 	if (!memchr(in->name, 0, sizeof in->name))
 		return control_fail(r, MPIG_EPROTO, "QUERIES: name must end with a zero within %u bytes", MPIG_NAME_BYTES);
-	if (in->count || in->d_k || !zero(in->reserved, sizeof in->reserved))
+	if (in->count || in->d_k || !mpig_all_zero(in->reserved, sizeof in->reserved))
 		return control_fail(r, MPIG_EPROTO, "QUERIES: fields of the reply and reserved bytes must be zero in a request");
 	int status = store_context_open(p->server->store, &p->who, in->name, any_fingerprint, &c, r->why);
 	if (status != MPIG_OK)

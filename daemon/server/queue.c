@@ -19,6 +19,7 @@
 #include "daemon/server/task.h"
 #include "shm/region.h"
 #include "shm/status.h"
+#include "shm/zero.h"
 
 static struct mpig_queue_header *shared(const struct queue *q)
 {
@@ -304,14 +305,6 @@ static const struct {
 	[MPIG_OP_READ] = {MPIG_SQE_END_RELATIVE, 0, true, true, false},
 };
 
-static bool zero(const uint8_t *bytes, size_t n)
-{
-	uint8_t any = 0;
-	for (size_t i = 0; i < n; i++)
-		any |= bytes[i];
-	return any == 0;
-}
-
 int queue_check(const struct queue *q, const struct submission *s)
 {
 	const struct mpig_sqe *e = &s->entry;
@@ -319,7 +312,7 @@ int queue_check(const struct queue *q, const struct submission *s)
 		return MPIG_EPROTO;
 	if (e->slot != MPIG_NO_SLOT && e->slot >= q->geometry.slot_count)
 		return MPIG_EPROTO;
-	if (!zero(s->slot.reserved, sizeof s->slot.reserved) || s->slot.present & ~(uint32_t)MPIG_PRESENT_FLAGS)
+	if (!mpig_all_zero(s->slot.reserved, sizeof s->slot.reserved) || s->slot.present & ~(uint32_t)MPIG_PRESENT_FLAGS)
 		return MPIG_EPROTO;
 	if (e->op == MPIG_OP_NOP)
 		return MPIG_OK;

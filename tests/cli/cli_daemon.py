@@ -18,7 +18,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 MAGICPIGD = os.environ.get("MAGICPIGD", str(ROOT / "build/magicpigd"))
 MAGICPIGCTL = os.environ.get("MAGICPIGCTL", str(ROOT / "build/magicpigctl"))
 os.environ.setdefault("MAGICPIG_LIBRARY", str(ROOT / "build/libmagicpig.so.0"))
-sys.path.insert(0, str(ROOT / "client-lib/python"))
+sys.path[:0] = [str(ROOT / "client-lib/python"), str(ROOT / "tools/common")]
+
+from private_daemon import Freezable  # noqa: E402
 
 CONFIG = """\
 [daemon]
@@ -44,7 +46,18 @@ def open_terminal() -> tuple[int, int]:
         pytest.skip(f"no pseudo terminals here: {error}")
 
 
-class Daemon:
+def good(result) -> str:
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    return result.stdout
+
+
+def refused(result, code: int, text: str) -> None:
+    assert (result.returncode, result.stdout) == (code, "")
+    assert text in result.stderr, result.stderr
+
+
+class Daemon(Freezable):
     def __init__(self) -> None:
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="magicpig-cli-"))
         self.instance = self.directory.name
@@ -54,15 +67,6 @@ class Daemon:
         self.config.write_text(CONFIG.format(instance=self.instance, directory=self.directory))
         self.log = open(self.directory / "log", "w+")
         self.start()
-
-    def freeze(self) -> None:
-        """SIGSTOP, and all of its threads stand still."""
-        self.process.send_signal(signal.SIGSTOP)
-        _, status = os.waitpid(self.process.pid, os.WUNTRACED)
-        assert os.WIFSTOPPED(status)
-
-    def thaw(self) -> None:
-        self.process.send_signal(signal.SIGCONT)
 
     def start(self) -> None:
         """At first, and again after it was stopped by a test."""

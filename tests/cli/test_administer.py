@@ -12,7 +12,7 @@ import sys
 import time
 
 import pytest
-from cli_daemon import ROOT, ctl
+from cli_daemon import ROOT, ctl, good
 
 OK, FAILED, USAGE, NO_DAEMON, NOT_FOUND, PERMISSION = range(6)
 
@@ -38,12 +38,6 @@ def other(daemon):
     process.kill()
     process.wait()
     process.stdout.close()
-
-
-def good(result) -> str:
-    assert result.returncode == OK, result.stderr
-    assert result.stderr == ""
-    return result.stdout
 
 
 def until(condition):

@@ -8,17 +8,11 @@ import shutil
 import subprocess
 
 import pytest
-from cli_daemon import ctl
+from cli_daemon import ctl, good
 
 OK, FAILED, USAGE, NO_DAEMON, NOT_FOUND = range(5)
 TOKENS, SPREADS = 12000, (0.25, 1.0, 2.0, 3.0)  # of the logits, by layer: from flat to sharp
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-def good(result) -> str:
-    assert result.returncode == OK, result.stderr
-    assert result.stderr == ""
-    return result.stdout
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import subprocess
 import time
 
 import pytest
-from cli_daemon import MAGICPIGCTL, ctl
+from cli_daemon import MAGICPIGCTL, ctl, good
 
 OK, FAILED, USAGE, NO_DAEMON = range(4)
 SMALL = ("--tokens", "8192", "--heads", "8/2/64", "--seconds", "1")
@@ -20,12 +20,6 @@ SMALL = ("--tokens", "8192", "--heads", "8/2/64", "--seconds", "1")
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache/magicpig" / f"limit-{os.uname().nodename}"
-
-
-def good(result) -> str:
-    assert result.returncode == OK, result.stderr
-    assert result.stderr == ""
-    return result.stdout
 
 
 def test_figures_agree(daemon, cache):

@@ -10,7 +10,7 @@ import subprocess
 import time
 
 import pytest
-from cli_daemon import MAGICPIGCTL, Daemon, ctl
+from cli_daemon import MAGICPIGCTL, Daemon, ctl, good
 
 OK, FAILED, USAGE, NO_DAEMON, NOT_FOUND, PERMISSION = range(6)
 
@@ -20,11 +20,6 @@ def daemon():
     daemon = Daemon()
     yield daemon
     daemon.stop()
-
-
-def good(result) -> str:
-    assert (result.returncode, result.stderr) == (OK, ""), result.stderr
-    return result.stdout
 
 
 def value(daemon, key: str) -> str:

@@ -11,17 +11,11 @@ import subprocess
 import time
 
 import pytest
-from cli_daemon import MAGICPIGCTL, MAGICPIGD, ctl, open_terminal
+from cli_daemon import MAGICPIGCTL, MAGICPIGD, ctl, good, open_terminal
 
 OK, FAILED, USAGE, NO_DAEMON, NOT_FOUND, PERMISSION = range(6)
 COMMANDS = """status ls show drop fork verify save load saved fsck gc erase export import evict pin unpin persist ttl clients kill-client quota drain ping
     config reload top health metrics version analyze bench plan""".split()
-
-
-def good(result) -> str:
-    assert result.returncode == OK, result.stderr
-    assert result.stderr == ""
-    return result.stdout
 
 
 # ---- without a daemon ---------------------------------------------------------------------------------------------------

@@ -12,16 +12,10 @@ import subprocess
 import time
 
 import pytest
-from cli_daemon import MAGICPIGCTL, ROOT, ctl
+from cli_daemon import MAGICPIGCTL, ROOT, ctl, good
 
 OK, FAILED, USAGE, NO_DAEMON = range(4)
 OPERATIONS = ["nop", "attend", "append", "commit", "truncate", "read"]
-
-
-def good(result) -> str:
-    assert result.returncode == OK, result.stderr
-    assert result.stderr == ""
-    return result.stdout
 
 
 # ---- a strict reader of both formats: families in one piece each, HELP and TYPE first, no sample twice ------------------

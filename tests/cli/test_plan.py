@@ -6,7 +6,7 @@ import json
 import os
 
 import pytest
-from cli_daemon import ctl
+from cli_daemon import ctl, good
 
 OK, FAILED, USAGE, NO_DAEMON = range(4)
 
@@ -15,12 +15,6 @@ OK, FAILED, USAGE, NO_DAEMON = range(4)
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache/magicpig" / f"limit-{os.uname().nodename}"
-
-
-def good(result) -> str:
-    assert result.returncode == OK, result.stderr
-    assert result.stderr == ""
-    return result.stdout
 
 
 def plan(*arguments: str) -> dict:

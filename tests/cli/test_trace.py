@@ -11,21 +11,10 @@ import subprocess
 import time
 
 import pytest
-from cli_daemon import MAGICPIGCTL
+from cli_daemon import MAGICPIGCTL, good, refused
 
 OK, FAILED, USAGE, NO_DAEMON, NOT_FOUND, PERMISSION = range(6)
 TOKENS = 9000
-
-
-def good(result) -> str:
-    assert result.returncode == OK, result.stderr
-    assert result.stderr == ""
-    return result.stdout
-
-
-def refused(result, code: int, text: str) -> None:
-    assert (result.returncode, result.stdout) == (code, "")
-    assert text in result.stderr, result.stderr
 
 
 @pytest.fixture(scope="module")

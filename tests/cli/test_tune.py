@@ -11,23 +11,12 @@ import subprocess
 import time
 
 import pytest
-from cli_daemon import MAGICPIGCTL, ROOT, ctl, open_terminal
+from cli_daemon import MAGICPIGCTL, ROOT, ctl, good, open_terminal, refused
 
 OK, FAILED, USAGE, NO_DAEMON, NOT_FOUND, PERMISSION = range(6)
 LAYERS, TOKENS, HEADS = 2, 6144, 3
 RATES = "request=20000,dense=20,scan=6,read=50,lookup=80"  # given, so that nothing depends on this machine
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-
-
-def good(result) -> str:
-    assert result.returncode == OK, result.stderr
-    assert result.stderr == ""
-    return result.stdout
-
-
-def refused(result, code: int, text: str) -> None:
-    assert (result.returncode, result.stdout) == (code, "")
-    assert text in result.stderr, result.stderr
 
 
 class Real:

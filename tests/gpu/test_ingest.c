@@ -391,6 +391,15 @@ static void assert_same_contexts(const struct world *w)
 		free(answer[i]), free(balance[i]);
 }
 
+// The rest, from token `first` on, and then all is as it was given from the host. The end of w.
+static void give_the_rest(struct world *w, uint64_t first)
+{
+	ck_assert_cuda(give_from(w, first), MPIG_OK);
+	ck_assert_cuda(mpig_cuda_ingest_finish(ingest, NULL), MPIG_OK);
+	assert_same_contexts(w);
+	world_free(w);
+}
+
 // ---- what arrives ------------------------------------------------------------------------------------------------------
 static const struct shape shapes[] = {
 	{4, 2, 64, 64, MPIG_BF16, MPIG_BF16, 3, 1, DENSE},       {8, 2, 128, 128, MPIG_I8, MPIG_BF16, 2, 2, DENSE},
@@ -523,10 +532,7 @@ START_TEST(a_daemon_that_stands_still)
 	test_daemon_thaw(d);
 	ck_assert_cuda(recover(), MPIG_OK);
 	ck_assert_uint_eq(mpig_context_committed(w->source[0].gpu), 40);
-	ck_assert_cuda(give_from(w, 40), MPIG_OK);
-	ck_assert_cuda(mpig_cuda_ingest_finish(ingest, NULL), MPIG_OK);
-	assert_same_contexts(w);
-	world_free(w);
+	give_the_rest(w, 40);
 }
 END_TEST
 
@@ -553,10 +559,7 @@ START_TEST(a_daemon_that_is_killed)
 	ck_assert_cuda(mpig_cuda_ingest_failure(ingest, NULL), 0);
 	ck_assert_uint_eq(mpig_context_committed(w->source[0].gpu), 40);
 	assert_same_rows(w, 40);
-	ck_assert_cuda(give_from(w, 40), MPIG_OK);
-	ck_assert_cuda(mpig_cuda_ingest_finish(ingest, NULL), MPIG_OK);
-	assert_same_contexts(w);
-	world_free(w);
+	give_the_rest(w, 40);
 }
 END_TEST
 
@@ -653,10 +656,7 @@ START_TEST(answers_that_are_errors)
 	w->source[0].k[1].x[45 * 128 + 7] = kept;
 
 	give_host_all(w, 8192);
-	ck_assert_cuda(give_from(w, 40), MPIG_OK);
-	ck_assert_cuda(mpig_cuda_ingest_finish(ingest, NULL), MPIG_OK);
-	assert_same_contexts(w);
-	world_free(w);
+	give_the_rest(w, 40);
 }
 END_TEST
 

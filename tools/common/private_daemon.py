@@ -28,14 +28,28 @@ def dies_with_parent(signal_number: int) -> Callable[[], None]:
     return prepare
 
 
-class PrivateDaemon:
+class Freezable:
+    """Whoever has a `process`."""
+
+    process: subprocess.Popen | None = None
+
+    def freeze(self) -> None:
+        """SIGSTOP, and all of its threads stand still."""
+        self.process.send_signal(signal.SIGSTOP)
+        _, status = os.waitpid(self.process.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status)
+
+    def thaw(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
+
+class PrivateDaemon(Freezable):
     """Started by `with`; stopped, and its directories removed, at the end of the block however that ends."""
 
     def __init__(self, program: os.PathLike, pool_size: str = "1G", instance: str = "private", log_level: str = "info", cpus: str = ""):
         """cpus: a list such as 0-3,6 for its workers; empty: the daemon's own choice."""
         self.cpus = cpus
         self.program, self.pool_size, self.instance, self.log_level = program, pool_size, instance, log_level
-        self.process: subprocess.Popen | None = None
 
     def __enter__(self) -> PrivateDaemon:
         self.home = pathlib.Path(tempfile.mkdtemp(prefix=f"magicpig-{self.instance}-"))
@@ -89,15 +103,6 @@ class PrivateDaemon:
         begin = time.monotonic()
         self._start()
         return time.monotonic() - begin
-
-    def freeze(self) -> None:
-        """SIGSTOP, and all of its threads stand still."""
-        self.process.send_signal(signal.SIGSTOP)
-        _, status = os.waitpid(self.process.pid, os.WUNTRACED)
-        assert os.WIFSTOPPED(status)
-
-    def thaw(self) -> None:
-        self.process.send_signal(signal.SIGCONT)
 
     def log_tail(self, lines: int = 20) -> str:
         return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])

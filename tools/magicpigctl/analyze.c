@@ -3,7 +3,6 @@
 
 #include <errno.h>
 #include <math.h>
-#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -110,16 +109,6 @@ static void summary(FILE *out, const struct analysis *a)
 	        text_share(error, a->error_target), text_share(needed, a->needed), a->paying, a->layers, a->gain);
 }
 
-__attribute__((format(printf, 2, 3))) static void cell(struct table *table, const char *format, ...)
-{
-	char text[TEXT_SHORT];
-	va_list arguments;
-	va_start(arguments, format);
-	vsnprintf(text, sizeof(text), format, arguments);
-	va_end(arguments);
-	table_cell(table, text);
-}
-
 static void dashes(struct table *table, int count)
 {
 	while (count--)
@@ -133,18 +122,18 @@ static void print_layers(const struct analysis *a)
 	for (int i = 0; i < a->layers; i++) {
 		const struct analyzed_layer *l = &a->layer[i];
 		char text[TEXT_SHORT];
-		cell(table, "%d", l->number);
-		cell(table, "%d/%d", l->known, l->kv_heads);
+		table_format(table, "%d", l->number);
+		table_format(table, "%d/%d", l->known, l->kv_heads);
 		if (!l->known) {
 			dashes(table, 5);
 			table_cell(table, "not seen yet");
 			continue;
 		}
-		cell(table, "%.0f", l->n_eff);
+		table_format(table, "%.0f", l->n_eff);
 		table_cell(table, text_share(text, l->mass_1));
 		table_cell(table, text_share(text, l->error));
 		table_cell(table, text_share(text, l->needed));
-		cell(table, "%.3g", l->gain);
+		table_format(table, "%.3g", l->gain);
 		table_cell(table, l->pays ? "sample" : "stay dense");
 	}
 	table_print(table, stdout);
@@ -160,21 +149,21 @@ static void print_heads(const struct analysis *a)
 		const struct analyzed_head *h = &a->head[i];
 		const struct mpig_head *s = h->seen;
 		char text[TEXT_SHORT];
-		cell(table, "%d", s->layer);
-		cell(table, "%d", s->kv_head);
+		table_format(table, "%d", s->layer);
+		table_format(table, "%d", s->kv_head);
 		table_cell(table, text_count(text, s->samples));
 		if (!h->known) {
 			dashes(table, 8);
 			continue;
 		}
 		table_cell(table, text_count(text, s->rows));
-		cell(table, "%.3f", (double)s->noise);
-		cell(table, "%.0f", (double)s->n_eff);
+		table_format(table, "%.3f", (double)s->noise);
+		table_format(table, "%.0f", (double)s->n_eff);
 		table_cell(table, text_share(text, (double)s->mass_1));
 		table_cell(table, text_share(text, (double)s->mass_5));
 		table_cell(table, text_share(text, h->error));
 		table_cell(table, text_share(text, h->needed));
-		cell(table, "%.3g", h->gain);
+		table_format(table, "%.3g", h->gain);
 	}
 	table_print(table, stdout);
 	table_destroy(table);
@@ -237,22 +226,9 @@ static void print_json(const struct analysis *a)
 	json_finish(&json);
 }
 
-static int write_html(const struct ctl_command *self, const char *path, const struct analysis *a)
+static void write_page(FILE *out, const void *analysis)
 {
-	FILE *out = fopen(path, "we");
-	bool bad = !out;
-	if (out) {
-		analyze_html(out, a);
-		bad = ferror(out);
-		bad = fclose(out) != 0 || bad;
-	}
-	if (bad) {
-		fprintf(stderr, "magicpigctl %s: %s: %s\n", self->name, path, strerror(errno));
-		return CTL_FAILED;
-	}
-	if (!ctl_globals.json)
-		printf("%s is written\n", path);
-	return CTL_OK;
+	analyze_html(out, analysis);
 }
 
 // ---- asking ------------------------------------------------------------------------------------------------------------
@@ -279,15 +255,6 @@ static int ask(mpig_client *client, const char *name, struct analysis *a, struct
 	return now < 0 ? now : MPIG_OK;
 }
 
-static double share(const struct ctl_command *self, const char *option, const char *text)
-{
-	char *end;
-	double value = strtod(text, &end);
-	if (end == text || *end || !(value > 0) || value > 1)
-		exit(ctl_usage(self, "%s: '%s' is not a number above 0 and up to 1", option, text));
-	return value;
-}
-
 static int show(const struct ctl_command *self, const struct analysis *a, bool heads, const char *html)
 {
 	if (!a->known) {
@@ -308,7 +275,7 @@ static int show(const struct ctl_command *self, const struct analysis *a, bool h
 		else
 			print_layers(a);
 	}
-	return html ? write_html(self, html, a) : CTL_OK;
+	return html ? ctl_write_file(self, html, write_page, a) : CTL_OK;
 }
 
 static int run(const struct ctl_command *self, int argc, char **argv)
@@ -328,10 +295,10 @@ static int run(const struct ctl_command *self, int argc, char **argv)
 	for (int option; (option = ctl_option(self, argc, argv, "he:b:", options)) != -1;)
 		switch (option) {
 		case 'e':
-			analysis.error_target = share(self, "--error", optarg);
+			analysis.error_target = ctl_positive(self, "--error", optarg, 1);
 			break;
 		case 'b':
-			analysis.budget = share(self, "--budget", optarg);
+			analysis.budget = ctl_positive(self, "--budget", optarg, 1);
 			break;
 		case HEADS:
 			with_heads = true;

@@ -4,6 +4,7 @@
 
 #include <getopt.h>
 #include <stdbool.h>
+#include <stdio.h>
 
 #include <magicpig.h>
 
@@ -46,6 +47,12 @@ __attribute__((format(printf, 2, 3))) int ctl_usage(const struct ctl_command *se
 // The whole argument as a number in [least, most], or ends the process with CTL_USAGE.
 unsigned long ctl_number(const struct ctl_command *self, const char *option, const char *text, unsigned long least,
                          unsigned long most);
+
+// The whole argument as a number above 0 and up to `most`, or ends the process with CTL_USAGE.
+double ctl_positive(const struct ctl_command *self, const char *option, const char *text, double most);
+// Writes a file by `write`, and says that it is written, or what failed; returns the exit code.
+int ctl_write_file(const struct ctl_command *self, const char *path, void (*write)(FILE *out, const void *argument),
+                   const void *argument);
 
 // Connects; on failure says why and returns the exit code, with *client NULL.
 int ctl_connect(const struct ctl_command *self, mpig_client **client);

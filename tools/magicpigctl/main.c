@@ -92,6 +92,34 @@ unsigned long ctl_number(const struct ctl_command *self, const char *option, con
 	return value;
 }
 
+double ctl_positive(const struct ctl_command *self, const char *option, const char *text, double most)
+{
+	char *end;
+	double value = strtod(text, &end);
+	if (end == text || *end || !(value > 0) || value > most)
+		exit(ctl_usage(self, "%s: '%s' is not a number above 0 and up to %g", option, text, most));
+	return value;
+}
+
+int ctl_write_file(const struct ctl_command *self, const char *path, void (*write)(FILE *out, const void *argument),
+                   const void *argument)
+{
+	FILE *out = fopen(path, "we");
+	bool bad = !out;
+	if (out) {
+		write(out, argument);
+		bad = ferror(out);
+		bad = fclose(out) != 0 || bad;
+	}
+	if (bad) {
+		fprintf(stderr, "magicpigctl %s: %s: %s\n", self->name, path, strerror(errno));
+		return CTL_FAILED;
+	}
+	if (!ctl_globals.json)
+		printf("%s is written\n", path);
+	return CTL_OK;
+}
+
 int ctl_exit_code(int status)
 {
 	switch (status) {

@@ -251,15 +251,6 @@ static void print_json(const struct plan *p)
 }
 
 // ---- the command -------------------------------------------------------------------------------------------------------
-static double real(const struct ctl_command *self, const char *option, const char *text, double most)
-{
-	char *end;
-	double value = strtod(text, &end);
-	if (end == text || *end || !(value > 0) || value > most)
-		exit(ctl_usage(self, "%s: '%s' is not a number above 0 and up to %g", option, text, most));
-	return value;
-}
-
 // A number of bytes with K, M, G or T, powers of 1024.
 static double size(const struct ctl_command *self, const char *option, const char *text)
 {
@@ -347,13 +338,13 @@ static int run(const struct ctl_command *self, int argc, char **argv)
 				return ctl_usage(self, "--tables: '%s' is not K,L with K 1 to 16 and L 2 to 512", optarg);
 			break;
 		case BUDGET:
-			p.budget = real(self, "--budget", optarg, 1);
+			p.budget = ctl_positive(self, "--budget", optarg, 1);
 			break;
 		case WINDOW:
 			p.window = ctl_number(self, "--window", optarg, 1, UINT64_C(1) << 31);
 			break;
 		case RATE:
-			p.rate = real(self, "--rate", optarg, 1e6);
+			p.rate = ctl_positive(self, "--rate", optarg, 1e6);
 			break;
 		case GPU:
 			p.gpu_bytes = size(self, "--gpu-mem", optarg);

@@ -1,6 +1,5 @@
 // magicpigctl show: one context in full, its layers grouped where they are equal, or its KV heads one by one.
 #include <inttypes.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -242,16 +241,6 @@ static void heads_json(struct json *json, const struct mpig_head *heads, int cou
 	json_array_end(json);
 }
 
-__attribute__((format(printf, 2, 3))) static void cell(struct table *table, const char *format, ...)
-{
-	char text[TEXT_SHORT];
-	va_list arguments;
-	va_start(arguments, format);
-	vsnprintf(text, sizeof(text), format, arguments);
-	va_end(arguments);
-	table_cell(table, text);
-}
-
 static void print_heads(const struct mpig_head *heads, int count)
 {
 	static const char *const titles[] = {">layer", ">KV head", ">bits",   ">version", ">samples", ">rows",
@@ -260,10 +249,10 @@ static void print_heads(const struct mpig_head *heads, int count)
 	for (int i = 0; i < count; i++) {
 		const struct mpig_head *h = &heads[i];
 		char text[TEXT_SHORT];
-		cell(table, "%d", h->layer);
-		cell(table, "%d", h->kv_head);
+		table_format(table, "%d", h->layer);
+		table_format(table, "%d", h->kv_head);
 		table_cell(table, text_bits(text, h->signature_bits));
-		cell(table, "%u", h->signature_version);
+		table_format(table, "%u", h->signature_version);
 		table_cell(table, text_count(text, h->samples));
 		if (!h->samples) {
 			for (int dash = 0; dash < 7; dash++)
@@ -271,12 +260,12 @@ static void print_heads(const struct mpig_head *heads, int count)
 			continue;
 		}
 		table_cell(table, text_count(text, h->rows));
-		cell(table, "%.3f", (double)h->noise);
-		cell(table, "%.0f", (double)h->n_eff);
+		table_format(table, "%.3f", (double)h->noise);
+		table_format(table, "%.0f", (double)h->n_eff);
 		table_cell(table, text_share(text, (double)h->mass_1));
 		table_cell(table, text_share(text, (double)h->mass_5));
-		cell(table, "%.0f", (double)h->drawn);
-		cell(table, "%u", h->best_bits);
+		table_format(table, "%.0f", (double)h->drawn);
+		table_format(table, "%u", h->best_bits);
 	}
 	table_print(table, stdout);
 	table_destroy(table);

@@ -1,3 +1,5 @@
+#include <stdarg.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -48,6 +50,16 @@ void table_cell(struct table *table, const char *text)
 	table->cell[table->cells++] =
 		(struct cell){.at = table->text_bytes, .bytes = (uint32_t)bytes, .width = (uint32_t)text_width(text)};
 	table->text_bytes += bytes;
+}
+
+void table_format(struct table *table, const char *format, ...)
+{
+	char text[TEXT_SHORT];
+	va_list arguments;
+	va_start(arguments, format);
+	vsnprintf(text, sizeof(text), format, arguments);
+	va_end(arguments);
+	table_cell(table, text);
 }
 
 static bool right_aligned(const struct table *table, size_t column)

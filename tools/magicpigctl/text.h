@@ -39,7 +39,8 @@ void text_bar(FILE *file, double share, int cells);
 // right-aligned. Memory that runs out ends the process with a message.
 struct table;
 struct table *table_create(size_t columns, const char *const *titles);
-void table_cell(struct table *table, const char *text); // row by row
+void table_cell(struct table *table, const char *text);                                                // row by row
+__attribute__((format(printf, 2, 3))) void table_format(struct table *table, const char *format, ...); // at most TEXT_SHORT
 void table_print(const struct table *table, FILE *file);
 void table_destroy(struct table *table); // NULL is allowed
 

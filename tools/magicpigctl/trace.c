@@ -13,15 +13,6 @@ static void on_signal(int number)
 	trace_interrupted = 1;
 }
 
-static double number(const struct ctl_command *self, const char *option, const char *text, double most)
-{
-	char *end;
-	double value = strtod(text, &end);
-	if (end == text || *end || !(value > 0) || value > most)
-		exit(ctl_usage(self, "%s: '%s' is not a number above 0 and up to %g", option, text, most));
-	return value;
-}
-
 struct given {
 	struct trace_record_options record;
 	struct trace_replay_options replay;
@@ -88,7 +79,7 @@ static void parse(const struct ctl_command *self, int argc, char **argv, struct 
 			g->replay.exact = true;
 			break;
 		case SPEED:
-			g->replay.speed = number(self, "--speed", optarg, 1e6);
+			g->replay.speed = ctl_positive(self, "--speed", optarg, 1e6);
 			break;
 		}
 	}

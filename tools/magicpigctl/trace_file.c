@@ -1,4 +1,5 @@
 #include "trace_file.h"
+#include "shm/zero.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -31,15 +32,6 @@ static uint64_t checksum(uint8_t *bytes, uint64_t count, uint64_t *field)
 	uint64_t sum = XXH3_64bits(bytes, count);
 	*field = was;
 	return sum;
-}
-
-static bool zero(const void *bytes, size_t count)
-{
-	const uint8_t *p = bytes;
-	uint8_t any = 0;
-	for (size_t i = 0; i < count; i++)
-		any |= p[i];
-	return !any;
 }
 
 static bool room_for(uint8_t **buffer, uint64_t *room, uint64_t bytes)
@@ -114,7 +106,7 @@ static int read_header(struct trace_reader *r, char *why)
 	if (got <= 0)
 		return got < 0 ? -1 : wrong(r, why, "%s", cut);
 	if (checksum(r->header, h->header_bytes, &h->checksum) != h->checksum || !memchr(h->name, 0, sizeof(h->name)) ||
-	    !memchr(h->release, 0, sizeof(h->release)) || !zero(h->reserved, sizeof(h->reserved)))
+	    !memchr(h->release, 0, sizeof(h->release)) || !mpig_all_zero(h->reserved, sizeof(h->reserved)))
 		return wrong(r, why, "its header is damaged");
 	if (check_layers(r, why) != 0)
 		return -1;
@@ -212,7 +204,7 @@ static int take_end(struct trace_reader *r, char *why)
 {
 	memcpy(&r->end, r->record, sizeof(r->end));
 	if (r->end.records != r->records || r->end.file_bytes != r->at + sizeof(r->end) || r->end.answers < r->next_number ||
-	    r->end.reserved0 || !zero(r->end.reserved, sizeof(r->end.reserved)))
+	    r->end.reserved0 || !mpig_all_zero(r->end.reserved, sizeof(r->end.reserved)))
 		return wrong(r, why, "its last record does not fit what came before");
 	uint8_t more;
 	if (take(r, &more, 1, why) != 0)
@@ -237,7 +229,7 @@ static int check_query(const struct trace_reader *r, struct trace_query *query, 
 	    record->present & ~(uint32_t)(MPIG_HAS_WINDOW_LSE | MPIG_HAS_WINDOW_OUT | MPIG_HAS_SIGNATURE) ||
 	    record->flags & ~MPIG_SQE_CAUSAL || record->proposal >= MPIG_PROPOSAL_COUNT || record->begin > record->end ||
 	    record->end > MPIG_MAX_TOKENS || record->number < r->next_number || record->reserved0 ||
-	    !zero(record->reserved, sizeof(record->reserved)))
+	    !mpig_all_zero(record->reserved, sizeof(record->reserved)))
 		return wrong(r, why, "a query with a field that makes no sense");
 	*layout = mpig_trace_layout(&query->shape, record->tokens, record->dtype, record->present);
 	if (layout->bytes != record->head.bytes)

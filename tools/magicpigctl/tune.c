@@ -151,26 +151,20 @@ static void choose_rates(struct tune *t, const struct arguments *a, const struct
 }
 
 // ---- after -----------------------------------------------------------------------------------------------------------
-static int write_file(const struct ctl_command *self, const char *path, const char *text, const struct tune *t,
-                      const struct tune_result *r)
+struct page {
+	const struct tune *tune;
+	const struct tune_result *result;
+};
+
+static void write_page(FILE *out, const void *page)
 {
-	FILE *out = fopen(path, "we");
-	bool bad = !out;
-	if (out) {
-		if (text)
-			fputs(text, out);
-		else
-			tune_html(out, t, r);
-		bad = ferror(out);
-		bad = fclose(out) != 0 || bad;
-	}
-	if (bad) {
-		fprintf(stderr, "magicpigctl %s: %s: %s\n", self->name, path, strerror(errno));
-		return CTL_FAILED;
-	}
-	if (!ctl_globals.json)
-		printf("%s is written\n", path);
-	return CTL_OK;
+	const struct page *p = page;
+	tune_html(out, p->tune, p->result);
+}
+
+static void write_text(FILE *out, const void *text)
+{
+	fputs(text, out);
 }
 
 static void say_not_reached(const struct ctl_command *self, const struct tune *t, const struct tune_result *r)
@@ -195,7 +189,7 @@ static int finish(const struct ctl_command *self, mpig_client *client, const str
 	else
 		tune_print(t, r);
 	if (a->html)
-		code = write_file(self, a->html, NULL, t, r);
+		code = ctl_write_file(self, a->html, write_page, &(struct page){t, r});
 	if (!r->reached) {
 		say_not_reached(self, t, r);
 		return CTL_FAILED;
@@ -206,7 +200,7 @@ static int finish(const struct ctl_command *self, mpig_client *client, const str
 		return CTL_FAILED;
 	}
 	if (a->output) {
-		int written = write_file(self, a->output, text, t, r);
+		int written = ctl_write_file(self, a->output, write_text, text);
 		code = code ? code : written;
 	}
 	if (a->dry)
@@ -276,15 +270,6 @@ static int tune(const struct ctl_command *self, mpig_client *client, const struc
 }
 
 // ---- the command -----------------------------------------------------------------------------------------------------
-static double number(const struct ctl_command *self, const char *option, const char *text, double most)
-{
-	char *end;
-	double value = strtod(text, &end);
-	if (end == text || *end || !(value > 0) || value > most)
-		exit(ctl_usage(self, "%s: '%s' is not a number above 0 and up to %g", option, text, most));
-	return value;
-}
-
 static uint32_t user(const struct ctl_command *self, const char *text)
 {
 	const struct passwd *entry = getpwnam(text);
@@ -340,10 +325,10 @@ static void read_options(const struct ctl_command *self, int argc, char **argv, 
 	for (int option; (option = ctl_option(self, argc, argv, "he:m:", options)) != -1;)
 		switch (option) {
 		case 'e':
-			a->error = number(self, "--error", optarg, 1);
+			a->error = ctl_positive(self, "--error", optarg, 1);
 			break;
 		case 'm':
-			a->ms = number(self, "--ms", optarg, 1e6);
+			a->ms = ctl_positive(self, "--ms", optarg, 1e6);
 			break;
 		case TRACE:
 			a->trace = optarg;
@@ -366,7 +351,7 @@ static void read_options(const struct ctl_command *self, int argc, char **argv, 
 				               optarg));
 			break;
 		case LOAD:
-			t->load = number(self, "--load", optarg, 1);
+			t->load = ctl_positive(self, "--load", optarg, 1);
 			break;
 		case SINKS:
 			t->sinks = ctl_number(self, "--sinks", optarg, 0, 1u << 20);
@@ -477,8 +462,8 @@ const struct ctl_command ctl_tune = {
 		"square over layers, heads and queries. Times are reckoned from rows, at rates in ns: a request; a row and KV\n"
 		"head attended densely, looked at, read; a hash bit of a query.\n"
 		"All is measured on forks of the context, which are dropped again; of the context itself, rows that are not "
-                "sealed\n"
+		"sealed\n"
 		"are (a fork does that), and no more. With the same seed, queries and rates the profile is the same to the "
-                "byte.\n",
+		"byte.\n",
 	.run = run,
 };

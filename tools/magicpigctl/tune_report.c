@@ -1,6 +1,5 @@
 // What tune has to say, at a terminal and as JSON.
 #include <math.h>
-#include <stdarg.h>
 #include <string.h>
 
 #include "json.h"
@@ -26,16 +25,6 @@ const char *tune_way_text(const struct tune_way *way, char text[64])
 }
 
 // ---- the table -------------------------------------------------------------------------------------------------------
-__attribute__((format(printf, 2, 3))) static void cell(struct table *table, const char *format, ...)
-{
-	char text[TEXT_SHORT];
-	va_list arguments;
-	va_start(arguments, format);
-	vsnprintf(text, sizeof(text), format, arguments);
-	va_end(arguments);
-	table_cell(table, text);
-}
-
 static void way_cells(struct table *table, const struct tune *t, int layer, int way)
 {
 	char text[TEXT_SHORT];
@@ -43,7 +32,7 @@ static void way_cells(struct table *table, const struct tune *t, int layer, int 
 	table_cell(table, tune_way_text(&t->layer[layer].way[way], text));
 	table_cell(table, text_share(text, tune_share(t, layer, way)));
 	table_cell(table, text_share(text, sqrt(p.error2)));
-	cell(table, "%.3g", p.ms);
+	table_format(table, "%.3g", p.ms);
 }
 
 static void spread_cell(struct table *table, const struct tune *t, const struct tune_result *r, int layer)
@@ -59,7 +48,7 @@ static void spread_cell(struct table *table, const struct tune *t, const struct 
 	if (strcmp(text, text_share(other, most)) == 0)
 		table_cell(table, text);
 	else
-		cell(table, "%.20s to %.20s", text, other);
+		table_format(table, "%.20s to %.20s", text, other);
 }
 
 static void total_cells(struct table *table, const struct tune_total *total)
@@ -68,7 +57,7 @@ static void total_cells(struct table *table, const struct tune_total *total)
 	table_cell(table, "");
 	table_cell(table, "");
 	table_cell(table, text_share(text, sqrt(total->error2)));
-	cell(table, "%.3g", total->ms);
+	table_format(table, "%.3g", total->ms);
 }
 
 static void print_layers(const struct tune *t, const struct tune_result *r)
@@ -77,7 +66,7 @@ static void print_layers(const struct tune *t, const struct tune_result *r)
 	                                     "AFTER",  ">ROWS",  ">ERROR", ">MS",    ">ROWS, BY SEED"};
 	struct table *table = table_create(10, titles);
 	for (int i = 0; i < t->layers; i++) {
-		cell(table, "%d", t->layer[i].number);
+		table_format(table, "%d", t->layer[i].number);
 		way_cells(table, t, i, r->before.way[i]);
 		way_cells(table, t, i, r->after.way[i]);
 		spread_cell(table, t, r, i);

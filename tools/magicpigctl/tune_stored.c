@@ -131,11 +131,9 @@ int stored_show(const struct ctl_command *self, mpig_client *client, const char 
 static void list_row(struct table *table, const struct profile *p, uint32_t whose)
 {
 	char cell[80], user[TEXT_SHORT], share[TEXT_SHORT];
-	snprintf(cell, sizeof(cell), "%.16s", p->fingerprint);
-	table_cell(table, cell);
+	table_format(table, "%.16s", p->fingerprint);
 	table_cell(table, whose == MPIG_PROFILE_ALL ? "all users" : text_uid(user, whose));
-	snprintf(cell, sizeof(cell), "%u", p->count);
-	table_cell(table, cell);
+	table_format(table, "%u", p->count);
 	size_t used = p->goal_error > 0
 	                      ? (size_t)snprintf(cell, sizeof(cell), "error %s", text_share(share, (double)p->goal_error))
 	                      : 0;

@@ -22,13 +22,30 @@ from private_daemon import PrivateDaemon  # noqa: E402
 
 
 @pytest.fixture(scope="session")
-def daemon_socket():
-    """A private daemon for the session; its socket's path."""
+def start_daemon():
+    """A function that makes a private daemon, to be started by `with`, by its instance's name and options of PrivateDaemon."""
     program = BUILD / "magicpigd"
     if not program.exists():
         pytest.skip(f"{program} is not built")
-    with PrivateDaemon(program, instance="pytest") as daemon:
+    return lambda instance, **options: PrivateDaemon(program, instance=instance, **options)
+
+
+@pytest.fixture(scope="session")
+def daemon_socket(start_daemon):
+    """A private daemon for the session; its socket's path."""
+    with start_daemon("pytest") as daemon:
         yield str(daemon.socket)
+
+
+@pytest.fixture
+def client(daemon):
+    """A patient client of the module's own daemon, which has no contexts afterwards."""
+    import magicpig
+
+    with magicpig.Client(str(daemon.socket), reconnect_ms=60_000) as client:
+        yield client
+        for info in list(client.contexts()):
+            client.drop(info.name)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,5 @@
 """Gpu and Plan by addresses: answers, failures, another daemon, and who closes whom."""
 
-import os
-import pathlib
 import time
 
 import numpy as np
@@ -10,28 +8,15 @@ import torch
 
 import magicpig
 from magicpig import cuda
-from private_daemon import PrivateDaemon
 
-BUILD = pathlib.Path(os.environ.get("MAGICPIG_BUILD", pathlib.Path(__file__).resolve().parents[3] / "build")).resolve()
 HEADS, KV_HEADS, D, ROWS, SINKS = 4, 2, 64, 200, 4
 
 
 @pytest.fixture(scope="module")
-def daemon(device):
-    program = BUILD / "magicpigd"
-    if not program.exists():
-        pytest.skip(f"{program} is not built")
+def daemon(start_daemon, device):
     torch.empty(1, device=device)  # CUDA's context is current
-    with PrivateDaemon(program, pool_size="256M", instance="pytest-cuda") as daemon:
+    with start_daemon("pytest-cuda", pool_size="256M") as daemon:
         yield daemon
-
-
-@pytest.fixture
-def client(daemon):
-    with magicpig.Client(str(daemon.socket), reconnect_ms=60_000) as client:
-        yield client
-        for info in list(client.contexts()):
-            client.drop(info.name)
 
 
 @pytest.fixture

@@ -1,33 +1,24 @@
 """A MagicPigCache whose steps a GPU makes by itself: against the model's own attention, against the host's path, and while its daemon dies."""
 
 import os
-import pathlib
 import time
 
 import pytest
 import torch
-from transformers import DynamicCache
 
 import magicpig
 from magicpig.transformers import MagicPigCache, register
-from private_daemon import PrivateDaemon
-from test_transformers import PROMPT, STEPS, make_gemma2, make_llama, own_logits, run
+from test_transformers import (
+    PROMPT, STEPS, check_generate, check_sliding_layers_and_soft_cap, make_gemma2, make_llama, opening, own_logits, run,
+)  # fmt: skip
 
-BUILD = pathlib.Path(os.environ.get("MAGICPIG_BUILD", pathlib.Path(__file__).resolve().parents[3] / "build")).resolve()
 OPTIONS = dict(proposal="dense", row_dtype="f16", window=16, sinks=4, gpu=True, gpu_timeout_ms=20_000)
 HOST = {**OPTIONS, "gpu": False}
 
 
-def opening(options):
-    return {name: value for name, value in options.items() if name != "row_dtype"}
-
-
 @pytest.fixture(scope="module")
-def daemon(gpu_operators):
-    program = BUILD / "magicpigd"
-    if not program.exists():
-        pytest.skip(f"{program} is not built")
-    with PrivateDaemon(program, pool_size="256M", instance="pytest-gpu") as daemon:
+def daemon(start_daemon, gpu_operators):
+    with start_daemon("pytest-gpu", pool_size="256M") as daemon:
         yield daemon
 
 
@@ -134,25 +125,11 @@ def test_a_learned_logit(connect, llama, ids, device):
 
 
 def test_sliding_layers_and_soft_cap(connect, device, ids):
-    model = make_gemma2().to(device)
-    register(model)
-    with MagicPigCache(connect(), model, "gemma", **OPTIONS) as cache:
-        logits = run(model, cache, ids, [128, PROMPT - 128] + [1] * STEPS)
-        expected = own_logits(model, ids, "eager")
-        assert (logits - expected).abs().max() < 5e-3 * expected.abs().max()
-    with MagicPigCache.open(connect(), model, ids[0], **opening(OPTIONS)) as cache:
-        again = run(model, cache, ids[:, -1:], [1])
-        assert cache.length == ids.shape[1] and (again[-1] - expected[-1]).abs().max() < 5e-3 * expected.abs().max()
+    check_sliding_layers_and_soft_cap(connect, make_gemma2().to(device), ids, OPTIONS)
 
 
 def test_generate(connect, llama, ids):
-    prompt = ids[:, :PROMPT]
-    keep = dict(max_new_tokens=STEPS, do_sample=False, pad_token_id=0, attention_mask=torch.ones_like(prompt))
-    expected = llama.generate(prompt, past_key_values=DynamicCache(config=llama.config), **keep)
-    with MagicPigCache(connect(), llama, "generate", **OPTIONS) as cache:
-        assert torch.equal(llama.generate(prompt, past_key_values=cache, **keep), expected)
-        assert cache.length == PROMPT + STEPS - 1  # the last token was never fed back
-        assert cache.gpu.holds
+    check_generate(connect, llama, ids, OPTIONS, also=lambda cache: cache.gpu.holds)
 
 
 def test_reopening_continues_the_same(connect, llama, ids):
@@ -420,9 +397,9 @@ def test_killed_while_rows_are_on_their_way(connect, daemon, device, ids, step):
     test_a_daemon_in_trouble(connect, daemon, device, ids, "in a step", make_llama, step)
 
 
-def test_no_successor(gpu_operators, llama, ids):
+def test_no_successor(start_daemon, gpu_operators, llama, ids):
     """When no daemon comes back, that is said; nothing hangs."""
-    with PrivateDaemon(BUILD / "magicpigd", pool_size="256M", instance="pytest-gone") as own:
+    with start_daemon("pytest-gone", pool_size="256M") as own:
         with magicpig.Client(str(own.socket), reconnect_ms=200) as client:
             begin = time.monotonic()
             with pytest.raises(magicpig.NoDaemon, match="gone: the daemon is gone.*MagicPigCache.open"):

@@ -1,7 +1,5 @@
 """A model decodes while its daemon is killed and another one takes over the pool: it says what it would have said."""
 
-import os
-import pathlib
 import threading
 import time
 
@@ -11,10 +9,8 @@ import torch
 
 import magicpig
 from magicpig.transformers import MagicPigCache, register
-from private_daemon import PrivateDaemon
 from test_transformers import make_gemma2, make_llama
 
-BUILD = pathlib.Path(os.environ.get("MAGICPIG_BUILD", pathlib.Path(__file__).resolve().parents[3] / "build")).resolve()
 PROMPT, STEPS = 300, 24
 OPTIONS = {
     "dense": dict(proposal="dense", row_dtype="f16", window=16, sinks=4),
@@ -23,20 +19,9 @@ OPTIONS = {
 
 
 @pytest.fixture(scope="module")
-def daemon():
-    program = BUILD / "magicpigd"
-    if not program.exists():
-        pytest.skip(f"{program} is not built")
-    with PrivateDaemon(program, pool_size="256M", instance="pytest-restart") as daemon:
+def daemon(start_daemon):
+    with start_daemon("pytest-restart", pool_size="256M") as daemon:
         yield daemon
-
-
-@pytest.fixture
-def client(daemon):
-    with magicpig.Client(str(daemon.socket), reconnect_ms=60_000) as client:
-        yield client
-        for info in list(client.contexts()):
-            client.drop(info.name)
 
 
 @pytest.fixture(scope="module")
@@ -228,10 +213,9 @@ def test_sliding_layers(daemon, client, prompt):
             decode(model, cache, prompt, lambda step: step == 0 and daemon.kill_and_restart())
 
 
-def test_no_successor(llama, prompt):
+def test_no_successor(start_daemon, llama, prompt):
     """When no daemon comes back, that is said; nothing hangs."""
-    program = BUILD / "magicpigd"
-    with PrivateDaemon(program, pool_size="256M", instance="pytest-gone") as own:
+    with start_daemon("pytest-gone", pool_size="256M") as own:
         with magicpig.Client(str(own.socket), reconnect_ms=200) as client:
             cache = MagicPigCache(client, llama, "gone", **OPTIONS["dense"])
             begin = time.monotonic()

@@ -70,6 +70,10 @@ def connect(request):
                 client.drop(info.name)
 
 
+def opening(options):
+    return {name: value for name, value in options.items() if name != "row_dtype"}
+
+
 @torch.no_grad()
 def own_logits(model, ids, attention):
     """The model's own full attention."""
@@ -128,30 +132,39 @@ def test_window_alone_differs(connect, llama, ids):
         assert (logits[PROMPT:] - expected[PROMPT:]).abs().max() > 0.05 * expected.abs().max()
 
 
-def test_sliding_layers_and_soft_cap(connect, ids):
-    model = make_gemma2()
+def check_sliding_layers_and_soft_cap(connect, model, ids, options):
     register(model)
-    with MagicPigCache(connect(), model, "gemma", **OPTIONS) as cache:
+    with MagicPigCache(connect(), model, "gemma", **options) as cache:
         logits = run(model, cache, ids, [128, PROMPT - 128] + [1] * STEPS)
         expected = own_logits(model, ids, "eager")
         assert (logits - expected).abs().max() < 5e-3 * expected.abs().max()
-    with MagicPigCache.open(connect(), model, ids[0], **{k: v for k, v in OPTIONS.items() if k != "row_dtype"}) as cache:
+    with MagicPigCache.open(connect(), model, ids[0], **opening(options)) as cache:
         again = run(model, cache, ids[:, -1:], [1])
         assert cache.length == ids.shape[1] and (again[-1] - expected[-1]).abs().max() < 5e-3 * expected.abs().max()
 
 
-def test_generate(connect, llama, ids):
+def test_sliding_layers_and_soft_cap(connect, ids):
+    check_sliding_layers_and_soft_cap(connect, make_gemma2(), ids, OPTIONS)
+
+
+def check_generate(connect, llama, ids, options, also=lambda cache: True):
+    """also: what must be true of the cache at the end."""
     prompt = ids[:, :PROMPT]
     keep = dict(max_new_tokens=STEPS, do_sample=False, pad_token_id=0, attention_mask=torch.ones_like(prompt))
     expected = llama.generate(prompt, past_key_values=DynamicCache(config=llama.config), **keep)
-    with MagicPigCache(connect(), llama, "generate", **OPTIONS) as cache:
+    with MagicPigCache(connect(), llama, "generate", **options) as cache:
         assert torch.equal(llama.generate(prompt, past_key_values=cache, **keep), expected)
         assert cache.length == PROMPT + STEPS - 1  # the last token was never fed back
+        assert also(cache)
+
+
+def test_generate(connect, llama, ids):
+    check_generate(connect, llama, ids, OPTIONS)
 
 
 def test_reopening_continues_the_same(connect, llama, ids):
     first, second = connect(), connect()
-    open_options = {k: v for k, v in OPTIONS.items() if k != "row_dtype"}
+    open_options = opening(OPTIONS)
     with MagicPigCache(first, llama, "book", **OPTIONS) as cache:
         run(llama, cache, ids[:, : PROMPT + 1], [PROMPT, 1])
         expected = run(llama, cache, ids[:, PROMPT + 1 :], [1] * (STEPS - 1))
@@ -169,7 +182,7 @@ def test_reopening_continues_the_same(connect, llama, ids):
 
 def test_reopening_takes_or_forks(connect, llama, ids):
     first, second = connect(), connect()
-    open_options = {k: v for k, v in OPTIONS.items() if k != "row_dtype"}
+    open_options = opening(OPTIONS)
     prompt = ids[:, :PROMPT]
     owner = MagicPigCache(first, llama, "owned", **OPTIONS)
     run(llama, owner, prompt, [PROMPT])
