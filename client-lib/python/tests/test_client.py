@@ -184,7 +184,7 @@ def test_rows_by_error_and_verified(client):
     random = np.random.default_rng(6)
     k, v = random.normal(size=(2, n, KV, D)).astype(np.float32)
     q = 2 * random.normal(size=(1, HEADS, D)).astype(np.float32)
-    with client.create("adaptive", magicpig.Spec([LAYER])) as context, client.queue() as queue:
+    with client.create("adaptive", magicpig.Spec([LAYER], seed=1)) as context, client.queue() as queue:
         queue.append(context, 0, 0, k, v)
         queue.commit(context, 0, range(n), seal=True)
         by_error = queue.attend(context, 0, q, seed=1)
