@@ -121,10 +121,10 @@ typedef struct mpig_context mpig_context;
 /* ---- connection ---------------------------------------------------------------------------------------------------- */
 struct mpig_connect_options {
 	size_t size;
-	const char *socket_path; /* NULL: $MAGICPIG_SOCKET, else $XDG_RUNTIME_DIR/magicpig/magicpigd.sock if it exists,
-	                            else /run/magicpig/magicpigd.sock */
-	int timeout_ms;          /* of a control call; 0 = 5000 */
-	int reconnect_ms;        /* how long a call tries to reach a restarted daemon; 0 = 3000, -1 = never */
+	/* NULL: $MAGICPIG_SOCKET, else $XDG_RUNTIME_DIR/magicpig/magicpigd.sock if it exists, else /run/magicpig/magicpigd.sock */
+	const char *socket_path;
+	int timeout_ms;   /* of a control call; 0 = 5000 */
+	int reconnect_ms; /* how long a call tries to reach a restarted daemon; 0 = 3000, -1 = never */
 };
 /* Connects. *client is owned by the caller until mpig_disconnect. options may be NULL.
  * Errors: MPIG_ENODAEMON (nobody listens), MPIG_EACCES (socket permissions), MPIG_EVERSION, MPIG_ETIMEDOUT. */
@@ -538,21 +538,24 @@ struct mpig_attend {
 	uint64_t query_position; /* of query token 0 (random streams, ALiBi); 0 with T = 1: the committed length */
 	int causal;              /* nonzero: query token t sees rows < causal_base + t */
 	uint64_t causal_base;
-	float error_target; /* eps of the adaptive budget, before any share: the mass of a head deviates by that at most; 0 = none,
-	                       or the default where no share is named */
+	/* eps of the adaptive budget, before any share: the mass of a head deviates by that at most; 0 = none, or the default where no
+	 * share is named. */
+	float error_target;
 	float budget_floor, budget_cap; /* with an adaptive budget; 0 = as configured: .005, .08; with delta .02, 1 */
-	const float *window_lse;      /* [T][query_heads] LSE of the caller's exact part, or NULL. It sets the rows of an adaptive
-	                                   budget only, and should be this token's: that of the step before costs accuracy */
+	/* [T][query_heads] LSE of the caller's exact part, or NULL. It sets the rows of an adaptive budget only, and should be this
+	 * token's: that of the step before costs accuracy. */
+	const float *window_lse;
 	const int8_t *signature;      /* [T][query_heads][d_pad] rotated queries computed by the caller, or NULL */
 	const float *signature_scale; /* [T][query_heads] */
 	uint32_t signature_version;
-	float delta; /* > 0: verified: a head's output, merged with window_out, is to be within error_target of the exact one
-	                (relative L2 norm) with probability 1 - delta. Takes two samples, and as many rows as that needs: the
-	                cap's default is 1. Needs error_target; SIGNATURE or DENSE */
-	const float
-		*window_out; /* with window_lse: [T][query_heads][d_v] output of the caller's exact part. For an adaptive budget
-	                            it tells mass that matters from mass on values near zero (NULL: all matters); with delta
-	                            the promise is about the merged output (NULL: about the daemon's part alone) */
+	/* > 0: verified: a head's output, merged with window_out, is to be within error_target of the exact one (relative L2 norm) with
+	 * probability 1 - delta. Takes two samples, and as many rows as that needs: the cap's default is 1. Needs error_target; SIGNATURE
+	 * or DENSE. */
+	float delta;
+	/* With window_lse: [T][query_heads][d_v] output of the caller's exact part. For an adaptive budget it tells mass that matters from
+	 * mass on values near zero (NULL: all matters); with delta the promise is about the merged output (NULL: about the daemon's part
+	 * alone). */
+	const float *window_out;
 };
 struct mpig_result { /* arrays of the caller; NULL where not wanted */
 	size_t size;
