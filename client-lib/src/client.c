@@ -92,9 +92,11 @@ int client_connected(mpig_client *c)
 			rc = hello(c);
 		if (rc == MPIG_OK)
 			rc = contexts_reopen(c, deadline);
-		if (rc == MPIG_OK || rc == MPIG_EVERSION || now_ns() >= deadline)
+		if (rc == MPIG_OK)
 			return rc;
-		connection_lost(c);
+		connection_lost(c); // on one that stays, what could not be opened again would be nobody's
+		if (rc == MPIG_EVERSION || now_ns() >= deadline)
+			return rc;
 		usleep(pause);
 		pause = pause < 40000 ? pause * 2 : pause;
 	}
