@@ -113,6 +113,16 @@ int client_call(mpig_client *c, uint16_t op, void *request, size_t bytes, int se
 	return rc == NOT_SENT ? error_set(c, MPIG_ERETRY, "the daemon on %s went away twice; try again", c->path) : rc;
 }
 
+int client_same_daemon(const mpig_client *c, uint64_t job, uint64_t *epoch, int rc)
+{
+	if (job && c->epoch != *epoch)
+		return error_set(c, MPIG_ERETRY,
+		                 "another daemon serves %s now: what was begun by the one before is not done; try again",
+		                 c->path);
+	*epoch = c->epoch;
+	return rc;
+}
+
 static void client_release(mpig_client *c)
 {
 	if (c->owner_page)

@@ -279,6 +279,7 @@ int disk_jobs_start(struct disk *disk, struct store *store, struct pool *pool, c
 	jobs->store = store;
 	jobs->pool = pool;
 	jobs->policy = jobs->next_policy = *policy;
+	jobs->last = real_ns(); // numbers are no other daemon's: who asks for one of an earlier daemon's gets nobody's
 	pthread_condattr_t clock;
 	pthread_condattr_init(&clock);
 	pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
