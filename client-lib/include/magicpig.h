@@ -575,7 +575,8 @@ MPIG_API int mpig_append(mpig_queue *queue, mpig_context *context, int layer, ui
 enum mpig_commit_flags { MPIG_COMMIT_SEAL = 1 }; /* end of a prefill: seal and index */
 /* Makes position..position+count visible and durable across a crash of either side: all global layers must hold them.
  * MPIG_ERETRY also where the daemon that took uncommitted rows is gone: keep them until this returns 0, and append again from
- * mpig_context_committed(). */
+ * mpig_context_committed(). A failure (MPIG_ENOSPC, MPIG_EQUOTA, MPIG_ENOMEM) of what follows the commit, indexing, leaves the tokens committed:
+ * mpig_context_committed() tells, and the same call again indexes them. */
 MPIG_API int mpig_commit(mpig_queue *queue, mpig_context *context, uint64_t position, uint64_t count, const uint32_t *tokens,
                          int flags);
 /* Back to `position` tokens (speculation, cropping). */
