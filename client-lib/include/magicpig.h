@@ -308,7 +308,8 @@ MPIG_API void mpig_context_close(mpig_context *context);
 /* Removes a context by name (owner, or root). Its memory is free when its last reader has left. */
 /* From memory only: what is saved of it stays, and comes back when it is opened; see mpig_saved_erase. */
 MPIG_API int mpig_context_drop(mpig_client *client, const char *name);
-/* mode: permission bits; uid/gid UINT32_MAX = unchanged (only root may change the uid). */
+/* mode: permission bits; uid/gid UINT32_MAX = unchanged (only root may change the uid). What is saved of it follows within a second or
+ * so, but for the uid. */
 MPIG_API int mpig_context_chmod(mpig_client *client, const char *name, unsigned mode, uint32_t uid, uint32_t gid);
 MPIG_API int mpig_context_info(mpig_client *client, const char *name, struct mpig_context_info *info);
 /* The layers of a context; returns their number, copies at most `max`. */

@@ -90,7 +90,7 @@ static void note_policies(struct disk_jobs *jobs)
 	char why[MPIG_TEXT_BYTES];
 	while (store_next_changed_policy(jobs->store, &changed))
 		if (jobs->disk && disk_note_policy(jobs->disk, &changed, why))
-			tell(jobs, true, "the policy of context '%s' is not on disk: %s", changed.name, why);
+			tell(jobs, true, "policy and permissions of context '%s' are not on disk: %s", changed.name, why);
 }
 
 static int work(struct disk_jobs *jobs, struct job *j)
