@@ -573,7 +573,8 @@ MPIG_API int mpig_attend(mpig_queue *queue, mpig_context *context, const struct 
  * position on are not there; append them again. */
 MPIG_API int mpig_append(mpig_queue *queue, mpig_context *context, int layer, uint64_t position, uint64_t count, int dtype,
                          const void *k, const void *v, const void *queries, unsigned query_count);
-enum mpig_commit_flags { MPIG_COMMIT_SEAL = 1 }; /* end of a prefill: seal and index */
+/* End of a prefill: seal and index. Where a layer has rows beyond what is committed, the last ones are not sealed: truncate to the commit's end first. */
+enum mpig_commit_flags { MPIG_COMMIT_SEAL = 1 };
 /* Makes position..position+count visible and durable across a crash of either side: all global layers must hold them.
  * MPIG_ERETRY also where the daemon that took uncommitted rows is gone: keep them until this returns 0, and append again from
  * mpig_context_committed(). A failure (MPIG_ENOSPC, MPIG_EQUOTA, MPIG_ENOMEM) of what follows the commit, indexing, leaves the tokens committed:
