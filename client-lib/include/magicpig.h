@@ -308,7 +308,8 @@ MPIG_API void mpig_context_close(mpig_context *context);
 /* Removes a context by name (owner, or root). Its memory is free when its last reader has left. */
 /* From memory only: what is saved of it stays, and comes back when it is opened; see mpig_saved_erase. */
 MPIG_API int mpig_context_drop(mpig_client *client, const char *name);
-/* mode: permission bits; uid/gid UINT32_MAX = unchanged (only root may change the uid). */
+/* mode: permission bits; uid/gid UINT32_MAX = unchanged (only root may change the uid). What is saved of it follows within a second or
+ * so, but for the uid. */
 MPIG_API int mpig_context_chmod(mpig_client *client, const char *name, unsigned mode, uint32_t uid, uint32_t gid);
 MPIG_API int mpig_context_info(mpig_client *client, const char *name, struct mpig_context_info *info);
 /* The layers of a context; returns their number, copies at most `max`. */
@@ -575,10 +576,12 @@ MPIG_API int mpig_attend(mpig_queue *queue, mpig_context *context, const struct 
  * position on are not there; append them again. */
 MPIG_API int mpig_append(mpig_queue *queue, mpig_context *context, int layer, uint64_t position, uint64_t count, int dtype,
                          const void *k, const void *v, const void *queries, unsigned query_count);
-enum mpig_commit_flags { MPIG_COMMIT_SEAL = 1 }; /* end of a prefill: seal and index */
+/* End of a prefill: seal and index. Where a layer has rows beyond what is committed, the last ones are not sealed: truncate to the commit's end first. */
+enum mpig_commit_flags { MPIG_COMMIT_SEAL = 1 };
 /* Makes position..position+count visible and durable across a crash of either side: all global layers must hold them.
  * MPIG_ERETRY also where the daemon that took uncommitted rows is gone: keep them until this returns 0, and append again from
- * mpig_context_committed(). */
+ * mpig_context_committed(). A failure (MPIG_ENOSPC, MPIG_EQUOTA, MPIG_ENOMEM) of what follows the commit, indexing, leaves the tokens committed:
+ * mpig_context_committed() tells, and the same call again indexes them. */
 MPIG_API int mpig_commit(mpig_queue *queue, mpig_context *context, uint64_t position, uint64_t count, const uint32_t *tokens,
                          int flags);
 /* Back to `position` tokens (speculation, cropping). */
