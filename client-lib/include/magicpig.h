@@ -367,7 +367,8 @@ MPIG_API int mpig_context_list(mpig_client *client, uint64_t *cursor, struct mpi
  * with uid UINT32_MAX that of all where the caller has none. MPIG_ENOENT. */
 MPIG_API int mpig_profile_get(mpig_client *client, const uint8_t fingerprint[64], uint32_t uid, char *text, size_t bytes,
                               uint32_t *whose);
-/* MPIG_EINVAL: not a profile, the text says in which line, or one of another fingerprint. MPIG_ELIMIT: 64 for a user, 1,024 in all. */
+/* Both answer when the daemon's disk has the change. MPIG_EINVAL: not a profile, the text says in which line, or one of another fingerprint.
+ * MPIG_ELIMIT: 64 for a user, 1,024 in all. MPIG_EAGAIN: another change of this profile is being written. MPIG_EIO, MPIG_ENOSPC: all is as it was. */
 MPIG_API int mpig_profile_set(mpig_client *client, const uint8_t fingerprint[64], uint32_t uid, const char *text);
 MPIG_API int mpig_profile_clear(mpig_client *client, const uint8_t fingerprint[64], uint32_t uid); /* MPIG_ENOENT */
 /* The next profile that the caller may look at (own ones and those of all users; administrators: everybody's), in order of fingerprint and uid:

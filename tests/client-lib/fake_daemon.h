@@ -76,6 +76,8 @@ struct fake {
 	atomic_bool mute;                        // answer no control message but HELLO
 	atomic_bool garble;                      // answer control messages with nonsense
 	atomic_bool refuse_adoption;
+	atomic_bool busy_region; // requests of the queue that had it are still being served
+	atomic_uint adoptions_tried;
 	atomic_bool other_epoch;   // write another daemon's epoch into new regions
 	atomic_bool bad_slot;      // complete with a slot that was not sent
 	atomic_bool bad_ticket;    // complete what was never submitted
@@ -462,6 +464,11 @@ static void fake_queue_free(struct fake_queue *q)
 
 static void fake_queue_create(struct fake *f, int n, const struct mpig_ctl_queue_create *r, int old_fd)
 {
+	atomic_fetch_add(&f->adoptions_tried, r->adopt);
+	if (r->adopt && atomic_load(&f->busy_region)) {
+		fake_error(f, n, &r->h, MPIG_EAGAIN, "requests of the queue that had the region are still being served");
+		return;
+	}
 	if (r->adopt && atomic_load(&f->refuse_adoption)) {
 		fake_error(f, n, &r->h, MPIG_EINVAL, "that region is not one of ours");
 		return;
