@@ -52,7 +52,7 @@ static const char usage[] =
 	"Options:\n"
 	"  --rows N       rows of a KV head (96000)\n"
 	"  --range N      rows that a request of 'timeline' is about, from the first; below 4096 it is dense, as in the daemon; "
-        "default: all\n"
+	"default: all\n"
 	"  --mask NAMES   CPU features to use in 'head' and 'proposals', joined by "
 	"'+' (c, avx2, avx512, avx512vnni, amx); all "
 	"by default\n"

@@ -80,7 +80,7 @@ static bool work(struct timeline *t, struct job *job, uint32_t number)
 	enum job_state state;
 	do
 		state = job_run(job, number, t->threads, t->f.scratch[number]);
-	while (state == JOB_RAN);
+	while (state == JOB_RAN || state == JOB_MORE);
 	return state == JOB_DONE;
 }
 
@@ -119,7 +119,7 @@ static double run_job(struct timeline *t, const struct engine_request *request, 
 {
 	begin_lanes(t);
 	double start = seconds();
-	struct job *job = job_create(t->f.engine, request, t->f.scratch[0]);
+	struct job *job = job_create(t->f.engine, request);
 	if (!job)
 		abort();
 	*create_s = seconds() - start;
