@@ -39,13 +39,24 @@ void attn_partial_finish(const struct attn_partial *p, uint32_t d_v, float *out,
 		*error_v = *error_a = 0;
 		return;
 	}
-	double cross = 0, square = 0, inverse = 1 / p->sum;
-	for (uint32_t j = 0; j < d_v; j++) {
+	enum { LANES = 8 }; // sums beside one another, which need not wait for each other
+	double crosses[LANES] = {0}, squares[LANES] = {0}, cross = 0, square = 0, inverse = 1 / p->sum;
+	uint32_t whole = d_v / LANES * LANES;
+	for (uint32_t j = 0; j < whole; j += LANES)
+		for (uint32_t l = 0; l < LANES; l++) {
+			double o = (double)sum[j + l] * inverse;
+			crosses[l] += o * (double)bv[j + l];
+			squares[l] += o * o;
+			out[j + l] = (float)o;
+		}
+	for (uint32_t j = whole; j < d_v; j++) {
 		double o = (double)sum[j] * inverse;
 		cross += o * (double)bv[j];
 		square += o * o;
 		out[j] = (float)o;
 	}
+	for (uint32_t l = 0; l < LANES; l++)
+		cross += crosses[l], square += squares[l];
 	double v = (p->b2 - 2 * cross + square * p->a) * inverse * inverse;
 	*lse = (float)((double)p->m + log(p->sum));
 	*error_v = v < 0 ? 0 : (float)v; // by rounding

@@ -155,22 +155,18 @@ static bool copy_window_out(const struct attend *a, const uint8_t *given, size_t
 }
 
 // [T][query heads] of the payload to [KV head][t][j].
-static int copy_queries(struct job *j, struct engine_scratch *scratch)
+static int copy_queries(struct job *j)
 {
 	struct attend *a = &j->attend;
 	const struct mpig_layer_shape *s = &a->layer->shape;
 	const uint8_t *slot = j->request.payload_in;
-	size_t n = (size_t)a->tokens * s->query_heads, d = s->d_k;
-	float *flat = scratch_get(scratch, n * d * sizeof(float));
-	if (!flat)
-		return job_fail(j, MPIG_ENOMEM, "no memory for %zu query heads", n);
-	if (!payload_to_f32(slot + a->layout.q, j->request.entry.dtype, n * d, flat))
-		return job_fail(j, MPIG_ENAN, "q of layer %u holds NaN or infinity", j->request.entry.layer);
+	const size_t d = s->d_k, bytes = d * mpig_dtype_bytes(j->request.entry.dtype);
 	for (uint32_t g = 0; g < s->kv_heads; g++)
 		for (uint32_t r = 0; r < a->queries; r++) {
 			size_t from = (size_t)attend_token(a, r) * s->query_heads + attend_head(a, g, r),
 			       to = (size_t)g * a->queries + r;
-			memcpy(a->q + to * d, flat + from * d, d * sizeof(float));
+			if (!payload_to_f32(slot + a->layout.q + from * bytes, j->request.entry.dtype, d, a->q + to * d))
+				return job_fail(j, MPIG_ENAN, "q of layer %u holds NaN or infinity", j->request.entry.layer);
 			if (a->window_lse) {
 				memcpy(&a->window_lse[to], slot + a->layout.window_lse + from * 4, 4);
 				if (isnan(a->window_lse[to]))
@@ -205,6 +201,7 @@ static void carve_arrays(struct job *j, struct carve *c)
 	if (a->how->carve)
 		a->how->carve(j, c);
 	a->partial = carve(c, all * a->main_units, a->partial_bytes);
+	a->done = a->how->ops.merge ? carve(c, s->kv_heads, a->done_bytes) : NULL;
 }
 
 static int lay_out(struct job *j)
@@ -212,6 +209,7 @@ static int lay_out(struct job *j)
 	struct attend *a = &j->attend;
 	a->partial_bytes = (attn_partial_bytes(a->layer->shape.d_v) + 63) & ~(size_t)63;
 	a->main_units = a->how->main_units ? a->how->main_units(a) : a->view.span_count;
+	a->done_bytes = (a->main_units + 63) & ~UINT32_C(63);
 	struct carve c = {0};
 	carve_arrays(j, &c);
 	if (c.overflow || c.used > MAX_JOB_BYTES)
@@ -237,7 +235,10 @@ static int make_round(struct job *j)
 	struct round *r = round_new(groups);
 	if (!r)
 		return job_fail(j, MPIG_ENOMEM, "no memory for %u KV heads", groups);
+	if (a->done)
+		memset(a->done, 0, (size_t)groups * a->done_bytes);
 	for (uint32_t g = 0; g < groups; g++) {
+		r->group[g].done = a->done ? a->done + (size_t)g * a->done_bytes : NULL;
 		r->group[g].pre_n = a->how->pre_units ? a->how->pre_units(a) : a->how->ops.pre ? 1 : 0;
 		r->group[g].main_n = a->main_units;
 		if (!r->group[g].pre_n && !a->main_units)
@@ -247,7 +248,7 @@ static int make_round(struct job *j)
 	return 0;
 }
 
-int attend_plan(struct job *j, struct engine_scratch *scratch)
+int attend_plan(struct job *j)
 {
 	const struct mpig_sqe *e = &j->request.entry;
 	struct attend *a = &j->attend;
@@ -288,7 +289,7 @@ int attend_plan(struct job *j, struct engine_scratch *scratch)
 	a->client_signature = a->sig && (j->request.slot.present & MPIG_HAS_SIGNATURE) &&
 	                      j->request.slot.signature_version == a->view.signature_version;
 	set_limits(j);
-	if ((status = copy_queries(j, scratch)))
+	if ((status = copy_queries(j)))
 		return status;
 	if (a->how->prepare && (status = a->how->prepare(j)))
 		return status;
@@ -329,20 +330,52 @@ static double realised(const struct attend *a, uint32_t g, uint32_t r, float lse
 	return (double)error_a * share * share / (double)a->predicted[at];
 }
 
+// Most partial results are in the caches of other cores: asked for before they are wanted.
+static void fetch_partial(const struct attend *a, uint32_t g, uint32_t unit, uint32_t r)
+{
+	const char *partial = (const char *)attend_partial(a, g, unit, r);
+	for (size_t at = 0; at < a->partial_bytes; at += 64)
+		__builtin_prefetch(partial + at);
+}
+
 void attend_merge(const struct attend *a, uint32_t g, uint32_t r, struct attn_partial *total)
 {
 	attn_partial_clear(total, a->layer->shape.d_v);
 	enum { AHEAD = 2 };
 	for (uint32_t u = 0; u < a->main_units; u++) {
-		// Most of them are in the caches of other cores.
-		const char *next = (const char *)attend_partial(a, g, u + AHEAD < a->main_units ? u + AHEAD : u, r);
-		for (size_t at = 0; at < a->partial_bytes; at += 64)
-			__builtin_prefetch(next + at);
+		fetch_partial(a, g, u + AHEAD < a->main_units ? u + AHEAD : u, r);
 		attn_partial_merge(total, attend_partial(a, g, u, r), a->layer->shape.d_v);
 	}
 }
 
-// Merges the group's units in their order and writes the answer of its heads into the slot.
+int attend_merge_unit(struct job *j, uint32_t g, uint32_t unit, struct engine_scratch *scratch)
+{
+	(void)scratch;
+	const struct attend *a = &j->attend;
+	if (!unit)
+		return 0; // the first one's place is the total's
+	enum { AHEAD = 2 };
+	for (uint32_t r = 0; r < a->queries && r < AHEAD; r++)
+		fetch_partial(a, g, unit, r);
+	for (uint32_t r = 0; r < a->queries; r++) {
+		if (r + AHEAD < a->queries)
+			fetch_partial(a, g, unit, r + AHEAD);
+		attn_partial_merge(attend_partial(a, g, 0, r), attend_partial(a, g, unit, r), a->layer->shape.d_v);
+	}
+	return 0;
+}
+
+// All units of a query together; made in `memory` where they are not merged yet.
+static const struct attn_partial *total_of(const struct job *j, uint32_t g, uint32_t r, struct attn_partial *memory)
+{
+	const struct attend *a = &j->attend;
+	if (a->main_units == 1 || (a->main_units && j->ops->merge))
+		return attend_partial(a, g, 0, r);
+	attend_merge(a, g, r, memory);
+	return memory;
+}
+
+// Writes the answer of the group's heads into the slot.
 int attend_close(struct job *j, uint32_t g, struct engine_scratch *scratch)
 {
 	struct attend *a = &j->attend;
@@ -351,11 +384,10 @@ int attend_close(struct job *j, uint32_t g, struct engine_scratch *scratch)
 	uint8_t *memory = scratch_get(scratch, a->partial_bytes + d_v * sizeof(float));
 	if (!memory)
 		return job_fail(j, MPIG_ENOMEM, "no memory to merge");
-	struct attn_partial *total = (struct attn_partial *)memory;
 	float *out = (float *)(memory + a->partial_bytes);
 	uint64_t rows = 0;
 	for (uint32_t r = 0; r < a->queries; r++) {
-		attend_merge(a, g, r, total);
+		const struct attn_partial *total = total_of(j, g, r, (struct attn_partial *)memory);
 		float lse, v, aa;
 		attn_partial_finish(total, d_v, out, &lse, &v, &aa);
 		size_t at = (size_t)attend_token(a, r) * a->layer->shape.query_heads + attend_head(a, g, r);

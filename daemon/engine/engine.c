@@ -96,7 +96,7 @@ void round_publish(struct job *j, struct round *r)
 	atomic_store_explicit(&j->round, r, memory_order_release);
 }
 
-static int plan(struct job *j, struct engine_scratch *scratch)
+static int plan(struct job *j)
 {
 	const struct mpig_sqe *e = &j->request.entry;
 	if (e->op == MPIG_OP_NOP)
@@ -109,7 +109,7 @@ static int plan(struct job *j, struct engine_scratch *scratch)
 		return job_fail(j, MPIG_ELEASE, "open the context for writing first");
 	switch (e->op) {
 	case MPIG_OP_ATTEND:
-		return attend_plan(j, scratch);
+		return attend_plan(j);
 	case MPIG_OP_APPEND:
 		return append_plan(j);
 	case MPIG_OP_COMMIT:
@@ -123,16 +123,17 @@ static int plan(struct job *j, struct engine_scratch *scratch)
 	}
 }
 
-struct job *job_create(struct engine *e, const struct engine_request *request, struct engine_scratch *scratch)
+struct job *job_create(struct engine *e, const struct engine_request *request)
 {
-	struct job *j = calloc(1, sizeof(*j));
+	struct job *j = aligned_alloc(64, sizeof(*j));
 	if (!j)
 		return NULL;
+	memset(j, 0, sizeof(*j));
 	j->engine = e;
 	j->request = *request;
 	if (request->context)
 		context_ref(request->context);
-	int status = plan(j, scratch);
+	int status = plan(j);
 	if (status && j->ops && j->ops->release) {
 		j->ops->release(j);
 	}
@@ -197,7 +198,7 @@ static enum job_state close_group(struct job *j, struct round *r, uint32_t g, co
 	if (atomic_fetch_add_explicit(&r->closed, 1, memory_order_acq_rel) + 1 < r->group_count)
 		return JOB_RAN;
 	if (j->ops->finish && j->ops->finish(j, by->scratch) == MPIG_EAGAIN)
-		return JOB_RAN;
+		return JOB_MORE;
 	complete(j);
 	return JOB_DONE;
 }
@@ -208,6 +209,25 @@ static bool claim(atomic_uint *next, uint32_t n, uint32_t *unit)
 		return false;
 	*unit = atomic_fetch_add_explicit(next, 1, memory_order_relaxed);
 	return *unit < n;
+}
+
+// Merges what can be merged now that a unit is done, unless somebody is at it, who will see it. True: that was all of the group; once.
+static bool merge_done(struct job *j, struct group *group, uint32_t g, uint32_t unit, const struct runner *by)
+{
+	uint32_t begin, n;
+	atomic_store(&group->done[unit], 1);
+	do {
+		if (atomic_exchange(&group->merging, 1)) // they look again after they have ended (below)
+			return false;
+		begin = n = group->merged;
+		for (; n < group->main_n && atomic_load(&group->done[n]); n++)
+			run_unit(j, by, ENGINE_CLOSE, j->ops->merge, g, n);
+		group->merged = n;
+		atomic_store(&group->merging, 0);
+		if (n == group->main_n)
+			return begin < n;
+	} while (atomic_load(&group->done[n]));
+	return false;
 }
 
 static enum job_state run_group(struct job *j, struct round *r, uint32_t g, const struct runner *by)
@@ -222,14 +242,15 @@ static enum job_state run_group(struct job *j, struct round *r, uint32_t g, cons
 		if (!group->main_n)
 			return close_group(j, r, g, by);
 		atomic_store_explicit(&group->open, 1, memory_order_release);
-		return JOB_RAN;
+		return JOB_MORE;
 	}
 	if (!atomic_load_explicit(&group->open, memory_order_acquire) || !claim(&group->main_next, group->main_n, &unit))
 		return JOB_IDLE;
 	run_unit(j, by, ENGINE_MAIN, j->ops->main, g, unit);
-	if (atomic_fetch_add_explicit(&group->main_done, 1, memory_order_acq_rel) + 1 < group->main_n)
-		return JOB_RAN;
-	return close_group(j, r, g, by);
+	if (group->done ? merge_done(j, group, g, unit, by)
+	                : atomic_fetch_add_explicit(&group->main_done, 1, memory_order_acq_rel) + 1 == group->main_n)
+		return close_group(j, r, g, by);
+	return JOB_RAN;
 }
 
 static enum job_state run_at_once(struct job *j)

@@ -79,10 +79,11 @@ struct engine_result { // what the completion needs
 struct job;
 // Copies, checks, plans. Always returns a job unless memory is out (NULL): a bad request gives a job that is already done with an error.
 // The caller's thread claims the queue; other threads may call job_run as soon as it is published.
-struct job *job_create(struct engine *e, const struct engine_request *request, struct engine_scratch *scratch);
+struct job *job_create(struct engine *e, const struct engine_request *request);
 enum job_state {
 	JOB_IDLE, // nothing for this caller now; others are working on the last units of a phase
 	JOB_RAN,  // ran a unit; more may follow
+	JOB_MORE, // the same, and now others may claim units that were not open before
 	JOB_DONE  // this call completed the job: exactly one call returns it; then only job_result and job_destroy may follow
 };
 // Runs at most one unit (about 100 us at most). `worker` is the caller's number: units are claimed by affinity first, then stolen.

@@ -4,6 +4,9 @@
 //
 //   pre units [0, pre_n)   ->   the last one to finish runs `turn`   ->   main units [0, main_n)   ->   the last one runs `close`
 //
+// Where there is a `merge`, main units are merged in their order as far as they are done, by one thread of the group at a time, while others
+// are at work; whoever merges the last one closes the group.
+//
 // Units are claimed by a fetch-add, so whoever comes takes the next. The last close of a round runs the job's `finish`, which may
 // set up another round (a commit that seals several segments). Claims are per group, so that a worker returns to the same
 // strips as long as nobody is behind.
@@ -39,12 +42,16 @@ struct group {
 	atomic_uint pre_done, main_next, main_done;
 	atomic_uint open; // main units may be claimed
 	uint32_t pre_n, main_n;
+	// where the job's ops have `merge`
+	atomic_uint merging; // somebody does
+	uint32_t merged;     // so many main units are; whoever merges
+	atomic_uchar *done;  // [main_n]
 };
 
 struct round {
 	struct round *older; // kept until job_destroy: late helpers may still look at it
 	uint32_t group_count;
-	atomic_uint closed;
+	_Alignas(64) atomic_uint closed; // not beside what everybody reads
 	struct group group[];
 };
 
@@ -52,6 +59,8 @@ struct job_ops { // unit functions return a status; the first failure becomes th
 	int (*pre)(struct job *j, uint32_t group, uint32_t unit, struct engine_scratch *s);
 	int (*turn)(struct job *j, uint32_t group, struct engine_scratch *s);
 	int (*main)(struct job *j, uint32_t group, uint32_t unit, struct engine_scratch *s);
+	int (*merge)(struct job *j, uint32_t group, uint32_t unit,
+	             struct engine_scratch *s); // see above; NULL: close does it all
 	int (*close)(struct job *j, uint32_t group, struct engine_scratch *s);
 	int (*finish)(struct job *j, struct engine_scratch *s); // MPIG_EAGAIN: another round was published
 	int (*attempt)(struct job *j);                          // instead of rounds: done in one go, or MPIG_EAGAIN: not now
@@ -97,7 +106,9 @@ struct attend {
 	uint32_t main_units;
 	uint32_t *dense_span; // tables: spans that no table covers
 	uint32_t dense_spans;
-	atomic_ullong rows_read, bytes_read;
+	atomic_uchar *done;                               // [kv_heads][done_bytes], of the groups
+	uint32_t done_bytes;                              // of a KV head: whole cache lines
+	_Alignas(64) atomic_ullong rows_read, bytes_read; // not beside what everybody reads
 };
 
 struct append {
@@ -144,7 +155,7 @@ struct job {
 };
 
 // Planning; each fills result and ops. On failure the status is set and ops stays NULL.
-int attend_plan(struct job *j, struct engine_scratch *s);
+int attend_plan(struct job *j);
 int append_plan(struct job *j);
 int commit_plan(struct job *j);
 int read_plan(struct job *j);

@@ -39,5 +39,8 @@ static int dense_main(struct job *j, uint32_t g, uint32_t unit, struct engine_sc
 	return attend_span(j, g, unit, &j->attend.view.strip[g].spans[unit], s);
 }
 
-const struct proposal dense_proposal = {
-	.ops = {.main = dense_main, .close = attend_close, .finish = attend_finish, .release = attend_release}};
+const struct proposal dense_proposal = {.ops = {.main = dense_main,
+                                                .merge = attend_merge_unit,
+                                                .close = attend_close,
+                                                .finish = attend_finish,
+                                                .release = attend_release}};

@@ -238,7 +238,8 @@ static int paper_prepare(struct job *j)
 
 #define TABLE_OPS                                                                                                                \
 	{                                                                                                                        \
-		.pre = paper_pre, .main = paper_main, .close = attend_close, .finish = attend_finish, .release = attend_release  \
+		.pre = paper_pre, .main = paper_main, .merge = attend_merge_unit, .close = attend_close,                         \
+		.finish = attend_finish, .release = attend_release                                                               \
 	}
 const struct proposal paper_proposal = {
 	.ops = TABLE_OPS, .check = paper_check, .main_units = paper_main_units, .carve = paper_carve, .prepare = paper_prepare};

@@ -264,6 +264,7 @@ int signature_prepare(struct job *j)
 
 const struct proposal signature_proposal = {.ops = {.pre = signature_pre,
                                                     .main = signature_main,
+                                                    .merge = attend_merge_unit,
                                                     .close = attend_close,
                                                     .finish = attend_finish,
                                                     .release = attend_release},

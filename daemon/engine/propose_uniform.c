@@ -38,5 +38,8 @@ static int uniform_main(struct job *j, uint32_t g, uint32_t unit, struct engine_
 	return 0;
 }
 
-const struct proposal uniform_proposal = {
-	.ops = {.main = uniform_main, .close = attend_close, .finish = attend_finish, .release = attend_release}};
+const struct proposal uniform_proposal = {.ops = {.main = uniform_main,
+                                                  .merge = attend_merge_unit,
+                                                  .close = attend_close,
+                                                  .finish = attend_finish,
+                                                  .release = attend_release}};

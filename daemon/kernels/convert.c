@@ -74,12 +74,12 @@ uint16_t f32_to_bf16(float f)
 // The finiteness of a run of floats, by their exponents: no branch, no rounding, any order.
 static bool all_finite(const float *x, size_t n)
 {
-	uint32_t highest = 0;
-	for (size_t i = 0; i < n; i++) {
-		uint32_t a = as_bits(x[i]) & 0x7fffffffu;
-		highest = a > highest ? a : highest;
-	}
-	return highest < 0x7f800000u;
+	const uint32_t exponent = 0x7f800000u;
+	uint32_t found = 0;
+	for (size_t i = 0; i < n; i++)
+		found |= (as_bits(x[i]) & exponent) == exponent ? UINT32_MAX
+		                                                : 0; // two vector operations; a maximum takes five without SSE4
+	return !found;
 }
 
 bool f32_copy_finite(const void *src, size_t n, float *dst)

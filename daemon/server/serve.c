@@ -13,6 +13,7 @@
 
 #define ENTRIES_PER_VISIT 16u
 #define UNITS_PER_VISIT 4u // of one task, before the worker looks at its queues again
+#define PATIENCE 64u       // turns, some microseconds, until a worker looks again at a task that had nothing for it
 
 static struct log_limit refused_limit = LOG_LIMIT_INIT, failed_limit = LOG_LIMIT_INIT, waiting_limit = LOG_LIMIT_INIT;
 
@@ -87,10 +88,10 @@ static bool start_job(struct worker *w, struct queue *q, const struct submission
 		.writer = b->holder != 0,
 		.defaults = b->defaults,
 	};
-	t->job = job_create(w->all->options.engine, &request, w->scratch);
+	t->job = job_create(w->all->options.engine, &request);
 	if (!t->job)
 		return false;
-	t->claimer = w->number;
+	atomic_store_explicit(&t->claimer, w->number, memory_order_relaxed);
 	t->queue = q;
 	t->binding = b;
 	t->entry = s->entry;
@@ -100,7 +101,7 @@ static bool start_job(struct worker *w, struct queue *q, const struct submission
 	PROBE5(start, q->id, s->sequence, s->entry.op, context_id(b->context), w->number);
 	uint32_t units = job_parallelism(t->job), others = task_open_count(w->all->tasks);
 	queue_fly(q, t);
-	task_publish(w->all->tasks, t);
+	task_publish(w->all->tasks, t, units);
 	if (units + others > 1)
 		workers_wake_helpers(w->all, units + others - 1);
 	return true;
@@ -190,15 +191,20 @@ static uint32_t run_task(struct worker *w, struct task *t)
 	enum job_state state = JOB_IDLE;
 	if (job_parallelism(t->job))
 		worker_set_state(w, MPIG_WORKER_BUSY);
-	while (ran < UNITS_PER_VISIT && (state = job_run(t->job, w->number, w->all->options.count, w->scratch)) == JOB_RAN)
+	while (ran < UNITS_PER_VISIT) {
+		state = job_run(t->job, w->number, w->all->options.count, w->scratch);
+		if (state != JOB_RAN && state != JOB_MORE)
+			break;
 		ran++;
-	if (ran && t->claimer != w->number)
-		stats_set(&w->stats->steals, w->stats->steals + ran);
-	if (state == JOB_RAN) {
+		if (state == JOB_RAN)
+			continue;
 		uint32_t more = job_parallelism(t->job); // a later phase may have more units than the first
+		task_more(t, more);
 		if (more > 1)
 			workers_wake_helpers(w->all, more - 1);
 	}
+	if (ran && atomic_load_explicit(&t->claimer, memory_order_relaxed) != w->number)
+		stats_set(&w->stats->steals, w->stats->steals + ran);
 	struct queue *q = state == JOB_DONE ? t->queue : NULL;
 	if (state == JOB_DONE) {
 		ran++;
@@ -211,14 +217,40 @@ static uint32_t run_task(struct worker *w, struct task *t)
 	return ran;
 }
 
+// Who comes first, where a task has fewer units than there are workers: the claimer, and others as far apart as the units allow, since
+// job_run begins with units by a worker's number. If all came, most would find nothing and be in the way of those who work.
+static bool wanted(const struct worker *w, const struct task *t)
+{
+	uint64_t workers = w->all->options.count, room = atomic_load_explicit(&t->room, memory_order_relaxed);
+	uint64_t place = (w->number + workers - atomic_load_explicit(&t->claimer, memory_order_relaxed)) % workers;
+	return room >= workers || !place || place * room / workers != (place - 1) * room / workers;
+}
+
+// Whether to enter an open task now. One that had nothing for this worker is left alone until there is news of it, or for a while: what
+// a job waits for may come without news (engine.h), and who was wanted may be busy with another.
+static bool worth_entering(struct worker *w, const struct task *t, struct look *l)
+{
+	uint32_t news = atomic_load(&t->news);
+	if (l->news == news)
+		return (int32_t)(w->looks - l->due) >= 0;
+	*l = (struct look){.news = news, .due = w->looks + PATIENCE};
+	return wanted(w, t);
+}
+
 uint32_t serve_tasks(struct worker *w)
 {
-	uint32_t looked = 0;
-	struct task *t;
-	while ((t = task_enter(w->all->tasks, &w->cursor, &looked)) != NULL) {
+	w->looks++;
+	for (uint32_t looked = 0, at; (at = task_find(w->all->tasks, &w->cursor, &looked)) < TASKS;) {
+		struct task *t = &w->all->tasks->task[at];
+		struct look *l = &w->look[at];
+		if (!worth_entering(w, t, l) || !task_enter(t))
+			continue;
+		l->due = w->looks + PATIENCE;
 		uint32_t ran = run_task(w, t);
-		if (ran)
+		if (ran) {
+			l->due = w->looks;
 			return ran;
+		}
 	}
 	return 0;
 }

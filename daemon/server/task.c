@@ -28,15 +28,23 @@ void task_free(struct task_table *table, struct task *task)
 	                          memory_order_release); // partner: task_alloc's CAS
 }
 
-void task_publish(struct task_table *table, struct task *task)
+void task_publish(struct task_table *table, struct task *task, uint32_t room)
 {
 	uint32_t n = number_of(table, task);
+	atomic_store_explicit(&task->room, room, memory_order_relaxed);
+	atomic_fetch_add_explicit(&task->news, 1, memory_order_relaxed);
 	atomic_store_explicit(&task->users, TASK_OPEN, memory_order_release); // partner: task_enter's CAS
 	// Sequentially consistent with a parking worker's announcement: see README.md, "Parking".
 	atomic_fetch_or(&table->open[n / 64], UINT64_C(1) << n % 64);
 }
 
-static bool enter(struct task *task)
+void task_more(struct task *task, uint32_t room)
+{
+	atomic_store_explicit(&task->room, room, memory_order_relaxed);
+	atomic_fetch_add(&task->news, 1); // as the open bit's above
+}
+
+bool task_enter(struct task *task)
 {
 	uint32_t users = atomic_load_explicit(&task->users, memory_order_relaxed);
 	while (users & TASK_OPEN)
@@ -46,7 +54,7 @@ static bool enter(struct task *task)
 	return false;
 }
 
-struct task *task_enter(struct task_table *table, uint32_t *cursor, uint32_t *looked)
+uint32_t task_find(const struct task_table *table, uint32_t *cursor, uint32_t *looked)
 {
 	while (*looked < TASKS) {
 		uint32_t at = *cursor % TASKS;
@@ -54,10 +62,10 @@ struct task *task_enter(struct task_table *table, uint32_t *cursor, uint32_t *lo
 		uint32_t skip = rest ? (uint32_t)__builtin_ctzll(rest) : 64 - at % 64;
 		*looked += skip + (rest ? 1 : 0);
 		*cursor = (at + skip + (rest ? 1 : 0)) % TASKS;
-		if (rest && enter(&table->task[at + skip]))
-			return &table->task[at + skip];
+		if (rest)
+			return at + skip;
 	}
-	return NULL;
+	return TASKS;
 }
 
 void task_shut(struct task_table *table, struct task *task)

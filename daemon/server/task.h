@@ -20,7 +20,10 @@
 
 struct task {
 	_Alignas(64) atomic_uint users;
-	uint32_t claimer; // worker that published it
+	// Read by everybody who looks for work, and not beside what they write.
+	_Alignas(64) atomic_uint news; // raised when it is published, and when more of its units may be taken
+	atomic_uint room;              // as many workers can have a unit each
+	atomic_uint claimer;           // worker that published it
 	struct job *job;
 	struct queue *queue;
 	struct binding *binding;
@@ -37,9 +40,13 @@ struct task_table {
 
 struct task *task_alloc(struct task_table *table);           // NULL: all in use. Private to the caller until task_publish
 void task_free(struct task_table *table, struct task *task); // never published
-void task_publish(struct task_table *table, struct task *task);
-// The first open task at or after *cursor, going round once; advances *cursor past it. NULL: none. The caller is counted in.
-struct task *task_enter(struct task_table *table, uint32_t *cursor, uint32_t *looked);
+void task_publish(struct task_table *table, struct task *task, uint32_t room);
+// Counted in. There are units now that could not be taken before: of them, as many as `room`.
+void task_more(struct task *task, uint32_t room);
+// The number of the first open task at or after *cursor, going round once; advances *cursor past it. TASKS: none.
+uint32_t task_find(const struct task_table *table, uint32_t *cursor, uint32_t *looked);
+// Counts the caller in. False: it is open no more.
+bool task_enter(struct task *task);
 // After the job is done: no more helpers. By the one that got JOB_DONE, before task_leave.
 void task_shut(struct task_table *table, struct task *task);
 // Counts the caller out. True: it was the last one of a shut task and has to destroy the job and free the task.

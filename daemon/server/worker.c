@@ -287,9 +287,10 @@ static int worker_init(struct workers *all, uint32_t number)
 	atomic_init(&w->seen, 0);
 	w->home = calloc(MAX_QUEUES, sizeof *w->home);
 	w->other = calloc(MAX_QUEUES, sizeof(struct queue *));
+	w->look = calloc(TASKS, sizeof *w->look);
 	w->scratch = engine_scratch_create();
 	w->wake_fd = park_wake_fd();
-	return w->home && w->other && w->scratch && w->wake_fd >= 0 ? MPIG_OK : MPIG_ENOMEM;
+	return w->home && w->other && w->look && w->scratch && w->wake_fd >= 0 ? MPIG_OK : MPIG_ENOMEM;
 }
 
 int workers_create(const struct workers_options *options, struct workers **out)
@@ -431,6 +432,7 @@ void workers_destroy(struct workers *all)
 		struct worker *w = &all->worker[i];
 		free(w->home);
 		free(w->other);
+		free(w->look);
 		if (w->scratch)
 			engine_scratch_destroy(w->scratch);
 		if (w->wake_fd >= 0)

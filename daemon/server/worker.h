@@ -37,6 +37,10 @@ struct workers_options {
 
 struct workers;
 
+struct look { // at an open task, by one worker
+	uint32_t news, due;
+};
+
 struct home { // a queue a worker looks at first, and sleeps on
 	uint32_t id;
 	struct queue *queue;
@@ -56,6 +60,8 @@ struct worker {
 	uint32_t other_count;
 	uint64_t version;  // of the table that the two lists show
 	uint32_t cursor;   // where to look for tasks
+	uint32_t looks;    // counts turns
+	struct look *look; // [TASKS]
 	uint64_t began_ns; // when it was last seen to turn from spinning to work
 	_Alignas(64) _Atomic uint64_t seen;
 	atomic_int state; // enum mpig_worker_state

@@ -3,6 +3,8 @@
 
 #include "daemon/store/internal.h"
 
+enum { FETCHED_BLOCKS = 16 }; // of a segment with large blocks
+
 struct view_head {
 	uint64_t epoch;
 }; // at the start of a view's memory
@@ -77,21 +79,46 @@ static void add_spans(const struct builder *v, const struct segment *seg, const 
 	struct block_record *record = (void *)(v->base + load_word(&r->block[block].offset));
 	uint64_t code_block = g && l->code_bytes_per_row ? load_word(&g->code_block[block]) : 0;
 	const uint64_t *codes = code_block ? code_offsets((void *)(v->base + code_block)) : NULL;
+	const uint8_t *bits = code_block ? generation_bits(g) : NULL;
 	uint64_t row_bytes = (uint64_t)common->block_row * l->rows.stride;
 	for (uint32_t h = 0; h < l->shape.kv_heads; h++) {
 		uint32_t strip = l->first_strip + h;
-		struct span *span = &v->view->strip[h].spans[v->view->span_count];
-		*span = *common;
-		span->rows = v->base + load_word(&block_rows(record)[strip]) + row_bytes;
-		if (codes) {
-			span->codes = v->base + load_word(&codes[strip]);
-			uint64_t per_row = code_bytes(v->spec, generation_bits(g), strip);
-			span->factors = (const uint16_t *)(const void *)(span->codes + rows * per_row);
-		}
-		if (l->rows.type == ROW_I8)
-			span->frame = segment_frame(v->pool, seg, strip);
+		const uint8_t *code = codes ? v->base + load_word(&codes[strip]) : NULL;
+		// Field by field: a copy of what was just written in parts waits for all of them.
+		v->view->strip[h].spans[v->view->span_count] = (struct span){
+			.first = common->first,
+			.n = common->n,
+			.rows = v->base + load_word(&block_rows(record)[strip]) + row_bytes,
+			.codes = code,
+			.factors = code ? (const uint16_t *)(const void *)(code + rows * code_bytes(v->spec, bits, strip)) : NULL,
+			.block_row = common->block_row,
+			.table = common->table,
+			.upper = common->upper,
+			.frame = l->rows.type == ROW_I8 ? segment_frame(v->pool, seg, strip) : NULL,
+		};
 	}
 	v->view->span_count++;
+}
+
+// A segment's records are at the end of a chain of pointers, and by the time of a request in no cache: the links are asked for in all segments
+// before the first is followed.
+static void fetch_segments(const struct builder *v, uint32_t from, uint32_t to)
+{
+	for (uint32_t i = from; i < to; i++)
+		__builtin_prefetch(v->snap->ref[i].segment);
+	for (uint32_t i = from; i < to; i++) {
+		const struct segment_record *r = v->snap->ref[i].segment->record;
+		for (size_t at = 0; at < FETCHED_BLOCKS * sizeof(r->block[0]) + sizeof(*r) - sizeof(r->block); at += 64)
+			__builtin_prefetch((const char *)r + at);
+	}
+	for (uint32_t i = from; i < to && v->params; i++) {
+		const struct generation_record *g = generation_of(v->pool, v->snap->ref[i].segment->record, v->params->offset);
+		if (!g)
+			continue;
+		for (size_t at = 0; at < FETCHED_BLOCKS * sizeof(g->code_block[0]) + sizeof(*g) - sizeof(g->code_block); at += 64)
+			__builtin_prefetch((const char *)g + at);
+		__builtin_prefetch(&generation_bits(g)[v->layer->first_strip]);
+	}
 }
 
 // A block's offsets of rows and codes are read for one layer a request, and by then are in no cache: they are asked for together.
@@ -200,6 +227,7 @@ static int build(struct builder *v, uint64_t begin, uint64_t end)
 		if (from == UINT32_MAX || !to)
 			return MPIG_EAGAIN;
 	}
+	fetch_segments(v, from, to);
 	for (uint32_t i = from; i < to; i++) {
 		uint32_t lo, hi;
 		clip(v->snap, i, begin, end, &lo, &hi);

@@ -126,7 +126,7 @@ struct engine_result fixture_run(struct fixture *f, struct context *c, const str
 	                                 .defaults = f->defaults};
 	if (header)
 		request.slot = *header;
-	struct job *job = job_create(f->engine, &request, f->scratch[0]);
+	struct job *job = job_create(f->engine, &request);
 	REQUIRE(job, "job");
 	atomic_bool done = false;
 	struct helper helper[16];

@@ -65,9 +65,9 @@ bool engine_op_writes(uint8_t op)
 	return op == MPIG_OP_APPEND || op == MPIG_OP_COMMIT || op == MPIG_OP_TRUNCATE;
 }
 
-struct job *job_create(struct engine *e, const struct engine_request *r, struct engine_scratch *scratch)
+struct job *job_create(struct engine *e, const struct engine_request *r)
 {
-	(void)e, (void)scratch;
+	(void)e;
 	struct job *j = calloc(1, sizeof *j);
 	if (!j)
 		return NULL;

@@ -58,6 +58,7 @@ struct timeline_sample { // of one request; milliseconds, and shares of threads
 	double longest_unit_ms;
 	double gap_us;                             // of a thread between two pieces
 	double pre_share, main_share, close_share; // the rest is waiting
+	double row_ms, row_service_ms; // one after another, through the daemon: each, and the daemon's own; NaN: not measured
 };
 enum { TIMELINE_FIGURES = sizeof(struct timeline_sample) / sizeof(double) };
 struct timeline_result { // one layer as above
@@ -92,8 +93,9 @@ int bench_upper(const uint32_t *rows, size_t count, uint32_t mask, const char *t
 // stderr.
 int bench_queue(const char *daemon, struct queue_result *out);
 
-// threads [counts], at most 16 each; out [2 * counts]: alone and through the daemon's workers, for each.
-void bench_timeline(uint32_t rows, uint32_t mask, const unsigned *threads, unsigned counts, struct timeline_result *out);
+// range: rows that a request is about, of `rows`; 0: all. threads [counts], at most 16 each; out [2 * counts]: alone and through the daemon's workers, for each.
+void bench_timeline(uint32_t rows, uint32_t range, uint32_t mask, const unsigned *threads, unsigned counts,
+                    struct timeline_result *out);
 int bench_layer(const char *daemon, uint32_t rows, unsigned workers, struct layer_result *out);
 
 #endif

@@ -23,7 +23,7 @@ static void signature_stages(struct fixture *f, struct context *c, uint32_t laye
 	                           .slot_bytes = f->slot_bytes,
 	                           .context = c};
 	double start = seconds();
-	struct job *job = job_create(f->engine, &r, f->scratch[0]);
+	struct job *job = job_create(f->engine, &r);
 	if (!job)
 		abort();
 	enum job_state state = job_run(job, 0, 1, f->scratch[0]);

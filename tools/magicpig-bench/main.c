@@ -53,6 +53,8 @@ static const char usage[] =
 	"workers: where their time goes\n"
 	"Options:\n"
 	"  --rows N       rows of a KV head (96000)\n"
+	"  --range N      rows that a request of 'timeline' is about, from the first; below 4096 it is dense, as in the daemon; "
+	"default: all\n"
 	"  --mask NAMES   CPU features to use in 'head' and 'proposals', joined by "
 	"'+' (c, avx2, avx512, avx512vnni, amx); all "
 	"by default\n"
@@ -73,7 +75,7 @@ struct options {
 	int paper;
 	unsigned parts, workers[MAX_COUNTS], worker_counts;
 	const char *daemon, *json, *tensors;
-	uint32_t most;
+	uint32_t most, range;
 };
 
 static int refuse(const char *what, const char *value, const char *wanted)
@@ -116,6 +118,12 @@ static int parse_option(int c, struct options *o)
 		if (*end || n < 1024 || n > 8000000)
 			return refuse("--rows", optarg, "a number from 1024 to 8000000");
 		o->rows = (uint32_t)n;
+		return 0;
+	case 'R':
+		n = strtoul(optarg, &end, 10);
+		if (*end || !n || n > 8000000)
+			return refuse("--range", optarg, "a number from 1 to 8000000");
+		o->range = (uint32_t)n;
 		return 0;
 	case 'M':
 		n = strtoul(optarg, &end, 10);
@@ -172,8 +180,8 @@ static int parse(int argc, char **argv, struct options *o)
 {
 	static const struct option table[] = {{"rows", 1, NULL, 'r'},    {"mask", 1, NULL, 'm'},    {"no-paper", 0, NULL, 'p'},
 	                                      {"daemon", 1, NULL, 'd'},  {"workers", 1, NULL, 'w'}, {"json", 1, NULL, 'j'},
-	                                      {"tensors", 1, NULL, 't'}, {"most", 1, NULL, 'M'},    {"help", 0, NULL, 'h'},
-	                                      {NULL, 0, NULL, 0}};
+	                                      {"tensors", 1, NULL, 't'}, {"most", 1, NULL, 'M'},    {"range", 1, NULL, 'R'},
+	                                      {"help", 0, NULL, 'h'},    {NULL, 0, NULL, 0}};
 	*o = (struct options){.rows = 96000, .mask = UINT32_MAX, .paper = 1, .most = UINT32_MAX, .daemon = getenv("MAGICPIGD")};
 	int status = 0;
 	for (int c; !status && (c = getopt_long(argc, argv, "h", table, NULL)) != -1;)
@@ -343,7 +351,7 @@ static void print_timeline(FILE *out, const struct timeline_result *t, int json)
 	const struct figure f[] = {
 		{"threads", t->served ? "threads, through ring and daemon" : "threads, the engine alone", t->threads},
 		{"served", NULL, t->served},
-		{"ms", "  signature b=2 at 1 %, ms", s->ms},
+		{"ms", "  a request, ms", s->ms},
 		{"create_ms", t->served ? "    on the way there and back" : "    until the request is planned", s->create_ms},
 		{"begin_ms", "    until the first piece begins", s->begin_ms},
 		{"first_main_ms", "    until the first rows are scanned", s->first_main_ms},
@@ -355,6 +363,8 @@ static void print_timeline(FILE *out, const struct timeline_result *t, int json)
 		{"pre_share", "    share of the threads' time: thresholds", s->pre_share},
 		{"main_share", "      scan and attention", s->main_share},
 		{"close_share", "      merging", s->close_share},
+		{"row_ms", "    one after another, each, ms", s->row_ms},
+		{"row_service_ms", "      of it the daemon's own", s->row_service_ms},
 	};
 	print(out, f, COUNT(f), json);
 }
@@ -446,7 +456,7 @@ int main(int argc, char **argv)
 		if (bench_layer(o.daemon, o.rows, o.workers[i], &r.layer[i]))
 			return 1;
 	if (o.parts & TIMELINE)
-		bench_timeline(o.rows, o.mask, o.workers, o.worker_counts, r.timeline);
+		bench_timeline(o.rows, o.range, o.mask, o.workers, o.worker_counts, r.timeline);
 	report(stdout, &o, &r, 0);
 	return o.json && output_write(o.json, write_json, &(struct reported){&o, &r}) != 0 ? cannot_write(o.json) : 0;
 }

@@ -24,10 +24,14 @@ enum {
 	HEADS = 32,
 	LAYERS = 4,
 	CHUNK = 1024,
-	REPETITIONS = 41,
+	REPETITIONS = 201,
 	WARM_UP = 8,
 	MAX_THREADS = 16,
-	MAX_EVENTS = 512
+	MAX_EVENTS = 512,
+	SHORT = 4096,   // ranges below are attended densely (attend.c)
+	ALONE_US = 100, // requests that are to be alone begin so long after the one before
+	IN_A_ROW = 64,
+	ROWS_OF_REQUESTS = 41
 };
 
 struct event {
@@ -44,8 +48,8 @@ struct lane { // what one thread did in one job
 struct timeline {
 	struct fixture f;
 	struct lane lane[MAX_THREADS];
-	uint32_t threads;
-	struct served *served; // NULL: the engine alone
+	uint32_t threads, range; // range: rows of a request
+	struct served *served;   // NULL: the engine alone
 	_Alignas(64) _Atomic(struct job *) job;
 	atomic_uint inside; // threads that may look at the job
 	atomic_bool stop;
@@ -76,7 +80,7 @@ static bool work(struct timeline *t, struct job *job, uint32_t number)
 	enum job_state state;
 	do
 		state = job_run(job, number, t->threads, t->f.scratch[number]);
-	while (state == JOB_RAN);
+	while (state == JOB_RAN || state == JOB_MORE);
 	return state == JOB_DONE;
 }
 
@@ -115,7 +119,7 @@ static double run_job(struct timeline *t, const struct engine_request *request, 
 {
 	begin_lanes(t);
 	double start = seconds();
-	struct job *job = job_create(t->f.engine, request, t->f.scratch[0]);
+	struct job *job = job_create(t->f.engine, request);
 	if (!job)
 		abort();
 	*create_s = seconds() - start;
@@ -200,29 +204,41 @@ static void serve_end(struct served *s)
 	close(s->control_fd);
 }
 
-// The clock stands at 0 where the entry is published.
-static double serve_job(struct timeline *t, const struct engine_request *request, double *create_s)
+static double round_trip(struct timeline *t, const struct engine_request *request, double *start, struct mpig_cqe *answer)
 {
 	struct served *s = t->served;
 	struct mpig_sqe entry = request->entry;
-	struct mpig_cqe answer;
 	entry.handle = HANDLE;
 	memcpy((uint8_t *)s->base + s->header.slots_offset + MPIG_SLOT_HEADER_BYTES, t->f.slot + MPIG_SLOT_HEADER_BYTES,
 	       (size_t)HEADS * D * sizeof(float)); // q comes first
-	begin_lanes(t);
 	mpig_producer_put(&s->sq, &entry);
-	double start = seconds();
+	*start = seconds();
 	mpig_producer_publish(&s->sq);
 	int ready;
 	while (!(ready = mpig_consumer_ready(&s->cq)))
 		cpu_relax();
-	double taken = seconds() - start;
-	mpig_consumer_take(&s->cq, &answer);
+	double taken = seconds() - *start;
+	mpig_consumer_take(&s->cq, answer);
 	mpig_consumer_release(&s->cq);
-	if (ready < 0 || answer.status)
+	if (ready < 0 || answer->status)
 		abort();
-	while (atomic_load(&s->queue->in_flight)) // lanes are written by others until then
+	return taken;
+}
+
+static void until_nothing_flies(const struct served *s)
+{
+	while (atomic_load(&s->queue->in_flight))
 		cpu_relax();
+}
+
+// The clock stands at 0 where the entry is published.
+static double serve_job(struct timeline *t, const struct engine_request *request, double *create_s)
+{
+	double start;
+	struct mpig_cqe answer;
+	begin_lanes(t);
+	double taken = round_trip(t, request, &start, &answer);
+	until_nothing_flies(t->served); // lanes are written by others until then
 	end_lanes(t, start);
 	*create_s = taken - (double)answer.service_ns * 1e-9; // there and back; planning is the daemon's
 	return taken;
@@ -242,7 +258,7 @@ static void judge(const struct timeline *t, double taken, struct timeline_sample
 	double first_idle = taken, all = taken * t->threads, longest = 0, first = taken, end = 0;
 	static double gap[MAX_THREADS * MAX_EVENTS];
 	size_t gaps = 0;
-	*s = (struct timeline_sample){.ms = taken * 1e3, .first_main_ms = taken * 1e3};
+	*s = (struct timeline_sample){.ms = taken * 1e3, .first_main_ms = taken * 1e3, .row_ms = NAN, .row_service_ms = NAN};
 	for (uint32_t i = 0; i < t->threads; i++) {
 		const struct lane *lane = &t->lane[i];
 		double pre = total_of(lane, ENGINE_PRE) + total_of(lane, ENGINE_TURN), last = 0;
@@ -293,13 +309,12 @@ static void ingest(struct timeline *t, struct context *c, uint32_t rows)
 	free(q);
 }
 
-static struct engine_request request(struct timeline *t, struct context *c, uint32_t layer, uint32_t rows, uint8_t proposal,
-                                     uint64_t seed)
+static struct engine_request request(struct timeline *t, struct context *c, uint32_t layer, uint8_t proposal, uint64_t seed)
 {
 	struct mpig_sqe e = {.op = MPIG_OP_ATTEND,
 	                     .layer = (uint16_t)(layer % LAYERS),
 	                     .count = 1,
-	                     .end = rows,
+	                     .end = t->range,
 	                     .proposal = proposal,
 	                     .budget = .01f,
 	                     .seed = seed};
@@ -312,20 +327,54 @@ static double run_one(struct timeline *t, const struct engine_request *r, double
 	return t->served ? serve_job(t, r, create_s) : run_job(t, r, create_s);
 }
 
-// A dense pass over another layer goes before each request, so that no more of it is in the caches than in `layer`.
-static void measure(struct timeline *t, struct context *c, uint32_t rows, struct timeline_result *out)
+static void fill_query(struct timeline *t, struct context *c, int i)
 {
-	double figure[TIMELINE_FIGURES][REPETITIONS];
 	struct mpig_layer_shape s = context_layer(c, 0)->shape;
 	struct mpig_payload_layout l = mpig_attend_layout(&s, 1, MPIG_F32, 0);
+	fill_quickly((float *)(void *)(t->f.slot + l.q), (size_t)HEADS * D, (uint64_t)i);
+}
+
+// Short ranges are asked as the daemon answers them where nothing else is said: every row.
+static uint8_t proposal(const struct timeline *t)
+{
+	return t->range < SHORT ? MPIG_PROPOSAL_DENSE : MPIG_PROPOSAL_SIGNATURE;
+}
+
+// Requests one after another, each as soon as the answer to the one before is there: what one takes, and what of it the daemon says.
+static void measure_row(struct timeline *t, struct context *c, struct timeline_sample *out)
+{
+	double taken[ROWS_OF_REQUESTS], service[ROWS_OF_REQUESTS];
+	for (int i = 0; i < ROWS_OF_REQUESTS; i++) {
+		double first = 0, start, sum = 0;
+		for (uint32_t n = 0; n < IN_A_ROW; n++) {
+			struct engine_request r = request(t, c, n, proposal(t), n);
+			struct mpig_cqe answer;
+			round_trip(t, &r, &start, &answer);
+			first = n ? first : start;
+			sum += (double)answer.service_ns * 1e-6;
+		}
+		taken[i] = (seconds() - first) * 1e3 / IN_A_ROW;
+		service[i] = sum / IN_A_ROW;
+		until_nothing_flies(t->served);
+	}
+	out->row_ms = median(taken, ROWS_OF_REQUESTS);
+	out->row_service_ms = median(service, ROWS_OF_REQUESTS);
+}
+
+// A dense pass over another layer goes before each request of a long range, so that no more of it is in the caches than in `layer`.
+static void measure(struct timeline *t, struct context *c, struct timeline_result *out)
+{
+	double figure[TIMELINE_FIGURES][REPETITIONS];
 	struct timeline_sample sample;
 	for (int i = -WARM_UP; i < REPETITIONS; i++) {
 		uint32_t layer = (uint32_t)(i + WARM_UP);
-		struct engine_request dense = request(t, c, layer, rows, MPIG_PROPOSAL_DENSE, 1),
-				      sampled = request(t, c, layer + LAYERS / 2, rows, MPIG_PROPOSAL_SIGNATURE, layer);
-		fill_quickly((float *)(void *)(t->f.slot + l.q), (size_t)HEADS * D, (uint64_t)i);
+		struct engine_request dense = request(t, c, layer, MPIG_PROPOSAL_DENSE, 1),
+				      sampled = request(t, c, layer + LAYERS / 2, proposal(t), layer);
+		fill_query(t, c, i);
 		double create;
 		run_one(t, &dense, &create);
+		for (double since = seconds(); t->range < SHORT && seconds() - since < ALONE_US * 1e-6;)
+			cpu_relax();
 		judge(t, run_one(t, &sampled, &create), &sample);
 		sample.create_ms = create * 1e3;
 		for (int n = 0; i >= 0 && n < TIMELINE_FIGURES; n++)
@@ -333,21 +382,23 @@ static void measure(struct timeline *t, struct context *c, uint32_t rows, struct
 	}
 	for (int n = 0; n < TIMELINE_FIGURES; n++)
 		((double *)&out->median)[n] = median(figure[n], REPETITIONS);
+	if (t->served && t->range < SHORT)
+		measure_row(t, c, &out->median);
 	out->threads = t->threads;
 	out->served = t->served != NULL;
 }
 
-static void run_served(struct timeline *t, struct context *c, uint32_t rows, struct timeline_result *out)
+static void run_served(struct timeline *t, struct context *c, struct timeline_result *out)
 {
 	struct served served;
 	serve_begin(t, &served, c);
 	t->served = &served;
-	measure(t, c, rows, out);
+	measure(t, c, out);
 	t->served = NULL;
 	serve_end(&served);
 }
 
-static void run_alone(struct timeline *t, struct context *c, uint32_t rows, struct timeline_result *out)
+static void run_alone(struct timeline *t, struct context *c, struct timeline_result *out)
 {
 	struct thread thread[MAX_THREADS];
 	uint32_t threads = t->threads;
@@ -357,27 +408,29 @@ static void run_alone(struct timeline *t, struct context *c, uint32_t rows, stru
 		if (pthread_create(&thread[i].id, NULL, spin, &thread[i]))
 			abort();
 	}
-	measure(t, c, rows, out);
+	measure(t, c, out);
 	atomic_store(&t->stop, true);
 	for (uint32_t i = 1; i < threads; i++)
 		pthread_join(thread[i].id, NULL);
 }
 
-static void run(struct timeline *t, struct context *c, uint32_t rows, uint32_t threads, struct timeline_result out[2])
+static void run(struct timeline *t, struct context *c, uint32_t threads, struct timeline_result out[2])
 {
 	const struct engine_trace trace = {note, t};
 	fixture_engine(&t->f, &(struct engine_options){.workers = threads, .trace = &trace});
 	t->threads = t->f.threads = threads;
-	run_alone(t, c, rows, &out[0]);
-	run_served(t, c, rows, &out[1]);
+	run_alone(t, c, &out[0]);
+	run_served(t, c, &out[1]);
 }
 
-void bench_timeline(uint32_t rows, uint32_t mask, const unsigned *threads, unsigned counts, struct timeline_result *out)
+void bench_timeline(uint32_t rows, uint32_t range, uint32_t mask, const unsigned *threads, unsigned counts,
+                    struct timeline_result *out)
 {
 	struct timeline *t = aligned_alloc(64, sizeof(*t));
 	if (!t)
 		abort();
 	memset(t, 0, sizeof(*t));
+	t->range = range && range < rows ? range : rows;
 	uint64_t pool = (uint64_t)rows * LAYERS * KV_HEADS * (4 * D + 64) * 5 / 4 + (UINT64_C(256) << 20);
 	fixture_start(&t->f, pool & ~UINT64_C(0x1fffff), mask);
 	struct mpig_wire_layer layer = fixture_layer(HEADS, KV_HEADS, D, MPIG_BF16);
@@ -389,7 +442,7 @@ void bench_timeline(uint32_t rows, uint32_t mask, const unsigned *threads, unsig
 	while (pool_collapse(t->f.pool, 64)) // as an idle daemon has done by now
 		;
 	for (unsigned i = 0; i < counts; i++)
-		run(t, c, rows, threads[i] < MAX_THREADS ? threads[i] : MAX_THREADS, &out[2 * i]);
+		run(t, c, threads[i] < MAX_THREADS ? threads[i] : MAX_THREADS, &out[2 * i]);
 	context_unref(c);
 	fixture_stop(&t->f);
 	free(t);
