@@ -55,6 +55,7 @@ DEVICE float larger(float a, float b)
 // has 8 L C elements, as a signature's.
 #define SIDE(L) (GPU_WARP / (uint32_t)(L))
 #define LENGTH(L, C) (CHUNK * (uint32_t)(L) * (uint32_t)(C))
+#define ROW_FLOATS(L, C, dtype) ((dtype) == MPIG_F32 ? LENGTH(L, C) : LENGTH(L, C) / 2) // that take as much room
 
 struct window_shared {
 	ALIGNED_16 float rows[2][SIDE_BYTES / 4];      // K and V as they are; then weighted sums of V: [heads][QUARTERS][SIDE][length]
@@ -125,7 +126,7 @@ DEVICE void rows_fetch(const struct gpu_window *a, const struct rows *r, uint32_
 }
 
 // A lane's elements of the row in shared memory that begins at `row`.
-DEVICE void lane_values(const int L, const int C, const float *row, uint32_t dtype, float *x)
+DEVICE void lane_values(const int L, const int C, const int dtype, const float *row, float *x)
 {
 	const uint32_t l = lane_of() % (uint32_t)L;
 	UNROLL
@@ -154,18 +155,17 @@ struct running {
 };
 
 // Logits of a warp's rows in shared memory, the first of which is `row`, one beside each lane of its own.
-DEVICE void rows_logits(const int L, const int C, uint32_t dtype, const float *row, uint32_t floats, uint32_t many, const float *q,
-                        float *logit)
+DEVICE void rows_logits(const int L, const int C, const int dtype, const float *row, uint32_t many, const float *q, float *logit)
 {
-	const uint32_t side = lane_of() / (uint32_t)L;
+	const uint32_t side = lane_of() / (uint32_t)L, floats = ROW_FLOATS(L, C, dtype);
 	float x[PAIR][CHUNKS * CHUNK], k[CHUNKS * CHUNK];
 	UNROLL
 	for (uint32_t h = 0; h < PAIR; h++)
-		lane_values(L, C, q + h * MPIG_MAX_HEAD_DIM, MPIG_F32, x[h]);
+		lane_values(L, C, MPIG_F32, q + h * MPIG_MAX_HEAD_DIM, x[h]);
 	UNROLL_BY_4
 	for (uint32_t j = 0; j < many; j += SIDE(L)) {
 		float s[PAIR] = {0.0f, 0.0f};
-		lane_values(L, C, row + (j + side) * floats, dtype, k);
+		lane_values(L, C, dtype, row + (j + side) * floats, k);
 		UNROLL
 		for (uint32_t h = 0; h < PAIR; h++) {
 			UNROLL
@@ -205,13 +205,13 @@ DEVICE void logits_weigh(const struct gpu_window *a, const struct rows *r, uint3
 }
 
 // A warp's rows in shared memory, the first of which is own row n.
-DEVICE void rows_attend(const int L, const int C, const struct gpu_window *a, const struct rows *r, uint32_t n, uint32_t first, uint32_t many,
-                        float slope, struct window_shared *shared, struct running *t)
+DEVICE void rows_attend(const int L, const int C, const int dtype, const struct gpu_window *a, const struct rows *r, uint32_t n,
+                        uint32_t first, uint32_t many, float slope, struct window_shared *shared, struct running *t)
 {
 	const uint32_t warp = threadIdx.x / GPU_WARP, side = lane_of() / (uint32_t)L;
-	const uint32_t floats = LENGTH(L, C) / (a->kv_dtype == MPIG_F32 ? 1 : 2);
+	const uint32_t floats = ROW_FLOATS(L, C, dtype);
 	float *weight = shared->weight[warp], keep;
-	rows_logits(L, C, a->kv_dtype, shared->rows[0] + first * floats, floats, many, shared->q[warp % PAIRS * PAIR], weight);
+	rows_logits(L, C, dtype, shared->rows[0] + first * floats, many, shared->q[warp % PAIRS * PAIR], weight);
 	warp_barrier();
 	logits_weigh(a, r, n + first, many, slope, weight, t, &keep);
 	warp_barrier();
@@ -225,7 +225,7 @@ DEVICE void rows_attend(const int L, const int C, const struct gpu_window *a, co
 	UNROLL_BY_4
 	for (uint32_t j = side; j < many; j += SIDE(L)) {
 		float v[CHUNKS * CHUNK];
-		lane_values(L, C, shared->rows[1] + (first + j) * floats, a->kv_dtype, v);
+		lane_values(L, C, dtype, shared->rows[1] + (first + j) * floats, v);
 		UNROLL
 		for (uint32_t h = 0; h < PAIR; h++)
 			UNROLL
@@ -400,7 +400,12 @@ DEVICE void piece_attend(const int L, const int C, const struct gpu_window *a, c
 		rows_fetch(a, r, p->item, g, n, LENGTH(L, C), many, shared);
 		copies_wait();
 		block_barrier();
-		rows_attend(L, C, a, r, n, warp / PAIRS * part, part, slope, shared, &t);
+		if (a->kv_dtype == MPIG_BF16)
+			rows_attend(L, C, MPIG_BF16, a, r, n, warp / PAIRS * part, part, slope, shared, &t);
+		else if (a->kv_dtype == MPIG_F16)
+			rows_attend(L, C, MPIG_F16, a, r, n, warp / PAIRS * part, part, slope, shared, &t);
+		else
+			rows_attend(L, C, MPIG_F32, a, r, n, warp / PAIRS * part, part, slope, shared, &t);
 		n += many;
 		if (n % most == 0)
 			n += (a->pieces - 1) * most;
@@ -446,18 +451,19 @@ DEVICE void window_block(const int L, const int C, const struct gpu_window *a)
 		pieces_join(L, C, a, first, group, &shared);
 }
 
-// One for each length of rows that signatures have as well.
-KERNEL(GPU_WINDOW_THREADS) mpig_window_64(ARGUMENT(gpu_window) a)
+// One for each length of rows that signatures have as well. Two blocks fit a multiprocessor: none waits for another, and those of the next kernel
+// find room.
+KERNEL_OF(GPU_WINDOW_THREADS, 2) mpig_window_64(ARGUMENT(gpu_window) a)
 {
 	window_block(8, 1, &a);
 }
 
-KERNEL(GPU_WINDOW_THREADS) mpig_window_128(ARGUMENT(gpu_window) a)
+KERNEL_OF(GPU_WINDOW_THREADS, 2) mpig_window_128(ARGUMENT(gpu_window) a)
 {
 	window_block(8, 2, &a);
 }
 
-KERNEL(GPU_WINDOW_THREADS) mpig_window_256(ARGUMENT(gpu_window) a)
+KERNEL_OF(GPU_WINDOW_THREADS, 2) mpig_window_256(ARGUMENT(gpu_window) a)
 {
 	window_block(16, 2, &a);
 }
