@@ -12,6 +12,7 @@
  *                      mpig_cuda_submit(plan, stream, &step);    // q and signature into the ring
  *                      mpig_cuda_window(plan, stream, &step);    // own rows, while the daemon works
  *                      mpig_cuda_merge(plan, stream, &step);     // wait, and merge
+ *                      or, with own_first: window, submit, merge // rows by error, which go by what the client has itself
  *                      mpig_cuda_failure(gpu, &failure);      // after the stream has been synchronised
  *
  * Conventions are those of magicpig.h: 0 or a negative MPIG_E* code, mpig_cuda_error() says more, outputs are written on success only,
@@ -115,6 +116,13 @@ struct mpig_cuda_spec {
 	unsigned no_signature; /* nonzero: leave signatures to the daemon */
 	/* Rows [0, sinks) and [split, rows) are cut into pieces for as many as this; more are right, but slower. 0 = 1024. */
 	unsigned own_rows;
+	float delta; /* as in mpig_attend; with own_first, the promise is about the merged output */
+	/* Nonzero: a step is window, submit, merge, and the request carries the LSE and the output of this step's own rows, as window_lse and
+	 * window_out of mpig_attend do; without a window it says that there are none. For rows by error, which are wasted or, worse,
+	 * missed without it, and for delta; it costs the time of the window's kernel, and query_heads * d_v floats over the bus. 0: a
+	 * step is submit, window, merge, the own rows are attended while the daemon works, and the request carries the LSE of the
+	 * plan's step before. For fixed shares, which go by neither. */
+	unsigned own_first;
 };
 /* Asks the daemon for what signatures need (mpig_context_signature); a context that has nothing sealed yet is served without, until
  * mpig_cuda_plan_refresh. Errors: MPIG_EINVAL, MPIG_ELIMIT (the queue's slots are too small or too few: the text says what is needed),
@@ -165,7 +173,8 @@ enum mpig_cuda_flags {
 	MPIG_CUDA_DAEMON_ONLY = 2, /* out and lse are the daemon's part alone, for callers that merge by themselves */
 };
 /* Each launches one kernel (merge: two where B * T * query_heads > 32) on `stream` and returns; may be captured. Order: submit, then window
- * in any place before merge, or not at all (then the caller's own part is not merged). Errors: MPIG_EINVAL, MPIG_EIO. */
+ * in any place before merge; with own_first window, submit, merge, where a window behind the submit is merged all the same. Without a window
+ * the caller's own part is not merged. Errors: MPIG_EINVAL, MPIG_EIO. */
 MPIG_API int mpig_cuda_submit(mpig_cuda_plan *plan, mpig_cuda_stream stream, const struct mpig_cuda_step *step);
 MPIG_API int mpig_cuda_window(mpig_cuda_plan *plan, mpig_cuda_stream stream, const struct mpig_cuda_step *step);
 MPIG_API int mpig_cuda_merge(mpig_cuda_plan *plan, mpig_cuda_stream stream, const struct mpig_cuda_step *step);

@@ -72,6 +72,8 @@ class Spec(_Sized):
         ("window", c_uint64),
         ("no_signature", c_uint),
         ("own_rows", c_uint),
+        ("delta", c_float),
+        ("own_first", c_uint),
     ]
 
 
