@@ -44,6 +44,13 @@ void task_more(struct task *task, uint32_t room)
 	atomic_fetch_add(&task->news, 1); // as the open bit's above
 }
 
+bool task_wants(const struct task *task, uint32_t worker, uint32_t workers)
+{
+	uint64_t room = atomic_load_explicit(&task->room, memory_order_relaxed);
+	uint64_t place = ((uint64_t)worker + workers - atomic_load_explicit(&task->claimer, memory_order_relaxed)) % workers;
+	return room >= workers || !place || place * room / workers != (place - 1) * room / workers;
+}
+
 bool task_enter(struct task *task)
 {
 	uint32_t users = atomic_load_explicit(&task->users, memory_order_relaxed);
