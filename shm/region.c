@@ -30,9 +30,7 @@ static int memfd_open(const char *name)
 	return fd;
 }
 
-// Memory the kernel can hand out without swapping, or UINT64_MAX if it does not say. A memfd has no limit of its own: an
-// allocation beyond this would not fail but wake the OOM killer.
-static uint64_t available_bytes(void)
+uint64_t mpig_available_bytes(void)
 {
 	char text[4096];
 	int fd = open("/proc/meminfo", O_RDONLY | O_CLOEXEC);
@@ -50,7 +48,7 @@ int mpig_region_create(const char *name, uint64_t bytes, int *fd)
 		errno = EINVAL;
 		return MPIG_EIO;
 	}
-	if (bytes > INT64_MAX || bytes > available_bytes()) {
+	if (bytes > INT64_MAX || bytes > mpig_available_bytes()) {
 		errno = ENOMEM;
 		return MPIG_ENOMEM;
 	}

@@ -8,6 +8,9 @@
 // Creates a memfd of `bytes`, allocated (fallocate, so that a full machine is refused here) and sealed SHRINK|GROW|SEAL,
 // close-on-exec, MFD_NOEXEC_SEAL where the kernel knows it. Returns 0 and the fd, or MPIG_ENOMEM / MPIG_EIO (errno kept).
 int mpig_region_create(const char *name, uint64_t bytes, int *fd);
+// Memory that the kernel can hand out without swapping, or UINT64_MAX if it does not say. An allocation beyond it would not fail but wake the OOM
+// killer.
+uint64_t mpig_available_bytes(void);
 // Checks that an fd from outside is a tmpfs memfd with exactly the seals above (F_SEAL_EXEC allowed) and its size equals `bytes`
 // (0: any, up to `limit`). Returns 0 and the size, or MPIG_EINVAL.
 int mpig_region_check(int fd, uint64_t bytes, uint64_t limit, uint64_t *size);

@@ -121,10 +121,10 @@ typedef struct mpig_context mpig_context;
 /* ---- connection ---------------------------------------------------------------------------------------------------- */
 struct mpig_connect_options {
 	size_t size;
-	const char *socket_path; /* NULL: $MAGICPIG_SOCKET, else $XDG_RUNTIME_DIR/magicpig/magicpigd.sock if it exists,
-	                            else /run/magicpig/magicpigd.sock */
-	int timeout_ms;          /* of a control call; 0 = 5000 */
-	int reconnect_ms;        /* how long a call tries to reach a restarted daemon; 0 = 3000, -1 = never */
+	/* NULL: $MAGICPIG_SOCKET, else $XDG_RUNTIME_DIR/magicpig/magicpigd.sock if it exists, else /run/magicpig/magicpigd.sock */
+	const char *socket_path;
+	int timeout_ms;   /* of a control call; 0 = 5000 */
+	int reconnect_ms; /* how long a call tries to reach a restarted daemon; 0 = 3000, -1 = never */
 };
 /* Connects. *client is owned by the caller until mpig_disconnect. options may be NULL.
  * Errors: MPIG_ENODAEMON (nobody listens), MPIG_EACCES (socket permissions), MPIG_EVERSION, MPIG_ETIMEDOUT. */
@@ -308,7 +308,8 @@ MPIG_API void mpig_context_close(mpig_context *context);
 /* Removes a context by name (owner, or root). Its memory is free when its last reader has left. */
 /* From memory only: what is saved of it stays, and comes back when it is opened; see mpig_saved_erase. */
 MPIG_API int mpig_context_drop(mpig_client *client, const char *name);
-/* mode: permission bits; uid/gid UINT32_MAX = unchanged (only root may change the uid). */
+/* mode: permission bits; uid/gid UINT32_MAX = unchanged (only root may change the uid). What is saved of it follows within a second or
+ * so, but for the uid. */
 MPIG_API int mpig_context_chmod(mpig_client *client, const char *name, unsigned mode, uint32_t uid, uint32_t gid);
 MPIG_API int mpig_context_info(mpig_client *client, const char *name, struct mpig_context_info *info);
 /* The layers of a context; returns their number, copies at most `max`. */
@@ -366,7 +367,8 @@ MPIG_API int mpig_context_list(mpig_client *client, uint64_t *cursor, struct mpi
  * with uid UINT32_MAX that of all where the caller has none. MPIG_ENOENT. */
 MPIG_API int mpig_profile_get(mpig_client *client, const uint8_t fingerprint[64], uint32_t uid, char *text, size_t bytes,
                               uint32_t *whose);
-/* MPIG_EINVAL: not a profile, the text says in which line, or one of another fingerprint. MPIG_ELIMIT: 64 for a user, 1,024 in all. */
+/* Both answer when the daemon's disk has the change. MPIG_EINVAL: not a profile, the text says in which line, or one of another fingerprint.
+ * MPIG_ELIMIT: 64 for a user, 1,024 in all. MPIG_EAGAIN: another change of this profile is being written. MPIG_EIO, MPIG_ENOSPC: all is as it was. */
 MPIG_API int mpig_profile_set(mpig_client *client, const uint8_t fingerprint[64], uint32_t uid, const char *text);
 MPIG_API int mpig_profile_clear(mpig_client *client, const uint8_t fingerprint[64], uint32_t uid); /* MPIG_ENOENT */
 /* The next profile that the caller may look at (own ones and those of all users; administrators: everybody's), in order of fingerprint and uid:
@@ -538,21 +540,24 @@ struct mpig_attend {
 	uint64_t query_position; /* of query token 0 (random streams, ALiBi); 0 with T = 1: the committed length */
 	int causal;              /* nonzero: query token t sees rows < causal_base + t */
 	uint64_t causal_base;
-	float error_target; /* eps of the adaptive budget, before any share: the mass of a head deviates by that at most; 0 = none,
-	                       or the default where no share is named */
+	/* eps of the adaptive budget, before any share: the mass of a head deviates by that at most; 0 = none, or the default where no
+	 * share is named. */
+	float error_target;
 	float budget_floor, budget_cap; /* with an adaptive budget; 0 = as configured: .005, .08; with delta .02, 1 */
-	const float *window_lse;      /* [T][query_heads] LSE of the caller's exact part, or NULL. It sets the rows of an adaptive
-	                                   budget only, and should be this token's: that of the step before costs accuracy */
+	/* [T][query_heads] LSE of the caller's exact part, or NULL. It sets the rows of an adaptive budget only, and should be this
+	 * token's: that of the step before costs accuracy. */
+	const float *window_lse;
 	const int8_t *signature;      /* [T][query_heads][d_pad] rotated queries computed by the caller, or NULL */
 	const float *signature_scale; /* [T][query_heads] */
 	uint32_t signature_version;
-	float delta; /* > 0: verified: a head's output, merged with window_out, is to be within error_target of the exact one
-	                (relative L2 norm) with probability 1 - delta. Takes two samples, and as many rows as that needs: the
-	                cap's default is 1. Needs error_target; SIGNATURE or DENSE */
-	const float
-		*window_out; /* with window_lse: [T][query_heads][d_v] output of the caller's exact part. For an adaptive budget
-	                            it tells mass that matters from mass on values near zero (NULL: all matters); with delta
-	                            the promise is about the merged output (NULL: about the daemon's part alone) */
+	/* > 0: verified: a head's output, merged with window_out, is to be within error_target of the exact one (relative L2 norm) with
+	 * probability 1 - delta. Takes two samples, and as many rows as that needs: the cap's default is 1. Needs error_target; SIGNATURE
+	 * or DENSE. */
+	float delta;
+	/* With window_lse: [T][query_heads][d_v] output of the caller's exact part. For an adaptive budget it tells mass that matters from
+	 * mass on values near zero (NULL: all matters); with delta the promise is about the merged output (NULL: about the daemon's part
+	 * alone). */
+	const float *window_out;
 };
 struct mpig_result { /* arrays of the caller; NULL where not wanted */
 	size_t size;
@@ -572,10 +577,12 @@ MPIG_API int mpig_attend(mpig_queue *queue, mpig_context *context, const struct 
  * position on are not there; append them again. */
 MPIG_API int mpig_append(mpig_queue *queue, mpig_context *context, int layer, uint64_t position, uint64_t count, int dtype,
                          const void *k, const void *v, const void *queries, unsigned query_count);
-enum mpig_commit_flags { MPIG_COMMIT_SEAL = 1 }; /* end of a prefill: seal and index */
+/* End of a prefill: seal and index. Where a layer has rows beyond what is committed, the last ones are not sealed: truncate to the commit's end first. */
+enum mpig_commit_flags { MPIG_COMMIT_SEAL = 1 };
 /* Makes position..position+count visible and durable across a crash of either side: all global layers must hold them.
  * MPIG_ERETRY also where the daemon that took uncommitted rows is gone: keep them until this returns 0, and append again from
- * mpig_context_committed(). */
+ * mpig_context_committed(). A failure (MPIG_ENOSPC, MPIG_EQUOTA, MPIG_ENOMEM) of what follows the commit, indexing, leaves the tokens committed:
+ * mpig_context_committed() tells, and the same call again indexes them. */
 MPIG_API int mpig_commit(mpig_queue *queue, mpig_context *context, uint64_t position, uint64_t count, const uint32_t *tokens,
                          int flags);
 /* Back to `position` tokens (speculation, cropping). */

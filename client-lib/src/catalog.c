@@ -314,12 +314,13 @@ int mpig_context_list(mpig_client *c, uint64_t *cursor, struct mpig_context_info
 	return rc;
 }
 
-static int reindex_ask(mpig_client *c, const char *name, struct mpig_ctl_reindex *part)
+static int reindex_ask(mpig_client *c, const char *name, struct mpig_ctl_reindex *part, uint64_t *epoch)
 {
 	struct mpig_ctl_reindex request = {.job = part->job};
 	memcpy(request.name, name, strlen(name));
 	pthread_mutex_lock(&c->lock); // for one request only: other threads' calls go between
 	int rc = client_call(c, MPIG_CTL_REINDEX, &request, sizeof(request), -1, sizeof(request), NULL);
+	rc = client_same_daemon(c, part->job, epoch, rc);
 	if (rc == MPIG_OK)
 		memcpy(part, c->reply, sizeof(*part));
 	pthread_mutex_unlock(&c->lock);
@@ -332,12 +333,13 @@ int mpig_context_reindex(mpig_client *c, const char *name, struct mpig_reindex_r
 		return MPIG_EFORK;
 	struct mpig_ctl_reindex part = {0};
 	struct timespec pause = {.tv_nsec = 500000};
+	uint64_t epoch;
 	int rc = name_check(c, "name", name);
-	rc = rc ? rc : reindex_ask(c, name, &part);
+	rc = rc ? rc : reindex_ask(c, name, &part, &epoch);
 	while (rc == MPIG_OK && part.state != MPIG_REINDEX_DONE) {
 		nanosleep(&pause, NULL);
 		pause.tv_nsec = pause.tv_nsec < 20000000 ? 2 * pause.tv_nsec : pause.tv_nsec;
-		rc = reindex_ask(c, name, &part);
+		rc = reindex_ask(c, name, &part, &epoch);
 	}
 	if (rc || !result)
 		return rc;

@@ -92,9 +92,11 @@ int client_connected(mpig_client *c)
 			rc = hello(c);
 		if (rc == MPIG_OK)
 			rc = contexts_reopen(c, deadline);
-		if (rc == MPIG_OK || rc == MPIG_EVERSION || now_ns() >= deadline)
+		if (rc == MPIG_OK)
 			return rc;
-		connection_lost(c);
+		connection_lost(c); // on one that stays, what could not be opened again would be nobody's
+		if (rc == MPIG_EVERSION || now_ns() >= deadline)
+			return rc;
 		usleep(pause);
 		pause = pause < 40000 ? pause * 2 : pause;
 	}
@@ -109,6 +111,16 @@ int client_call(mpig_client *c, uint16_t op, void *request, size_t bytes, int se
 			rc = control_exchange(c, op, request, bytes, send_fd, reply_min, fds);
 	}
 	return rc == NOT_SENT ? error_set(c, MPIG_ERETRY, "the daemon on %s went away twice; try again", c->path) : rc;
+}
+
+int client_same_daemon(const mpig_client *c, uint64_t job, uint64_t *epoch, int rc)
+{
+	if (job && c->epoch != *epoch)
+		return error_set(c, MPIG_ERETRY,
+		                 "another daemon serves %s now: what was begun by the one before is not done; try again",
+		                 c->path);
+	*epoch = c->epoch;
+	return rc;
 }
 
 static void client_release(mpig_client *c)

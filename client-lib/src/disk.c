@@ -7,14 +7,15 @@
 #define LOOK_FIRST_NS 500000
 #define LOOK_LAST_NS 20000000
 
-// One request; part->job is 0 to begin, and what the reply said after that.
-static int ask(mpig_client *c, const char *name, struct mpig_ctl_disk *part)
+// One request; part->job is 0 to begin, and what the reply said after that. *epoch: of the daemon that began it.
+static int ask(mpig_client *c, const char *name, struct mpig_ctl_disk *part, uint64_t *epoch)
 {
 	struct mpig_ctl_disk request = {
 		.work = part->work, .job = part->job, .dry = part->dry, .damaged_days = part->damaged_days};
 	memcpy(request.name, name, strlen(name));
 	pthread_mutex_lock(&c->lock); // for one request only: other threads' calls go between
 	int rc = client_call(c, MPIG_CTL_DISK, &request, sizeof(request), -1, sizeof(request), NULL);
+	rc = client_same_daemon(c, part->job, epoch, rc);
 	if (rc == MPIG_OK)
 		memcpy(part, c->reply, sizeof(*part));
 	pthread_mutex_unlock(&c->lock);
@@ -26,7 +27,8 @@ static int until_done(mpig_client *c, const char *name, const struct mpig_disk_o
 {
 	long pause = LOOK_FIRST_NS;
 	const uint32_t dry = part->dry, days = part->damaged_days;
-	int rc = ask(c, name, part);
+	uint64_t epoch;
+	int rc = ask(c, name, part, &epoch);
 	while (rc == MPIG_OK && part->state != MPIG_DISK_DONE) {
 		if (o->progress)
 			o->progress(o->argument, part->done, part->total);
@@ -35,7 +37,7 @@ static int until_done(mpig_client *c, const char *name, const struct mpig_disk_o
 		pause = pause < LOOK_LAST_NS ? 2 * pause : pause;
 		part->dry = dry;
 		part->damaged_days = days;
-		rc = ask(c, name, part);
+		rc = ask(c, name, part, &epoch);
 	}
 	if (rc == MPIG_OK && o->progress)
 		o->progress(o->argument, part->done, part->total);

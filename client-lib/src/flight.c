@@ -217,6 +217,9 @@ static bool take_completion(mpig_queue *q, const struct mpig_cqe *e)
 		if (!f->detached)
 			take_result(q, f, e);
 		take_context_news(f, e);
+	} else if (f->context &&
+	           e->committed > mpig_context_committed(f->context)) { // a commit whose tokens could not be indexed
+		atomic_store_explicit(&f->context->committed, e->committed, memory_order_relaxed);
 	}
 	if (f->slot != MPIG_NO_SLOT)
 		q->free_slots[q->free_slot_count++] = f->slot;

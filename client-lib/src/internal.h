@@ -148,6 +148,9 @@ bool client_forked(const mpig_client *client);
 int client_connected(mpig_client *client); // lock held: connects again if need be
 // Lock held: client_connected + control_exchange, once more if the daemon turned out to be gone before the request was sent.
 int client_call(mpig_client *client, uint16_t op, void *request, size_t bytes, int send_fd, size_t reply_min, int fds[2]);
+// Lock held, after a call about work that a daemon does in the background: `rc`, the call's, if it was the daemon that began the work; another one's
+// jobs have numbers of their own. job 0: it was begun now, and *epoch tells by whom.
+int client_same_daemon(const mpig_client *client, uint64_t job, uint64_t *epoch, int rc);
 
 // ---- context.c ---------------------------------------------------------------------------------------------------------
 int contexts_reopen(mpig_client *client, uint64_t deadline); // lock held, freshly connected: same names, same handles

@@ -121,7 +121,8 @@ static int request_region(mpig_queue *q, bool adopt)
 	return MPIG_OK;
 }
 
-// `old` is the connection under which q was attached before, 0 if never.
+// Lock held. `old` is the connection under which q was attached before and has not been destroyed, 0 if there is none. MPIG_EAGAIN: requests of
+// the queue that had the region of this lent one are still being served.
 static int queue_attach(mpig_queue *q, uint64_t old)
 {
 	mpig_client *c = q->client;
@@ -135,16 +136,8 @@ static int queue_attach(mpig_queue *q, uint64_t old)
 	}
 	bool adopt = q->base && !q->suspect;
 	rc = request_region(q, adopt);
-	// A daemon that lives may still be serving requests of the queue that had the region, and they write into it. Whoever has registered
-	// the region needs it, and waits for them; for others a new one is as good.
-	for (uint64_t end = deadline_in(q->timeout_ms); rc == MPIG_EAGAIN && q->lent && now_ns() < end;) {
-		nanosleep(&(struct timespec){.tv_nsec = ADOPT_AGAIN_NS}, NULL);
-		rc = request_region(q, true);
-	}
 	if (rc == MPIG_EAGAIN && q->lent)
-		return error_set(
-			c, MPIG_ETIMEDOUT,
-			"requests that were in flight when this lent queue was closed are still being served: try again");
+		return rc;
 	if (rc && adopt && rc != MPIG_ERETRY && rc != MPIG_ETIMEDOUT && rc != MPIG_ENODAEMON) {
 		if (q->lent)
 			return error_set(c, MPIG_ELOST,
@@ -174,10 +167,23 @@ static bool attached(const mpig_queue *q)
 static int attach_again(mpig_queue *q)
 {
 	mpig_client *c = q->client;
+	uint64_t end = deadline_in(q->timeout_ms);
 	flights_fail(q, MPIG_ERETRY);
 	pthread_mutex_lock(&c->lock);
 	int rc = queue_attach(q, q->attached_before);
+	// A daemon that lives may still be serving requests of the queue that had the region, and they write into it. Whoever has registered
+	// the region needs it, and waits for them (for others a new one is as good): without the lock, for other threads have other business.
+	while (rc == MPIG_EAGAIN && q->lent && now_ns() < end) {
+		pthread_mutex_unlock(&c->lock);
+		nanosleep(&(struct timespec){.tv_nsec = ADOPT_AGAIN_NS}, NULL);
+		pthread_mutex_lock(&c->lock);
+		rc = queue_attach(q, 0);
+	}
 	pthread_mutex_unlock(&c->lock);
+	if (rc == MPIG_EAGAIN && q->lent)
+		return error_set(
+			c, MPIG_ETIMEDOUT,
+			"requests that were in flight when this lent queue was closed are still being served: try again");
 	if (rc == MPIG_OK)
 		rings_begin(q);
 	return rc;

@@ -102,19 +102,19 @@ struct mpig_cuda_spec {
 	unsigned contexts;            /* B; at most the queue's entries */
 	mpig_context *const *context; /* [B]; they must stay open as long as the plan */
 	unsigned tokens;              /* T; 0 = 1 */
-	unsigned first_slot; /* slots first_slot .. first_slot + B - 1 of the queue are used, each by one request at a time.
-	                                   Plans whose requests are in flight together must not share any */
-	int dtype;           /* of q: MPIG_BF16, MPIG_F16, MPIG_F32 */
-	int proposal;        /* as in mpig_attend, as are the next six */
+	/* Slots first_slot .. first_slot + B - 1 of the queue are used, each by one request at a time. Plans whose requests are in flight
+	 * together must not share any. */
+	unsigned first_slot;
+	int dtype;    /* of q: MPIG_BF16, MPIG_F16, MPIG_F32 */
+	int proposal; /* as in mpig_attend, as are the next four */
 	float budget;
 	float error_target, budget_floor, budget_cap;
 	uint64_t seed;         /* of request n of the queue: seed + n, so that a replayed graph samples anew */
 	uint64_t sinks;        /* rows [0, sinks) are the client's */
 	uint64_t window;       /* where a step names no `split`: the daemon has rows [sinks, committed - window) */
 	unsigned no_signature; /* nonzero: leave signatures to the daemon */
-	unsigned
-		own_rows; /* rows [0, sinks) and [split, rows) are cut into pieces for as many as this; more are right, but slower;
-	                                   0 = 1024 */
+	/* Rows [0, sinks) and [split, rows) are cut into pieces for as many as this; more are right, but slower. 0 = 1024. */
+	unsigned own_rows;
 };
 /* Asks the daemon for what signatures need (mpig_context_signature); a context that has nothing sealed yet is served without, until
  * mpig_cuda_plan_refresh. Errors: MPIG_EINVAL, MPIG_ELIMIT (the queue's slots are too small or too few: the text says what is needed),
@@ -133,23 +133,27 @@ struct mpig_cuda_step {
 	size_t size;
 	uint64_t q;                         /* [B][T][query_heads][d_k], dtype of the plan */
 	int64_t q_context, q_token, q_head; /* strides */
-	uint64_t split; /* int64 [B]: the daemon attends rows [sinks, split), which must be committed; the client the rest
-	                                              below `rows`. 0: the daemon attends [sinks, committed - window); for steps without own rows */
-	uint64_t rows;  /* int64 [B]: tokens of each context so far, those of this step included; query token t is number
-	                                              rows - T + t, and sees no later ones */
-	/* own rows. k == 0: there are none, and `out` is the daemon's part alone */
-	uint64_t k, v; /* row r of KV head g of context b; dtype kv_dtype. Contiguous: at b * kv_context + row(r) *
-	                                              kv_row + g * kv_head. Paged: at page_table[b * page_stride + row(r) / page_rows] *
-	                                              kv_page + row(r) % page_rows * kv_row + g * kv_head */
-	int kv_dtype;  /* MPIG_BF16, MPIG_F16, MPIG_F32 */
-	int64_t kv_context, kv_page, kv_row,
-		kv_head;     /* strides, of k and v alike (so d_k = d_v). kv_head 0: d_k; kv_row 0: kv_heads * d_k; kv_page 0:
-	                                              page_rows * kv_row; kv_context must be given if B > 1 and nothing is paged */
+	/* int64 [B]: the daemon attends rows [sinks, split), which must be committed; the client the rest below `rows`. 0: the daemon
+	 * attends [sinks, committed - window); for steps without own rows. */
+	uint64_t split;
+	/* int64 [B]: tokens of each context so far, those of this step included; query token t is number rows - T + t, and sees no later
+	 * ones. */
+	uint64_t rows;
+
+	/* Own rows. k == 0: there are none, and `out` is the daemon's part alone. Row r of KV head g of context b is, contiguous, at
+	 * b * kv_context + row(r) * kv_row + g * kv_head; paged, at page_table[b * page_stride + row(r) / page_rows] * kv_page +
+	 * row(r) % page_rows * kv_row + g * kv_head. */
+	uint64_t k, v;
+	int kv_dtype; /* MPIG_BF16, MPIG_F16, MPIG_F32 */
+	/* Strides, of k and v alike (so d_k = d_v). kv_head 0: d_k; kv_row 0: kv_heads * d_k; kv_page 0: page_rows * kv_row; kv_context
+	 * must be given if B > 1 and nothing is paged. */
+	int64_t kv_context, kv_page, kv_row, kv_head;
 	uint64_t page_table; /* int32; 0: contiguous */
 	int64_t page_stride; /* entries of a context's table */
 	unsigned page_rows;
 	unsigned ring_rows; /* 0: row(r) = r. Else rows from `sinks` on go round: row(r) = sinks + (r - sinks) % ring_rows */
-	/* answers */
+
+	/* Answers. */
 	uint64_t out;                             /* [B][T][query_heads][d_v] of out_dtype */
 	int out_dtype;                            /* MPIG_BF16, MPIG_F16, MPIG_F32 */
 	int64_t out_context, out_token, out_head; /* strides */
@@ -265,8 +269,9 @@ MPIG_API int mpig_cuda_ingest_finish(mpig_cuda_ingest *ingest, struct mpig_cuda_
 
 struct mpig_cuda_ingest_failure {
 	size_t size;
-	int status; /* MPIG_ETIMEDOUT: no answer for timeout_ms; MPIG_ERETRY: the daemon is gone; MPIG_ESHUTDOWN: it closed the queue; MPIG_EIO:
-	               CUDA failed; or an answer: MPIG_EQUOTA, MPIG_ENOSPC, MPIG_ENAN, MPIG_ERANGE, MPIG_ELEASE, MPIG_ELOST .. */
+	/* MPIG_ETIMEDOUT: no answer for timeout_ms; MPIG_ERETRY: the daemon is gone; MPIG_ESHUTDOWN: it closed the queue; MPIG_EIO: CUDA
+	 * failed; or an answer: MPIG_EQUOTA, MPIG_ENOSPC, MPIG_ENAN, MPIG_ERANGE, MPIG_ELEASE, MPIG_ELOST .. */
+	int status;
 	int layer;             /* of the request; -1: a commit, or none */
 	uint64_t first, count; /* its tokens */
 	mpig_context *context; /* NULL: the failure is nobody's request */

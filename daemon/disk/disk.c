@@ -13,6 +13,7 @@
 #include <xxhash.h>
 
 #include "daemon/base/clock.h"
+#include "daemon/disk/durable.h"
 #include "daemon/disk/private.h"
 
 int disk_fail(char *why, int status, const char *format, ...)
@@ -216,18 +217,6 @@ static int check_root(const struct disk *d)
 	return st.st_uid == geteuid() && !(st.st_mode & 022) ? 0 : -EPERM;
 }
 
-// The directory's own name: whatever was made by whomever, a power loss must not take all of it.
-static int sync_parent(const struct disk *d)
-{
-	int parent = disk_open(d->root, "..", O_RDONLY | O_DIRECTORY, false);
-	if (parent == -EACCES) // one that we may not list
-		return syncfs(d->root) ? -errno : 0;
-	int rc = parent < 0 ? parent : disk_sync(parent, "..");
-	if (parent >= 0)
-		close(parent);
-	return rc;
-}
-
 int disk_create(const struct disk_options *options, struct disk **out, char *why)
 {
 	struct disk *d = calloc(1, sizeof *d);
@@ -262,7 +251,7 @@ int disk_create(const struct disk_options *options, struct disk **out, char *why
 	if (!rc)
 		rc = disk_sync(d->root, ".");
 	if (!rc)
-		rc = sync_parent(d);
+		rc = durable_parent(d->root);
 	if (rc) {
 		status = disk_errno(why, rc, "cannot use", d->dir);
 		disk_destroy(d);

@@ -46,7 +46,7 @@ int disk_check(struct disk *d, struct store *s, const struct credentials *who, c
 int disk_erase(struct disk *d, struct store *s, const struct credentials *who, const char *name, char *why);
 // Reads the token ids of a context, for searches. 0, or why not; then it is not asked for again.
 int disk_place(struct disk *d, struct store *s, const struct unplaced *of, char *why);
-// What is on disk of that context, if anything, gets its policy. 0, or why not.
+// What is on disk of that context, if anything, gets its policy and permissions. 0, or why not.
 int disk_note_policy(struct disk *d, const struct changed_policy *changed, char *why);
 // Once in a while: contexts on disk only whose time is over are erased, if that is their policy. Tells of each.
 void disk_expire(struct disk *d, struct store *s, uint64_t now_ns, void (*tell)(void *arg, bool failed, const char *text),

@@ -90,7 +90,7 @@ static void note_policies(struct disk_jobs *jobs)
 	char why[MPIG_TEXT_BYTES];
 	while (store_next_changed_policy(jobs->store, &changed))
 		if (jobs->disk && disk_note_policy(jobs->disk, &changed, why))
-			tell(jobs, true, "the policy of context '%s' is not on disk: %s", changed.name, why);
+			tell(jobs, true, "policy and permissions of context '%s' are not on disk: %s", changed.name, why);
 }
 
 static int work(struct disk_jobs *jobs, struct job *j)
@@ -279,6 +279,7 @@ int disk_jobs_start(struct disk *disk, struct store *store, struct pool *pool, c
 	jobs->store = store;
 	jobs->pool = pool;
 	jobs->policy = jobs->next_policy = *policy;
+	jobs->last = real_ns(); // numbers are no other daemon's: who asks for one of an earlier daemon's gets nobody's
 	pthread_condattr_t clock;
 	pthread_condattr_init(&clock);
 	pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);

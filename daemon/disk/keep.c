@@ -1,4 +1,4 @@
-// How long contexts stay on disk, and with which policy.
+// How long contexts stay on disk, with which policy, and for whom.
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -18,12 +18,16 @@ static int rewrite(struct disk *d, struct io *io, int dir, const struct changed_
 	if (status)
 		return status;
 	struct image_context *c = &m.context;
-	if (c->created_ns == changed->created_ns && c->identity.uid == changed->uid &&
-	    memcmp(&c->policy, &changed->policy, sizeof c->policy)) {
+	if (c->created_ns == changed->created_ns && c->identity.uid == changed->identity.uid &&
+	    (memcmp(&c->policy, &changed->policy, sizeof c->policy) ||
+	     memcmp(&c->identity, &changed->identity, sizeof c->identity))) {
 		c->policy = changed->policy;
+		c->identity = changed->identity;
 		status = manifest_write(io, dir, &m, why);
 		if (!status)
 			catalogue_put(d, &m);
+		if (!status && d->store)
+			store_saved_identity(d->store, changed->name, &c->identity);
 	}
 	manifest_free(&m);
 	return status;

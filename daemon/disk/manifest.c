@@ -6,6 +6,7 @@
 #include <unistd.h>
 #include <xxhash.h>
 
+#include "daemon/disk/durable.h"
 #include "daemon/disk/private.h"
 #include "shm/status.h"
 
@@ -71,17 +72,8 @@ int manifest_write(struct io *io, int dir, const struct manifest *m, char *why)
 	uint8_t *data = manifest_encode(m, &bytes);
 	if (!data)
 		return disk_fail(why, MPIG_ENOMEM, "the daemon has no memory to save");
-	int fd = disk_open(dir, temporary, O_WRONLY | O_CREAT | O_TRUNC, false);
-	int rc = fd < 0 ? fd : io_move(io, fd, temporary, true, 0, data, bytes);
-	if (!rc)
-		rc = disk_sync(fd, temporary);
-	if (fd >= 0)
-		close(fd);
+	int rc = durable_replace(io, dir, temporary, final, data, bytes, NULL);
 	free(data);
-	if (!rc)
-		rc = disk_rename(dir, temporary, final);
-	if (!rc)
-		rc = disk_sync(dir, ".");
 	return rc ? disk_errno(why, rc, "cannot write", final) : 0;
 }
 

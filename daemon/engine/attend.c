@@ -218,7 +218,11 @@ static int lay_out(struct job *j)
 		                a->tokens, (unsigned long long)(a->view.end - a->view.begin));
 	j->memory = memory_get(&j->engine->memory, c.used);
 	if (!j->memory)
-		return job_fail(j, MPIG_ENOMEM, "no memory for %zu bytes of work space", c.used);
+		return job_fail(
+			j, MPIG_ENOMEM,
+			"no memory for %zu bytes of work space beside that of other requests: send fewer query tokens at a "
+			"time, or fewer requests",
+			c.used);
 	c = (struct carve){.base = j->memory};
 	carve_arrays(j, &c);
 	return 0;

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "daemon/engine/job.h"
+#include "shm/region.h"
 
 int engine_create(const struct engine_options *options, struct engine **engine)
 {
@@ -16,6 +17,7 @@ int engine_create(const struct engine_options *options, struct engine **engine)
 		return MPIG_ENOMEM;
 	e->kernels = options->kernels;
 	e->store = options->store;
+	e->memory.available = mpig_available_bytes;
 	e->error_target = options->error_target;
 	e->budget_floor = options->budget_floor > 0 ? options->budget_floor : .005f;
 	e->budget_cap = options->budget_cap > 0 ? options->budget_cap : .08f;

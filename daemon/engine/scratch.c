@@ -2,6 +2,9 @@
 
 #include "daemon/engine/job.h"
 
+#define KEPT_BYTES                                                                                                               \
+	((size_t)64 << 20) // more is given back when less will do: what a request of thousands of query tokens took, once
+
 struct engine_scratch {
 	void *memory;
 	size_t bytes;
@@ -22,11 +25,11 @@ void engine_scratch_destroy(struct engine_scratch *scratch)
 
 void *scratch_get(struct engine_scratch *s, size_t bytes)
 {
-	if (bytes > s->bytes) {
+	if (bytes > s->bytes || (s->bytes > KEPT_BYTES && bytes <= KEPT_BYTES / 2)) {
 		size_t grown = (bytes + bytes / 4 + 4095) & ~(size_t)4095;
 		void *memory = aligned_alloc(64, grown);
 		if (!memory)
-			return NULL;
+			return bytes > s->bytes ? NULL : s->memory;
 		free(s->memory);
 		s->memory = memory;
 		s->bytes = grown;

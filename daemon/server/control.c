@@ -95,11 +95,26 @@ int control_reply(struct peer *p, const struct request *r, void *reply, size_t b
 
 static bool answer_error(struct peer *p, const struct request *r, int status)
 {
+	const struct mpig_control_header *h = r->header;
+	log_debug("client pid %u uid %u: %s: %s", p->who.pid, p->who.uid,
+	          h->op < MPIG_CTL_COUNT && operations[h->op].name ? operations[h->op].name : "message",
+	          r->why[0] ? r->why : mpig_status_text(status));
 	struct mpig_stats *stats = p->server->stats.stats;
 	stats_set(&stats->control_errors, stats->control_errors + 1);
 	struct mpig_ctl_error reply = {.h = reply_header(r, sizeof reply, status)};
 	snprintf(reply.text, sizeof reply.text, "%s", r->why[0] ? r->why : mpig_status_text(status));
 	return loop_send(p->messages, &reply, sizeof reply, NULL, 0) == 0;
+}
+
+void control_answer_later(struct peer *p, const struct mpig_control_header *request, int status, const char *why, void *reply,
+                          size_t bytes)
+{
+	struct request r = {.header = request};
+	if (status != MPIG_OK)
+		snprintf(r.why, sizeof r.why, "%s", why);
+	bool taken = status == MPIG_OK ? control_reply(p, &r, reply, bytes, NULL, 0) == MPIG_OK : answer_error(p, &r, status);
+	if (!taken)
+		peer_close(p, "it does not read its answers");
 }
 
 static int check(struct peer *p, struct request *r)
@@ -153,9 +168,6 @@ bool control_handle(struct peer *p, struct loop_message *message)
 		return true;
 	if (status == MPIG_EIO && !r.why[0])
 		return false; // the answer could not be sent
-	log_debug("client pid %u uid %u: %s: %s", p->who.pid, p->who.uid,
-	          h->op < MPIG_CTL_COUNT && operations[h->op].name ? operations[h->op].name : "message",
-	          r.why[0] ? r.why : mpig_status_text(status));
 	return answer_error(p, &r, status);
 }
 

@@ -44,6 +44,58 @@ static int tell(struct peer *p, struct request *r, const struct mpig_ctl_profile
 	return status;
 }
 
+// Who waits for a change to be on disk.
+struct asked_change {
+	struct peer *peer; // NULL: it has gone
+	struct mpig_control_header request;
+	uint32_t action, uid, by;
+	uint8_t fingerprint[64];
+};
+
+static void changed(void *arg, int status, const char *why)
+{
+	struct asked_change *a = arg;
+	struct mpig_ctl_profile reply = {.action = a->action, .uid = a->uid};
+	char whose[24] = "all users", hex[PROFILE_HEX_BYTES];
+	if (a->uid != MPIG_PROFILE_ALL)
+		snprintf(whose, sizeof whose, "uid %u", a->uid);
+	profile_hex(a->fingerprint, hex);
+	memcpy(reply.fingerprint, a->fingerprint, sizeof reply.fingerprint);
+	if (status == MPIG_OK)
+		log_info("uid %u has %s the profile of %s for fingerprint %.16s", a->by,
+		         a->action == MPIG_PROFILE_SET ? "set" : "cleared", whose, hex);
+	else
+		log_warn("uid %u has not %s the profile of %s for fingerprint %.16s: %s", a->by,
+		         a->action == MPIG_PROFILE_SET ? "set" : "cleared", whose, hex, why);
+	if (a->peer) {
+		a->peer->awaited = NULL;
+		control_answer_later(a->peer, &a->request, status, why, &reply, sizeof reply);
+	}
+	free(a);
+}
+
+static int change(struct peer *p, struct request *r, const struct mpig_ctl_profile *in, uint32_t uid)
+{
+	struct profiles *all = &p->server->profiles;
+	const uint8_t *fingerprint = (const uint8_t *)in->fingerprint;
+	struct asked_change *a = p->awaited ? NULL : malloc(sizeof *a);
+	if (p->awaited)
+		return control_fail(r, MPIG_EAGAIN, "PROFILE: this connection's change before is being written");
+	if (!a)
+		return control_fail(r, MPIG_ENOMEM, "the daemon is out of memory");
+	*a = (struct asked_change){.peer = p, .request = *r->header, .action = in->action, .uid = uid, .by = p->who.uid};
+	memcpy(a->fingerprint, fingerprint, sizeof a->fingerprint);
+	p->awaited = &a->peer;
+	int status = in->action == MPIG_PROFILE_SET
+	                     ? profiles_set(all, uid, fingerprint, (const char *)(in + 1), in->length, changed, a, r->why)
+	                     : profiles_clear(all, uid, fingerprint, changed, a, r->why);
+	if (status != MPIG_OK) {
+		p->awaited = NULL;
+		free(a);
+	}
+	return status;
+}
+
 int control_profile(struct peer *p, struct request *r)
 {
 	const struct mpig_ctl_profile *in = (const void *)r->header;
@@ -64,21 +116,7 @@ int control_profile(struct peer *p, struct request *r)
 			p->who.uid);
 	if (looks)
 		return tell(p, r, in, own ? profiles_of(all, uid, fingerprint) : profiles_find(all, uid, fingerprint));
-	if (in->action == MPIG_PROFILE_SET)
-		status = profiles_set(&p->server->profiles, uid, fingerprint, (const char *)(in + 1), in->length, r->why);
-	else
-		status = profiles_clear(&p->server->profiles, uid, fingerprint, r->why);
-	if (status != MPIG_OK)
-		return status;
-	char whose[24] = "all users", hex[PROFILE_HEX_BYTES];
-	if (uid != MPIG_PROFILE_ALL)
-		snprintf(whose, sizeof whose, "uid %u", uid);
-	profile_hex(fingerprint, hex);
-	log_info("uid %u has %s the profile of %s for fingerprint %.16s", p->who.uid,
-	         in->action == MPIG_PROFILE_SET ? "set" : "cleared", whose, hex);
-	struct mpig_ctl_profile reply = {.action = in->action, .uid = uid};
-	memcpy(reply.fingerprint, in->fingerprint, sizeof reply.fingerprint);
-	return control_reply(p, r, &reply, sizeof reply, NULL, 0);
+	return change(p, r, in, uid);
 }
 
 // ---- queries ---------------------------------------------------------------------------------------------------------

@@ -215,6 +215,7 @@ int indexer_start(const struct indexer_options *options, struct indexer **out)
 	if (!x)
 		return MPIG_ENOMEM;
 	x->options = *options;
+	x->last = real_ns(); // numbers are no other daemon's
 	pthread_condattr_t clock;
 	pthread_condattr_init(&clock);
 	pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);

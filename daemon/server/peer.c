@@ -196,6 +196,8 @@ void peer_close(struct peer *p, const char *reason)
 	log_limited(&died_limit, LOG_LEVEL_DEBUG, "client pid %u uid %u gone: %s", p->who.pid, p->who.uid, reason);
 	loop_cancel(p->messages);
 	loop_cancel(p->death);
+	if (p->awaited)
+		*p->awaited = NULL;
 	while (p->queue_count) {
 		struct queue *q = p->queues[p->queue_count - 1];
 		peer_forget_queue(p, q);

@@ -20,6 +20,8 @@ struct peer {
 	uint32_t queue_count, queue_capacity;
 	uint64_t loading; // a job that brings back the context it wants to open; 0: none
 	char loading_name[MPIG_NAME_BYTES];
+	struct peer **
+		awaited; // the pointer to this peer of the answer that comes later (one at a time), NULL: none; cleared when the peer goes
 	bool greeted; // its HELLO was accepted
 	// Over a limit on connections: the first message is answered with why, then it is closed.
 	enum peer_refused { PEER_ADMITTED, PEER_OVER_UID, PEER_OVER_GID } refused;
@@ -48,7 +50,7 @@ struct request {
 // Answers one message. False: malformed framing, or the peer does not read; close it.
 bool control_handle(struct peer *p, struct loop_message *message);
 
-// An operation: sends its own reply and returns 0, or returns a status and fills why.
+// An operation: sends its own reply, or has begun what ends in control_answer_later, and returns 0; or returns a status and fills why.
 typedef int control_fn(struct peer *p, struct request *r);
 control_fn control_queue_create, control_queue_destroy;
 control_fn control_create, control_open, control_open_prefix, control_close, control_drop, control_list, control_show,
@@ -64,6 +66,9 @@ int control_load(struct peer *p, struct request *r, const char *name);
 int control_check_region(struct peer *p, struct request *r, const struct account *a, uint64_t bytes, const char *advice);
 // Fills the reply's header and sends it. 0, or a status after which the peer is closed (it does not read).
 int control_reply(struct peer *p, const struct request *r, void *reply, size_t bytes, const int *fds, uint32_t fd_count);
+// Answers a request whose operation has returned 0 without a reply: with this one, or with a status and why. Closes a peer that does not read.
+void control_answer_later(struct peer *p, const struct mpig_control_header *request, int status, const char *why, void *reply,
+                          size_t bytes);
 int control_fail(struct request *r, int status, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
 #endif

@@ -1,24 +1,19 @@
 #include "daemon/server/profiles.h"
 
-#include <dirent.h>
-#include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
+#include <pthread.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
+#include <sys/eventfd.h>
 #include <unistd.h>
-#include <xxhash.h>
 
 #include "daemon/base/log.h"
+#include "daemon/server/profile_files.h"
 #include "shm/control.h"
 #include "shm/status.h"
 
-enum { NAME_BYTES = PROFILE_HEX_BYTES + 32, HEAD_BYTES = 64 };
-static const char HEAD[] = "# a profile of magicpigd, not to be edited; XXH3 of what follows: ";
-static_assert(sizeof HEAD + 17 <= 2 * HEAD_BYTES, "a line of this length");
 static_assert(PROFILE_TEXT_BYTES == MPIG_PROFILE_BYTES, "a text that the file holds fits a message");
 
 __attribute__((format(printf, 3, 4))) static int refuse(char *why, int status, const char *format, ...)
@@ -118,157 +113,131 @@ static void put(struct profiles *all, struct profile_entry *e)
 	entry_free(old);
 }
 
-// ---- in files --------------------------------------------------------------------------------------------------------
-static void file_name(uint32_t uid, const uint8_t fingerprint[64], char name[NAME_BYTES])
+static void take_out(struct profiles *all, uint32_t uid, const uint8_t fingerprint[64])
 {
-	char hex[PROFILE_HEX_BYTES], who[16] = "all";
-	profile_hex(fingerprint, hex);
-	if (uid != MPIG_PROFILE_ALL)
-		snprintf(who, sizeof who, "%u", uid);
-	snprintf(name, NAME_BYTES, "%s.%s.profile", hex, who);
+	struct profile_entry **at = place_of(all, uid, fingerprint), *old = *at;
+	*at = old->next;
+	all->count--;
+	entry_free(old);
 }
 
-// Whose file it is, by its name. False: no profile's name.
-static bool name_means(const char *name, uint32_t *uid, uint8_t fingerprint[64])
-{
-	char hex[PROFILE_HEX_BYTES], who[16], again[NAME_BYTES];
-	if (sscanf(name, "%128[0-9a-f].%15[0-9al].profile", hex, who) != 2 || !profile_unhex(hex, fingerprint))
-		return false;
-	*uid = strcmp(who, "all") == 0 ? MPIG_PROFILE_ALL : (uint32_t)strtoul(who, NULL, 10);
-	file_name(*uid, fingerprint, again);
-	return strcmp(name, again) == 0;
-}
+// ---- at start --------------------------------------------------------------------------------------------------------
+struct taking {
+	struct profiles *all;
+	struct profile *profile; // room for one
+};
 
-static int open_dir(const struct profiles *all)
+static int take(void *arg, uint32_t uid, const uint8_t fingerprint[64], const char *text, size_t bytes, char *why)
 {
-	return openat(AT_FDCWD, all->dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
-}
-
-// All of a file, with a zero behind it: its length, or -1 with errno.
-static ssize_t read_file(int dir, const char *name, char *text, size_t room)
-{
-	int fd = openat(dir, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
-	struct stat st;
-	size_t n = 0;
-	ssize_t got = -1;
-	if (fd < 0)
-		return -1;
-	errno = EINVAL;
-	if (fstat(fd, &st) == 0 && S_ISREG(st.st_mode))
-		while (n + 1 < room && (got = pread(fd, text + n, room - 1 - n, (off_t)n)) > 0)
-			n += (size_t)got;
-	close(fd);
-	text[n] = '\0';
-	return got < 0 ? -1 : (ssize_t)n;
-}
-
-static bool write_all(int fd, const char *text, size_t bytes, size_t offset)
-{
-	for (size_t at = 0; at < bytes;) {
-		ssize_t n = pwrite(fd, text + at, bytes - at, (off_t)(offset + at));
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n <= 0)
-			return false;
-		at += (size_t)n;
-	}
-	return true;
-}
-
-static int write_file(const struct profiles *all, const struct profile_entry *e, char *why)
-{
-	char name[NAME_BYTES], temporary[NAME_BYTES + 8], head[2 * HEAD_BYTES];
-	int length = snprintf(head, sizeof head, "%s%016" PRIx64 "\n", HEAD, (uint64_t)XXH3_64bits(e->text, e->bytes));
-	file_name(e->uid, e->fingerprint, name);
-	snprintf(temporary, sizeof temporary, ".%s.new", name);
-	int dir = mkdir(all->dir, 0700) == 0 || errno == EEXIST ? open_dir(all) : -1;
-	int fd = dir < 0 ? -1 : openat(dir, temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
-	bool good = fd >= 0 && write_all(fd, head, (size_t)length, 0) && write_all(fd, e->text, e->bytes, (size_t)length);
-	int error = errno;
-	if (fd >= 0 && close(fd) != 0 && good) {
-		good = false;
-		error = errno;
-	}
-	if (good && renameat(dir, temporary, dir, name) != 0) {
-		good = false;
-		error = errno;
-	}
-	if (!good && fd >= 0)
-		unlinkat(dir, temporary, 0);
-	if (dir >= 0)
-		close(dir);
-	if (good)
+	struct taking *t = arg;
+	struct profile_entry *e = NULL;
+	if (t->all->count == PROFILES_MOST)
 		return MPIG_OK;
-	int status = error == ENOSPC || error == EDQUOT ? MPIG_ENOSPC : MPIG_EIO;
-	return refuse(why, status, "cannot keep the profile in %.160s (daemon.profiles): %s", all->dir, strerror(error));
+	int status = entry_make(uid, fingerprint, text, bytes, t->profile, &e, why);
+	if (status == MPIG_OK)
+		put(t->all, e);
+	return status;
 }
 
-// ".NAME.new" of a daemon that was killed before it renamed it: one daemon has the directory.
-static bool left_over(const char *name)
-{
-	char kept[NAME_BYTES];
-	uint32_t uid;
-	uint8_t fingerprint[64];
-	size_t n = strlen(name);
-	if (n < 6 || n - 5 >= sizeof kept || name[0] != '.' || strcmp(name + n - 4, ".new") != 0)
-		return false;
-	memcpy(kept, name + 1, n - 5);
-	kept[n - 5] = '\0';
-	return name_means(kept, &uid, fingerprint);
-}
+static void on_written(void *arg, uint32_t events);
 
-static void read_one(struct profiles *all, int dir, const char *name, struct profile *profile, char *text, size_t room)
+int profiles_open(struct profiles *all, const char *dir, struct loop *loop)
 {
-	char why[MPIG_TEXT_BYTES] = "";
-	uint32_t uid;
-	uint8_t fingerprint[64];
-	struct profile_entry *e;
-	if (!name_means(name, &uid, fingerprint) || all->count == PROFILES_MOST)
-		return;
-	ssize_t n = read_file(dir, name, text, room);
-	const char *body = n < 0 ? NULL : memchr(text, '\n', (size_t)n);
-	uint64_t sum = 0;
-	bool sound = body && strncmp(text, HEAD, sizeof HEAD - 1) == 0 && sscanf(text + sizeof HEAD - 1, "%" SCNx64, &sum) == 1;
-	size_t bytes = body ? (size_t)(text + n - ++body) : 0;
-	if (n < 0)
-		snprintf(why, sizeof why, "%s", strerror(errno));
-	else if (!sound || sum != XXH3_64bits(body, bytes))
-		snprintf(why, sizeof why, "it does not have its checksum: it was damaged or edited");
-	else if (entry_make(uid, fingerprint, body, bytes, profile, &e, why) == MPIG_OK)
-		put(all, e);
-	if (why[0])
-		log_warn("profile %s/%s is not used: %s; remove it, or run magicpigctl tune again", all->dir, name, why);
-}
-
-void profiles_open(struct profiles *all, const char *dir)
-{
-	enum { ROOM = PROFILE_TEXT_BYTES + 4 * HEAD_BYTES };
-	*all = (struct profiles){.dir = dir};
-	int fd = open_dir(all);
-	DIR *list = fd >= 0 ? fdopendir(fd) : NULL;
-	struct profile *profile = malloc(sizeof *profile);
-	char *text = malloc(ROOM);
-	if (fd >= 0 && (!list || !profile || !text))
-		log_warn("daemon.profiles: cannot read %s: no memory", dir);
-	else if (fd < 0 && errno != ENOENT)
-		log_warn("daemon.profiles: cannot read %s: %m", dir);
-	for (struct dirent *e; list && profile && text && (e = readdir(list));)
-		if (left_over(e->d_name))
-			unlinkat(fd, e->d_name, 0);
-		else
-			read_one(all, fd, e->d_name, profile, text, ROOM);
-	if (list)
-		closedir(list);
-	else if (fd >= 0)
-		close(fd);
-	free(profile);
-	free(text);
+	*all = (struct profiles){.dir = dir, .written_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)};
+	struct taking taking = {.all = all, .profile = malloc(sizeof *taking.profile)};
+	all->written = all->written_fd < 0 ? NULL : loop_poll(loop, all->written_fd, on_written, all);
+	int status = all->written && taking.profile ? MPIG_OK : MPIG_ENOMEM;
+	if (status == MPIG_OK)
+		profile_files_read(dir, take, &taking);
+	free(taking.profile);
 	if (all->count)
 		log_info("%u profiles in %s", all->count, dir);
+	return status;
+}
+
+// ---- changing them ---------------------------------------------------------------------------------------------------
+// The control thread waits for no disk: each change is written by a thread of its own, one after the other, and what was decided before
+// it still holds after it, since a profile that is being changed is changed by nobody else.
+struct profile_change {
+	struct profile_change *next;
+	struct profile_file file;
+	uint8_t fingerprint[64];
+	struct profile_entry *fresh;     // NULL: it is cleared
+	const struct profile_entry *old; // NULL: there is none
+	profiles_done_fn *done;
+	void *arg;
+	int status, written_fd;
+	char why[MPIG_TEXT_BYTES];
+};
+
+static void write_change(struct profile_change *change)
+{
+	const struct profile_entry *fresh = change->fresh, *old = change->old;
+	change->status = profile_file_change(&change->file, fresh ? fresh->text : NULL, fresh ? fresh->bytes : 0,
+	                                     old ? old->text : NULL, old ? old->bytes : 0, change->why);
+}
+
+static void *writer(void *arg)
+{
+	struct profile_change *change = arg;
+	write_change(change);
+	(void)!write(change->written_fd, &(uint64_t){1}, sizeof(uint64_t));
+	return NULL;
+}
+
+// The first change is done, or cannot be: memory follows, and whoever asked for it is told.
+static void end_change(struct profiles *all)
+{
+	struct profile_change *change = all->changes;
+	all->changes = change->next;
+	if (change->status == MPIG_OK && change->fresh)
+		put(all, change->fresh);
+	else if (change->status == MPIG_OK)
+		take_out(all, change->file.uid, change->fingerprint);
+	else
+		entry_free(change->fresh);
+	change->done(change->arg, change->status, change->why);
+	free(change);
+}
+
+// False: there is no thread for the first change.
+static bool begin_first(struct profiles *all)
+{
+	struct profile_change *first = all->changes;
+	all->writing = pthread_create(&all->writer, NULL, writer, first) == 0;
+	if (!all->writing)
+		first->status = refuse(first->why, MPIG_ENOMEM, "the daemon can start no thread that writes the profile");
+	return all->writing;
+}
+
+static void on_written(void *arg, uint32_t events)
+{
+	struct profiles *all = arg;
+	uint64_t one;
+	(void)events;
+	if (read(all->written_fd, &one, sizeof one) != sizeof one)
+		return;
+	pthread_join(all->writer, NULL);
+	all->writing = false;
+	end_change(all);
+	while (all->changes && !begin_first(all))
+		end_change(all);
+}
+
+bool profiles_changing(const struct profiles *all)
+{
+	return all->changes;
 }
 
 void profiles_close(struct profiles *all)
 {
+	if (all->writing)
+		pthread_join(all->writer, NULL);
+	for (; all->changes; end_change(all), all->writing = false)
+		if (!all->writing)
+			write_change(all->changes);
+	if (all->dir && all->written_fd >= 0)
+		close(all->written_fd);
 	for (struct profile_entry *e = all->first, *next; e; e = next) {
 		next = e->next;
 		entry_free(e);
@@ -276,45 +245,85 @@ void profiles_close(struct profiles *all)
 	*all = (struct profiles){0};
 }
 
-// ---- changing them ---------------------------------------------------------------------------------------------------
 static int check_room(const struct profiles *all, uint32_t uid, char *why)
 {
-	uint32_t own = 0;
+	uint32_t own = 0, count = all->count;
 	for (const struct profile_entry *e = all->first; e; e = e->next)
 		own += e->uid == uid;
+	for (const struct profile_change *change = all->changes; change; change = change->next) {
+		bool more = change->fresh && !change->old;
+		own += more && change->file.uid == uid;
+		count += more;
+	}
 	if (own >= PROFILES_PER_UID)
 		return refuse(why, MPIG_ELIMIT,
 		              "%u profiles are kept for one user, which is the most: clear one (magicpigctl tune --clear)", own);
-	if (all->count >= PROFILES_MOST)
+	if (count >= PROFILES_MOST)
 		return refuse(why, MPIG_ELIMIT,
-		              "this daemon keeps %u profiles, which is the most: clear some (magicpigctl tune --clear)",
-		              all->count);
+		              "this daemon keeps %u profiles, which is the most: clear some (magicpigctl tune --clear)", count);
 	return MPIG_OK;
 }
 
-int profiles_set(struct profiles *all, uint32_t uid, const uint8_t fingerprint[64], const char *text, size_t bytes, char *why)
+static int check_unchanged(const struct profiles *all, uint32_t uid, const uint8_t fingerprint[64], char *why)
+{
+	for (const struct profile_change *change = all->changes; change; change = change->next)
+		if (change->file.uid == uid && memcmp(change->fingerprint, fingerprint, 64) == 0)
+			return refuse(why, MPIG_EAGAIN,
+			              "another change of this profile is being written: try again when it is done");
+	return MPIG_OK;
+}
+
+// Takes over `fresh`, also on failure.
+static int begin_change(struct profiles *all, uint32_t uid, const uint8_t fingerprint[64], struct profile_entry *fresh,
+                        const struct profile_entry *old, profiles_done_fn *done, void *arg, char *why)
+{
+	struct profile_change *change = calloc(1, sizeof *change), **end = &all->changes;
+	if (!change) {
+		entry_free(fresh);
+		return refuse(why, MPIG_ENOMEM, "the daemon has no memory for a profile");
+	}
+	*change = (struct profile_change){.file = {all->dir, uid, change->fingerprint},
+	                                  .fresh = fresh,
+	                                  .old = old,
+	                                  .done = done,
+	                                  .arg = arg,
+	                                  .written_fd = all->written_fd};
+	memcpy(change->fingerprint, fingerprint, sizeof change->fingerprint);
+	while (*end)
+		end = &(*end)->next;
+	*end = change;
+	if (all->writing || begin_first(all))
+		return MPIG_OK;
+	all->changes = NULL; // it was the only one
+	entry_free(fresh);
+	strcpy(why, change->why);
+	free(change);
+	return MPIG_ENOMEM;
+}
+
+int profiles_set(struct profiles *all, uint32_t uid, const uint8_t fingerprint[64], const char *text, size_t bytes,
+                 profiles_done_fn *done, void *arg, char *why)
 {
 	struct profile_entry *e = NULL;
+	const struct profile_entry *old = profiles_find(all, uid, fingerprint);
 	struct profile *profile = malloc(sizeof *profile);
-	int status = profile ? MPIG_OK : refuse(why, MPIG_ENOMEM, "the daemon has no memory for a profile");
-	if (status == MPIG_OK && !profiles_find(all, uid, fingerprint))
+	int status = profile ? check_unchanged(all, uid, fingerprint, why)
+	                     : refuse(why, MPIG_ENOMEM, "the daemon has no memory for a profile");
+	if (status == MPIG_OK && !old)
 		status = check_room(all, uid, why);
 	if (status == MPIG_OK)
 		status = entry_make(uid, fingerprint, text, bytes, profile, &e, why);
 	free(profile);
-	if (status == MPIG_OK)
-		status = write_file(all, e, why);
-	if (status == MPIG_OK)
-		put(all, e);
-	else
-		entry_free(e);
-	return status;
+	return status == MPIG_OK ? begin_change(all, uid, fingerprint, e, old, done, arg, why) : status;
 }
 
-int profiles_clear(struct profiles *all, uint32_t uid, const uint8_t fingerprint[64], char *why)
+int profiles_clear(struct profiles *all, uint32_t uid, const uint8_t fingerprint[64], profiles_done_fn *done, void *arg,
+                   char *why)
 {
-	char name[NAME_BYTES];
-	struct profile_entry **at = place_of(all, uid, fingerprint), *old = *at;
+	const struct profile_entry *old = profiles_find(all, uid, fingerprint);
+	int status = check_unchanged(all, uid, fingerprint, why);
+	if (status != MPIG_OK)
+		return status;
 	if (!old && uid != MPIG_PROFILE_ALL && profiles_find(all, MPIG_PROFILE_ALL, fingerprint))
 		return refuse(why, MPIG_ENOENT,
 		              "there is no profile of this fingerprint of uid %u's own; what holds is that of all users, which "
@@ -322,18 +331,7 @@ int profiles_clear(struct profiles *all, uint32_t uid, const uint8_t fingerprint
 		              uid);
 	if (!old)
 		return refuse(why, MPIG_ENOENT, "there is no profile of this fingerprint");
-	int dir = open_dir(all);
-	file_name(uid, fingerprint, name);
-	bool gone = dir >= 0 ? unlinkat(dir, name, 0) == 0 || errno == ENOENT : errno == ENOENT;
-	int error = errno;
-	if (dir >= 0)
-		close(dir);
-	if (!gone)
-		return refuse(why, MPIG_EIO, "cannot remove %s from %.100s: %s", name, all->dir, strerror(error));
-	*at = old->next;
-	all->count--;
-	entry_free(old);
-	return MPIG_OK;
+	return begin_change(all, uid, fingerprint, NULL, old, done, arg, why);
 }
 
 // ---- what goes by them -----------------------------------------------------------------------------------------------

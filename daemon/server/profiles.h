@@ -1,19 +1,17 @@
 // Profiles (config/profile.h) by user and fingerprint: kept in a directory, and what a context is answered by looked up in memory. Control
 // thread only.
 //
-//   DIR/FINGERPRINT.UID.profile     a line with the XXH3 of what follows, then the profile's text
-//   DIR/FINGERPRINT.all.profile     of all users who have none of their own
-//
-// A file is written beside its place and renamed: a daemon that is killed leaves the old one or the new one. Nothing is synced, since the control
-// thread must not wait for a disk: a power loss may take a profile that is seconds old, and what is torn does not have its checksum. Such a
-// file, like one of another version, is told of at start, left where it is, and not used.
+// They are kept in files (profile_files.h). A change is written by a thread, since the control thread must not wait for a disk, and counts when
+// the disk has it: until then contexts go by the profile before it, and whoever asked for it has no answer.
 #ifndef MPIG_SERVER_PROFILES_H
 #define MPIG_SERVER_PROFILES_H
 
+#include <pthread.h>
 #include <stdint.h>
 
 #include "config/profile.h"
 #include "daemon/engine/engine.h"
+#include "daemon/server/loop.h"
 
 #define PROFILES_PER_UID 64u
 #define PROFILES_MOST 1024u
@@ -26,15 +24,23 @@ struct profile_entry {
 	char *text;
 	size_t bytes;
 };
+struct profile_change;
 struct profiles {
 	const char *dir; // borrowed; made when it is needed
 	struct profile_entry *first;
 	uint32_t count;
+	struct profile_change *changes; // the first one is being written
+	pthread_t writer;
+	bool writing;
+	int written_fd;
+	struct loop_source *written;
 };
 
-// Reads what is there. What cannot be used is logged. Never fails: without a directory there are none.
-void profiles_open(struct profiles *all, const char *dir);
+// Reads what is there. What cannot be used is logged; without a directory there are none. 0 or MPIG_ENOMEM.
+int profiles_open(struct profiles *all, const char *dir, struct loop *loop);
+// Waits for what is being written, and writes what waits. After loop_destroy. One that is all zeros is fine.
 void profiles_close(struct profiles *all);
+bool profiles_changing(const struct profiles *all); // whether somebody waits for an answer
 // Of exactly this user (or MPIG_PROFILE_ALL); NULL: there is none.
 const struct profile_entry *profiles_find(const struct profiles *all, uint32_t uid, const uint8_t fingerprint[64]);
 // What contexts of this owner go by: the owner's, else that of all, else NULL.
@@ -42,10 +48,16 @@ const struct profile_entry *profiles_of(const struct profiles *all, uint32_t uid
 // The first behind (fingerprint, uid), in this order, that is of `who` or of all users; any: of whomever. NULL: none is left.
 const struct profile_entry *profiles_next(const struct profiles *all, const uint8_t fingerprint[64], uint32_t uid, uint32_t who,
                                           bool any);
-// Checks the text and keeps it in the place of an older one. On failure (why: MPIG_TEXT_BYTES) all is as it was. MPIG_EINVAL (not a profile, or
-// of another fingerprint), MPIG_ELIMIT, MPIG_ENOMEM, MPIG_EIO, MPIG_ENOSPC, MPIG_EACCES.
-int profiles_set(struct profiles *all, uint32_t uid, const uint8_t fingerprint[64], const char *text, size_t bytes, char *why);
-int profiles_clear(struct profiles *all, uint32_t uid, const uint8_t fingerprint[64], char *why); // MPIG_ENOENT: there was none
+// How a change has ended: on the control thread, from the loop or profiles_close, once for each that was begun.
+typedef void profiles_done_fn(void *arg, int status, const char *why);
+// Checks the text and begins to keep it in the place of an older one. Statuses here and of `done`; on failure (why: MPIG_TEXT_BYTES) all is as it
+// was, and `done` is not called: MPIG_EINVAL (not a profile, or of another fingerprint), MPIG_ELIMIT, MPIG_EAGAIN (this one is being changed),
+// MPIG_ENOMEM, MPIG_EIO, MPIG_ENOSPC.
+int profiles_set(struct profiles *all, uint32_t uid, const uint8_t fingerprint[64], const char *text, size_t bytes,
+                 profiles_done_fn *done, void *arg, char *why);
+// Begins to remove it. The same, and MPIG_ENOENT: there is none.
+int profiles_clear(struct profiles *all, uint32_t uid, const uint8_t fingerprint[64], profiles_done_fn *done, void *arg,
+                   char *why);
 
 // What the layers of this context take by default, [layers]: malloc, the caller's to free. NULL: nothing, or no memory, which is logged. A layer
 // without the index that the profile's proposal needs stays as its spec says.

@@ -253,7 +253,7 @@ static void on_accept(void *arg, int fd)
 static void on_drain_tick(void *arg)
 {
 	struct server *s = arg;
-	s->quiet_ticks = workers_idle(s->workers) ? s->quiet_ticks + 1 : 0;
+	s->quiet_ticks = workers_idle(s->workers) && !profiles_changing(&s->profiles) ? s->quiet_ticks + 1 : 0;
 	if (s->quiet_ticks >= QUIET_TICKS)
 		s->stopping = true;
 }

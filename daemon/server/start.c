@@ -333,7 +333,10 @@ int server_start(struct server *s)
 	if (start_memory(s, workers) != 0 || start_loop(s) != 0 || start_disk(s) != 0 || start_streams(s) != 0 ||
 	    start_indexer(s) != 0)
 		return -1;
-	profiles_open(&s->profiles, s->options.daemon.profiles);
+	if (profiles_open(&s->profiles, s->options.daemon.profiles, s->loop) != MPIG_OK) {
+		log_error("no memory, or no file descriptors, for profiles");
+		return -1;
+	}
 	if (start_stats(s, workers, gid) != 0 || start_workers(s, workers, &cpus) != 0 || start_listening(s, gid) != 0)
 		return -1;
 	s->started = true;

@@ -262,7 +262,8 @@ void image_saved(struct image *image)
 	c->disk_cuts = image->cuts;
 	bool same = !context_dropped(c) && atomic_load(&c->cuts) == image->cuts;
 	saved_put(image->store, same ? c : NULL, &image->context);
-	c->policy_stale = memcmp(&c->policy, &image->context.policy, sizeof c->policy) != 0;
+	c->policy_stale = memcmp(&c->policy, &image->context.policy, sizeof c->policy) != 0 ||
+	                  memcmp(&c->identity, &image->context.identity, sizeof c->identity) != 0;
 	store_unlock(image->store);
 }
 

@@ -92,6 +92,7 @@ bool store_segment_on_disk(struct store *s, uint32_t uid, uint64_t offset, uint6
 // later: store_next_unplaced says of which, store_place_saved takes them in order, in pieces of any length. MPIG_ENOENT: it was replaced
 // meanwhile; MPIG_ENOMEM.
 void store_saved_put(struct store *s, const struct image_context *from);
+void store_saved_identity(struct store *s, const char *name, const struct identity *identity); // who may find it by its tokens
 void store_saved_remove(struct store *s, const char *name);
 struct unplaced {
 	char name[MPIG_NAME_BYTES];
@@ -126,13 +127,14 @@ bool store_drop_expired(struct store *s, const struct expiry *of);              
 void store_not_expired_before(struct store *s, const char *name, uint64_t until_ns); // it is not asked for before
 uint64_t store_used_ns(struct store *s, const char *name, uint64_t created_ns);      // 0: that one is not in memory
 void store_note_uses(struct store *s); // into the pool, for those whose time a restart must not begin again
-// A context whose policy was changed, so that what is on disk should be told; one that has left memory since, too. False: there is none.
+// A context whose policy or permissions were changed, so that what is on disk should be told; one that has left memory since, too. False: there is
+// none.
 struct changed_policy {
 	struct changed_policy *next; // inside
 	char name[MPIG_NAME_BYTES];
 	struct mpig_wire_policy policy;
 	uint64_t created_ns;
-	uint32_t uid;
+	struct identity identity;
 };
 bool store_next_changed_policy(struct store *s, struct changed_policy *out);
 // Drops the least recently used of the contexts that are on disk as they are and that nobody has open. False: there is none.

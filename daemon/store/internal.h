@@ -158,7 +158,7 @@ struct context {
 	_Atomic uint64_t cuts;      // truncations of committed tokens
 	struct mpig_wire_policy policy;
 	uint64_t patient_until_ns; // its time is over, but what that asks for failed: not tried before
-	bool policy_stale;         // what is on disk may have been saved with another
+	bool policy_stale;         // what is on disk may have been saved with another, or with other permissions
 	bool on_disk;              // its first disk_tokens tokens, as they were after disk_cuts truncations
 	uint64_t disk_tokens, disk_cuts;
 

@@ -76,6 +76,7 @@ int store_context_chmod(struct store *s, const struct credentials *who, const ch
 		status = charge_to(s, c, &next, why);
 	if (!status) {
 		c->identity = next;
+		c->policy_stale = true;
 		struct context_slot slot;
 		slot_fill(c, atomic_load(&c->snapshot), &slot);
 		slot_publish(s->pool, c->record, &slot);

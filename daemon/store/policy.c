@@ -213,7 +213,7 @@ int store_context_policy(struct store *s, const struct credentials *who, const c
 
 static void describe_policy(const struct context *c, struct changed_policy *out)
 {
-	*out = (struct changed_policy){.policy = c->policy, .created_ns = c->created_ns, .uid = c->identity.uid};
+	*out = (struct changed_policy){.policy = c->policy, .created_ns = c->created_ns, .identity = c->identity};
 	memcpy(out->name, c->name, sizeof out->name);
 }
 

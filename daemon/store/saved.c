@@ -64,6 +64,15 @@ void store_saved_put(struct store *s, const struct image_context *from)
 	store_unlock(s);
 }
 
+void store_saved_identity(struct store *s, const char *name, const struct identity *identity)
+{
+	store_lock(s);
+	struct saved *saved = saved_find(s, name);
+	if (saved)
+		saved->identity = *identity;
+	store_unlock(s);
+}
+
 void store_saved_remove(struct store *s, const char *name)
 {
 	store_lock(s);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -93,7 +94,9 @@ def test_page(daemon, zoo, tmp_path):
     assert not re.search(r"https?://|src=|<script|@import|url\(", text)  # nothing from elsewhere
     assert text.count('<table class="map">') == 4 and text.count("<td style") == 4 * 8
     result = daemon.ctl("analyze", zoo[0], "--html", str(tmp_path / "none/page.html"))
-    assert result.returncode == FAILED and "No such file or directory" in result.stderr
+    assert result.returncode == FAILED and result.stdout == ""
+    assert result.stderr == f"magicpigctl analyze: cannot write {tmp_path}/none/page.html: No such file or directory\n"
+    assert os.listdir(tmp_path) == ["page.html"]
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="needs chromium")

@@ -311,8 +311,21 @@ def test_page(daemon, real, trace, tmp_path):
     assert "re&lt;a&gt;l" in text and "re<a>l" not in text
     assert not re.search(r"https?://|src=|<script|@import|url\(", text)  # nothing from elsewhere
     assert text.count("<svg") == 1 and text.count("<polyline") == 2
-    result = daemon.ctl("tune", real.name, "--trace", trace, "--error", "0.05", *QUICK, "--dry-run", "--html", str(tmp_path / "none/page.html"))
-    assert result.returncode == FAILED and "No such file or directory" in result.stderr
+
+
+def test_what_cannot_be_written_is_told_before_the_work(daemon, real, trace, tmp_path):
+    tune = ("tune", real.name, "--trace", trace, "--error", "0.05", "--rates", RATES, *QUICK)
+    nowhere = str(tmp_path / "none/file")
+    for option in ("--html", "--output"):
+        result = daemon.ctl(*tune, option, nowhere)
+        assert result.returncode == FAILED and result.stdout == ""
+        assert result.stderr == f"magicpigctl tune: cannot write {nowhere}: No such file or directory\n"
+    assert daemon.ctl("tune", "--show", real.name).returncode == NOT_FOUND  # no profile was set
+    # What was there stays when a run fails: an error that no setting reaches.
+    page = tmp_path / "page.html"
+    page.write_text("the one before")
+    assert daemon.ctl("tune", "none of that name", "--error", "0.05", "--html", str(page)).returncode == NOT_FOUND
+    assert page.read_text() == "the one before" and os.listdir(tmp_path) == ["page.html"]
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="needs chromium")

@@ -76,9 +76,12 @@ struct fake {
 	atomic_bool mute;                        // answer no control message but HELLO
 	atomic_bool garble;                      // answer control messages with nonsense
 	atomic_bool refuse_adoption;
+	atomic_bool busy_region; // requests of the queue that had it are still being served
+	atomic_uint adoptions_tried;
 	atomic_bool other_epoch;   // write another daemon's epoch into new regions
 	atomic_bool bad_slot;      // complete with a slot that was not sent
 	atomic_bool bad_ticket;    // complete what was never submitted
+	atomic_bool fail_seal;     // COMMIT with MPIG_SQE_SEAL commits, and answers MPIG_ENOSPC
 	atomic_int fail_append_at; // -1, or the position whose append answers MPIG_ENOSPC
 	uint32_t last_query_count;
 	struct mpig_slot_header last_slot;
@@ -150,7 +153,7 @@ static int fake_serve_append(struct fake *f, uint8_t *slot, const struct mpig_sq
 	return MPIG_OK;
 }
 
-static int fake_serve_commit(const uint8_t *slot, const struct mpig_sqe *e, struct fake_context *x)
+static int fake_serve_commit(struct fake *f, const uint8_t *slot, const struct mpig_sqe *e, struct fake_context *x)
 {
 	uint64_t end = e->begin + e->count;
 	for (uint32_t i = 0; i < x->layer_count; i++)
@@ -161,7 +164,7 @@ static int fake_serve_commit(const uint8_t *slot, const struct mpig_sqe *e, stru
 	memcpy(x->tokens + e->begin, slot + mpig_commit_layout(e->count).tokens, e->count * 4);
 	x->committed = end;
 	x->sealed += (e->flags & MPIG_SQE_SEAL) != 0;
-	return MPIG_OK;
+	return e->flags & MPIG_SQE_SEAL && atomic_load(&f->fail_seal) ? MPIG_ENOSPC : MPIG_OK;
 }
 
 static int fake_serve_read(uint8_t *slot, const struct mpig_sqe *e, const struct fake_context *x)
@@ -192,7 +195,7 @@ static void fake_complete(struct fake *f, struct fake_queue *q, const struct mpi
 	else if (e->op == MPIG_OP_APPEND)
 		status = fake_serve_append(f, slot, e, x);
 	else if (e->op == MPIG_OP_COMMIT)
-		status = fake_serve_commit(slot, e, x);
+		status = fake_serve_commit(f, slot, e, x);
 	else if (e->op == MPIG_OP_READ)
 		status = fake_serve_read(slot, e, x);
 	else if (e->op == MPIG_OP_TRUNCATE)
@@ -461,6 +464,11 @@ static void fake_queue_free(struct fake_queue *q)
 
 static void fake_queue_create(struct fake *f, int n, const struct mpig_ctl_queue_create *r, int old_fd)
 {
+	atomic_fetch_add(&f->adoptions_tried, r->adopt);
+	if (r->adopt && atomic_load(&f->busy_region)) {
+		fake_error(f, n, &r->h, MPIG_EAGAIN, "requests of the queue that had the region are still being served");
+		return;
+	}
 	if (r->adopt && atomic_load(&f->refuse_adoption)) {
 		fake_error(f, n, &r->h, MPIG_EINVAL, "that region is not one of ours");
 		return;

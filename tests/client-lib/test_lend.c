@@ -142,6 +142,53 @@ START_TEST(a_lent_region_is_not_replaced)
 }
 END_TEST
 
+static atomic_int asked;
+static void *ask_something_else(void *client)
+{
+	struct mpig_daemon_status status = {.size = sizeof(status)};
+	while (atomic_load(&fixture_fake->adoptions_tried) < 3) // the other thread waits for the region
+		nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+	int rc = mpig_daemon_status(client, &status);
+	atomic_store(&asked, rc == MPIG_OK ? 1 : rc);
+	atomic_store(&fixture_fake->busy_region, false); // had it to wait, the region would never come
+	return NULL;
+}
+
+START_TEST(waiting_for_the_region_holds_up_no_other_thread)
+{
+	struct mpig_region r = {.size = sizeof(r)};
+	pthread_t other;
+	ck_assert_int_eq(mpig_queue_lend(q, &r), MPIG_OK);
+	void *base = r.base;
+	q->timeout_ms = 20000; // the test's own end
+	atomic_store(&fixture_fake->busy_region, true);
+	__atomic_fetch_or(&q->shared->sq_flags, MPIG_SQ_CLOSED, __ATOMIC_RELEASE); // by a daemon that lives
+	ck_assert_int_eq(pthread_create(&other, NULL, ask_something_else, c), 0);
+	ck_assert_int_eq(mpig_queue_renew(q, &r), 1);
+	ck_assert_int_eq(pthread_join(other, NULL), 0);
+	ck_assert_int_eq(atomic_load(&asked), 1);
+	ck_assert_ptr_eq(r.base, base);
+	ck_assert_uint_eq(atomic_load(&fixture_fake->destroyed), 1); // the old queue, once
+	nop_by_hand(&r, 9);
+}
+END_TEST
+
+START_TEST(the_region_does_not_come)
+{
+	struct mpig_region r = {.size = sizeof(r)};
+	ck_assert_int_eq(mpig_queue_lend(q, &r), MPIG_OK);
+	q->timeout_ms = 20;
+	atomic_store(&fixture_fake->busy_region, true);
+	__atomic_fetch_or(&q->shared->sq_flags, MPIG_SQ_CLOSED, __ATOMIC_RELEASE);
+	ck_assert_int_eq(mpig_queue_renew(q, &r), MPIG_ETIMEDOUT);
+	ck_assert_ptr_nonnull(strstr(mpig_last_error(c), "still being served"));
+	ck_assert_uint_ge(atomic_load(&fixture_fake->adoptions_tried), 2);
+	atomic_store(&fixture_fake->busy_region, false);
+	ck_assert_int_eq(mpig_queue_renew(q, &r), 1);
+	nop_by_hand(&r, 9);
+}
+END_TEST
+
 START_TEST(leases_are_written)
 {
 	struct mpig_queue_header *h = (void *)q->base;
@@ -167,6 +214,8 @@ static void add(TCase *t)
 	tcase_add_test(t, a_queue_taken_back_too_early);
 	tcase_add_test(t, the_mapping_outlives_the_daemon);
 	tcase_add_test(t, a_lent_region_is_not_replaced);
+	tcase_add_test(t, waiting_for_the_region_holds_up_no_other_thread);
+	tcase_add_test(t, the_region_does_not_come);
 	tcase_add_test(t, leases_are_written);
 }
 

@@ -279,6 +279,27 @@ START_TEST(a_failed_piece_ends_the_append)
 }
 END_TEST
 
+// The tokens are committed, but not indexed.
+START_TEST(a_commit_that_fails_behind_the_commit)
+{
+	mpig_client *c = fixture_connect(0, 0);
+	mpig_context *x = fixture_create(c, "book");
+	mpig_queue *q = fixture_queue(c, 8, 8, 16384);
+	float *k = fixture_rows(0, 20, 128, 0);
+	uint32_t tokens[20] = {0};
+	ck_assert_int_eq(mpig_append(q, x, 0, 0, 20, MPIG_F32, k, k, NULL, 0), MPIG_OK);
+	ck_assert_int_eq(mpig_append(q, x, 2, 0, 20, MPIG_F32, k, k, NULL, 0), MPIG_OK);
+	atomic_store(&fixture_fake->fail_seal, true);
+	ck_assert_int_eq(mpig_commit(q, x, 0, 20, tokens, MPIG_COMMIT_SEAL), MPIG_ENOSPC);
+	ck_assert_uint_eq(mpig_context_committed(x), 20);
+	ck_assert_msg(strstr(mpig_last_error(c), "(committed 20)") != NULL, "'%s'", mpig_last_error(c));
+	atomic_store(&fixture_fake->fail_seal, false);
+	ck_assert_int_eq(mpig_commit(q, x, 0, 20, tokens, MPIG_COMMIT_SEAL), MPIG_OK);
+	free(k);
+	mpig_disconnect(c);
+}
+END_TEST
+
 START_TEST(no_room_is_eagain)
 {
 	struct scene s;
@@ -680,6 +701,7 @@ static void add_tests(TCase *t)
 	tcase_add_test(t, bad_requests_never_reach_the_ring);
 	tcase_add_test(t, appends_and_commits_are_cut);
 	tcase_add_test(t, a_failed_piece_ends_the_append);
+	tcase_add_test(t, a_commit_that_fails_behind_the_commit);
 	tcase_add_test(t, no_room_is_eagain);
 	tcase_add_test(t, blocking_calls_wait_for_room);
 	tcase_add_test(t, completions_out_of_order);

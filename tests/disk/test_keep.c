@@ -127,6 +127,40 @@ START_TEST(it_survives)
 }
 END_TEST
 
+// What is on disk has the permissions that its owner gave the context since: a stranger who waits for the daemon's end reads no more than before it.
+START_TEST(permissions_are_those_of_now)
+{
+	static const struct credentials stranger = {.uid = 4711, .gid = 4711};
+	struct changed_policy changed;
+	struct disk_saved saved;
+	struct context *c = create("book", 0);
+	grow(c, 300, true);
+	close_it(c);
+	ck_assert_int_eq(store_context_chmod(f.store, &root, "book", 0644, UINT32_MAX, UINT32_MAX, f.why), 0);
+	ck_assert_int_eq(save("book"), 0);
+	must(!store_next_changed_policy(f.store, &changed)); // the save has told
+	ck_assert_int_eq(store_context_chmod(f.store, &root, "book", 0600, UINT32_MAX, 7, f.why), 0);
+	must(store_next_changed_policy(f.store, &changed) && !store_next_changed_policy(f.store, &changed));
+	ck_assert_int_eq(disk_note_policy(disk, &changed, f.why), 0);
+	must(disk_find(disk, "book", &saved) && saved.identity.mode == 0600 && saved.identity.gid == 7);
+	ck_assert_int_eq(store_context_drop(f.store, &root, "book", f.why), 0);
+	ck_assert_int_eq(disk_load(disk, f.store, &stranger, "book", &progress, &result, f.why), MPIG_EACCES);
+	disk_destroy(disk);
+	open_disk();
+	ck_assert_uint_eq(disk_recognise(disk, f.store, NULL, NULL), 0);
+	ck_assert_int_eq(disk_load(disk, f.store, &stranger, "book", &progress, &result, f.why), MPIG_EACCES);
+	ck_assert_int_eq(load("book"), 0);
+	check_context("book", 300);
+	// Another user's, of the same name: not his to change.
+	ck_assert_int_eq(store_context_chmod(f.store, &root, "book", 0666, UINT32_MAX, UINT32_MAX, f.why), 0);
+	must(store_next_changed_policy(f.store, &changed));
+	changed.identity.uid = 4711;
+	ck_assert_int_eq(disk_note_policy(disk, &changed, f.why), 0);
+	must(disk_find(disk, "book", &saved) && saved.identity.mode == 0600);
+	ck_assert_int_eq(store_context_drop(f.store, &root, "book", f.why), 0);
+}
+END_TEST
+
 // A fork and an import begin without one.
 START_TEST(it_is_not_inherited)
 {
@@ -291,6 +325,7 @@ int main(void)
 	tcase_add_checked_fixture(t, setup, teardown);
 	tcase_add_test(t, what_it_may_say);
 	tcase_add_test(t, it_survives);
+	tcase_add_test(t, permissions_are_those_of_now);
 	tcase_add_test(t, it_is_not_inherited);
 	tcase_add_test(t, saved_by_its_own);
 	tcase_add_test(t, its_time_is_over);

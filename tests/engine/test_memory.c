@@ -54,6 +54,36 @@ START_TEST(no_more_is_kept_than_agreed)
 }
 END_TEST
 
+static uint64_t can_give;
+
+static uint64_t available(void)
+{
+	return can_give;
+}
+
+// What many clients ask for at once is not what ends the daemon.
+START_TEST(no_more_is_in_use_than_the_machine_has)
+{
+	struct memory m = {.available = available};
+	can_give = 0;
+	void *small = memory_get(&m, MEMORY_UNASKED_BYTES / 2), *more = memory_get(&m, MEMORY_UNASKED_BYTES / 4);
+	ck_assert(small && more);
+	ck_assert_ptr_null(memory_get(&m, MEMORY_UNASKED_BYTES));
+	can_give = 4 * MEMORY_UNASKED_BYTES;
+	void *large = memory_get(&m, MEMORY_UNASKED_BYTES);
+	ck_assert_ptr_nonnull(large);
+	ck_assert_ptr_null(memory_get(&m, MEMORY_UNASKED_BYTES));
+	memory_put(&m, large);
+	large = memory_get(&m, MEMORY_UNASKED_BYTES);
+	ck_assert_ptr_nonnull(large);
+	memory_put(&m, large);
+	memory_put(&m, small);
+	memory_put(&m, more);
+	ck_assert_uint_eq(atomic_load(&m.used), 0);
+	memory_drop(&m);
+}
+END_TEST
+
 enum { THREADS = 4, TURNS = 20000, HELD = 6 };
 
 struct user {
@@ -110,6 +140,7 @@ int main(void)
 	tcase_set_timeout(tests, 120);
 	tcase_add_test(tests, what_was_put_back_comes_again);
 	tcase_add_test(tests, no_more_is_kept_than_agreed);
+	tcase_add_test(tests, no_more_is_in_use_than_the_machine_has);
 	tcase_add_test(tests, no_piece_belongs_to_two);
 	suite_add_tcase(suite, tests);
 	SRunner *runner = srunner_create(suite);

@@ -28,6 +28,8 @@ sys.path[:0] = [str(TREE / "client-lib" / "python"), str(TREE / "tools" / "commo
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
+import output  # noqa: E402
+
 PARTS = ("roofline", "decode", "trade", "pipeline", "long", "batch", "dense")
 
 
@@ -44,8 +46,7 @@ class Report:
         self.figures.append({"part": part, "name": name, "value": value, "unit": unit, "note": text, **more})
         print(f"  {name:<58} {value:>10.4g} {unit:<10} {text}", flush=True)
         if self.path:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(json.dumps({"machine": machine(), "figures": self.figures}, indent=1) + "\n")
+            output.write(self.path, json.dumps({"machine": machine(), "figures": self.figures}, indent=1) + "\n")
 
 
 def machine() -> dict[str, object]:
@@ -508,7 +509,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", nargs="*", choices=[[], *PARTS], metavar="PART")
     parser.add_argument("--build", type=pathlib.Path, default=TREE / "build")
-    parser.add_argument("--json", type=pathlib.Path)
+    parser.add_argument("--json", type=output.argument)
     parser.add_argument("--tokens", type=int, default=98304)
     parser.add_argument(
         "--pool-gib",

@@ -186,6 +186,25 @@ START_TEST(a_drained_daemon_serves_what_is_open)
 }
 END_TEST
 
+// A client that comes back meanwhile cannot open its contexts again; once it can, they are open, all of them.
+START_TEST(a_client_that_comes_back_to_a_drained_daemon_waits_for_it)
+{
+	struct test_client other;
+	test_client_open_hasty(&other, d, 5000, 50);
+	mpig_context *x = test_client_create(&other, "book", &data);
+	ck_assert_status(test_client_fill(&other, x, &data, 0, 500, 0), MPIG_OK);
+	uint64_t id = self(other.client).id;
+	ck_assert_status(mpig_daemon_drain(me.client, MPIG_DRAIN_ON, NULL), MPIG_OK);
+	ck_assert_status(mpig_client_kill(me.client, id), MPIG_OK);
+	ck_assert_status(mpig_ping(other.client), MPIG_ESHUTDOWN);
+	ck_assert_status(test_client_attend(&other, x, &data), MPIG_ESHUTDOWN);
+	ck_assert_status(mpig_daemon_drain(me.client, MPIG_DRAIN_OFF, NULL), MPIG_OK);
+	ck_assert_status(test_client_attend(&other, x, &data), MPIG_OK);
+	ck_assert_status(test_client_fill(&other, x, &data, 500, 600, 0), MPIG_OK); // the lease, too
+	test_client_close(&other);
+}
+END_TEST
+
 // ---- strangers ---------------------------------------------------------------------------------------------------------
 static uint64_t my_id;
 
@@ -256,6 +275,7 @@ int main(void)
 	tcase_add_test(tcase, a_client_that_is_not_there);
 	tcase_add_test(tcase, quota_is_what_the_limits_and_the_store_say);
 	tcase_add_test(tcase, a_drained_daemon_serves_what_is_open);
+	tcase_add_test(tcase, a_client_that_comes_back_to_a_drained_daemon_waits_for_it);
 	tcase_add_test(tcase, strangers_see_and_end_their_own);
 	suite_add_tcase(suite, tcase);
 	SRunner *runner = srunner_create(suite);

@@ -243,6 +243,46 @@ START_TEST(killed_while_saving)
 }
 END_TEST
 
+// Its next look at the work finds another daemon, which has been told to do something else since.
+static void begin_anew(void *argument, uint64_t done, uint64_t total)
+{
+	struct test_client *other = argument;
+	(void)done, (void)total;
+	if (other->client)
+		return;
+	test_daemon_kill(d);
+	test_daemon_again(d);
+	test_client_open(other, d);
+	for (int i = 0; i < 4; i++)
+		ck_assert_status(mpig_saved_check(other->client, "small", NULL, NULL), MPIG_OK);
+}
+
+START_TEST(work_of_a_daemon_that_is_gone)
+{
+	struct test_client s, other = {0};
+	struct mpig_disk_options options = MPIG_INIT(struct mpig_disk_options);
+	struct mpig_disk_result result = MPIG_INIT(struct mpig_disk_result);
+	struct mpig_layer layer = test_client_layer(1, 1, 64);
+	struct mpig_spec spec = test_client_spec(&layer, 1);
+	mpig_context *small;
+	start("rate = 6M\n[pool]\nkeep = yes\n");
+	test_client_open(&s, d);
+	mpig_context_close(make(&s, "book", TOKENS));
+	ck_assert_status(mpig_context_create(s.client, "small", &spec, &small), MPIG_OK);
+	mpig_context_close(small);
+	ck_assert_status(mpig_context_save(s.client, "small", NULL, NULL), MPIG_OK);
+	options.progress = begin_anew;
+	options.argument = &other;
+	ck_assert_status(mpig_context_save(s.client, "book", &options, &result), MPIG_ERETRY);
+	ck_assert_ptr_nonnull(strstr(mpig_last_error(s.client), "another daemon"));
+	ck_assert_status(mpig_saved_check(s.client, "book", NULL, NULL), MPIG_ENOENT);
+	ck_assert_status(mpig_context_save(s.client, "book", NULL, &result), MPIG_OK);
+	ck_assert_uint_eq(result.tokens, TOKENS);
+	test_client_close(&other);
+	test_client_close(&s);
+}
+END_TEST
+
 // A daemon that is told to stop does not wait for a save, and says that it was not done.
 START_TEST(stopped_while_saving)
 {
@@ -458,6 +498,7 @@ int main(void)
 	tcase_add_test(t, days_of_damaged_contexts);
 	tcase_add_test(t, serving_goes_on);
 	tcase_add_test(t, killed_while_saving);
+	tcase_add_test(t, work_of_a_daemon_that_is_gone);
 	tcase_add_test(t, stopped_while_saving);
 	tcase_add_test(t, saved_at_shutdown_loaded_at_open);
 	tcase_add_test(t, evicted_and_back);

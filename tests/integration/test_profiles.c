@@ -11,6 +11,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "tests/lib/wire.h" // first: shm/ has the enumerations that magicpig.h copies
+
 #include "config/profile.h"
 #include "tests/lib/client.h"
 #include "tests/lib/points.h"
@@ -506,6 +508,78 @@ START_TEST(each_user_has_their_own)
 }
 END_TEST
 
+// ---- answers that come when the disk has it --------------------------------------------------------------------------
+static struct {
+	struct mpig_ctl_profile head;
+	char text[PROFILE_TEXT_BYTES];
+} request;
+
+static int send_set(int socket, float share)
+{
+	const char *text = text_of(share, 0);
+	size_t bytes = sizeof request.head + strlen(text);
+	memset(&request, 0, sizeof request);
+	wire_header(&request.head.h, MPIG_CTL_PROFILE, bytes);
+	request.head.action = MPIG_PROFILE_SET;
+	request.head.uid = UINT32_MAX;
+	request.head.length = (uint32_t)strlen(text);
+	memcpy(request.head.fingerprint, fingerprint, sizeof fingerprint);
+	memcpy(request.text, text, strlen(text));
+	return wire_send(socket, &request, bytes, -1);
+}
+
+START_TEST(a_client_that_does_not_wait_for_its_answer)
+{
+	char text[PROFILE_TEXT_BYTES + 1], last[PROFILE_TEXT_BYTES + 1];
+	make(&me, "book");
+	for (int i = 1; i <= 50; i++) {
+		int socket = wire_connect(d);
+		ck_assert_int_eq(wire_hello(socket), MPIG_OK);
+		ck_assert_int_eq(send_set(socket, (float)i / 1000), 0);
+		close(socket);
+		strcpy(last, text_of((float)i / 1000, 0));
+		// One that was sent is done, whoever has gone, unless the one before was being written.
+		int n;
+		do
+			n = mpig_profile_set(me.client, fingerprint, UINT32_MAX, text_of(.5f + (float)i / 1000, 0));
+		while (n == MPIG_EAGAIN);
+		ck_assert_status(n, MPIG_OK);
+	}
+	ck_assert_int_gt(mpig_profile_get(me.client, fingerprint, UINT32_MAX, text, sizeof text, NULL), 0);
+	ck_assert_str_eq(text, text_of(.5f + 50.f / 1000, 0));
+	ck_assert_int_ne(strcmp(text, last), 0);
+}
+END_TEST
+
+START_TEST(each_request_gets_one_answer)
+{
+	static char reply[MPIG_CONTROL_MAX_BYTES];
+	const struct mpig_control_header *h = (const void *)reply;
+	char text[PROFILE_TEXT_BYTES + 1];
+	int fds[2], socket = wire_connect(d), done = 0, refused = 0, pings = 0;
+	struct mpig_control_header ping;
+	make(&me, "book");
+	ck_assert_int_eq(wire_hello(socket), MPIG_OK);
+	for (int i = 1; i <= 8; i++)
+		ck_assert_int_eq(send_set(socket, (float)i / 1000), 0);
+	wire_header(&ping, MPIG_CTL_PING, sizeof ping);
+	ck_assert_int_eq(wire_send(socket, &ping, sizeof ping, -1), 0);
+	for (int i = 0; i < 9; i++) {
+		ck_assert_int_gt(wire_receive(socket, reply, sizeof reply, fds), 0);
+		pings += h->op == MPIG_CTL_PING;
+		done += h->op == MPIG_CTL_PROFILE && h->status == MPIG_OK;
+		refused += h->op == MPIG_CTL_PROFILE && h->status == MPIG_EAGAIN;
+	}
+	ck_assert_int_eq(pings, 1);
+	ck_assert_int_eq(done + refused, 8);
+	ck_assert_int_ge(done, 1);
+	ck_assert_int_gt(mpig_profile_get(me.client, fingerprint, UINT32_MAX, text, sizeof text, NULL), 0);
+	if (done == 1)
+		ck_assert_str_eq(text, text_of(.001f, 0));
+	close(socket);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *suite = suite_create("integration/profiles");
@@ -520,6 +594,8 @@ int main(void)
 	tcase_add_test(t, what_is_no_file_or_no_profile_is_left_alone);
 	tcase_add_test(t, a_profile_that_cannot_be_kept_is_refused);
 	tcase_add_test(t, there_is_a_limit);
+	tcase_add_test(t, a_client_that_does_not_wait_for_its_answer);
+	tcase_add_test(t, each_request_gets_one_answer);
 	tcase_add_test(t, each_user_has_their_own);
 	suite_add_tcase(suite, t);
 	TCase *killed = tcase_create("killed");

@@ -6,11 +6,13 @@
 // One thread (pin it: taskset -c N). Each repeat runs all ISAs in turn, on the next window of a region of M MiB, so that nothing
 // is in a cache that would not be there in a daemon with many contexts; medians over the repeats. GB/s count the bytes a kernel
 // must read: codes and factors, or the rows' K and V; cycles are of the time stamp counter, which runs at one speed whatever the core's.
+#include <errno.h>
 #include <inttypes.h>
 #include <time.h>
 #include <x86intrin.h>
 
 #include "tests/kernels/kernel_harness.h"
+#include "tools/common/output.c"
 
 #define D 128u
 #define HEADS 16u
@@ -34,7 +36,10 @@ struct bench {
 	uint64_t rng;
 	struct isa isas[MAX_ISAS];
 	uint32_t isa_count;
-	FILE *json;
+	FILE *json; // into text, which goes to `path` when all is measured
+	const char *path;
+	char *text;
+	size_t text_bytes;
 	uint32_t lines;
 };
 
@@ -398,15 +403,24 @@ static uint32_t number(const char *text, uint32_t low, uint32_t high)
 	return (uint32_t)n;
 }
 
+static void cannot_write(const char *path)
+{
+	fprintf(stderr, "bench_kernels: cannot write %s: %s\n", path, strerror(errno));
+	exit(1);
+}
+
+static void write_text(FILE *out, const void *text)
+{
+	fputs(text, out);
+}
+
 static void options(struct bench *b, int argc, char **argv)
 {
 	for (int i = 1; i < argc; i += 2) {
 		if (!strcmp(argv[i], "--json") && i + 1 < argc) {
-			b->json = fopen(argv[i + 1], "w");
-			if (!b->json) {
-				perror(argv[i + 1]);
-				exit(1);
-			}
+			b->path = argv[i + 1];
+			if (output_check(b->path) != 0 || !(b->json = open_memstream(&b->text, &b->text_bytes)))
+				cannot_write(b->path);
 		} else if (!strcmp(argv[i], "--rows")) {
 			b->rows = number(argv[i + 1], UNIT, 1 << 20);
 		} else if (!strcmp(argv[i], "--mib")) {
@@ -491,10 +505,9 @@ int main(int argc, char **argv)
 		measure(&b, &shapes[i]);
 	if (b.json) {
 		fprintf(b.json, "\n]}\n");
-		if (fclose(b.json)) {
-			perror("bench_kernels: --json");
-			return 1;
-		}
+		if (fclose(b.json) != 0 || output_write(b.path, write_text, b.text) != 0)
+			cannot_write(b.path);
+		free(b.text);
 	}
 	return 0;
 }

@@ -19,6 +19,9 @@ import time
 
 TREE = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(TREE / "client-lib" / "python"), str(TREE / "tools" / "demo"), str(TREE / "tools" / "common")]
+
+import output  # noqa: E402
+
 TOKENS_AFTER_ANSWER = 4  # process A decodes this many more before it is killed
 
 
@@ -58,6 +61,13 @@ def main() -> int:
 
 
 def drive(arguments: argparse.Namespace) -> int:
+    path = arguments.build / "demo" / "report.json"
+    try:
+        output.check(path)
+    except OSError as error:
+        print(f"demo: cannot write {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
+
     import checkpoint
     from private_daemon import PrivateDaemon
 
@@ -77,8 +87,7 @@ def drive(arguments: argparse.Namespace) -> int:
     import report as reporting
 
     report["total_s"] = time.monotonic() - begin
-    path = arguments.build / "demo" / "report.json"
-    path.write_text(json.dumps(report, indent=1) + "\n")
+    output.write(path, json.dumps(report, indent=1) + "\n")
     reporting.show(report)
     print(f"report: {path}")
     return 0 if all(report["checks"].values()) else 2

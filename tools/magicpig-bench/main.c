@@ -1,3 +1,4 @@
+#include <errno.h>
 #include <getopt.h>
 #include <math.h>
 #include <stdlib.h>
@@ -6,6 +7,7 @@
 #include <unistd.h>
 
 #include "daemon/kernels/kernels.h"
+#include "tools/common/output.h"
 #include "tools/magicpig-bench/bench.h"
 
 double seconds(void)
@@ -410,16 +412,21 @@ static void report(FILE *out, const struct options *o, const struct results *r, 
 		fputs("\n}\n", out);
 }
 
-static int write_json(const struct options *o, const struct results *r)
+struct reported {
+	const struct options *options;
+	const struct results *results;
+};
+
+static void write_json(FILE *out, const void *reported)
 {
-	FILE *file = fopen(o->json, "w");
-	if (file)
-		report(file, o, r, 1);
-	if (!file || fclose(file)) {
-		perror(o->json);
-		return 1;
-	}
-	return 0;
+	const struct reported *r = reported;
+	report(out, r->options, r->results, 1);
+}
+
+static int cannot_write(const char *path)
+{
+	fprintf(stderr, "magicpig-bench: cannot write %s: %s\n", path, strerror(errno));
+	return 1;
 }
 
 int main(int argc, char **argv)
@@ -428,6 +435,8 @@ int main(int argc, char **argv)
 	int status = parse(argc, argv, &o);
 	if (status)
 		return status;
+	if (o.json && output_check(o.json) != 0)
+		return cannot_write(o.json);
 	static struct results r;
 	struct kernels kernels;
 	kernels_init(&kernels, cpu_features() & o.mask, r.isa, sizeof(r.isa));
@@ -449,5 +458,5 @@ int main(int argc, char **argv)
 	if (o.parts & TIMELINE)
 		bench_timeline(o.rows, o.range, o.mask, o.workers, o.worker_counts, r.timeline);
 	report(stdout, &o, &r, 0);
-	return o.json ? write_json(&o, &r) : 0;
+	return o.json && output_write(o.json, write_json, &(struct reported){&o, &r}) != 0 ? cannot_write(o.json) : 0;
 }

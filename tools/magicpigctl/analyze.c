@@ -310,7 +310,8 @@ static int run(const struct ctl_command *self, int argc, char **argv)
 	if (argc - optind != 1)
 		return ctl_usage(self, "give one context (`magicpigctl ls` shows them)");
 	mpig_client *client;
-	int code = ctl_connect(self, &client);
+	int code = ctl_check_file(self, html);
+	code = code ? code : ctl_connect(self, &client);
 	if (code)
 		return code;
 	int status = ask(client, argv[optind], &analysis, layers, &heads);

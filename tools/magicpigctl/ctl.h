@@ -50,7 +50,9 @@ unsigned long ctl_number(const struct ctl_command *self, const char *option, con
 
 // The whole argument as a number above 0 and up to `most`, or ends the process with CTL_USAGE.
 double ctl_positive(const struct ctl_command *self, const char *option, const char *text, double most);
-// Writes a file by `write`, and says that it is written, or what failed; returns the exit code.
+// Before long work: whether ctl_write_file could write this file (NULL: none is wanted), or what fails; returns the exit code.
+int ctl_check_file(const struct ctl_command *self, const char *path);
+// Writes a file by `write` (tools/common/output.h), and says that it is written, or what failed; returns the exit code.
 int ctl_write_file(const struct ctl_command *self, const char *path, void (*write)(FILE *out, const void *argument),
                    const void *argument);
 

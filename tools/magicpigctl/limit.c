@@ -8,6 +8,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "tools/common/output.h"
+
 #define FORMAT                                                                                                                   \
 	"magicpig limit 1\nhost %63s\nstream_bytes_per_s %lf\ngather_bytes_per_s %lf\nthreads %" SCNu32 "\nrow_bytes %" SCNu32   \
 	"\nmeasured_ns %" SCNu64 "\n"
@@ -53,24 +55,24 @@ int limit_read(struct limit *limit)
 	return 0;
 }
 
-int limit_write(const struct limit *l)
+struct kept {
+	const struct limit *limit;
+	char host[64];
+};
+
+static void print_limit(FILE *out, const void *kept)
 {
-	char path[384], fresh[400], host[64];
-	if (path_of(path, sizeof(path), host, 1) != 0)
-		return -1;
-	snprintf(fresh, sizeof(fresh), "%s.new", path);
-	FILE *out = fopen(fresh, "we");
-	if (!out)
-		return -1;
+	const struct kept *k = kept;
+	const struct limit *l = k->limit;
 	fprintf(out,
 	        "magicpig limit 1\nhost %s\nstream_bytes_per_s %.0f\ngather_bytes_per_s %.0f\nthreads %" PRIu32
 	        "\nrow_bytes %" PRIu32 "\nmeasured_ns %" PRIu64 "\n",
-	        host, l->stream_bytes_per_s, l->gather_bytes_per_s, l->threads, l->row_bytes, l->measured_ns);
-	int bad = ferror(out);
-	if (fclose(out) != 0 || bad || rename(fresh, path) != 0) {
-		int reason = errno;
-		unlink(fresh);
-		return errno = reason, -1;
-	}
-	return 0;
+	        k->host, l->stream_bytes_per_s, l->gather_bytes_per_s, l->threads, l->row_bytes, l->measured_ns);
+}
+
+int limit_write(const struct limit *l)
+{
+	char path[384];
+	struct kept kept = {.limit = l};
+	return path_of(path, sizeof(path), kept.host, 1) == 0 ? output_write(path, print_limit, &kept) : -1;
 }

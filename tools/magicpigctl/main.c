@@ -9,6 +9,7 @@
 
 #include "ctl.h"
 #include "text.h"
+#include "tools/common/output.h"
 
 static const struct ctl_command *const commands[] = {
 #define COMMAND(name) &ctl_##name,
@@ -101,20 +102,23 @@ double ctl_positive(const struct ctl_command *self, const char *option, const ch
 	return value;
 }
 
+static int cannot_write(const struct ctl_command *self, const char *path)
+{
+	int reason = errno;
+	fprintf(stderr, "magicpigctl %s: cannot write %s: %s\n", self->name, path, strerror(reason));
+	return reason == EACCES ? CTL_PERMISSION : CTL_FAILED;
+}
+
+int ctl_check_file(const struct ctl_command *self, const char *path)
+{
+	return path && output_check(path) != 0 ? cannot_write(self, path) : CTL_OK;
+}
+
 int ctl_write_file(const struct ctl_command *self, const char *path, void (*write)(FILE *out, const void *argument),
                    const void *argument)
 {
-	FILE *out = fopen(path, "we");
-	bool bad = !out;
-	if (out) {
-		write(out, argument);
-		bad = ferror(out);
-		bad = fclose(out) != 0 || bad;
-	}
-	if (bad) {
-		fprintf(stderr, "magicpigctl %s: %s: %s\n", self->name, path, strerror(errno));
-		return CTL_FAILED;
-	}
+	if (output_write(path, write, argument) != 0)
+		return cannot_write(self, path);
 	if (!ctl_globals.json)
 		printf("%s is written\n", path);
 	return CTL_OK;

@@ -409,7 +409,9 @@ static int run(const struct ctl_command *self, int argc, char **argv)
 		return ctl_usage(self, "--show, --list, --clear, --use and a goal exclude each other");
 	if (!modes && !goals)
 		return ctl_usage(self, "what is wanted? Give --error, --ms, or both");
-	int code = ctl_connect(self, &client);
+	int code = ctl_check_file(self, a.html);
+	code = code ? code : ctl_check_file(self, a.output);
+	code = code ? code : ctl_connect(self, &client);
 	if (code)
 		return code;
 	code = a.list ? stored_list(self, client, a.uid) : stored_find(self, client, a.what, a.uid, &of);

@@ -89,15 +89,12 @@ class Worker:
         done.save(self.files.result(task))
 
     def _study(self, task: Task) -> None:
+        import output
         import studies
 
         tensors, references = self._tensors(task)
         found = studies.study(self._client(tensors), tensors, references, self.say)
-        path = self.files.result(task)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        partial.write_text(json.dumps(found))
-        os.replace(partial, path)
+        output.write(self.files.result(task), json.dumps(found))
 
     def _tensors(self, task: Task) -> tuple:
         return document.load(self.files.capture(task)), heads.load_references(self.files.exact(task))

@@ -20,6 +20,9 @@ import time
 
 TREE = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(TREE / part) for part in ("client-lib/python", "tools/common", "tools/quality")]
+
+import output  # noqa: E402
+
 FIXTURE = TREE / "tools" / "quality" / "fixture.npz"
 
 
@@ -79,6 +82,12 @@ def main() -> int:
         print(f"quality: {', '.join(missing)} missing in {arguments.build}: run `make` first", file=sys.stderr)
         return 1
     try:
+        for kind in ("json", "html"):
+            output.check(report_path(arguments, kind))
+    except OSError as error:
+        print(f"quality: cannot write {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
+    try:
         return quick(arguments) if arguments.quick else full(arguments)
     except KeyboardInterrupt:
         print("\nquality: interrupted; what was done is kept", file=sys.stderr)
@@ -109,7 +118,7 @@ def quick(arguments: argparse.Namespace) -> int:
         study = studies.study(client, tensors, references, lambda text: None, quick=True)
         progress.finish("studies")
     group = Group(tensors.model, tensors.text, [measured], study)
-    report = publish(arguments, "quick", [group], settings.quick(), show=True)
+    report = publish(arguments, [group], settings.quick(), show=True)
     return 0 if thresholds.show(report) else 2
 
 
@@ -134,7 +143,7 @@ def full(arguments: argparse.Namespace) -> int:
     if arguments.plan:
         return 0
     left, failures = ([], []) if arguments.report_only else carry_out(arguments, work, files, tasks)
-    publish(arguments, "report", gather(arguments, files, work.settings), work.settings, show=True)
+    publish(arguments, gather(arguments, files, work.settings), work.settings, show=True)
     left += tasks if arguments.report_only else []
     if left:
         print(f"quality: {len(left)} tasks are left; the same command goes on with them")
@@ -267,17 +276,21 @@ def device(arguments: argparse.Namespace) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def publish(arguments, name: str, groups: list, chosen: list, show: bool) -> dict:
+def report_path(arguments: argparse.Namespace, kind: str) -> pathlib.Path:
+    return arguments.build / "quality" / f"{'quick' if arguments.quick else 'report'}.{kind}"
+
+
+def publish(arguments, groups: list, chosen: list, show: bool) -> dict:
     import page
     import report as reporting
 
     made = reporting.make(groups, chosen, machine())
-    folder = arguments.build / "quality"
-    reporting.write(made, folder / f"{name}.json")
-    (folder / f"{name}.html").write_text(page.make(made), encoding="utf-8")
+    json, html = report_path(arguments, "json"), report_path(arguments, "html")
+    reporting.write(made, json)
+    output.write(html, page.make(made))
     if show:
         reporting.show(made)
-        print(f"\nreport: {folder / name}.json, {folder / name}.html")
+        print(f"\nreport: {json}, {html}")
     return made
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 
+import output
 import summary
 import targets
 from settings import Setting
@@ -44,8 +45,7 @@ def _estimates(group: Group) -> list[dict]:
 
 
 def write(report: dict, path: pathlib.Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(_rounded(report), separators=(",", ":"), allow_nan=False) + "\n")
+    output.write(path, json.dumps(_rounded(report), separators=(",", ":"), allow_nan=False) + "\n")
 
 
 def _rounded(value):

@@ -19,6 +19,7 @@ import numpy as np
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / part) for part in ("tools/common", "tools/quality", "client-lib/python")]
 
+import output
 from metrics import relative_error
 
 BUDGETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02)
@@ -85,7 +86,7 @@ def main() -> int:
     parser.add_argument("--build", type=pathlib.Path, default=ROOT / "build")
     parser.add_argument("--rows", type=int, default=96000)
     parser.add_argument("--heads", type=int, default=6, help="of each document")
-    parser.add_argument("--json", type=pathlib.Path)
+    parser.add_argument("--json", type=output.argument)
     options = parser.parse_args()
     os.environ.setdefault("MAGICPIG_LIBRARY", str(options.build.resolve() / "libmagicpig.so.0"))
     import magicpig
@@ -110,8 +111,7 @@ def main() -> int:
                     )
     print(f"median of {len(records)} heads: {np.median([r['ratio'] for r in records]):.2f}x")
     if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(dict(rows=options.rows, heads=records), indent=1))
+        output.write(options.json, json.dumps(dict(rows=options.rows, heads=records), indent=1))
     return 0
 
 

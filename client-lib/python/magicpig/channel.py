@@ -219,6 +219,15 @@ class Channel:
     def truncate(self, position: int) -> None:
         again(lambda: self._queue.truncate(self.context, position))
 
+    def forget_rows_from(self, position: int) -> None:
+        """Rows behind the prompt's end, of steps that failed or were taken back: while there are any, the daemon seals nothing."""
+        if self.lost:
+            return
+        try:
+            self._queue.truncate(self.context, position)
+        except (Retry, OutOfRange):  # of range: all that were not committed went with a daemon
+            self.lost = True
+
     def close(self) -> None:
         self._queue.close()
         self.context.close()

@@ -274,6 +274,7 @@ class MagicPigCache(Cache):
             return
         if not self.length:
             raise ValueError("seal: the context is empty")
+        self.channel.forget_rows_from(self.length)
         self._commit_held(seal=True)
         self.sealed = True
         if self.prompt_rows is not None:

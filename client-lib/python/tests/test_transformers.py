@@ -205,6 +205,18 @@ def test_crop_goes_back(connect, llama, ids):
         assert (again[20:] - logits[PROMPT:]).abs().max() < 2e-3 * logits.abs().max()
 
 
+def test_a_prompt_that_was_cropped_is_indexed(daemon_socket, llama, ids):
+    """The daemon indexes nothing while it has rows beyond what is committed."""
+    with magicpig.Client(daemon_socket) as client:
+        with MagicPigCache(client, llama, "shorter", **OPTIONS) as cache:
+            run(llama, cache, ids[:, :PROMPT], [PROMPT])
+            cache.crop(PROMPT - 20)
+            cache.seal()
+            info = client.info("shorter")
+            assert info.committed == info.indexed == PROMPT - 20
+        client.drop("shorter")
+
+
 def test_a_failed_step_is_forgotten(connect, llama, ids):
     with MagicPigCache(connect(), llama, "failed", **OPTIONS) as cache:
         run(llama, cache, ids[:, :PROMPT], [PROMPT])
