@@ -67,6 +67,10 @@ struct job_ops { // unit functions return a status; the first failure becomes th
 	void (*release)(struct job *j);
 };
 
+struct tally { // of one KV head: a line of its own, since all its units add to it
+	_Alignas(64) atomic_ullong rows, bytes;
+};
+
 struct attend {
 	struct layer_view view;
 	const struct layer *layer;
@@ -106,9 +110,10 @@ struct attend {
 	uint32_t main_units;
 	uint32_t *dense_span; // tables: spans that no table covers
 	uint32_t dense_spans;
-	atomic_uchar *done;                               // [kv_heads][done_bytes], of the groups
-	uint32_t done_bytes;                              // of a KV head: whole cache lines
-	_Alignas(64) atomic_ullong rows_read, bytes_read; // not beside what everybody reads
+	atomic_uchar *done;   // [kv_heads][done_bytes], of the groups
+	uint32_t done_bytes;  // of a KV head: whole cache lines
+	struct tally *tally;  // [kv_heads]
+	const uint8_t *later; // the payload, where each group has a unit that copies its queries from it; NULL: they are copied
 };
 
 struct append {

@@ -189,8 +189,7 @@ static uint32_t run_task(struct worker *w, struct task *t)
 {
 	uint32_t ran = 0;
 	enum job_state state = JOB_IDLE;
-	if (job_parallelism(t->job))
-		worker_set_state(w, MPIG_WORKER_BUSY);
+	worker_set_state(w, MPIG_WORKER_BUSY);
 	while (ran < UNITS_PER_VISIT) {
 		state = job_run(t->job, w->number, w->all->options.count, w->scratch);
 		if (state != JOB_RAN && state != JOB_MORE)
