@@ -216,7 +216,7 @@ static void carve_arrays(struct job *j, struct carve *c)
 	if (a->how->carve)
 		a->how->carve(j, c);
 	a->partial = carve(c, all * a->main_units, a->partial_bytes);
-	a->tally = carve(c, s->kv_heads, sizeof(*a->tally));
+	a->reads = carve(c, s->kv_heads, sizeof(*a->reads));
 	a->done = a->how->ops.merge && a->main_units > 1 ? carve(c, s->kv_heads, a->done_bytes) : NULL;
 }
 
@@ -248,10 +248,10 @@ static int make_round(struct job *j)
 {
 	struct attend *a = &j->attend;
 	uint32_t groups = a->layer->shape.kv_heads;
-	struct round *r = round_new(groups);
+	struct round *r = round_new(j, groups);
 	if (!r)
 		return job_fail(j, MPIG_ENOMEM, "no memory for %u KV heads", groups);
-	memset(a->tally, 0, groups * sizeof(*a->tally));
+	memset(a->reads, 0, groups * sizeof(*a->reads));
 	if (a->done)
 		memset(a->done, 0, (size_t)groups * a->done_bytes);
 	for (uint32_t g = 0; g < groups; g++) {
@@ -426,16 +426,16 @@ int attend_close(struct job *j, uint32_t g, struct engine_scratch *scratch)
 
 void attend_count(struct attend *a, uint32_t g, uint64_t rows, uint64_t bytes)
 {
-	atomic_fetch_add_explicit(&a->tally[g].rows, rows, memory_order_relaxed);
-	atomic_fetch_add_explicit(&a->tally[g].bytes, bytes, memory_order_relaxed);
+	atomic_fetch_add_explicit(&a->reads[g].rows, rows, memory_order_relaxed);
+	atomic_fetch_add_explicit(&a->reads[g].bytes, bytes, memory_order_relaxed);
 }
 
 int attend_finish(struct job *j, struct engine_scratch *scratch)
 {
 	(void)scratch;
 	for (uint32_t g = 0; g < j->attend.layer->shape.kv_heads; g++) {
-		j->result.rows_read += atomic_load_explicit(&j->attend.tally[g].rows, memory_order_relaxed);
-		j->result.bytes_read += atomic_load_explicit(&j->attend.tally[g].bytes, memory_order_relaxed);
+		j->result.rows_read += atomic_load_explicit(&j->attend.reads[g].rows, memory_order_relaxed);
+		j->result.bytes_read += atomic_load_explicit(&j->attend.reads[g].bytes, memory_order_relaxed);
 	}
 	return 0;
 }
