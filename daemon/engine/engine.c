@@ -148,7 +148,7 @@ struct job *job_create(struct engine *e, const struct engine_request *request)
 	}
 	if (status)
 		j->ops = NULL;
-	j->request.payload_in = NULL; // copied; of an APPEND the units copy what they need, from where its plan noted
+	j->request.payload_in = NULL; // copied, or for units to copy, from where the plan noted
 	return j;
 }
 
