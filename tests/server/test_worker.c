@@ -528,18 +528,19 @@ START_TEST(a_task_wants_as_many_workers_as_it_has_room_for)
 				atomic_store(&task.room, room);
 				atomic_store(&task.claimer, claimer);
 				uint32_t wanted = 0;
-				uint64_t begins = 0; // with the unit, counted from the claimer, that is its share of them
-				for (uint32_t place = 0; place < count; place++)
-					if (task_wants(&task, (claimer + place) % count, count)) {
+				uint64_t begins = 0; // units that they begin with
+				for (uint32_t i = 0; i < count; i++)
+					if (task_wants(&task, i, count)) {
 						wanted++;
-						begins |= UINT64_C(1) << (uint64_t)place * room / count % 64;
+						begins |= UINT64_C(1) << (uint64_t)i * room / count % 64;
 					}
 				ck_assert_uint_eq(wanted, room < count ? room : count);
 				ck_assert(room > count || (uint32_t)__builtin_popcountll(begins) == room);
 				ck_assert(task_wants(&task, claimer, count));
 			}
 	atomic_store(&task.room, 0); // nothing now: its claimer still looks after it
-	ck_assert(task_wants(&task, atomic_load(&task.claimer), 64));
+	for (uint32_t i = 0; i < 64; i++)
+		ck_assert(task_wants(&task, i, 64) == (i == atomic_load(&task.claimer)));
 }
 END_TEST
 
