@@ -306,7 +306,7 @@ int append_plan(struct job *j)
 	a->dtype = e->dtype;
 	if ((status = take_payload(j, &layout, query_count)))
 		return status;
-	struct round *r = round_new(1);
+	struct round *r = round_new(j, 1);
 	if (!r)
 		return job_fail(j, MPIG_ENOMEM, "no memory for %u KV heads", a->layer->shape.kv_heads);
 	r->group[0].pre_n = a->layer->rows.type == ROW_I8 ? a->layer->shape.kv_heads : 0;
@@ -314,13 +314,13 @@ int append_plan(struct job *j)
 	char why[MPIG_TEXT_BYTES] = "";
 	status = context_reserve(j->engine->store, j->request.context, e->layer, a->position, a->count, why);
 	if (status) {
-		free(r);
+		round_free(j, r);
 		return job_fail(j, status, "%s", why);
 	}
 	sig_signs(context_seed(j->request.context), 0, 0, a->layer->d_pad, a->signs);
 	if (query_count && (status = recent_note(j->request.context, a->layer, a->queries, query_count))) {
 		context_append_failed(j->engine->store, j->request.context, e->layer, UINT64_MAX);
-		free(r);
+		round_free(j, r);
 		return job_fail(j, status, "no memory for the queries of layer %u", e->layer);
 	}
 	j->ops = &append_ops;

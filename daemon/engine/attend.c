@@ -154,40 +154,55 @@ static bool copy_window_out(const struct attend *a, const uint8_t *given, size_t
 	return payload_to_f32(given + from * d_v * sizeof(float), MPIG_F32, d_v, a->window_out + to * d_v);
 }
 
-// [T][query heads] of the payload to [KV head][t][j].
-static int copy_queries(struct job *j)
+// [T][query heads] of the payload to [t][j] of a KV head.
+static int copy_queries(struct job *j, uint32_t g, const uint8_t *slot)
 {
 	struct attend *a = &j->attend;
 	const struct mpig_layer_shape *s = &a->layer->shape;
-	const uint8_t *slot = j->request.payload_in;
 	const size_t d = s->d_k, bytes = d * mpig_dtype_bytes(j->request.entry.dtype);
-	for (uint32_t g = 0; g < s->kv_heads; g++)
-		for (uint32_t r = 0; r < a->queries; r++) {
-			size_t from = (size_t)attend_token(a, r) * s->query_heads + attend_head(a, g, r),
-			       to = (size_t)g * a->queries + r;
-			if (!payload_to_f32(slot + a->layout.q + from * bytes, j->request.entry.dtype, d, a->q + to * d))
-				return job_fail(j, MPIG_ENAN, "q of layer %u holds NaN or infinity", j->request.entry.layer);
-			if (a->window_lse) {
-				memcpy(&a->window_lse[to], slot + a->layout.window_lse + from * 4, 4);
-				if (isnan(a->window_lse[to]))
-					return job_fail(j, MPIG_ENAN, "the window LSE of layer %u holds NaN",
-					                j->request.entry.layer);
-			}
-			if (a->window_out && !copy_window_out(a, slot + a->layout.window_out, from, to))
-				return job_fail(j, MPIG_ENAN, "the window output of layer %u holds NaN or infinity",
-				                j->request.entry.layer);
-			if (a->client_signature) {
-				size_t p = a->layer->d_pad;
-				float scale;
-				memcpy(a->signature + to * p, slot + a->layout.signature + from * p, p);
-				memcpy(&scale, slot + a->layout.signature_scale + from * 4, 4);
-				if (!isfinite(scale))
-					return job_fail(j, MPIG_ENAN, "a signature scale of layer %u is not finite",
-					                j->request.entry.layer);
-				a->sig[to].factor = scale;
-			}
+	for (uint32_t r = 0; r < a->queries; r++) {
+		size_t from = (size_t)attend_token(a, r) * s->query_heads + attend_head(a, g, r), to = (size_t)g * a->queries + r;
+		if (!payload_to_f32(slot + a->layout.q + from * bytes, j->request.entry.dtype, d, a->q + to * d))
+			return job_fail(j, MPIG_ENAN, "q of layer %u holds NaN or infinity", j->request.entry.layer);
+		if (a->window_lse) {
+			memcpy(&a->window_lse[to], slot + a->layout.window_lse + from * 4, 4);
+			if (isnan(a->window_lse[to]))
+				return job_fail(j, MPIG_ENAN, "the window LSE of layer %u holds NaN", j->request.entry.layer);
 		}
+		if (a->window_out && !copy_window_out(a, slot + a->layout.window_out, from, to))
+			return job_fail(j, MPIG_ENAN, "the window output of layer %u holds NaN or infinity",
+			                j->request.entry.layer);
+		if (a->client_signature) {
+			size_t p = a->layer->d_pad;
+			float scale;
+			memcpy(a->signature + to * p, slot + a->layout.signature + from * p, p);
+			memcpy(&scale, slot + a->layout.signature_scale + from * 4, 4);
+			if (!isfinite(scale))
+				return job_fail(j, MPIG_ENAN, "a signature scale of layer %u is not finite",
+				                j->request.entry.layer);
+			a->sig[to].factor = scale;
+		}
+	}
 	return 0;
+}
+
+// A short job is planned in the time that one unit takes: its units copy for themselves, at the same time.
+static int copy_all_queries(struct job *j)
+{
+	struct attend *a = &j->attend;
+	if (a->how == &dense_proposal && a->main_units == 1) {
+		a->later = j->request.payload_in;
+		return 0;
+	}
+	int status = 0;
+	for (uint32_t g = 0; g < a->layer->shape.kv_heads && !status; g++)
+		status = copy_queries(j, g, j->request.payload_in);
+	return status;
+}
+
+int attend_queries(struct job *j, uint32_t g)
+{
+	return j->attend.later ? copy_queries(j, g, j->attend.later) : 0;
 }
 
 static void carve_arrays(struct job *j, struct carve *c)
@@ -201,7 +216,8 @@ static void carve_arrays(struct job *j, struct carve *c)
 	if (a->how->carve)
 		a->how->carve(j, c);
 	a->partial = carve(c, all * a->main_units, a->partial_bytes);
-	a->done = a->how->ops.merge ? carve(c, s->kv_heads, a->done_bytes) : NULL;
+	a->reads = carve(c, s->kv_heads, sizeof(*a->reads));
+	a->done = a->how->ops.merge && a->main_units > 1 ? carve(c, s->kv_heads, a->done_bytes) : NULL;
 }
 
 static int lay_out(struct job *j)
@@ -232,9 +248,10 @@ static int make_round(struct job *j)
 {
 	struct attend *a = &j->attend;
 	uint32_t groups = a->layer->shape.kv_heads;
-	struct round *r = round_new(groups);
+	struct round *r = round_new(j, groups);
 	if (!r)
 		return job_fail(j, MPIG_ENOMEM, "no memory for %u KV heads", groups);
+	memset(a->reads, 0, groups * sizeof(*a->reads));
 	if (a->done)
 		memset(a->done, 0, (size_t)groups * a->done_bytes);
 	for (uint32_t g = 0; g < groups; g++) {
@@ -289,7 +306,7 @@ int attend_plan(struct job *j)
 	a->client_signature = a->sig && (j->request.slot.present & MPIG_HAS_SIGNATURE) &&
 	                      j->request.slot.signature_version == a->view.signature_version;
 	set_limits(j);
-	if ((status = copy_queries(j)))
+	if ((status = copy_all_queries(j)))
 		return status;
 	if (a->how->prepare && (status = a->how->prepare(j)))
 		return status;
@@ -386,6 +403,9 @@ int attend_close(struct job *j, uint32_t g, struct engine_scratch *scratch)
 		return job_fail(j, MPIG_ENOMEM, "no memory to merge");
 	float *out = (float *)(memory + a->partial_bytes);
 	uint64_t rows = 0;
+	for (uint32_t r = 0; r < a->queries && a->tokens == 1; r++) // the client's caches have them
+		for (size_t at = 0; at < d_v * sizeof(float); at += 64)
+			__builtin_prefetch(slot + a->layout.out + (size_t)attend_head(a, g, r) * d_v * sizeof(float) + at, 1);
 	for (uint32_t r = 0; r < a->queries; r++) {
 		const struct attn_partial *total = total_of(j, g, r, (struct attn_partial *)memory);
 		float lse, v, aa;
@@ -404,16 +424,18 @@ int attend_close(struct job *j, uint32_t g, struct engine_scratch *scratch)
 	return 0;
 }
 
-void attend_count(struct attend *a, uint64_t rows, uint64_t bytes)
+void attend_count(struct attend *a, uint32_t g, uint64_t rows, uint64_t bytes)
 {
-	atomic_fetch_add_explicit(&a->rows_read, rows, memory_order_relaxed);
-	atomic_fetch_add_explicit(&a->bytes_read, bytes, memory_order_relaxed);
+	atomic_fetch_add_explicit(&a->reads[g].rows, rows, memory_order_relaxed);
+	atomic_fetch_add_explicit(&a->reads[g].bytes, bytes, memory_order_relaxed);
 }
 
 int attend_finish(struct job *j, struct engine_scratch *scratch)
 {
 	(void)scratch;
-	j->result.rows_read = atomic_load(&j->attend.rows_read);
-	j->result.bytes_read = atomic_load(&j->attend.bytes_read);
+	for (uint32_t g = 0; g < j->attend.layer->shape.kv_heads; g++) {
+		j->result.rows_read += atomic_load_explicit(&j->attend.reads[g].rows, memory_order_relaxed);
+		j->result.bytes_read += atomic_load_explicit(&j->attend.reads[g].bytes, memory_order_relaxed);
+	}
 	return 0;
 }

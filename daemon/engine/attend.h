@@ -79,8 +79,10 @@ struct row_query {
 };
 // For rows counted from token position `first`; frame: of int8 rows, else NULL.
 void attend_logits(const struct attend *a, uint32_t g, uint32_t r, uint64_t first, const float *frame, struct row_query *out);
+// Copies the group's queries where that was left to its only unit. 0 or the job's failure.
+int attend_queries(struct job *j, uint32_t g);
 // Notes rows fetched and bytes looked at (rows and index).
-void attend_count(struct attend *a, uint64_t rows, uint64_t bytes);
+void attend_count(struct attend *a, uint32_t g, uint64_t rows, uint64_t bytes);
 int attend_finish(struct job *j, struct engine_scratch *s);
 // A unit that attends every visible row of a span.
 int attend_span(struct job *j, uint32_t group, uint32_t unit, const struct span *span, struct engine_scratch *s);

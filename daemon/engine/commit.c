@@ -12,7 +12,7 @@
 static int begin_round(struct job *j)
 {
 	struct commit *c = &j->commit;
-	struct round *r = round_new(c->indexing.strips);
+	struct round *r = round_new(j, c->indexing.strips);
 	if (!r)
 		return job_fail(j, MPIG_ENOMEM, "the tokens are committed but not indexed: no memory for %u strips",
 		                c->indexing.strips);
@@ -86,10 +86,10 @@ static int fitted(struct job *j)
 static bool begin_sums(struct job *j)
 {
 	struct commit *c = &j->commit;
-	struct round *r = round_new(1);
+	struct round *r = round_new(j, 1);
 	uint32_t parts = r ? context_seal_sums(&c->plan) : 0;
 	if (!parts) {
-		free(r);
+		round_free(j, r);
 		return false;
 	}
 	r->group[0].main_n = parts;

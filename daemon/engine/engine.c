@@ -12,9 +12,10 @@
 
 int engine_create(const struct engine_options *options, struct engine **engine)
 {
-	struct engine *e = calloc(1, sizeof(*e));
+	struct engine *e = aligned_alloc(64, sizeof(*e));
 	if (!e)
 		return MPIG_ENOMEM;
+	memset(e, 0, sizeof(*e));
 	e->kernels = options->kernels;
 	e->store = options->store;
 	e->memory.available = mpig_available_bytes;
@@ -42,6 +43,7 @@ void engine_destroy(struct engine *engine)
 		return;
 	hash_cache_destroy(engine->hashes);
 	memory_drop(&engine->memory);
+	memory_drop(&engine->jobs);
 	free(engine);
 }
 
@@ -74,15 +76,22 @@ int job_fail(struct job *j, int status, const char *format, ...)
 	return status;
 }
 
-struct round *round_new(uint32_t groups)
+struct round *round_new(struct job *j, uint32_t groups)
 {
 	size_t bytes = sizeof(struct round) + groups * sizeof(struct group);
-	struct round *r = aligned_alloc(64, (bytes + 63) & ~(size_t)63);
+	bool first = bytes <= sizeof(j->first_round) && !atomic_load_explicit(&j->round, memory_order_relaxed);
+	struct round *r = first ? (void *)j->first_round : aligned_alloc(64, (bytes + 63) & ~(size_t)63);
 	if (!r)
 		return NULL;
 	memset(r, 0, bytes);
 	r->group_count = groups;
 	return r;
+}
+
+void round_free(struct job *j, struct round *r)
+{
+	if (r != (void *)j->first_round)
+		free(r);
 }
 
 void round_publish(struct job *j, struct round *r)
@@ -125,10 +134,10 @@ static int plan(struct job *j)
 
 struct job *job_create(struct engine *e, const struct engine_request *request)
 {
-	struct job *j = aligned_alloc(64, sizeof(*j));
+	struct job *j = memory_get(&e->jobs, sizeof(*j));
 	if (!j)
 		return NULL;
-	memset(j, 0, sizeof(*j));
+	memset(j, 0, offsetof(struct job, first_round));
 	j->engine = e;
 	j->request = *request;
 	if (request->context)
@@ -139,7 +148,7 @@ struct job *job_create(struct engine *e, const struct engine_request *request)
 	}
 	if (status)
 		j->ops = NULL;
-	j->request.payload_in = NULL; // copied; of an APPEND the units copy what they need, from where its plan noted
+	j->request.payload_in = NULL; // copied, or for units to copy, from where the plan noted
 	return j;
 }
 
@@ -311,10 +320,10 @@ void job_destroy(struct job *j)
 		j->ops->release(j);
 	for (struct round *r = atomic_load(&j->round), *older; r; r = older) {
 		older = r->older;
-		free(r);
+		round_free(j, r);
 	}
 	memory_put(&j->engine->memory, j->memory);
 	if (j->request.context)
 		context_unref(j->request.context);
-	free(j);
+	memory_put(&j->engine->jobs, j);
 }

@@ -7,7 +7,8 @@
 //   APPEND   one unit per KV head
 //   COMMIT   store_commit; if it seals: fit -> encode -> tables, one unit per strip -> publish
 //
-// Everything a job reads from a client was copied and checked when it was made.
+// Everything a job reads from a client was copied and checked when it was made, or is by the unit that uses it, once: the payload of an APPEND, and
+// the queries of a dense ATTEND whose KV heads have one unit each.
 #ifndef MPIG_ENGINE_H
 #define MPIG_ENGINE_H
 

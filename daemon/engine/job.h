@@ -33,8 +33,9 @@ struct engine {
 	uint64_t upper_rows;
 	float upper_most;
 	struct hash_cache *hashes;
-	struct memory memory; // of jobs
 	const struct engine_trace *trace;
+	_Alignas(64) struct memory memory; // of jobs' arrays; not beside what everybody reads
+	struct memory jobs;                // of struct job
 };
 
 struct group {
@@ -65,6 +66,10 @@ struct job_ops { // unit functions return a status; the first failure becomes th
 	int (*finish)(struct job *j, struct engine_scratch *s); // MPIG_EAGAIN: another round was published
 	int (*attempt)(struct job *j);                          // instead of rounds: done in one go, or MPIG_EAGAIN: not now
 	void (*release)(struct job *j);
+};
+
+struct reads { // of one KV head: a line of its own, since all its units add to it
+	_Alignas(64) atomic_ullong rows, bytes;
 };
 
 struct attend {
@@ -106,9 +111,10 @@ struct attend {
 	uint32_t main_units;
 	uint32_t *dense_span; // tables: spans that no table covers
 	uint32_t dense_spans;
-	atomic_uchar *done;                               // [kv_heads][done_bytes], of the groups
-	uint32_t done_bytes;                              // of a KV head: whole cache lines
-	_Alignas(64) atomic_ullong rows_read, bytes_read; // not beside what everybody reads
+	atomic_uchar *done;   // [kv_heads][done_bytes], of the groups
+	uint32_t done_bytes;  // of a KV head: whole cache lines
+	struct reads *reads;  // [kv_heads]
+	const uint8_t *later; // the payload, where each group has a unit that copies its queries from it; NULL: they are copied
 };
 
 struct append {
@@ -138,6 +144,8 @@ struct commit {
 	struct indexing indexing;
 };
 
+enum { FIRST_GROUPS = 16 }; // a first round of so many is a part of its job
+
 struct job {
 	struct engine *engine;
 	struct engine_request request;
@@ -152,6 +160,7 @@ struct job {
 		struct append append;
 		struct commit commit;
 	};
+	_Alignas(64) uint8_t first_round[sizeof(struct round) + FIRST_GROUPS * sizeof(struct group)];
 };
 
 // Planning; each fills result and ops. On failure the status is set and ops stays NULL.
@@ -162,7 +171,8 @@ int read_plan(struct job *j);
 int truncate_plan(struct job *j);
 
 int job_fail(struct job *j, int status, const char *format, ...) __attribute__((format(printf, 3, 4)));
-struct round *round_new(uint32_t groups); // NULL: out of memory; every group zero and closed
+struct round *round_new(struct job *j, uint32_t groups); // NULL: out of memory; every group zero and closed
+void round_free(struct job *j, struct round *r);         // of one that was not published
 void round_publish(struct job *j, struct round *r);
 
 // Bump allocation in one malloc: first pass with base NULL counts, second pass hands out.

@@ -283,7 +283,7 @@ static double measure_noise(struct job *j, uint32_t g, uint32_t r, uint64_t turn
 		double error = (double)estimate[i] - (double)product[i];
 		sum += error * error;
 	}
-	attend_count(a, 0, run * (uint64_t)layer->rows.stride);
+	attend_count(a, g, 0, run * (uint64_t)layer->rows.stride);
 	return sum / run;
 }
 
@@ -348,6 +348,6 @@ int signature_pre(struct job *j, uint32_t g, uint32_t unit, struct engine_scratc
 		}
 	}
 	if (end == a->queries) // codes that several pilots read count once
-		attend_count(a, 0, n * attend_code_bytes(a, g));
+		attend_count(a, g, 0, n * attend_code_bytes(a, g));
 	return 0;
 }

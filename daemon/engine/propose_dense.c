@@ -30,13 +30,14 @@ int attend_span(struct job *j, uint32_t g, uint32_t unit, const struct span *spa
 		attn_dense(j->engine->kernels, &layer->rows, span->rows, span->n, span->frame ? framed : attend_query(a, g, r0),
 		           h, heads, limit, attend_partial(a, g, unit, r0), a->partial_bytes, scratch);
 	}
-	attend_count(a, most, (uint64_t)most * layer->rows.stride);
+	attend_count(a, g, most, (uint64_t)most * layer->rows.stride);
 	return 0;
 }
 
 static int dense_main(struct job *j, uint32_t g, uint32_t unit, struct engine_scratch *s)
 {
-	return attend_span(j, g, unit, &j->attend.view.strip[g].spans[unit], s);
+	int status = attend_queries(j, g);
+	return status ? status : attend_span(j, g, unit, &j->attend.view.strip[g].spans[unit], s);
 }
 
 const struct proposal dense_proposal = {.ops = {.main = dense_main,

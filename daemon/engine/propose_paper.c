@@ -179,7 +179,7 @@ static int table_unit(struct job *j, uint32_t g, uint32_t unit, struct engine_sc
 	}
 	// The lists are rows / 2^K ids in each of L tables, and each query has lists of its own; a row comes with its norm.
 	uint64_t rows = chosen_rows(a, &l), list_bytes = (uint64_t)t->rows * l.params.L * sizeof(uint16_t) >> l.params.K;
-	attend_count(a, rows, rows * (a->layer->rows.stride + sizeof(float)) + a->queries * list_bytes);
+	attend_count(a, g, rows, rows * (a->layer->rows.stride + sizeof(float)) + a->queries * list_bytes);
 	return 0;
 }
 

@@ -122,7 +122,7 @@ static void signature_spans(struct job *j, uint32_t g, uint32_t unit, struct uni
 			}
 		}
 		uint64_t rows = row_set_count(&set);
-		attend_count(a, rows, rows * a->layer->rows.stride + scanned * attend_code_bytes(a, g));
+		attend_count(a, g, rows, rows * a->layer->rows.stride + scanned * attend_code_bytes(a, g));
 	}
 }
 
@@ -137,7 +137,7 @@ static void signature_segment(struct job *j, uint32_t g, uint32_t unit, uint32_t
 		struct row_set set = {0};
 		signature_span(j, g, unit, r0, heads, span, m, true, &set);
 		uint64_t rows = row_set_count(&set), scanned = attend_visible(a, r0, span->first, span->n);
-		attend_count(a, rows, rows * a->layer->rows.stride + scanned * attend_code_bytes(a, g));
+		attend_count(a, g, rows, rows * a->layer->rows.stride + scanned * attend_code_bytes(a, g));
 	}
 }
 

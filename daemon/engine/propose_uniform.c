@@ -34,7 +34,7 @@ static int uniform_main(struct job *j, uint32_t g, uint32_t unit, struct engine_
 		attend_selection(j, g, r, &sel, attend_partial(a, g, unit, r), scratch);
 	}
 	uint64_t rows = row_set_count(&set);
-	attend_count(a, rows, rows * a->layer->rows.stride);
+	attend_count(a, g, rows, rows * a->layer->rows.stride);
 	return 0;
 }
 

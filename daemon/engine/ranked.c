@@ -68,7 +68,7 @@ int ranked_scores(struct job *j, uint32_t g, uint32_t unit, struct engine_scratc
 			score[i] = logit + h.alibi_slope * ((float)i + h.alibi_base);
 		}
 	}
-	attend_count(a, 0, (uint64_t)span->n * layer->rows.stride / 2);
+	attend_count(a, g, 0, (uint64_t)span->n * layer->rows.stride / 2);
 	return 0;
 }
 
@@ -104,7 +104,7 @@ int ranked_estimates(struct job *j, uint32_t g, uint32_t unit, struct engine_scr
 				uint32_t left = a->group_heads - i;
 				estimate_span(j, g, t * a->group_heads + i, left < batch ? left : batch, span, estimate);
 			}
-		attend_count(a, 0, (uint64_t)span->n * attend_code_bytes(a, g));
+		attend_count(a, g, 0, (uint64_t)span->n * attend_code_bytes(a, g));
 	}
 	return 0;
 }
@@ -172,6 +172,6 @@ int ranked_main(struct job *j, uint32_t g, uint32_t unit, struct engine_scratch 
 		attend_selection(j, g, r, &sel, attend_partial(a, g, unit, r), scratch);
 	}
 	uint64_t rows = row_set_count(&set);
-	attend_count(a, rows, rows * a->layer->rows.stride);
+	attend_count(a, g, rows, rows * a->layer->rows.stride);
 	return 0;
 }

@@ -86,7 +86,7 @@ void upper_prepare(struct job *j, uint32_t g, uint32_t from, uint32_t to)
 				(struct upper_query){.zero = 7.5f * (float)sum, .per_spread = UPPER_SPREAD * (float)per_spread};
 		}
 	}
-	attend_count(a, 0, (uint64_t)some * a->view.upper_count * SIG_GROUP * (attend_code_bytes(a, g) + 2));
+	attend_count(a, g, 0, (uint64_t)some * a->view.upper_count * SIG_GROUP * (attend_code_bytes(a, g) + 2));
 }
 
 // ---- a segment for some heads ----------------------------------------------------------------------------------------
@@ -307,7 +307,7 @@ static void count(const struct look *l)
 	for (uint32_t i = 0; i < SEGMENT_MAX_ROWS / 64; i++)
 		rows += (uint64_t)__builtin_popcountll(l->seen[i]);
 	bytes += (uint64_t)l->listed * SIG_GROUP * (attend_code_bytes(l->a, l->g) + 2);
-	attend_count(l->a, rows, rows * layer->rows.stride + bytes);
+	attend_count(l->a, l->g, rows, rows * layer->rows.stride + bytes);
 }
 
 bool upper_attend(struct job *j, uint32_t g, uint32_t unit, uint32_t r0, uint32_t heads, void *scratch)

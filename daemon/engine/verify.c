@@ -203,7 +203,7 @@ int verify_finish(struct job *j, struct engine_scratch *scratch)
 	if (!a->measuring || atomic_load_explicit(&j->failed, memory_order_acquire))
 		return attend_finish(j, scratch);
 	uint32_t groups = a->layer->shape.kv_heads;
-	struct round *r = round_new(groups);
+	struct round *r = round_new(j, groups);
 	if (!r)
 		return job_fail(j, MPIG_ENOMEM, "no memory for %u KV heads", groups);
 	for (uint32_t g = 0; g < groups; g++) {

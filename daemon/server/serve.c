@@ -189,8 +189,7 @@ static uint32_t run_task(struct worker *w, struct task *t)
 {
 	uint32_t ran = 0;
 	enum job_state state = JOB_IDLE;
-	if (job_parallelism(t->job))
-		worker_set_state(w, MPIG_WORKER_BUSY);
+	worker_set_state(w, MPIG_WORKER_BUSY);
 	while (ran < UNITS_PER_VISIT) {
 		state = job_run(t->job, w->number, w->all->options.count, w->scratch);
 		if (state != JOB_RAN && state != JOB_MORE)
@@ -217,15 +216,6 @@ static uint32_t run_task(struct worker *w, struct task *t)
 	return ran;
 }
 
-// Who comes first, where a task has fewer units than there are workers: the claimer, and others as far apart as the units allow, since
-// job_run begins with units by a worker's number. If all came, most would find nothing and be in the way of those who work.
-static bool wanted(const struct worker *w, const struct task *t)
-{
-	uint64_t workers = w->all->options.count, room = atomic_load_explicit(&t->room, memory_order_relaxed);
-	uint64_t place = (w->number + workers - atomic_load_explicit(&t->claimer, memory_order_relaxed)) % workers;
-	return room >= workers || !place || place * room / workers != (place - 1) * room / workers;
-}
-
 // Whether to enter an open task now. One that had nothing for this worker is left alone until there is news of it, or for a while: what
 // a job waits for may come without news (engine.h), and who was wanted may be busy with another.
 static bool worth_entering(struct worker *w, const struct task *t, struct look *l)
@@ -234,7 +224,7 @@ static bool worth_entering(struct worker *w, const struct task *t, struct look *
 	if (l->news == news)
 		return (int32_t)(w->looks - l->due) >= 0;
 	*l = (struct look){.news = news, .due = w->looks + PATIENCE};
-	return wanted(w, t);
+	return task_wants(t, w->number, w->all->options.count);
 }
 
 uint32_t serve_tasks(struct worker *w)

@@ -44,6 +44,16 @@ void task_more(struct task *task, uint32_t room)
 	atomic_fetch_add(&task->news, 1); // as the open bit's above
 }
 
+bool task_wants(const struct task *task, uint32_t worker, uint32_t workers)
+{
+	uint64_t room = atomic_load_explicit(&task->room, memory_order_relaxed);
+	uint32_t claimer = atomic_load_explicit(&task->claimer, memory_order_relaxed);
+	if (room >= workers || worker == claimer)
+		return true;
+	uint64_t unit = worker * room / workers;
+	return unit != claimer * room / workers && (!worker || unit != (worker - 1) * room / workers);
+}
+
 bool task_enter(struct task *task)
 {
 	uint32_t users = atomic_load_explicit(&task->users, memory_order_relaxed);

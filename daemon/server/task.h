@@ -45,6 +45,10 @@ void task_publish(struct task_table *table, struct task *task, uint32_t room);
 void task_more(struct task *task, uint32_t room);
 // The number of the first open task at or after *cursor, going round once; advances *cursor past it. TASKS: none.
 uint32_t task_find(const struct task_table *table, uint32_t *cursor, uint32_t *looked);
+// Who is to come first, where there are fewer units than workers: one for each unit that job_run would begin with by a worker's number, the
+// claimer for its own. If all came, most would find nothing and be in the way of those who work; and the same unit falls to the same worker each
+// time, in whose caches its rows are.
+bool task_wants(const struct task *task, uint32_t worker, uint32_t workers);
 // Counts the caller in. False: it is open no more.
 bool task_enter(struct task *task);
 // After the job is done: no more helpers. By the one that got JOB_DONE, before task_leave.

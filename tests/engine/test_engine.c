@@ -832,8 +832,6 @@ START_TEST(bad_input_is_refused_and_named)
 	struct context *c = make_context("bad", &r, &layer, NULL, 0);
 	float q[QUERY_HEADS * D], bad[QUERY_HEADS * D];
 	fill_normal(q, QUERY_HEADS * D, 3, 2.f);
-	memcpy(bad, q, sizeof(q));
-	bad[77] = NAN;
 	static const struct {
 		struct mpig_sqe e;
 		int status;
@@ -856,9 +854,17 @@ START_TEST(bad_input_is_refused_and_named)
 		answer_free(&a);
 	}
 	struct mpig_sqe e = {.count = 1, .end = 400};
-	struct answer a = fixture_attend(&f, c, &e, NULL, bad);
-	ck_assert_int_eq(a.result.status, MPIG_ENAN);
-	answer_free(&a);
+	for (uint8_t proposal = 0; proposal <= MPIG_PROPOSAL_DENSE;
+	     proposal++) // who answers a short range densely copies the queries later
+		for (uint32_t i = 0; i < QUERY_HEADS * D; i += 77) {
+			memcpy(bad, q, sizeof(q));
+			bad[i] = i % 2 ? NAN : -INFINITY;
+			e.proposal = proposal;
+			struct answer a = fixture_attend(&f, c, &e, NULL, bad);
+			ck_assert_int_eq(a.result.status, MPIG_ENAN);
+			ck_assert_msg(strstr(a.result.why, "q of layer 0") != NULL, "'%s'", a.result.why);
+			answer_free(&a);
+		}
 	e.layer = 1;
 	e.op = MPIG_OP_ATTEND;
 	ck_assert_int_eq(fixture_run(&f, c, &e, NULL).status, MPIG_EINVAL);

@@ -11,7 +11,7 @@ struct job {
 	struct context *context;
 	uint64_t seed;
 	bool writes;
-	uint32_t units;
+	uint32_t units, first; // first: units of a first phase; the others open when those are done
 	atomic_uint next, done;
 	struct engine_result result;
 };
@@ -76,6 +76,7 @@ struct job *job_create(struct engine *e, const struct engine_request *r)
 	j->seed = r->entry.user_data;
 	j->writes = engine_op_writes(r->entry.op);
 	j->units = r->entry.count ? r->entry.count : 1;
+	j->first = r->entry.layer < j->units ? r->entry.layer : 0;
 	j->result.units = j->units;
 	j->result.committed = r->sequence;
 	j->result.rows_read = j->units;
@@ -111,6 +112,11 @@ static void complete(struct job *j)
 	}
 }
 
+static uint32_t opened(const struct job *j)
+{
+	return atomic_load(&j->done) < j->first ? j->first : j->units;
+}
+
 enum job_state job_run(struct job *j, uint32_t worker, uint32_t workers, struct engine_scratch *scratch)
 {
 	(void)worker, (void)workers, (void)scratch;
@@ -118,21 +124,24 @@ enum job_state job_run(struct job *j, uint32_t worker, uint32_t workers, struct 
 		sched_yield();
 		return JOB_IDLE;
 	}
-	uint32_t unit = atomic_fetch_add(&j->next, 1);
-	if (unit >= j->units)
-		return JOB_IDLE;
+	uint32_t unit = atomic_load(&j->next);
+	do
+		if (unit >= opened(j))
+			return JOB_IDLE;
+	while (!atomic_compare_exchange_weak(&j->next, &unit, unit + 1));
 	if (unit % 3 == 1)
 		sched_yield();
-	if (atomic_fetch_add(&j->done, 1) + 1 < j->units)
-		return JOB_RAN;
+	uint32_t done = atomic_fetch_add(&j->done, 1) + 1;
+	if (done < j->units)
+		return done == j->first ? JOB_MORE : JOB_RAN;
 	complete(j);
 	return JOB_DONE;
 }
 
 uint32_t job_parallelism(const struct job *j)
 {
-	uint32_t next = atomic_load(&j->next);
-	return next < j->units ? j->units - next : 0;
+	uint32_t next = atomic_load(&j->next), end = opened(j);
+	return next < end ? end - next : 0;
 }
 
 const struct engine_result *job_result(const struct job *j)

@@ -98,21 +98,26 @@ static void stop(void)
 	close(control_fd);
 }
 
+// There is room.
+static void submit_entry(struct client *c, const struct mpig_sqe *e)
+{
+	mpig_producer_put(&c->sq, e);
+	mpig_producer_publish(&c->sq);
+	struct mpig_queue_header *h = c->base;
+	if (mpig_flag_peer(&h->sq_flags, MPIG_SQ_NEED_WAKEUP))
+		eventfd_write(c->q->eventfd, 1);
+	c->submitted++;
+}
+
 static bool submit(struct client *c, uint8_t op, uint32_t handle, uint32_t units, uint64_t user_data)
 {
 	if (mpig_producer_room(&c->sq) <= 0)
 		return false;
 	bool slot = op == MPIG_OP_ATTEND || op == MPIG_OP_APPEND;
 	struct mpig_sqe e = {.op = op, .handle = handle, .count = units, .user_data = user_data, .slot = slot ? 0 : MPIG_NO_SLOT};
-	mpig_producer_put(&c->sq, &e);
-	mpig_producer_publish(&c->sq);
-	struct mpig_queue_header *h = c->base;
-	if (mpig_flag_peer(&h->sq_flags, MPIG_SQ_NEED_WAKEUP))
-		eventfd_write(c->q->eventfd, 1);
-	c->submitted++;
+	submit_entry(c, &e);
 	return true;
 }
-
 static uint32_t reap(struct client *c)
 {
 	int ready = mpig_consumer_ready(&c->cq);
@@ -513,6 +518,60 @@ START_TEST(queues_vanish_under_the_workers)
 }
 END_TEST
 
+// A task's claimer comes, and of the others as many as it has room for, each beginning with a unit of its own.
+START_TEST(a_task_wants_as_many_workers_as_it_has_room_for)
+{
+	static struct task task;
+	for (uint32_t count = 1; count <= 64; count++)
+		for (uint32_t room = 1; room <= count + 1; room++)
+			for (uint32_t claimer = 0; claimer < count; claimer += 1 + count / 5) {
+				atomic_store(&task.room, room);
+				atomic_store(&task.claimer, claimer);
+				uint32_t wanted = 0;
+				uint64_t begins = 0; // units that they begin with
+				for (uint32_t i = 0; i < count; i++)
+					if (task_wants(&task, i, count)) {
+						wanted++;
+						begins |= UINT64_C(1) << (uint64_t)i * room / count % 64;
+					}
+				ck_assert_uint_eq(wanted, room < count ? room : count);
+				ck_assert(room > count || (uint32_t)__builtin_popcountll(begins) == room);
+				ck_assert(task_wants(&task, claimer, count));
+			}
+	atomic_store(&task.room, 0); // nothing now: its claimer still looks after it
+	for (uint32_t i = 0; i < 64; i++)
+		ck_assert(task_wants(&task, i, 64) == (i == atomic_load(&task.claimer)));
+}
+END_TEST
+
+// Units that open while a request is served are run, by workers that found nothing before: awake, or asleep by then.
+START_TEST(units_that_open_later_are_run)
+{
+	start(4, _i ? 0 : 100000, true);
+	struct client c;
+	open_client(&c, 1, 16);
+	struct rng rng = {.state = 9};
+	for (uint64_t n = 0; n < 2000; n++) {
+		uint32_t units = 2 + rng_below(&rng, 12);
+		struct mpig_sqe e = {.op = MPIG_OP_ATTEND,
+		                     .handle = 1,
+		                     .count = units,
+		                     .layer = (uint16_t)rng_below(&rng, units), // of its first phase
+		                     .user_data = n};
+		submit_entry(&c, &e);
+		if (n % 3)
+			reap_until(&c, n + 1);
+	}
+	reap_until(&c, 2000);
+	uint64_t units = 0;
+	for (uint32_t i = 0; i < 4; i++)
+		units += stats_get(&stats[i].units);
+	ck_assert_uint_ge(units, 2 * 2000);
+	close_client(&c);
+	stop();
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("worker");
@@ -532,6 +591,8 @@ int main(void)
 	tcase_add_test(t, a_worker_that_does_not_come_back_is_found);
 	tcase_add_test(t, a_lease_outlives_its_handle_until_the_write_is_done);
 	tcase_add_loop_test(t, queues_vanish_under_the_workers, 0, 2);
+	tcase_add_test(t, a_task_wants_as_many_workers_as_it_has_room_for);
+	tcase_add_loop_test(t, units_that_open_later_are_run, 0, 2);
 	suite_add_tcase(s, t);
 	SRunner *r = srunner_create(s);
 	srunner_run_all(r, CK_ENV);
