@@ -110,7 +110,7 @@ class Step(_Sized):
 
 
 class IngestOptions(_Sized):
-    _fields_ = [("size", c_size_t), ("slot_bytes", c_size_t), ("slots", c_uint), ("timeout_ms", c_int), ("blocks", c_uint)]
+    _fields_ = [("size", c_size_t), ("slot_bytes", c_size_t), ("slots", c_uint), ("timeout_ms", c_int), ("blocks", c_uint), ("patience_ms", c_int)]
 
 
 class Rows(_Sized):

@@ -351,14 +351,17 @@ class Ingest:
     meanwhile keeps handle and lease until finish() or recover() has come back, or close().
 
     slot_bytes and slots: of the staging memory (0: 4 of 16 MiB); timeout_ms: the longest time in which the daemon answers nothing (0:
-    30000); blocks: of the kernel that copies. Errors as of a Gpu."""
+    30000); blocks: of the kernel that copies; patience_ms: the longest time that a call waits while nothing moves, as when a stream of the
+    caller's is blocked (0: 120000; negative: no limit). Then it raises Again: nothing is lost, and the same call goes on. Errors as of a Gpu."""
 
-    def __init__(self, client: Client, *, slot_bytes: int = 0, slots: int = 0, timeout_ms: int = 0, blocks: int = 0):
+    def __init__(
+        self, client: Client, *, slot_bytes: int = 0, slots: int = 0, timeout_ms: int = 0, blocks: int = 0, patience_ms: int = 0
+    ):
         self._handle: c_void_p | None = None
         self._lib, self.client = _cuda.library(), client
         self._contexts: set[Context] = set()  # since it was made, recovered or finished: it asks about them
         handle = c_void_p()
-        options = _cuda.IngestOptions(slot_bytes=slot_bytes, slots=slots, timeout_ms=timeout_ms, blocks=blocks)
+        options = _cuda.IngestOptions(slot_bytes=slot_bytes, slots=slots, timeout_ms=timeout_ms, blocks=blocks, patience_ms=patience_ms)
         _check(self._lib, self._lib.mpig_cuda_ingest_create(client._open_handle(), byref(options), byref(handle)))
         self._handle = handle
         client._gpus.add(self)
