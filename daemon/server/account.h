@@ -1,7 +1,8 @@
-// What each user and each group holds of the things the server itself hands out. Control thread only, but for the rates.
+// What each user and each group holds of the things the server itself hands out. Control thread only, but for rates and requests in progress.
 #ifndef MPIG_SERVER_ACCOUNT_H
 #define MPIG_SERVER_ACCOUNT_H
 
+#include <stdatomic.h>
 #include <stdint.h>
 
 #include "daemon/server/rate.h"
@@ -18,6 +19,7 @@ struct account {
 	uint32_t leftovers;    // regions of neither any more (leftover.h)
 	uint64_t left_bytes;   // of these; region_bytes counts them too
 	struct rate rate;      // of its requests; queues point to it, which keep the account
+	atomic_uint tasks;     // a user's: its requests in progress; as `rate`
 };
 
 // Made if absent; NULL: out of memory. What `who` holds is the caller's to count.

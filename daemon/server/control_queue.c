@@ -103,6 +103,7 @@ int control_queue_create(struct peer *p, struct request *r)
 	q->gid = p->who.gid;
 	q->rate[0] = &a->rate;
 	q->rate[1] = &group->rate;
+	q->tasks = &a->tasks;
 	s->queue_count++;
 	a->queues++;
 	a->region_bytes += bytes;

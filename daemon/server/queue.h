@@ -38,6 +38,7 @@ struct queue {
 	uint32_t place;          // of its client in the statistics
 	uint64_t client;         // the connection's number
 	struct rate *rate[2];    // of the user's and the group's requests; NULL: no limit can be set
+	atomic_uint *tasks;      // the user's requests in progress, on all queues; NULL: not counted
 	struct session *session; // a reference
 	void *base;
 	struct mpig_queue_header geometry;    // the private, checked copy

@@ -33,12 +33,31 @@ static void answer_now(struct worker *w, struct queue *q, const struct submissio
 	queue_complete(q, &cqe, NULL);
 }
 
+// A user has at most as many requests in progress as there is room for others: half of all if alone, and whoever comes next finds room. Two workers
+// that look at the same time take one too many.
+static struct task *take_task(struct worker *w, struct queue *q)
+{
+	if (q->tasks && atomic_load_explicit(q->tasks, memory_order_relaxed) >= task_room(w->all->tasks))
+		return NULL;
+	struct task *t = task_alloc(w->all->tasks);
+	if (t && q->tasks)
+		atomic_fetch_add_explicit(q->tasks, 1, memory_order_relaxed);
+	return t;
+}
+
+static void give_task(struct worker *w, struct queue *q, struct task *t)
+{
+	if (q->tasks)
+		atomic_fetch_sub_explicit(q->tasks, 1, memory_order_relaxed);
+	task_free(w->all->tasks, t);
+}
+
 static void destroy_task(struct worker *w, struct task *t)
 {
 	struct queue *q = t->queue;
 	job_destroy(t->job);
 	binding_put(t->binding);
-	task_free(w->all->tasks, t);
+	give_task(w, q, t);
 	atomic_fetch_sub_explicit(&q->in_flight, 1, memory_order_release); // last: the queue may go now
 }
 
@@ -143,13 +162,13 @@ static bool start(struct worker *w, struct queue *q, struct submission *s)
 	bool writes = engine_op_writes(s->entry.op), writing = false, answered = false;
 	struct task *t = NULL;
 	if (!queue_conflicts(q, b->context, writes) && (!writes || (writing = binding_begin_write(b))) &&
-	    (t = task_alloc(w->all->tasks)) != NULL) {
+	    (t = take_task(w, q)) != NULL) {
 		if (start_job(w, q, s, b, t))
 			return true;
 		answered = true;
 	}
 	if (t)
-		task_free(w->all->tasks, t);
+		give_task(w, q, t);
 	if (writing)
 		binding_end_write(b);
 	binding_done(b);

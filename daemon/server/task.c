@@ -99,6 +99,14 @@ uint32_t task_open_count(const struct task_table *table)
 	return count;
 }
 
+uint32_t task_room(const struct task_table *table)
+{
+	uint32_t room = TASKS;
+	for (uint32_t word = 0; word < TASK_WORDS; word++)
+		room -= (uint32_t)__builtin_popcountll(atomic_load_explicit(&table->used[word], memory_order_relaxed));
+	return room;
+}
+
 bool task_any(const struct task_table *table)
 {
 	for (uint32_t word = 0; word < TASK_WORDS; word++)

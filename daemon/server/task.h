@@ -56,6 +56,7 @@ void task_shut(struct task_table *table, struct task *task);
 // Counts the caller out. True: it was the last one of a shut task and has to destroy the job and free the task.
 bool task_leave(struct task *task);
 uint32_t task_open_count(const struct task_table *table);
-bool task_any(const struct task_table *table); // any task in use
+uint32_t task_room(const struct task_table *table); // that are not in use
+bool task_any(const struct task_table *table);      // any task in use
 
 #endif

@@ -281,6 +281,46 @@ START_TEST(a_client_that_does_not_reap_stops_only_itself)
 }
 END_TEST
 
+// However many requests one user has in progress, and however long they take: another one's are begun.
+START_TEST(a_user_leaves_room_for_others)
+{
+	enum { QUEUES = 18, EACH = 16 }; // more than the table of tasks holds
+	start(2, 200000, true);
+	struct client many[QUEUES], other, third;
+	atomic_uint tasks[3] = {0};
+	atomic_store(&contexts[0]->hold, 1);
+	for (uint32_t i = 0; i < QUEUES; i++) {
+		open_client(&many[i], 1 + i, EACH);
+		many[i].q->tasks = &tasks[0];
+		for (uint64_t k = 0; k < EACH; k++)
+			ck_assert(submit(&many[i], MPIG_OP_ATTEND, 3, 1, k));
+	}
+	uint64_t deadline = mono_ns() + PATIENCE_NS;
+	while (atomic_load(&tasks[0]) < TASKS / 2 && mono_ns() < deadline)
+		sched_yield();
+	ck_assert_uint_ge(atomic_load(&tasks[0]), TASKS / 2);
+	ck_assert_uint_le(atomic_load(&tasks[0]), TASKS / 2 + 2); // a worker looks before it takes one
+	open_client(&other, 100, EACH);
+	open_client(&third, 101, EACH);
+	other.q->tasks = &tasks[1];
+	third.q->tasks = &tasks[2];
+	for (uint64_t k = 0; k < 50; k++) {
+		ck_assert(submit(&other, MPIG_OP_ATTEND, 2, 1, k) && submit(&third, MPIG_OP_ATTEND, 2, 1, k));
+		reap_until(&other, k + 1);
+		reap_until(&third, k + 1);
+	}
+	atomic_store(&contexts[0]->hold, 0);
+	for (uint32_t i = 0; i < QUEUES; i++) {
+		reap_until(&many[i], EACH);
+		close_client(&many[i]);
+	}
+	close_client(&other);
+	close_client(&third);
+	ck_assert_uint_eq(atomic_load(&tasks[0]) + atomic_load(&tasks[1]) + atomic_load(&tasks[2]), 0);
+	stop();
+}
+END_TEST
+
 static const bool urings[] = {true, false};
 
 START_TEST(parked_workers_are_woken_and_lose_nothing)
@@ -582,6 +622,7 @@ int main(void)
 	tcase_add_test(t, two_queues_never_write_at_once);
 	tcase_add_test(t, errors_are_completions);
 	tcase_add_test(t, a_client_that_does_not_reap_stops_only_itself);
+	tcase_add_test(t, a_user_leaves_room_for_others);
 	tcase_add_loop_test(t, parked_workers_are_woken_and_lose_nothing, 0, 2);
 	tcase_add_loop_test(t, silent_queues_are_looked_at, 0, 2);
 	tcase_add_loop_test(t, leases_keep_all_workers_awake, 0, 2);
