@@ -225,7 +225,7 @@ bench: deps $(B)/magicpig-bench $(B)/magicpigd $(B)/tests/kernels/bench_kernels 
 
 # Each of them asserts what it is about; the figures are of those that passed. QUICK=1: in the form that `make check` runs.
 PERSIST_TESTS := store/test_crash store/test_attach store/test_errors disk/test_crash disk/test_errors disk/test_power_loss \
-                 integration/test_kill_points integration/test_warm_restart
+                 server/test_profiles integration/test_profiles integration/test_kill_points integration/test_warm_restart
 PERSIST_BENCHES := store/bench_forks disk/bench_disk
 .PHONY: persist-report
 persist-report: deps all $(PERSIST_TESTS:%=$(B)/tests/%) $(PERSIST_BENCHES:%=$(B)/tests/%) $(B)/tests/magicpigd ## what survives what, in figures (half an hour; QUICK=1: two minutes)

@@ -9,8 +9,8 @@
 #define GPU_BLOCK 256u        // threads of a block, but of the fused wait and merge
 #define GPU_FUSED_BLOCK 1024u // ... there, one block
 #define GPU_FUSED_HEADS 32u   // heads that it takes
-#define GPU_PIECE_ROWS 64u    // own rows that one block attends
-#define GPU_WINDOW_THREADS 128u
+#define GPU_WINDOW_THREADS 256u
+#define GPU_PIECE_ROWS(d_pad) ((d_pad) == 256 ? 32u : 64u) // own rows that one block attends
 #define GPU_HEADS_AT_ONCE 4u  // query heads that share a load of K and V
 #define GPU_SUBMIT_QUERIES 4u // of a warp that submits, all of one context
 #define GPU_SUBMIT_THREADS 256u
@@ -61,8 +61,8 @@ struct gpu_queue {
 struct gpu_item {
 	struct mpig_sqe entry;
 	struct mpig_slot_header header;
-	uint64_t q, signature, scale, window_lse, out, lse; // byte offsets in the slot; 0 = absent
-	uint8_t signs[96];                                  // [3][d_pad] bits
+	uint64_t q, signature, scale, window_lse, window_out, out, lse; // byte offsets in the slot; 0 = absent
+	uint8_t signs[96];                                              // [3][d_pad] bits
 	uint32_t divide, reserved;                          // divide: some of the balance is too small or large for its inverse
 };
 
@@ -83,7 +83,8 @@ struct gpu_submit {
 	uint64_t inverse;       // 1 / balance, as long
 	uint64_t q;
 	struct gpu_strides q_strides;
-	uint64_t window_lse;  // float [items][tokens][query_heads]
+	uint64_t window_lse;  // float [items][tokens][query_heads]; 0: the client has no own rows
+	uint64_t window_out;  // float [items][tokens][query_heads][d_v], of this step as the LSE then is; 0: there is none
 	uint64_t split, rows; // int64 [items] or 0
 	uint32_t dtype;
 	uint32_t first_slot; // item i has slot first_slot + i
@@ -107,7 +108,7 @@ struct gpu_window {
 	int64_t kv_item, kv_page, kv_row, kv_head, page_stride;
 	uint64_t split, rows;
 	uint32_t sinks, ring_rows;
-	uint64_t part_out, part_lse; // float [heads][pieces][d_v], [heads][pieces]: scratch
+	uint64_t part_out, part_most, part_sum; // float [heads][pieces][d_pad], [heads][pieces] twice: scratch
 	uint64_t own_out, own_lse;   // float [heads][d_v], [heads]
 	uint64_t counters;           // uint32_t [items][tokens][kv_heads], zero between kernels
 	uint32_t pieces, page_rows, q_dtype, kv_dtype;

@@ -9,6 +9,7 @@
 #define DEFAULT_SLOT_BYTES (UINT64_C(16) << 20)
 #define DEFAULT_SLOTS 4u
 #define DEFAULT_TIMEOUT_MS 30000
+#define DEFAULT_PATIENCE_MS 120000
 #define DEFAULT_BLOCKS 32u
 #define MOST_BLOCKS 1024u
 #define AWAKE_MS 200
@@ -59,27 +60,58 @@ static int failure_text(struct mpig_cuda_ingest *g, int status)
 	return cuda_error_set(status, "%s: call mpig_cuda_ingest_recover", mpig_strerror(status));
 }
 
+// 1: the ingest's stream has nothing left to do; 0: it has; or a failure, which is kept.
+static int stream_through(struct mpig_cuda_ingest *g)
+{
+	int result = CU_OK, rc = gpu_enter(g->gpu);
+	if (rc == MPIG_OK) {
+		result = g->gpu->driver->stream_query(g->stream);
+		gpu_leave(g->gpu);
+	}
+	if (rc == MPIG_OK && result != CU_NOT_READY)
+		rc = cuda_error_of(g->gpu->driver, result, "waiting for the kernels of an ingest");
+	if (rc)
+		stop(g, rc);
+	return rc ? rc : result == CU_OK;
+}
+
+// The host's patience with kernels that may be waiting for a stream of the caller's, of which nobody knows when it goes on.
+struct patience {
+	uint64_t since_ns, kernels; // they stood at this number since then
+};
+
+static int nap(struct mpig_cuda_ingest *g, struct patience *p)
+{
+	uint64_t now = now_ns(), kernels = __atomic_load_n(&g->host->report.copied, __ATOMIC_RELAXED) +
+	                                   __atomic_load_n(&g->host->report.done, __ATOMIC_RELAXED);
+	if (!p->since_ns || kernels != p->kernels)
+		*p = (struct patience){now, kernels};
+	if (now - p->since_ns > g->patience_ns)
+		return cuda_error_set(
+			MPIG_EAGAIN,
+			"the ingest has not moved for %llu ms: what is on the streams of mpig_cuda_ingest_layer before "
+			"the rows has not come to its end (or the daemon is slow); nothing is lost, the same call "
+			"goes on waiting",
+			(unsigned long long)(g->patience_ns / 1000000));
+	nanosleep(&(struct timespec){.tv_nsec = NAP_NS}, NULL);
+	return MPIG_OK;
+}
+
 int ingest_await(struct mpig_cuda_ingest *g, const uint64_t *word, uint64_t number)
 {
+	struct patience patience = {0};
 	while (__atomic_load_n(word, __ATOMIC_ACQUIRE) < number) { // partner: a kernel's store behind its fence
-		int result = CU_OK, rc = gpu_enter(g->gpu);
-		if (rc == MPIG_OK) {
-			result = g->gpu->driver->stream_query(g->stream);
-			gpu_leave(g->gpu);
-		}
-		if (rc == MPIG_OK && result != CU_NOT_READY)
-			rc = cuda_error_of(g->gpu->driver, result, "waiting for the kernels of an ingest");
-		if (rc) {
-			stop(g, rc);
-			return rc;
-		}
-		if (result == CU_OK && __atomic_load_n(word, __ATOMIC_ACQUIRE) < number) {
+		int through = stream_through(g);
+		if (through < 0)
+			return through;
+		if (through && __atomic_load_n(word, __ATOMIC_ACQUIRE) < number) {
 			stop(g, MPIG_EIO);
 			return cuda_error_set(MPIG_EIO, "a kernel of an ingest ended without saying so");
 		}
 		ingest_status(g);
-		if (result == CU_NOT_READY)
-			nanosleep(&(struct timespec){.tv_nsec = NAP_NS}, NULL);
+		int rc = through ? MPIG_OK : nap(g, &patience);
+		if (rc)
+			return rc;
 	}
 	return MPIG_OK;
 }
@@ -115,6 +147,8 @@ int ingest_launch(struct mpig_cuda_ingest *g, struct gpu_ingest *a, unsigned blo
 {
 	if (g->launched >= INGEST_AHEAD) {
 		int rc = ingest_await(g, &g->host->report.copied, g->launched - INGEST_AHEAD + 1);
+		if (rc == MPIG_EAGAIN)
+			return rc;
 		rc = rc ? rc : ingest_status(g);
 		if (rc)
 			return failure_text(g, rc);
@@ -142,6 +176,7 @@ static int options_check(struct mpig_cuda_ingest_options *o)
 	o->slots = o->slots ? o->slots : DEFAULT_SLOTS;
 	o->timeout_ms = o->timeout_ms ? o->timeout_ms : DEFAULT_TIMEOUT_MS;
 	o->blocks = o->blocks ? o->blocks : DEFAULT_BLOCKS;
+	o->patience_ms = o->patience_ms ? o->patience_ms : DEFAULT_PATIENCE_MS;
 	if (o->slots < 2 || o->slots > INGEST_MOST_SLOTS)
 		return cuda_error_set(MPIG_EINVAL, "slots = %u: 2 to %u, or 0 for %u", o->slots, INGEST_MOST_SLOTS,
 		                      DEFAULT_SLOTS);
@@ -231,6 +266,7 @@ int mpig_cuda_ingest_create(mpig_client *client, const struct mpig_cuda_ingest_o
 		return cuda_error_set(MPIG_ENOMEM, "%s", mpig_strerror(MPIG_ENOMEM));
 	g->client = client;
 	g->blocks = o.blocks;
+	g->patience_ns = o.patience_ms < 0 ? UINT64_MAX : (uint64_t)o.patience_ms * 1000000;
 	g->gated = true; // every slot is free
 	rc = queues_make(g, &o);
 	rc = rc ? rc : memory_make(g);
@@ -248,12 +284,12 @@ void mpig_cuda_ingest_destroy(mpig_cuda_ingest *g)
 {
 	if (!g)
 		return;
-	if (ingest_status(g) == MPIG_OK && ingest_launch_wait(g, 0, g->gpu->region.slots) == MPIG_OK)
-		ingest_await(g, &g->host->report.done, g->launched);
-	else
+	if (ingest_status(g) || ingest_launch_wait(g, 0, g->gpu->region.slots) ||
+	    ingest_await(g, &g->host->report.done, g->launched))
 		stop(g, MPIG_ESHUTDOWN);
 	if (gpu_enter(g->gpu) == MPIG_OK) {
-		g->gpu->driver->synchronize(); // kernels have deadlines
+		g->gpu->driver
+			->synchronize(); // kernels have deadlines, streams of the caller's have none: what they will use must not be freed
 		gpu_leave(g->gpu);
 	}
 	end(g);
@@ -339,6 +375,12 @@ int mpig_cuda_ingest_recover(mpig_cuda_ingest *g)
 		return cuda_error_set(MPIG_EINVAL, "ingest is NULL");
 	if (!mpig_cuda_failure(g->gpu, NULL)) // what waits for answers ends now
 		stop(g, MPIG_ERETRY);
+	struct patience patience = {0};
+	for (int through; (through = stream_through(g)) == 0;) {
+		int rc = nap(g, &patience);
+		if (rc)
+			return rc;
+	}
 	int again = mpig_cuda_recover(g->gpu); // the GPU is idle after it
 	if (again < 0)
 		return again;

@@ -33,6 +33,7 @@ struct mpig_cuda_ingest {
 	uint64_t tickets;
 	struct ingest_host *host;
 	CUdeviceptr host_device, state;
+	uint64_t patience_ns;                       // UINT64_MAX: no limit
 	uint64_t launched;                          // kernels
 	uint64_t token_kernel[INGEST_TOKEN_PLACES]; // that reads a place
 	uint64_t commits_made;                      // pieces, for the next place

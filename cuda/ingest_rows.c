@@ -165,9 +165,9 @@ static int rows_send(struct mpig_cuda_ingest *g, mpig_context *context, const st
 			return rc;
 		done += n;
 		g->sums.appends++;
-		g->sums.rows += n;
 		g->sums.bytes += n * row + (last ? (uint64_t)r->query_count * s->query_heads * s->d_k * element : 0);
 	}
+	g->sums.rows += r->count;
 	return MPIG_OK;
 }
 

@@ -163,6 +163,16 @@ DEVICE void store_2(float *p, const float *x)
 {
 	*(float2 *)p = make_float2(x[0], x[1]);
 }
+// 16 bytes of global memory on their way to shared memory; both addresses are multiples of 16.
+DEVICE void copy_begin(float *to, uint64_t from)
+{
+	asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" : : "r"((uint32_t)__cvta_generic_to_shared(to)), "l"(from) : "memory");
+}
+// This thread's are there.
+DEVICE void copies_wait(void)
+{
+	asm volatile("cp.async.wait_all;" : : : "memory");
+}
 // Words of global memory, by as wide loads as there are. Not moved across grid_wait.
 DEVICE void load_global(int count, uint64_t from, uint32_t *words)
 {

@@ -97,7 +97,7 @@ DEVICE void publish(const struct gpu_queue *q, const struct gpu_state *s, uint32
 
 // Where the queries of a warp go.
 struct target {
-	uint64_t q, signature, scale, lse; // of the first; signature and lse: 0 if the request has none
+	uint64_t q, signature, scale, lse, out; // of the first; signature, lse and out: 0 if the request has none
 };
 
 DEVICE struct target target_of(const struct gpu_submit *a, const struct batch *b)
@@ -105,11 +105,13 @@ DEVICE struct target target_of(const struct gpu_submit *a, const struct batch *b
 	const struct gpu_item *item = b->item;
 	const uint64_t slot = slot_address(&a->queue, a->first_slot + b->n), bytes = a->dtype == MPIG_F32 ? 4 : 2;
 	struct target t = {slot + item->q + (uint64_t)b->first * a->shape.d_k * bytes, 0,
-	                   slot + item->scale + (uint64_t)b->first * 4, 0};
+	                   slot + item->scale + (uint64_t)b->first * 4, 0, 0};
 	if (item->signature)
 		t.signature = slot + item->signature + (uint64_t)b->first * a->shape.d_pad;
 	if (item->window_lse)
 		t.lse = slot + item->window_lse + (uint64_t)b->first * 4;
+	if (item->window_out)
+		t.out = slot + item->window_out + (uint64_t)b->first * a->shape.d_v * 4;
 	return t;
 }
 
@@ -132,10 +134,10 @@ DEVICE void submit_queries(const int E, const struct gpu_submit *a, struct gpu_s
 	const struct source source = {a->q, a->dtype};
 	const int first_block = blockIdx.x == 0;
 	struct batch b;
-	struct target t = {0, 0, 0, 0};
+	struct target t = {0, 0, 0, 0, 0};
 	int64_t at = 0;
 	uint32_t words[SUBMIT_QUERIES * 8], by[SUBMIT_QUERIES * 8], inverse[SUBMIT_QUERIES * 8];
-	float own_lse = 0.0f;
+	struct own own;
 	const uint64_t word = first_block && threadIdx.x < shape->items * ITEM_WORDS ? plan_word(a, threadIdx.x) : 0;
 	const int mine = batch_of(shape, a->items, a->balance, a->inverse, SUBMIT_QUERIES, &b);
 	if (mine) {
@@ -152,10 +154,8 @@ DEVICE void submit_queries(const int E, const struct gpu_submit *a, struct gpu_s
 		queries_ask(E, E, SUBMIT_QUERIES, shape, &source, at, 0, words);
 	else if (wide)
 		queries_ask(E, E / 2, SUBMIT_QUERIES, shape, &source, at, 0, words);
-	if (mine && lane_of() < b.count)
-		own_lse =
-			((const float *)
-		                 a->window_lse)[b.number + lane_of()]; // of the step before; after one that failed it may be NaN
+	if (mine)
+		own_ask(E, a, &b, &own);
 	int refused = 0;
 	for (uint32_t i = threadIdx.x; i < shape->items; i += blockDim.x)
 		refused |= slot_state(&a->queue, a->first_slot + i)->state != GPU_SLOT_FREE;
@@ -180,8 +180,7 @@ DEVICE void submit_queries(const int E, const struct gpu_submit *a, struct gpu_s
 		divided = submit_asked(E, E, a, &source, &b, &t, words, by, inverse, lines);
 	else if (wide)
 		divided = submit_asked(E, E / 2, a, &source, &b, &t, words, by, inverse, lines);
-	if (t.lse && lane_of() < b.count)
-		((float *)t.lse)[lane_of()] = own_lse != own_lse ? -INFINITE_FLOAT : own_lse;
+	own_copy(E, a, &b, &own, t.lse, t.out);
 	if (!wide || (t.signature && !divided))
 		queries_gather(E, SUBMIT_LANES, shape, &source, &b, at, 0, SUBMIT_QUERIES, wide ? 0 : t.q, lines);
 	if (t.signature)

@@ -10,6 +10,8 @@
 
 #include "cuda/kernel_many.cuh"
 
+#include "cuda/kernel_own.cuh"
+
 #include "cuda/kernel_ring.cuh"
 
 #include "cuda/kernel_merge.cuh"

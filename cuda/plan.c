@@ -52,6 +52,8 @@ static int spec_check(const mpig_cuda *gpu, struct mpig_cuda_spec *s)
 	int rc = share_check("budget", s->budget);
 	rc = rc ? rc : share_check("error_target", s->error_target);
 	rc = rc ? rc : share_check("budget_floor", s->budget_floor);
+	if (rc == MPIG_OK && (!(s->delta >= 0 && s->delta < 1) || (s->delta > 0 && !(s->error_target > 0))))
+		rc = cuda_error_set(MPIG_EINVAL, "delta = %g: above 0 and below 1, with an error_target, or 0", (double)s->delta);
 	return rc ? rc : share_check("budget_cap", s->budget_cap);
 }
 
@@ -101,6 +103,12 @@ static int layers_take(struct mpig_cuda_plan *p)
 	return MPIG_OK;
 }
 
+// What a request carries of the client's own part.
+static uint32_t own_parts(const struct mpig_cuda_plan *p)
+{
+	return MPIG_HAS_WINDOW_LSE | (p->spec.own_first ? MPIG_HAS_WINDOW_OUT : 0u);
+}
+
 // ---- items -------------------------------------------------------------------------------------------------------------
 // Everything of item i but its signature parameters.
 static void item_begin(const struct mpig_cuda_plan *p, uint32_t i, uint32_t present)
@@ -125,11 +133,13 @@ static void item_begin(const struct mpig_cuda_plan *p, uint32_t i, uint32_t pres
 		.header = {.present = present,
 	                   .error_target = s->error_target,
 	                   .budget_floor = s->budget_floor,
-	                   .budget_cap = s->budget_cap},
+	                   .budget_cap = s->budget_cap,
+	                   .delta = s->delta},
 		.q = l.q,
 		.signature = l.signature,
 		.scale = l.signature_scale,
 		.window_lse = l.window_lse,
+		.window_out = l.window_out,
 		.out = l.out,
 		.lse = l.lse,
 	};
@@ -146,7 +156,7 @@ static int item_make(const struct mpig_cuda_plan *p, uint32_t i, float *balance)
 		return cuda_error_set(rc, "signature parameters of layer %d of '%s': %s", p->spec.layer,
 		                      mpig_context_name(p->spec.context[i]), mpig_strerror(rc));
 	bool has = rc == MPIG_OK && g.version && g.d_k == p->shape.d_k && g.kv_heads == p->shape.kv_heads;
-	item_begin(p, i, MPIG_HAS_WINDOW_LSE | (has ? MPIG_HAS_SIGNATURE : 0u));
+	item_begin(p, i, own_parts(p) | (has ? MPIG_HAS_SIGNATURE : 0u));
 	if (has) {
 		p->items[i].header.signature_version = g.version;
 		memcpy(p->items[i].signs, g.signs, sizeof(g.signs));
@@ -200,8 +210,7 @@ static int slot_check(const struct mpig_cuda_plan *p)
 {
 	struct mpig_layer_shape shape = {p->shape.query_heads, p->shape.kv_heads, p->shape.d_k, p->shape.d_v};
 	uint64_t bytes =
-		mpig_attend_layout(&shape, p->spec.tokens, (uint32_t)p->spec.dtype, MPIG_HAS_WINDOW_LSE | MPIG_HAS_SIGNATURE)
-			.bytes;
+		mpig_attend_layout(&shape, p->spec.tokens, (uint32_t)p->spec.dtype, own_parts(p) | MPIG_HAS_SIGNATURE).bytes;
 	if (bytes > p->gpu->region.slot_bytes)
 		return cuda_error_set(
 			MPIG_ELIMIT,
@@ -214,7 +223,8 @@ static int slot_check(const struct mpig_cuda_plan *p)
 // As many pieces as fill the GPU, and no more than there are rows for.
 static uint32_t pieces_for(const struct mpig_cuda_plan *p)
 {
-	uint64_t rows = (p->spec.own_rows + (uint64_t)GPU_PIECE_ROWS - 1) / GPU_PIECE_ROWS;
+	uint32_t piece = GPU_PIECE_ROWS(p->shape.d_pad);
+	uint64_t rows = (p->spec.own_rows + (uint64_t)piece - 1) / piece;
 	uint64_t blocks = (uint64_t)p->shape.items * p->shape.tokens * p->shape.kv_heads,
 		 most = (BLOCKS_WANTED + blocks - 1) / blocks;
 	return (uint32_t)(rows < most ? rows : most);
@@ -233,9 +243,10 @@ static int memory_make(struct mpig_cuda_plan *p)
 	                          heads * p->shape.d_v * 4,
 	                          counters,
 	                          heads * p->pieces * 4,
-	                          heads * p->pieces * p->shape.d_v * 4};
-	CUdeviceptr *const parts[] = {&p->device_items, &p->balance,  &p->inverse,  &p->own_lse,
-	                              &p->own_out,      &p->counters, &p->part_lse, &p->part_out};
+	                          heads * p->pieces * 4,
+	                          heads * p->pieces * p->shape.d_pad * 4};
+	CUdeviceptr *const parts[] = {&p->device_items, &p->balance,   &p->inverse,  &p->own_lse, &p->own_out,
+	                              &p->counters,     &p->part_most, &p->part_sum, &p->part_out};
 	for (size_t i = 0; i < sizeof(bytes) / sizeof(bytes[0]); i++)
 		at += align_up(bytes[i]);
 	float *none = malloc(heads * sizeof(*none));

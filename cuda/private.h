@@ -32,7 +32,7 @@ struct mpig_cuda {
 	bool ready; // attached: the state on the GPU means something
 	CUmodule module;
 	struct {
-		CUfunction sign, sign_many, submit, window, wait, merge, merge_fused, rounds, ingest;
+		CUfunction sign, sign_many, submit, window_64, window_128, window_256, wait, merge, merge_fused, rounds, ingest;
 	} kernel;
 	struct gpu_queue args;     // what kernels are told of the queue
 	struct gpu_report *report; // pinned
@@ -48,9 +48,9 @@ struct mpig_cuda_plan {
 	struct gpu_shape shape;
 	struct gpu_item *items; // [contexts], as they are on the GPU
 	CUdeviceptr memory;     // all that follows is in it
-	CUdeviceptr device_items, balance, inverse, part_out, part_lse, own_out, own_lse, counters;
+	CUdeviceptr device_items, balance, inverse, part_out, part_most, part_sum, own_out, own_lse, counters;
 	uint32_t pieces;
-	bool window_ran; // since the plan was made: its pieces mean something
+	bool window_ran; // in this step, as far as it has been launched: its own part is there
 };
 
 // Makes the GPU's context current around calls of the driver, whatever the caller's thread has.

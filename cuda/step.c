@@ -60,14 +60,19 @@ int mpig_cuda_submit(mpig_cuda_plan *p, mpig_cuda_stream stream, const struct mp
 	                       .q = s.q,
 	                       .q_strides = strides(s.q_context, s.q_token, s.q_head, &p->shape, p->shape.d_k),
 	                       .window_lse = p->own_lse,
+	                       .window_out = 0,
 	                       .split = s.split,
 	                       .rows = s.rows,
 	                       .dtype = (uint32_t)p->spec.dtype,
 	                       .first_slot = p->spec.first_slot};
+	if (p->spec.own_first) {
+		a.window_lse = p->window_ran ? p->own_lse : 0;
+		a.window_out = p->window_ran ? p->own_out : 0;
+	}
 	unsigned threads = p->shape.d_pad == 256 ? GPU_SUBMIT_THREADS / 2 : GPU_SUBMIT_THREADS; // for the sake of shared memory
 	rc = gpu_launch(p->gpu, p->gpu->kernel.submit, "mpig_submit", batch_grid(p, GPU_SUBMIT_QUERIES, threads), 1, threads,
 	                stream, &a);
-	if (rc == MPIG_OK)
+	if (rc == MPIG_OK && !p->spec.own_first)
 		p->window_ran = false;
 	return rc;
 }
@@ -112,7 +117,8 @@ int mpig_cuda_window(mpig_cuda_plan *p, mpig_cuda_stream stream, const struct mp
 	                       .sinks = (uint32_t)p->spec.sinks,
 	                       .ring_rows = s.ring_rows,
 	                       .part_out = p->part_out,
-	                       .part_lse = p->part_lse,
+	                       .part_most = p->part_most,
+	                       .part_sum = p->part_sum,
 	                       .own_out = p->own_out,
 	                       .own_lse = p->own_lse,
 	                       .counters = p->counters,
@@ -125,7 +131,10 @@ int mpig_cuda_window(mpig_cuda_plan *p, mpig_cuda_stream stream, const struct mp
 	                       .alibi_slope_base = p->layer.alibi_slope_base};
 	a.kv_row = s.kv_row ? s.kv_row : (int64_t)p->shape.kv_heads * a.kv_head;
 	a.kv_page = s.kv_page ? s.kv_page : (int64_t)s.page_rows * a.kv_row;
-	rc = gpu_launch(p->gpu, p->gpu->kernel.window, "mpig_window", p->shape.items * p->shape.tokens * p->shape.kv_heads,
+	const CUfunction kernel = p->shape.d_pad == 64    ? p->gpu->kernel.window_64
+	                          : p->shape.d_pad == 128 ? p->gpu->kernel.window_128
+	                                                  : p->gpu->kernel.window_256;
+	rc = gpu_launch(p->gpu, kernel, "mpig_window", p->shape.items * p->shape.tokens * p->shape.kv_heads,
 	                p->pieces, GPU_WINDOW_THREADS, stream, &a);
 	if (rc == MPIG_OK)
 		p->window_ran = true;
@@ -156,12 +165,16 @@ int mpig_cuda_merge(mpig_cuda_plan *p, mpig_cuda_stream stream, const struct mpi
 	                      .out_dtype = (uint32_t)s.out_dtype,
 	                      .lse2 = s.flags & MPIG_CUDA_LSE2,
 	                      .first_slot = p->spec.first_slot};
-	if (fused)
-		return gpu_launch(p->gpu, p->gpu->kernel.merge_fused, "mpig_merge_fused", 1, 1, heads_of(p) * GPU_WARP, stream,
-		                  &a);
 	struct gpu_wait w = {.queue = p->gpu->args, .first_slot = p->spec.first_slot, .slots = p->shape.items};
-	rc = gpu_launch(p->gpu, p->gpu->kernel.wait, "mpig_wait", 1, 1, GPU_WARP, stream, &w);
-	return rc ? rc : gpu_launch(p->gpu, p->gpu->kernel.merge, "mpig_merge", warp_grid(heads_of(p)), 1, GPU_BLOCK, stream, &a);
+	if (fused) {
+		rc = gpu_launch(p->gpu, p->gpu->kernel.merge_fused, "mpig_merge_fused", 1, 1, heads_of(p) * GPU_WARP, stream, &a);
+	} else {
+		rc = gpu_launch(p->gpu, p->gpu->kernel.wait, "mpig_wait", 1, 1, GPU_WARP, stream, &w);
+		rc = rc ? rc : gpu_launch(p->gpu, p->gpu->kernel.merge, "mpig_merge", warp_grid(heads_of(p)), 1, GPU_BLOCK, stream, &a);
+	}
+	if (rc == MPIG_OK)
+		p->window_ran = false;
+	return rc;
 }
 
 int mpig_cuda_sign(mpig_cuda_plan *p, mpig_cuda_stream stream, const struct mpig_cuda_step *step, uint64_t signature,

@@ -1,5 +1,6 @@
 // magicpigd: the command line around server_run.
 #include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -216,6 +217,16 @@ static int gc(const struct command_line *c)
 	return status ? EXIT_FAILURE : EXIT_SUCCESS;
 }
 
+// A reload that is asked for while the daemon starts, which may take as long as a large pool takes to be read, waits until it serves; it would
+// end it otherwise.
+static void hold_reloads(void)
+{
+	sigset_t set;
+	sigemptyset(&set);
+	sigaddset(&set, SIGHUP);
+	sigprocmask(SIG_BLOCK, &set, NULL);
+}
+
 int main(int argc, char **argv)
 {
 	struct command_line c = {0};
@@ -241,6 +252,7 @@ int main(int argc, char **argv)
 	}
 	struct options options;
 	char why[OPTIONS_WHY_BYTES];
+	hold_reloads();
 	log_init(LOG_LEVEL_INFO);
 	if (load(&c, &options, why) != 0) {
 		log_error("%s", why);

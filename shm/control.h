@@ -22,7 +22,8 @@
 #define MPIG_CONTROL_MAX_BYTES 65536u
 #define MPIG_NAME_BYTES 128u // including the terminating zero
 #define MPIG_TEXT_BYTES 256u
-#define MPIG_LIST_PAGE 160u
+#define MPIG_LIST_PAGE 160u        // contexts of one answer to LIST or SAVED, at most
+#define MPIG_LIST_PAGE_UNASKED 64u // of one to a client that does not say how many it takes, as clients once did not
 #define MPIG_HEADS_PAGE 512u
 #define MPIG_SIGNATURE_PAGE 48u
 #define MPIG_CLIENTS_PAGE 256u
@@ -130,7 +131,8 @@ struct mpig_ctl_hello { // request and reply
 	char version[32];      // reply: the daemon's version
 	uint64_t max_slot_bytes, max_region_bytes;
 	uint32_t max_entries, workers;
-	uint8_t reserved[64];
+	uint32_t list_page; // reply: what LIST and SAVED may be asked for at once; 0: a daemon that takes no number
+	uint8_t reserved[60];
 };
 
 struct mpig_ctl_queue_create { // request and reply (reply: values in force; fds: region, eventfd)
@@ -374,14 +376,15 @@ static_assert(sizeof(struct mpig_wire_saved) == 256, "wire format frozen");
 struct mpig_ctl_saved { // request and reply; the reply is followed by count x struct mpig_wire_saved, by name
 	struct mpig_control_header h;
 	char after[MPIG_NAME_BYTES]; // the names after this one; "" to begin
-	uint32_t count, more;        // reply: that follow; 0 = those were all
+	uint32_t count;              // request: how many at most, 0 = MPIG_LIST_PAGE_UNASKED; reply: that follow
+	uint32_t more;               // reply: 0 = those were all
 	uint8_t reserved[32];
 };
 
 struct mpig_ctl_list {
 	struct mpig_control_header h;
 	uint64_t cursor; // 0 to begin; the reply's cursor to go on; 0 in a reply = end
-	uint32_t count;  // reply: contexts that follow
+	uint32_t count;  // request: how many at most, 0 = MPIG_LIST_PAGE_UNASKED; reply: contexts that follow
 	uint32_t reserved;
 };
 

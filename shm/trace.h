@@ -91,6 +91,13 @@ struct mpig_trace_record {
 };
 static_assert(sizeof(struct mpig_trace_record) == MPIG_TRACE_RECORD_BYTES, "format frozen: make another version");
 
+// What was asked, as members of magicpig.h's struct mpig_attend, for an initialiser: all but the addresses q, window_lse and window_out.
+#define MPIG_TRACE_ASKED(r)                                                                                                      \
+	.layer = (r)->layer, .proposal = (r)->proposal, .dtype = (r)->dtype, .tokens = (r)->tokens, .begin = (r)->begin,         \
+	.end = (int64_t)(r)->end, .budget = (r)->budget, .seed = (r)->seed, .query_position = (r)->query_position,               \
+	.causal = (r)->flags & MPIG_SQE_CAUSAL ? 1 : 0, .causal_base = (r)->causal_base, .error_target = (r)->error_target,      \
+	.budget_floor = (r)->budget_floor, .budget_cap = (r)->budget_cap, .delta = (r)->delta
+
 struct mpig_trace_end { // kind END
 	struct mpig_trace_head head;
 	uint64_t file_bytes;  // this record included

@@ -307,7 +307,9 @@ int mpig_context_list(mpig_client *c, uint64_t *cursor, struct mpig_context_info
 		return 0;
 	struct mpig_ctl_list request = {.cursor = *cursor};
 	pthread_mutex_lock(&c->lock);
-	int rc = client_call(c, MPIG_CTL_LIST, &request, sizeof(request), -1, sizeof(request), NULL);
+	int rc = client_connected(c);
+	request.count = c->list_page;
+	rc = rc ? rc : client_call(c, MPIG_CTL_LIST, &request, sizeof(request), -1, sizeof(request), NULL);
 	if (rc == MPIG_OK)
 		rc = take_page(c, cursor, infos, (uint32_t)max);
 	pthread_mutex_unlock(&c->lock);

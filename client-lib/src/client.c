@@ -74,6 +74,7 @@ static int hello(mpig_client *c)
 		return rc;
 	}
 	c->epoch = reply->epoch;
+	c->list_page = reply->list_page < MPIG_LIST_PAGE ? reply->list_page : MPIG_LIST_PAGE;
 	return MPIG_OK;
 }
 

@@ -144,7 +144,9 @@ int mpig_saved_list(mpig_client *c, const char *after, struct mpig_saved_info *i
 	if (after)
 		memcpy(request.after, after, strlen(after));
 	pthread_mutex_lock(&c->lock);
-	rc = client_call(c, MPIG_CTL_SAVED, &request, sizeof(request), -1, sizeof(request), NULL);
+	rc = client_connected(c);
+	request.count = c->list_page;
+	rc = rc ? rc : client_call(c, MPIG_CTL_SAVED, &request, sizeof(request), -1, sizeof(request), NULL);
 	if (rc == MPIG_OK)
 		rc = take_page(c, infos, (uint32_t)max);
 	pthread_mutex_unlock(&c->lock);

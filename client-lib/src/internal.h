@@ -46,6 +46,7 @@ struct mpig_client {
 	int fd; // -1: not connected
 	int timeout_ms, reconnect_ms;
 	uint64_t epoch;
+	uint32_t list_page; // contexts that this daemon may be asked for at once
 	uint32_t tag;
 	uint32_t reply_bytes;
 	uint8_t *reply;         // the last datagram received, MPIG_CONTROL_MAX_BYTES, 8-byte aligned

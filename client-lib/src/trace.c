@@ -195,23 +195,9 @@ static int describe(mpig_trace *t, struct mpig_traced *out)
 		return nonsense(t, "a query's size");
 	t->attend = (struct mpig_attend){
 		.size = sizeof(t->attend),
-		.layer = r->layer,
-		.proposal = r->proposal,
-		.dtype = MPIG_F32,
-		.tokens = r->tokens,
+		MPIG_TRACE_ASKED(r),
 		.q = t->record + l.q,
-		.begin = r->begin,
-		.end = (int64_t)r->end,
-		.budget = r->budget,
-		.seed = r->seed,
-		.query_position = r->query_position,
-		.causal = r->flags & MPIG_SQE_CAUSAL ? 1 : 0,
-		.causal_base = r->causal_base,
-		.error_target = r->error_target,
-		.budget_floor = r->budget_floor,
-		.budget_cap = r->budget_cap,
 		.window_lse = l.window_lse ? (const float *)(const void *)(t->record + l.window_lse) : NULL,
-		.delta = r->delta,
 		.window_out = l.window_out ? (const float *)(const void *)(t->record + l.window_out) : NULL,
 	};
 	struct mpig_traced known = {

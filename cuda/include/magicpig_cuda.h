@@ -12,6 +12,7 @@
  *                      mpig_cuda_submit(plan, stream, &step);    // q and signature into the ring
  *                      mpig_cuda_window(plan, stream, &step);    // own rows, while the daemon works
  *                      mpig_cuda_merge(plan, stream, &step);     // wait, and merge
+ *                      or, with own_first: window, submit, merge // rows by error, which go by what the client has itself
  *                      mpig_cuda_failure(gpu, &failure);      // after the stream has been synchronised
  *
  * Conventions are those of magicpig.h: 0 or a negative MPIG_E* code, mpig_cuda_error() says more, outputs are written on success only,
@@ -115,6 +116,13 @@ struct mpig_cuda_spec {
 	unsigned no_signature; /* nonzero: leave signatures to the daemon */
 	/* Rows [0, sinks) and [split, rows) are cut into pieces for as many as this; more are right, but slower. 0 = 1024. */
 	unsigned own_rows;
+	float delta; /* as in mpig_attend; with own_first, the promise is about the merged output */
+	/* Nonzero: a step is window, submit, merge, and the request carries the LSE and the output of this step's own rows, as window_lse and
+	 * window_out of mpig_attend do; without a window it says that there are none. For rows by error, which are wasted or, worse,
+	 * missed without it, and for delta; it costs the time of the window's kernel, and query_heads * d_v floats over the bus. 0: a
+	 * step is submit, window, merge, the own rows are attended while the daemon works, and the request carries the LSE of the
+	 * plan's step before. For fixed shares, which go by neither. */
+	unsigned own_first;
 };
 /* Asks the daemon for what signatures need (mpig_context_signature); a context that has nothing sealed yet is served without, until
  * mpig_cuda_plan_refresh. Errors: MPIG_EINVAL, MPIG_ELIMIT (the queue's slots are too small or too few: the text says what is needed),
@@ -165,7 +173,8 @@ enum mpig_cuda_flags {
 	MPIG_CUDA_DAEMON_ONLY = 2, /* out and lse are the daemon's part alone, for callers that merge by themselves */
 };
 /* Each launches one kernel (merge: two where B * T * query_heads > 32) on `stream` and returns; may be captured. Order: submit, then window
- * in any place before merge, or not at all (then the caller's own part is not merged). Errors: MPIG_EINVAL, MPIG_EIO. */
+ * in any place before merge; with own_first window, submit, merge, where a window behind the submit is merged all the same. Without a window
+ * the caller's own part is not merged. Errors: MPIG_EINVAL, MPIG_EIO. */
 MPIG_API int mpig_cuda_submit(mpig_cuda_plan *plan, mpig_cuda_stream stream, const struct mpig_cuda_step *step);
 MPIG_API int mpig_cuda_window(mpig_cuda_plan *plan, mpig_cuda_stream stream, const struct mpig_cuda_step *step);
 MPIG_API int mpig_cuda_merge(mpig_cuda_plan *plan, mpig_cuda_stream stream, const struct mpig_cuda_step *step);
@@ -200,6 +209,11 @@ MPIG_API int mpig_cuda_round_trips(mpig_cuda *gpu, unsigned count, float *ns);
  * computes is held up only where it asks by mpig_cuda_ingest_release, and the host only where it is 64 slots ahead of the copies: then
  * mpig_cuda_ingest_layer waits. A daemon that is slow is no failure; one that answers nothing at all for timeout_ms is.
  *
+ * Patience. A stream that the caller has blocked holds up the rows that were given on it, and whoever waits for them. A call that has waited for
+ * patience_ms while nothing moved answers MPIG_EAGAIN. That is no failure: nothing is lost, the same call with the same arguments goes on where
+ * it was (positions are absolute, so what it had sent is sent again to no harm), or another thing can be done first. K, V and queries of a
+ * layer that answered it belong to the ingest until a later ticket is released.
+ *
  * Failure. The first one is kept, nothing after it reaches the daemon, and all calls but failure, recover and destroy answer it. What was
  * committed stays, and nothing is half committed: rows without their commit are written again or forgotten. After mpig_cuda_ingest_recover
  * mpig_context_committed says how far each context is; go on from there.
@@ -215,14 +229,15 @@ struct mpig_cuda_ingest_options {
 	unsigned slots;    /* 2 to 64; 0 = 4. slots * slot_bytes of host memory are registered */
 	int timeout_ms;    /* longest time in which the daemon answers nothing; 0 = 30000, at most 60000 */
 	unsigned blocks;   /* of the kernel that copies, 256 threads each; 0 = 32, at most 1024 */
+	int patience_ms;   /* longest time that a call waits while nothing moves; 0 = 120000; negative: no limit */
 };
 /* Makes a queue of the client's, attaches the current CUDA context to it (the primary one of device 0 if there is none), and a stream.
  * Errors: those of mpig_queue_create and mpig_cuda_attach. *ingest is the caller's until mpig_cuda_ingest_destroy, before
  * mpig_disconnect. */
 MPIG_API int mpig_cuda_ingest_create(mpig_client *client, const struct mpig_cuda_ingest_options *options,
                                      mpig_cuda_ingest **ingest);
-/* Waits for what is under way, at most timeout_ms without an answer. Rows that were not committed are as after a client's end. NULL is
- * allowed. */
+/* Waits for what is under way, at most timeout_ms without an answer, and for the streams that rows were given on, however long they take: memory
+ * that the GPU is yet to use cannot be given back. Rows that were not committed are as after a client's end. NULL is allowed. */
 MPIG_API void mpig_cuda_ingest_destroy(mpig_cuda_ingest *ingest);
 
 struct mpig_cuda_rows { /* some tokens' K and V of one layer, in the GPU's memory */
@@ -240,7 +255,8 @@ struct mpig_cuda_rows { /* some tokens' K and V of one layer, in the GPU's memor
 };
 /* Rows of a layer, as what is on `stream` before leaves them. Returns without waiting for them: a ticket > 0 for release and released, or a
  * negative status. Positions are as in mpig_append. Errors: MPIG_EINVAL (dtype, layer, strides, addresses), MPIG_ERANGE (tokens), MPIG_ELIMIT
- * (the slots are too small: the text says what is needed), MPIG_ENOTSUP (layer not global), MPIG_EIO, and a failure noted before. */
+ * (the slots are too small: the text says what is needed), MPIG_ENOTSUP (layer not global), MPIG_EIO, MPIG_EAGAIN (patience), and a failure noted
+ * before. */
 MPIG_API int64_t mpig_cuda_ingest_layer(mpig_cuda_ingest *ingest, mpig_context *context, const struct mpig_cuda_rows *rows,
                                         mpig_cuda_stream stream);
 /* May K, V and queries of a ticket, and of those before it, be overwritten? `stream` waits until they may be, without the host: what is
@@ -250,7 +266,7 @@ MPIG_API int mpig_cuda_ingest_release(mpig_cuda_ingest *ingest, int64_t ticket, 
  * mpig_cuda_ingest_recover). */
 MPIG_API int mpig_cuda_ingest_released(mpig_cuda_ingest *ingest, int64_t ticket);
 /* Commits tokens [position, position + count) behind the appends before it, as mpig_commit does: all global layers must have been given up
- * to there. Returns without waiting; token ids are copied. */
+ * to there. Returns without waiting, as a rule (MPIG_EAGAIN); token ids are copied. */
 MPIG_API int mpig_cuda_ingest_commit(mpig_cuda_ingest *ingest, mpig_context *context, uint64_t position, uint64_t count,
                                      const uint32_t *tokens, int flags);
 
@@ -264,7 +280,7 @@ struct mpig_cuda_ingest_report { /* since the ingest was made, recovered, or fin
 	uint64_t service_ns; /* of all requests, from claim to answer, by the daemon's clock */
 };
 /* Waits until the daemon has answered everything. Then mpig_context_committed of the contexts is up to date. *report (may be NULL) is
- * written on success. Errors: the failure, which mpig_cuda_ingest_failure describes. */
+ * written on success. Errors: MPIG_EAGAIN (patience), and the failure, which mpig_cuda_ingest_failure describes. */
 MPIG_API int mpig_cuda_ingest_finish(mpig_cuda_ingest *ingest, struct mpig_cuda_ingest_report *report);
 
 struct mpig_cuda_ingest_failure {
@@ -280,7 +296,8 @@ struct mpig_cuda_ingest_failure {
 MPIG_API int mpig_cuda_ingest_failure(mpig_cuda_ingest *ingest, struct mpig_cuda_ingest_failure *failure);
 /* After a failure: waits for the GPU and for what the daemon still works on, or goes over to the next daemon. 0, or 1 as mpig_cuda_begin;
  * mpig_context_committed of the contexts is up to date, and what was given beyond that is to be given again. May be repeated after
- * MPIG_ETIMEDOUT (the daemon still works on a request) and MPIG_ENODAEMON. */
+ * MPIG_ETIMEDOUT (the daemon still works on a request) and MPIG_ENODAEMON, and must be after MPIG_EAGAIN (patience). It also waits for what else
+ * the context's streams have to do. */
 MPIG_API int mpig_cuda_ingest_recover(mpig_cuda_ingest *ingest);
 
 #ifdef __cplusplus

@@ -142,15 +142,21 @@ int io_free_slot(struct io *io)
 	return -1;
 }
 
+#define NAP_US UINT64_C(50000) // between looks whether to go on sleeping
+#define FOREVER_NS 1e18
+
 // Sleeps until the bytes moved so far fit the rate.
 static void throttle(struct io *io, uint32_t bytes)
 {
 	io->moved += bytes;
 	if (!io->rate)
 		return;
-	uint64_t due = (uint64_t)((double)io->moved / (double)io->rate * 1e9), spent = mono_ns() - io->begin_ns;
-	if (due > spent)
-		usleep((useconds_t)((due - spent) / 1000));
+	double takes = (double)io->moved / (double)io->rate * 1e9;
+	uint64_t due = io->begin_ns + (uint64_t)(takes < FOREVER_NS ? takes : FOREVER_NS);
+	for (uint64_t now; (now = mono_ns()) < due && !(io->cancel && atomic_load(io->cancel));) {
+		uint64_t left = (due - now) / 1000 + 1;
+		usleep((useconds_t)(left < NAP_US ? left : NAP_US));
+	}
 }
 
 static int transfer(struct io_slot *s)

@@ -43,6 +43,7 @@ struct io {
 	struct io_slot slot[IO_SLOTS_MAX];
 	uint32_t busy;
 	uint64_t rate, begin_ns, moved; // bytes a second, 0 = as fast as it goes
+	const atomic_bool *cancel;      // set by others: no more waiting for the rate. NULL: nobody does
 };
 int io_open(struct io *io, uint32_t depth, uint64_t chunk, uint64_t rate); // 0 or -errno
 void io_close(struct io *io);                                              // waits for what is in flight

@@ -180,6 +180,7 @@ static void expire_on_disk(struct disk_jobs *jobs, const struct expiry *e)
 static void expire(struct disk_jobs *jobs)
 {
 	struct expiry e;
+	store_note_clock(jobs->store, clock_ns(CLOCK_BOOTTIME)); // which goes on while the machine sleeps
 	store_note_uses(jobs->store);
 	while (!atomic_load(&jobs->own.cancel) && store_next_expired(jobs->store, &jobs->policy.otherwise, jobs->disk, &e)) {
 		if (e.what == EXPIRED_LEFT)

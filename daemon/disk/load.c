@@ -102,6 +102,7 @@ static void finish(struct loading *l, const char *name, int status)
 static int begin(struct loading *l, const struct credentials *who, const char *name)
 {
 	int rc = io_open(&l->io, l->d->options.depth, l->d->options.chunk, l->d->options.rate);
+	l->io.cancel = &l->progress->cancel;
 	if (rc)
 		return disk_errno(l->why, rc, "cannot load", name);
 	int status = open_context(l, who, name);

@@ -224,6 +224,7 @@ int disk_save(struct disk *d, struct store *store, const struct credentials *who
 	image_release(s.image);
 	s.image = NULL;
 	int rc = io_open(&s.io, d->options.depth, d->options.chunk, d->options.rate);
+	s.io.cancel = &progress->cancel;
 	status = rc ? disk_errno(why, rc, "cannot save", name) : open_directory(&s, name);
 	status = status ? status : check_owner(&s, who, name, created_ns);
 	if (status == MPIG_ECORRUPT) { // what is there is of no use to anybody

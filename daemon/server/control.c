@@ -181,7 +181,7 @@ int control_hello(struct peer *p, struct request *r)
 			"the client has ABI version %u, this daemon (%s) has %u: use a library of the daemon's version",
 			in->abi_version, MPIG_VERSION_STRING, MPIG_ABI_VERSION);
 	static const uint8_t zeros[sizeof in->reserved];
-	if (in->pid_reserved || memcmp(in->reserved, zeros, sizeof zeros) != 0)
+	if (in->pid_reserved || in->list_page || memcmp(in->reserved, zeros, sizeof zeros) != 0)
 		return control_fail(r, MPIG_EPROTO, "HELLO: reserved fields must be zero");
 	p->greeted = true;
 	struct server *s = p->server;
@@ -193,6 +193,7 @@ int control_hello(struct peer *p, struct request *r)
 		.max_region_bytes = MPIG_MAX_REGION_BYTES,
 		.max_entries = MPIG_MAX_QUEUE_ENTRIES,
 		.workers = s->workers->options.count,
+		.list_page = MPIG_LIST_PAGE,
 	};
 	snprintf(reply.instance, sizeof reply.instance, "%s", s->options.daemon.instance);
 	return control_reply(p, r, &reply, sizeof reply, NULL, 0);

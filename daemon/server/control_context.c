@@ -331,8 +331,8 @@ int control_chmod(struct peer *p, struct request *r)
 int control_list(struct peer *p, struct request *r)
 {
 	const struct mpig_ctl_list *in = (const void *)r->header;
-	if (in->count || in->reserved)
-		return control_fail(r, MPIG_EPROTO, "LIST: count and reserved must be zero in a request");
+	if (in->count > MPIG_LIST_PAGE || in->reserved)
+		return control_fail(r, MPIG_EPROTO, "LIST: count must be at most %u, and reserved zero", MPIG_LIST_PAGE);
 	struct {
 		struct mpig_ctl_list list;
 		struct mpig_wire_context context[MPIG_LIST_PAGE];
@@ -340,7 +340,8 @@ int control_list(struct peer *p, struct request *r)
 	if (!reply)
 		return control_fail(r, MPIG_ENOMEM, "the daemon is out of memory");
 	reply->list.cursor = in->cursor;
-	reply->list.count = store_context_list(p->server->store, &p->who, &reply->list.cursor, reply->context, MPIG_LIST_PAGE);
+	reply->list.count = store_context_list(p->server->store, &p->who, &reply->list.cursor, reply->context,
+	                                       in->count ? in->count : MPIG_LIST_PAGE_UNASKED);
 	for (uint32_t i = 0; i < reply->list.count && recordings_any(p->server->recordings); i++)
 		if (recordings_of(p->server->recordings, reply->context[i].id))
 			reply->context[i].flags |= MPIG_CONTEXT_RECORDED;

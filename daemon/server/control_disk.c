@@ -90,8 +90,10 @@ int control_disk(struct peer *p, struct request *r)
 int control_saved(struct peer *p, struct request *r)
 {
 	const struct mpig_ctl_saved *in = (const void *)r->header;
-	if (!memchr(in->after, 0, sizeof in->after) || in->count || in->more || memcmp(in->reserved, zeros, sizeof in->reserved))
-		return control_fail(r, MPIG_EPROTO, "SAVED: after must end with a zero, and all else be zero in a request");
+	if (!memchr(in->after, 0, sizeof in->after) || in->count > MPIG_LIST_PAGE || in->more ||
+	    memcmp(in->reserved, zeros, sizeof in->reserved))
+		return control_fail(r, MPIG_EPROTO, "SAVED: after must end with a zero, count be at most %u, and all else zero",
+		                    MPIG_LIST_PAGE);
 	if (!p->server->disk)
 		return control_fail(r, MPIG_ENOTSUP, "this daemon keeps nothing on disk: set disk.dir in its configuration");
 	struct {
@@ -102,7 +104,8 @@ int control_saved(struct peer *p, struct request *r)
 	int status = MPIG_OK;
 	bool more = false;
 	if (reply && saved)
-		reply->page.count = disk_list(p->server->disk, &p->who, in->after, saved, MPIG_LIST_PAGE, &more);
+		reply->page.count = disk_list(p->server->disk, &p->who, in->after, saved,
+		                              in->count ? in->count : MPIG_LIST_PAGE_UNASKED, &more);
 	else
 		status = control_fail(r, MPIG_ENOMEM, "the daemon is out of memory");
 	for (uint32_t i = 0; status == MPIG_OK && i < reply->page.count; i++) {

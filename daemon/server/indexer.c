@@ -21,6 +21,10 @@ struct job {
 	uint32_t uid;
 	struct context *context; // a reference until it is done
 	struct indexer_view view;
+	// the thread's
+	struct engine_reindex *work; // while it runs
+	uint64_t again_ns;           // it waits for a writer, until then
+	uint32_t waited;             // how often
 };
 
 struct indexer {
@@ -51,43 +55,41 @@ static void pause_ns(struct indexer *x, uint64_t ns)
 	pthread_mutex_unlock(&x->lock);
 }
 
-static void progress(struct indexer *x, struct job *j, const struct engine_reindex *work)
+static void progress(struct indexer *x, struct job *j)
 {
 	uint64_t done, total;
-	engine_reindex_progress(work, &done, &total);
-	if (!j)
-		return;
+	engine_reindex_progress(j->work, &done, &total);
 	pthread_mutex_lock(&x->lock);
 	j->view.done = done;
 	j->view.total = total;
 	pthread_mutex_unlock(&x->lock);
 }
 
-// j: whose progress it is, or NULL.
-static int index_again(struct indexer *x, struct context *c, struct job *j, char *why)
+// Until it is done, or has to wait for a writer: REINDEX_WAIT.
+static int advance(struct indexer *x, struct job *j, char *why)
 {
-	struct engine_reindex *work;
-	int status = engine_reindex_begin(x->options.engine, c, x->scratch, &work, why);
+	int status = j->work ? 0 : engine_reindex_begin(x->options.engine, j->context, x->scratch, &j->work, why);
 	if (status)
 		return status;
-	uint32_t waited = 0;
-	while ((status = engine_reindex_step(work, x->scratch, why)) > 0) {
-		progress(x, j, work);
+	while ((status = engine_reindex_step(j->work, x->scratch, why)) == REINDEX_MORE) {
+		progress(x, j);
 		if (stopping(x)) {
 			snprintf(why, MPIG_TEXT_BYTES, "the daemon stops");
 			status = MPIG_ESHUTDOWN;
 			break;
 		}
-		if (status == REINDEX_WAIT && ++waited > PATIENCE) {
-			snprintf(why, MPIG_TEXT_BYTES,
-			         "rows beyond its committed tokens were there for a minute: commit or truncate them");
-			status = MPIG_EBUSY;
-			break;
-		}
-		if (status == REINDEX_WAIT)
-			pause_ns(x, WAIT_NS);
 	}
-	engine_reindex_end(work);
+	if (status == REINDEX_WAIT && ++j->waited > PATIENCE) {
+		snprintf(why, MPIG_TEXT_BYTES,
+		         "rows beyond its committed tokens were there for a minute: commit or truncate them");
+		status = MPIG_EBUSY;
+	}
+	if (status == REINDEX_WAIT) {
+		j->again_ns = mono_ns() + WAIT_NS;
+		return status;
+	}
+	engine_reindex_end(j->work);
+	j->work = NULL;
 	return status;
 }
 
@@ -99,6 +101,34 @@ static void tell(const struct indexer *x, bool failed, const char *text)
 		x->options.tell(x->options.arg, failed, text);
 }
 
+// Whether somebody has asked for something.
+static bool asked(struct indexer *x)
+{
+	bool any = false;
+	pthread_mutex_lock(&x->lock);
+	for (uint32_t i = 0; i < INDEXER_JOBS; i++)
+		any |= x->job[i].number && x->job[i].view.state != INDEXER_DONE;
+	pthread_mutex_unlock(&x->lock);
+	return any;
+}
+
+static int index_by_itself(struct indexer *x, struct context *c, char *why)
+{
+	struct job own = {.context = c};
+	int status;
+	while ((status = advance(x, &own, why)) == REINDEX_WAIT) {
+		bool stop = stopping(x);
+		if (stop || asked(x)) { // who waits for rows to be committed keeps nobody waiting
+			engine_reindex_end(own.work);
+			snprintf(why, MPIG_TEXT_BYTES, "%s",
+			         stop ? "the daemon stops" : "rows beyond its committed tokens were there: later");
+			return stop ? MPIG_ESHUTDOWN : MPIG_EBUSY;
+		}
+		pause_ns(x, WAIT_NS);
+	}
+	return status;
+}
+
 static void look_at(struct indexer *x, struct context *c, const char *name, double most)
 {
 	char why[MPIG_TEXT_BYTES] = "", text[2 * MPIG_TEXT_BYTES];
@@ -106,7 +136,7 @@ static void look_at(struct indexer *x, struct context *c, const char *name, doub
 	int status = engine_drift(x->options.engine, c, x->scratch, &drift, why);
 	if (status || drift <= 1 + most)
 		return;
-	status = index_again(x, c, NULL, why);
+	status = index_by_itself(x, c, why);
 	if (status)
 		snprintf(text, sizeof text, "context '%s' is not indexed again, though its index has drifted (%.2f): %s", name,
 		         drift, why);
@@ -141,12 +171,24 @@ static void look_around(struct indexer *x, double most)
 
 // ---- the thread ------------------------------------------------------------------------------------------------------
 
-static struct job *first_waiting(struct indexer *x)
+static bool is_running(const struct indexer *x, const struct context *c)
+{
+	for (uint32_t i = 0; i < INDEXER_JOBS; i++)
+		if (x->job[i].number && x->job[i].view.state == INDEXER_RUNNING && x->job[i].context == c)
+			return true;
+	return false;
+}
+
+// The first that need not wait for a writer; *soon: when one that does wants to be looked at again.
+static struct job *next_job(struct indexer *x, uint64_t now, uint64_t *soon)
 {
 	struct job *first = NULL;
 	for (uint32_t i = 0; i < INDEXER_JOBS; i++) {
 		struct job *j = &x->job[i];
-		if (j->number && j->view.state == INDEXER_WAITING && (!first || j->number < first->number))
+		bool waits = j->number && j->view.state == INDEXER_WAITING, runs = j->number && j->view.state == INDEXER_RUNNING;
+		if (runs && j->again_ns > now)
+			*soon = j->again_ns < *soon ? j->again_ns : *soon;
+		else if ((runs || (waits && !is_running(x, j->context))) && (!first || j->number < first->number))
 			first = j;
 	}
 	return first;
@@ -158,10 +200,13 @@ static void run_job(struct indexer *x, struct job *j)
 	struct context *c = j->context;
 	j->view.state = INDEXER_RUNNING;
 	pthread_mutex_unlock(&x->lock);
-	int status = index_again(x, c, j, why);
+	int status = advance(x, j, why);
 	uint32_t version = context_signature_version(c);
-	context_unref(c);
+	if (status != REINDEX_WAIT)
+		context_unref(c);
 	pthread_mutex_lock(&x->lock);
+	if (status == REINDEX_WAIT)
+		return;
 	j->context = NULL;
 	j->view.state = INDEXER_DONE;
 	j->view.status = status;
@@ -178,17 +223,18 @@ static void *run(void *arg)
 	uint64_t pause = x->options.look_ns ? x->options.look_ns : LOOK_NS, next = mono_ns() + pause;
 	pthread_mutex_lock(&x->lock);
 	while (!x->stop) {
-		struct job *j = first_waiting(x);
+		uint64_t now = mono_ns(), soon = UINT64_MAX;
+		struct job *j = next_job(x, now, &soon);
 		double drift = x->options.drift;
 		if (j) {
 			run_job(x, j);
-		} else if (drift > 0 && mono_ns() >= next) {
+		} else if (drift > 0 && now >= next) {
 			pthread_mutex_unlock(&x->lock);
 			look_around(x, drift);
 			next = mono_ns() + pause;
 			pthread_mutex_lock(&x->lock);
-		} else if (drift > 0) {
-			struct timespec until = timespec_of(next);
+		} else if (drift > 0 || soon < UINT64_MAX) {
+			struct timespec until = timespec_of(drift > 0 && next < soon ? next : soon);
 			pthread_cond_timedwait(&x->wake, &x->lock, &until);
 		} else {
 			pthread_cond_wait(&x->wake, &x->lock);
@@ -200,9 +246,11 @@ static void *run(void *arg)
 
 static void destroy(struct indexer *x)
 {
-	for (uint32_t i = 0; i < INDEXER_JOBS; i++)
+	for (uint32_t i = 0; i < INDEXER_JOBS; i++) {
+		engine_reindex_end(x->job[i].work);
 		if (x->job[i].context)
 			context_unref(x->job[i].context);
+	}
 	engine_scratch_destroy(x->scratch);
 	pthread_cond_destroy(&x->wake);
 	pthread_mutex_destroy(&x->lock);

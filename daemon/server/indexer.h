@@ -1,5 +1,5 @@
 // The thread that indexes contexts again: those that somebody asks for, and by itself those whose index has drifted from what it was made
-// for. One at a time, below the workers' priority.
+// for. One at a time, but for those that wait until a client has committed what it appended; below the workers' priority.
 #ifndef MPIG_SERVER_INDEXER_H
 #define MPIG_SERVER_INDEXER_H
 

@@ -126,6 +126,8 @@ bool store_next_expired(struct store *s, const struct persist_default *otherwise
 bool store_drop_expired(struct store *s, const struct expiry *of);                   // false: it is in use again
 void store_not_expired_before(struct store *s, const char *name, uint64_t until_ns); // it is not asked for before
 uint64_t store_used_ns(struct store *s, const char *name, uint64_t created_ns);      // 0: that one is not in memory
+// Where CLOCK_REALTIME has been set since the last call, by seconds, uses are as long ago as they were; steady_ns: of a clock that is never set.
+void store_note_clock(struct store *s, uint64_t steady_ns);
 void store_note_uses(struct store *s); // into the pool, for those whose time a restart must not begin again
 // A context whose policy or permissions were changed, so that what is on disk should be told; one that has left memory since, too. False: there is
 // none.

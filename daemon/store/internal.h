@@ -208,8 +208,11 @@ struct store {
 	struct prefix_index prefix;
 	struct saved *saved[NAME_BUCKETS]; // by name
 	uint64_t saved_number;
-	bool saved_late;                // some have no place yet
-	struct garbage *dead;           // destroyed when the lock is released
+	bool saved_late;      // some have no place yet
+	struct garbage *dead; // destroyed when the lock is released
+	struct {
+		uint64_t real_ns, steady_ns; // at the same moment; 0: not known yet
+	} clock;
 	struct changed_policy *changed; // of contexts that left memory before anybody asked; the oldest first
 };
 

@@ -6,6 +6,7 @@
 #include "daemon/store/internal.h"
 
 #define NS UINT64_C(1000000000)
+#define CLOCK_SLACK_NS (5 * NS) // a clock that runs a little fast or slow is not one that is set
 
 bool context_is_saved(const struct context *c)
 {
@@ -146,6 +147,22 @@ uint64_t store_used_ns(struct store *s, const char *name, uint64_t created_ns)
 	uint64_t used = c && c->created_ns == created_ns ? atomic_load(&c->used_ns) : 0;
 	store_unlock(s);
 	return used;
+}
+
+void store_note_clock(struct store *s, uint64_t steady_ns)
+{
+	store_lock(s);
+	uint64_t now = store_now(s), before = s->clock.real_ns + (steady_ns - s->clock.steady_ns); // what it should be now
+	bool known = s->clock.steady_ns;
+	uint64_t by = now - before, off = now > before ? by : 0 - by;
+	for (size_t i = 0; known && off > CLOCK_SLACK_NS && i < s->count; i++) {
+		uint64_t used = atomic_load(&s->context[i]->used_ns), next = used + by; // by may stand for less than zero
+		atomic_store(&s->context[i]->used_ns,
+		             next < now ? next : now); // one that was used since the clock was set has the new time
+	}
+	s->clock.real_ns = now;
+	s->clock.steady_ns = steady_ns;
+	store_unlock(s);
 }
 
 // A word of the record each, once a minute at most or eight times in the TTL.

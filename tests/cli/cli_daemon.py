@@ -59,6 +59,10 @@ def refused(result, code: int, text: str) -> None:
 
 class Daemon(Freezable):
     def __init__(self) -> None:
+        self.prepare()
+        self.start()
+
+    def prepare(self) -> None:
         self.directory = pathlib.Path(tempfile.mkdtemp(prefix="magicpig-cli-"))
         self.instance = self.directory.name
         self.socket = self.directory / "magicpigd.sock"
@@ -66,13 +70,15 @@ class Daemon(Freezable):
         self.config = self.directory / "magicpigd.conf"
         self.config.write_text(CONFIG.format(instance=self.instance, directory=self.directory))
         self.log = open(self.directory / "log", "w+")
-        self.start()
 
-    def start(self) -> None:
-        """At first, and again after it was stopped by a test."""
+    def launch(self) -> None:
         self.process = subprocess.Popen(
             [MAGICPIGD, "--config", str(self.config)], stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log
         )
+
+    def start(self) -> None:
+        """At first, and again after it was stopped by a test."""
+        self.launch()
         try:
             self.wait_until_it_answers()
         except BaseException:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import re
 import signal
@@ -24,6 +25,21 @@ def own_daemon():
     """One whose configuration and end belong to the test."""
     daemon = Daemon()
     yield daemon
+    daemon.process.kill()
+    daemon.process.wait()
+    daemon.remove()
+
+
+@pytest.fixture
+def starting():
+    """A daemon that waits for its configuration, which is a pipe, and the end to write it into."""
+    daemon = Daemon.__new__(Daemon)
+    daemon.prepare()
+    text = daemon.config.read_text()
+    daemon.config.unlink()
+    os.mkfifo(daemon.config)
+    daemon.launch()
+    yield daemon, text
     daemon.process.kill()
     daemon.process.wait()
     daemon.remove()
@@ -173,3 +189,15 @@ def test_free_memory_is_made_ready(own_daemon):
     assert there() <= before + (18 << 20)
     status = json.loads(own_daemon.ctl("status", "--json").stdout)
     assert status["pool_used"] < 1 << 20
+
+
+def test_a_reload_while_it_starts(starting):
+    daemon, text = starting
+    with open(daemon.config, "w") as config:  # open at both ends now
+        daemon.process.send_signal(signal.SIGHUP)
+        config.write(text)
+    wait_for(lambda: " ready: " in daemon.log_text(), "it does not start")
+    with open(daemon.config, "w") as config:  # then it is read again
+        config.write(text.replace("log_level = debug", "log_level = info"))
+    daemon.wait_until_it_answers()
+    wait_for(lambda: "SIGHUP: daemon.log_level = info (was debug)" in daemon.log_text(), "no reload")

@@ -76,6 +76,8 @@ struct fake {
 	atomic_bool mute;                        // answer no control message but HELLO
 	atomic_bool garble;                      // answer control messages with nonsense
 	atomic_bool refuse_adoption;
+	atomic_uint list_page;   // of HELLO; 0: a daemon that takes no number of contexts, and refuses one
+	atomic_uint list_asked;  // for so many, last
 	atomic_bool busy_region; // requests of the queue that had it are still being served
 	atomic_uint adoptions_tried;
 	atomic_bool other_epoch;   // write another daemon's epoch into new regions
@@ -510,6 +512,11 @@ static void fake_list(struct fake *f, int n, const struct mpig_ctl_list *r)
 		struct mpig_ctl_list head;
 		struct mpig_wire_context contexts[3];
 	} reply = {0};
+	atomic_store(&f->list_asked, r->count);
+	if (r->count > atomic_load(&f->list_page)) {
+		fake_error(f, n, &r->h, MPIG_EPROTO, "LIST: count and reserved must be zero in a request");
+		return;
+	}
 	for (int i = 0; i < FAKE_MAX && reply.head.count < 3; i++)
 		if (f->store->contexts[i].live && f->store->contexts[i].id > r->cursor)
 			fake_describe(&f->store->contexts[i], &reply.contexts[reply.head.count++]);
@@ -564,7 +571,8 @@ static void fake_close(struct fake *f, int n, const struct mpig_ctl_open *r)
 
 static void fake_message(struct fake *f, int n, const struct mpig_control_header *h, int fd)
 {
-	struct mpig_ctl_hello hello = {.abi_version = f->abi_version, .epoch = f->epoch, .version = "fake"};
+	struct mpig_ctl_hello hello = {
+		.abi_version = f->abi_version, .epoch = f->epoch, .version = "fake", .list_page = atomic_load(&f->list_page)};
 	struct mpig_ctl_status_reply status = {.epoch = f->epoch, .workers = 5, .version = "fake"};
 	static const char text[] = "server.workers = 5\n\n";
 	uint8_t config[sizeof(struct mpig_ctl_text_reply) + 32] __attribute__((aligned(8))) = {0};

@@ -248,6 +248,30 @@ START_TEST(contexts_by_name_and_prefix)
 }
 END_TEST
 
+// A daemon that takes no number is not given one, and others no more than they and this library know.
+START_TEST(lists_are_as_long_as_both_take)
+{
+	static const struct {
+		unsigned offered, asked;
+	} daemons[] = {{0, 0}, {1000, 160}, {100, 100}, {0, 0}};
+	struct mpig_context_info info = {.size = sizeof(info)};
+	mpig_client *c = NULL;
+	for (size_t i = 0; i < sizeof(daemons) / sizeof(daemons[0]); i++) {
+		if (i) { // goes over to another daemon of another version
+			fixture_kill();
+			fixture_start(200 + i);
+		}
+		atomic_store(&fixture_fake->list_page, daemons[i].offered);
+		atomic_store(&fixture_fake->list_asked, 9999);
+		c = c ? c : fixture_connect(0, 0);
+		uint64_t cursor = 0;
+		ck_assert_int_eq(mpig_context_list(c, &cursor, &info, 1), 0);
+		ck_assert_uint_eq(atomic_load(&fixture_fake->list_asked), daemons[i].asked);
+	}
+	mpig_disconnect(c);
+}
+END_TEST
+
 // Pages of the daemon (3 here) and of the caller need not agree; records of an older header are smaller.
 START_TEST(lists_in_pages)
 {
@@ -455,6 +479,7 @@ static void add_tests(TCase *t)
 	tcase_add_test(t, configuration_text);
 	tcase_add_test(t, specs_name_field_and_limit);
 	tcase_add_test(t, contexts_by_name_and_prefix);
+	tcase_add_test(t, lists_are_as_long_as_both_take);
 	tcase_add_test(t, lists_in_pages);
 	tcase_add_test(t, heads_come_in_pages);
 	tcase_add_test(t, daemon_gone_for_good);

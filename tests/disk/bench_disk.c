@@ -12,7 +12,7 @@
 #include "tests/lib/model.h"
 #include "tests/store/segments.h"
 
-enum { ROUNDS = 5, DEPTH = 8, CHUNK = 1 << 20, TOKENS = 32768, BULK = 60000, HEADS = 8, D = 128, ASKED = 4000 };
+enum { ROUNDS = 5, DEPTH = 8, CHUNK = 1 << 20, TOKENS = 32768, BULK = 60000, HEADS = 8, D = 128, ASKED = 2000, TURNS = 3 };
 
 static double now(void)
 {
@@ -148,6 +148,7 @@ static void attend(struct test_client *s, mpig_context *x, double *us)
 static void latency(const char *directory)
 {
 	static double us[ASKED];
+	double p50[2][TURNS], p99[2][TURNS];
 	char config[300];
 	struct model_data data;
 	struct mpig_layer layer = test_client_layer(HEADS * 4, HEADS, D);
@@ -163,18 +164,25 @@ static void latency(const char *directory)
 	ck_assert_status(test_client_fill(&s, x, &data, 0, TOKENS, MPIG_COMMIT_SEAL), MPIG_OK);
 	ck_assert_status(test_client_fill(&s, bulk, &data, 0, BULK, MPIG_COMMIT_SEAL), MPIG_OK);
 	attend(&s, x, us);
-	for (int saving = 0; saving < 2; saving++) {
+	for (int turn = 0; turn < 2 * TURNS; turn++) { // in turns, so that what else the machine does meets both
+		int saving = turn % 2;
+		saver.stop = 0;
 		if (saving)
 			must(pthread_create(&thread, NULL, save_all_the_time, &saver) == 0);
 		attend(&s, x, us);
-		double p50 = nth(us, ASKED, .5), p99 = nth(us, ASKED, .99);
-		printf("ATTEND of %d rows, %s: p50 %.0f us, p99 %.0f us\n", TOKENS, saving ? "while saving" : "nothing else", p50,
-		       p99);
-		figures_put(saving ? "attend.p50 us while saving" : "attend.p50 us", p50);
-		figures_put(saving ? "attend.p99 us while saving" : "attend.p99 us", p99);
+		saver.stop = 1;
+		if (saving)
+			pthread_join(thread, NULL);
+		p50[saving][turn / 2] = nth(us, ASKED, .5);
+		p99[saving][turn / 2] = nth(us, ASKED, .99);
 	}
-	saver.stop = 1;
-	pthread_join(thread, NULL);
+	for (int saving = 0; saving < 2; saving++) {
+		double half = nth(p50[saving], TURNS, .5), most = nth(p99[saving], TURNS, .5);
+		printf("ATTEND of %d rows, %s: p50 %.0f us, p99 %.0f us (medians of %d turns)\n", TOKENS,
+		       saving ? "while saving" : "nothing else", half, most, TURNS);
+		figures_put(saving ? "attend.p50 us while saving" : "attend.p50 us", half);
+		figures_put(saving ? "attend.p99 us while saving" : "attend.p99 us", most);
+	}
 	printf("%d saves went by\n", saver.rounds);
 	test_client_close(&saver.s);
 	test_client_close(&s);

@@ -306,6 +306,51 @@ START_TEST(cancelled)
 }
 END_TEST
 
+// A daemon that stops does not wait until the rate allows the next bytes.
+static pthread_t canceller;
+static bool cancels;
+
+static void *cancel(void *unused)
+{
+	(void)unused;
+	usleep(20000);
+	atomic_store(&progress.cancel, true);
+	return NULL;
+}
+
+static int cancel_soon(const struct disk_call *call, int after)
+{
+	if (!cancels && !after && !strcmp(call->call, "io_uring")) {
+		cancels = true;
+		must(pthread_create(&canceller, NULL, cancel, NULL) == 0);
+	}
+	return 0;
+}
+
+START_TEST(a_slow_rate_holds_nobody_up)
+{
+	struct context *c = create("book", 0);
+	grow(c, 300, true);
+	for (int round = 0; round < 2; round++) {
+		disk_set_rate(disk, 1); // a byte a second
+		disk_hook = cancel_soon;
+		cancels = false;
+		int status = round ? load("book") : save("book"); // done, if it was the last bytes that waited
+		ck_assert(status == 0 || status == MPIG_ESHUTDOWN);
+		disk_hook = NULL;
+		ck_assert_int_eq(pthread_join(canceller, NULL), 0);
+		disk_set_rate(disk, 0);
+		if (round && status)
+			ck_assert_int_eq(load("book"), 0);
+		if (round)
+			break;
+		ck_assert_int_eq(save("book"), 0);
+		done_with(c, "book");
+	}
+	check_context("book", 300);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *suite = suite_create("disk");
@@ -315,6 +360,7 @@ int main(void)
 	tcase_add_loop_test(t, round_trip, 0, 4);
 	tcase_add_loop_test(t, plain_files, 0, 2);
 	tcase_add_test(t, empty_context);
+	tcase_add_test(t, a_slow_rate_holds_nobody_up);
 	tcase_add_test(t, forks_share);
 	tcase_add_test(t, found_again_after_a_restart);
 	tcase_add_test(t, who_may);

@@ -250,6 +250,36 @@ START_TEST(its_time_is_over)
 }
 END_TEST
 
+// A clock that is set right, or wrong, is no time that has passed.
+START_TEST(a_clock_that_is_set)
+{
+	struct expiry e;
+	set_clock();
+	struct context *c = create("book", 0);
+	grow(c, 300, true);
+	ck_assert_int_eq(set_policy("book", MPIG_SET_TTL, (struct mpig_wire_policy){.ttl_s = 100}), 0);
+	close_it(c);
+	uint64_t steady = 7 * S;
+	store_note_clock(f.store, steady);
+	ahead_ns = 50 * S; // that pass
+	store_note_clock(f.store, steady += 50 * S);
+	must(!expired(&never, &e));
+	ahead_ns += 1000000 * S; // that do not
+	store_note_clock(f.store, steady += S / 10);
+	must(!expired(&never, &e));
+	ahead_ns -= 2000000 * S;
+	store_note_clock(f.store, steady += S / 10);
+	must(!expired(&never, &e));
+	ahead_ns += 40 * S;
+	store_note_clock(f.store, steady += 40 * S);
+	must(!expired(&never, &e));
+	ahead_ns += 11 * S;
+	store_note_clock(f.store, steady += 11 * S);
+	must(expired(&never, &e) && !strcmp(e.name, "book"));
+	ahead_ns = 0;
+}
+END_TEST
+
 START_TEST(erased_at_its_end)
 {
 	static const struct persist_default commit = {.persist = MPIG_PERSIST_COMMIT};
@@ -329,6 +359,7 @@ int main(void)
 	tcase_add_test(t, it_is_not_inherited);
 	tcase_add_test(t, saved_by_its_own);
 	tcase_add_test(t, its_time_is_over);
+	tcase_add_test(t, a_clock_that_is_set);
 	tcase_add_test(t, erased_at_its_end);
 	tcase_add_test(t, over_a_restart);
 	suite_add_tcase(suite, t);

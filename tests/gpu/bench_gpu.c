@@ -2,7 +2,8 @@
 //
 //   round trip     a request that does nothing, GPU -> worker -> GPU, from one kernel
 //   kernels        each in a graph of many, so that a launch's host time is not counted
-//   attend         a whole step over 64 rows less what the daemon took for it: what the hand-shake and three kernels cost
+//   attend         a whole step over 64 rows less what the daemon took for it: what the hand-shake and three kernels cost; with own rows
+//                  while the daemon works, and with own rows first
 //   decode         32 layers of an 8B model's shape over TOKENS rows, without the model's own work
 //
 // Runs over the fake driver too; its times mean nothing.
@@ -26,7 +27,7 @@ struct line {
 	const char *name, *unit, *note;
 	double value;
 };
-static struct line lines[64];
+static struct line lines[96];
 static int line_count;
 
 static void note(const char *name, double value, const char *unit, const char *text)
@@ -405,6 +406,38 @@ static void attend(mpig_context *x)
 	lane_close(&l);
 }
 
+// Steps with own rows, in both orders, one after another in a graph: what they take beyond the daemon's own time.
+static void own_parts(mpig_context *x)
+{
+	struct lane l = lane_open(1, 1 << 17);
+	struct tensors t = tensors_make(1, 4096, SINKS + 64);
+	int64_t rows = SINKS + 64 + own_rows; // as many as there are in the ring
+	device_write(t.step.rows, &rows, sizeof(rows));
+	for (unsigned first = 0; first < 2; first++) {
+		struct mpig_cuda_spec spec = spec_of(&x, 0);
+		struct mpig_cuda_answer answer = {.size = sizeof(answer)};
+		mpig_cuda_plan *plan;
+		spec.own_first = first;
+		MUST(mpig_cuda_plan_create(l.gpu, &spec, &plan));
+		device_capture(stream);
+		for (unsigned i = 0; i < many; i++) {
+			if (first)
+				MUST(mpig_cuda_window(plan, stream, &t.step));
+			MUST(mpig_cuda_submit(plan, stream, &t.step));
+			if (!first)
+				MUST(mpig_cuda_window(plan, stream, &t.step));
+			MUST(mpig_cuda_merge(plan, stream, &t.step));
+		}
+		double us = graph_us(&l, device_captured(stream)) / many;
+		MUST(mpig_cuda_last_answer(l.gpu, &answer));
+		note(first ? "attend, own rows first" : "attend, own rows meanwhile", us, "us", "in a row in a graph");
+		note("  beyond the daemon's", us - (double)answer.service_ns * 1e-3, "us", "as the last step had it");
+		mpig_cuda_plan_destroy(plan);
+	}
+	tensors_free(&t);
+	lane_close(&l);
+}
+
 // ---- a decode step -----------------------------------------------------------------------------------------------------
 static void decode(uint64_t tokens)
 {
@@ -421,12 +454,16 @@ static void decode(uint64_t tokens)
 			struct mpig_cuda_spec spec = spec_of(&x, i);
 			spec.first_slot = (unsigned)i;
 			spec.budget = budgets[b];
+			spec.own_first = budgets[b] == 0;
 			MUST(mpig_cuda_plan_create(l.gpu, &spec, &plan[i]));
 		}
 		device_capture(stream);
 		for (int i = 0; i < layers; i++) {
+			if (budgets[b] == 0)
+				MUST(mpig_cuda_window(plan[i], stream, &t.step));
 			MUST(mpig_cuda_submit(plan[i], stream, &t.step));
-			MUST(mpig_cuda_window(plan[i], stream, &t.step));
+			if (budgets[b] != 0)
+				MUST(mpig_cuda_window(plan[i], stream, &t.step));
 			MUST(mpig_cuda_merge(plan[i], stream, &t.step));
 		}
 		double us = graph_us(&l, device_captured(stream));
@@ -497,6 +534,7 @@ int main(int argc, char **argv)
 	kernels(x);
 	signatures(x);
 	attend(x);
+	own_parts(x);
 	if (tokens)
 		decode(tokens);
 	if (json)

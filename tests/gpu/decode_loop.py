@@ -180,12 +180,14 @@ class Lane:
     def attend(self, layer: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, parts: str = "swm") -> torch.Tensor:
         out, s, at = torch.empty_like(q, memory_format=torch.contiguous_format), self.shape, _stream()
         step, plan = self.step_of(layer, q, out), self.plans[layer]
-        if "s" in parts:
+        if "s" in parts and not plan.own_first:
             plan.submit(step, at)
         for ring, new in ((self.k, k), (self.v, v)):
             ring[layer].view(-1, s.kv_heads, s.d).index_copy_(0, self.place, new)
         if "w" in parts:
             plan.window(step, at)
+        if "s" in parts and plan.own_first:
+            plan.submit(step, at)
         if "m" in parts:
             plan.merge(step, at)
         return out.view(len(q), -1)

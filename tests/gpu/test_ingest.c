@@ -513,6 +513,101 @@ static int recover(void)
 	return rc;
 }
 
+// ---- a stream of the caller's that does not go on ----------------------------------------------------------------------
+static CUdeviceptr gate;
+static CUstream opener;
+static unsigned gates;
+
+static void block(void)
+{
+	const struct driver *drv = device_driver();
+	if (!gate) {
+		uint32_t zero = 0;
+		gate = device_bytes(&zero, sizeof(zero));
+		opener = device_stream();
+	}
+	DEVICE_MUST(drv->stream_wait(stream, gate, ++gates, CU_WAIT_GEQ));
+}
+
+static void let_go(void)
+{
+	DEVICE_MUST(device_driver()->stream_write(opener, gate, gates, 0));
+}
+
+static void open_patient(int patience_ms)
+{
+	struct mpig_cuda_ingest_options o = {
+		.size = sizeof(o), .slot_bytes = 8192, .slots = 3, .timeout_ms = 20000, .blocks = 3, .patience_ms = patience_ms};
+	ck_assert_cuda(mpig_cuda_ingest_create(s.client, &o, &ingest), MPIG_OK);
+}
+
+static void assert_impatient(int rc)
+{
+	ck_assert_cuda(rc, MPIG_EAGAIN);
+	ck_assert_ptr_nonnull(strstr(mpig_cuda_error(), "has not moved for 60 ms"));
+	ck_assert_ptr_nonnull(strstr(mpig_cuda_error(), "nothing is lost"));
+	ck_assert_cuda(mpig_cuda_ingest_failure(ingest, NULL), 0);
+}
+
+// Whoever waits gets an answer, nothing has failed, and when the stream goes on all is as if it had not stood still.
+START_TEST(a_stream_that_is_blocked)
+{
+	struct world *w = world_make(&plain, 1000);
+	open_patient(60);
+	give_host_all(w, 8192);
+	ck_assert_cuda(give_chunk(w, 0, 40, 0), MPIG_OK);
+	ck_assert_cuda(mpig_cuda_ingest_finish(ingest, NULL), MPIG_OK);
+	defer(_i);
+	block();
+	int64_t ticket = give_layer(w, 0, 0, 40, 50, false);
+	ck_assert_int_gt(ticket, 0); // not waited for
+	assert_impatient(mpig_cuda_ingest_finish(ingest, NULL));
+	assert_impatient(mpig_cuda_ingest_finish(ingest, NULL));
+	ck_assert_cuda(mpig_cuda_ingest_released(ingest, ticket), 0);
+	ck_assert_uint_eq(mpig_context_committed(w->source[0].gpu), 40);
+	// As far ahead as the host may be; the answer comes in the middle of a layer's pieces.
+	int64_t rc = give_layer(w, 0, 1, 40, 50, false);
+	for (int i = 0; i < 40 && rc > 0; i++)
+		rc = give_layer(w, 0, i % 2, 40, 50, false);
+	assert_impatient((int)rc);
+	assert_impatient((int)give_layer(w, 0, 0, 40, 50, false));
+	int committed = mpig_cuda_ingest_commit(ingest, w->source[0].gpu, 40, 50, w->ids + 40, 0);
+	assert_impatient(committed);
+	let_go();
+	ck_assert_cuda(give_chunk(w, 40, 50, 0), MPIG_OK); // the same again
+	ck_assert_cuda(mpig_cuda_ingest_finish(ingest, NULL), MPIG_OK);
+	ck_assert_uint_eq(mpig_context_committed(w->source[0].gpu), 90);
+	assert_same_rows(w, 90);
+	defer(AT_ONCE);
+	world_free(w);
+}
+END_TEST
+
+// Recovery waits for it, too: it answers, may be repeated, and nothing was half done.
+START_TEST(recovery_over_a_stream_that_is_blocked)
+{
+	struct world *w = world_make(&plain, 300);
+	open_patient(60);
+	give_host_all(w, 8192);
+	ck_assert_cuda(give_chunk(w, 0, 40, 0), MPIG_OK);
+	ck_assert_cuda(mpig_cuda_ingest_finish(ingest, NULL), MPIG_OK);
+	defer(_i);
+	block();
+	ck_assert_cuda(give_chunk(w, 40, 80, 0), MPIG_OK);
+	for (int i = 0; i < 2; i++) {
+		ck_assert_cuda(mpig_cuda_ingest_recover(ingest), MPIG_EAGAIN);
+		ck_assert_cuda(mpig_cuda_ingest_failure(ingest, NULL), MPIG_ERETRY); // until it has recovered
+		ck_assert_cuda(give_layer(w, 0, 0, 40, 5, false), MPIG_ERETRY);
+	}
+	let_go();
+	ck_assert_cuda(recover(), MPIG_OK);
+	defer(AT_ONCE);
+	ck_assert_cuda(mpig_cuda_ingest_failure(ingest, NULL), 0);
+	ck_assert_uint_eq(mpig_context_committed(w->source[0].gpu), 40);
+	give_the_rest(w, 40);
+}
+END_TEST
+
 // It stands still for longer than is waited for: an error, and when it is back everything goes on from the commit.
 START_TEST(a_daemon_that_stands_still)
 {
@@ -834,6 +929,8 @@ int main(void)
 	tcase_add_test(t, tickets_say_what_may_be_overwritten);
 	t = add_case(suite, "daemons", setup);
 	tcase_add_loop_test(t, a_daemon_that_is_slow_is_waited_for, 0, MODES);
+	tcase_add_loop_test(t, a_stream_that_is_blocked, 0, MODES);
+	tcase_add_loop_test(t, recovery_over_a_stream_that_is_blocked, 0, MODES);
 	tcase_add_test(t, a_daemon_that_stands_still);
 	tcase_add_loop_test(t, a_daemon_that_is_killed, 0, 4);
 	tcase_add_test(t, a_daemon_that_leaves);

@@ -310,6 +310,59 @@ START_TEST(heads_are_asked_for_properly)
 }
 END_TEST
 
+// Contexts in one answer to a request for `count`, or a status.
+static int listed(struct mpig_ctl_list ask)
+{
+	const struct mpig_ctl_list *page = (const void *)reply.bytes;
+	int socket = greeted();
+	wire_header(&ask.h, MPIG_CTL_LIST, sizeof(ask));
+	int status = call(socket, &ask, sizeof(ask));
+	close(socket);
+	if (status != MPIG_OK)
+		return status;
+	ck_assert_uint_eq(page->h.size, sizeof(*page) + page->count * sizeof(struct mpig_wire_context));
+	return (int)page->count;
+}
+
+// As many as are asked for: a client of a version that took fewer, and did not say so, gets no more than it took.
+START_TEST(lists_are_asked_for_properly)
+{
+	enum { MORE = 199 };
+	const struct mpig_ctl_list *page = (const void *)reply.bytes;
+	char name[16];
+	mpig_context *fork;
+	for (int i = 0; i < MORE; i++) {
+		snprintf(name, sizeof(name), "f%d", i);
+		ck_assert_status(mpig_context_fork(witness_context, name, 10, &fork), MPIG_OK);
+		mpig_context_close(fork);
+	}
+	struct mpig_ctl_list ask = {0};
+	ck_assert_int_eq(listed(ask), 64);
+	ask.cursor = page->cursor;
+	ck_assert_int_eq(listed(ask), 64);
+	ask.count = 160;
+	ask.cursor = page->cursor;
+	ck_assert_int_eq(listed(ask), MORE + 1 - 128);
+	ck_assert_uint_eq(page->cursor, 0);
+	ask.cursor = 0;
+	ck_assert_int_eq(listed(ask), 160);
+	ask.count = 7;
+	ck_assert_int_eq(listed(ask), 7);
+	ask.count = 161;
+	ck_assert_int_eq(listed(ask), MPIG_EPROTO);
+	ask.count = UINT32_MAX;
+	ck_assert_int_eq(listed(ask), MPIG_EPROTO);
+	ask.count = 0, ask.reserved = 1;
+	ck_assert_int_eq(listed(ask), MPIG_EPROTO);
+	struct mpig_ctl_hello hello = {.abi_version = MPIG_ABI_VERSION};
+	int socket = wire_connect(d);
+	wire_header(&hello.h, MPIG_CTL_HELLO, sizeof(hello));
+	ck_assert_int_eq(call(socket, &hello, sizeof(hello)), MPIG_OK);
+	ck_assert_uint_eq(((const struct mpig_ctl_hello *)(const void *)reply.bytes)->list_page, 160);
+	close(socket);
+}
+END_TEST
+
 static int ask_profile(struct mpig_ctl_profile ask, const char *text, size_t bytes)
 {
 	struct {
@@ -700,6 +753,7 @@ int main(void)
 	tcase_add_test(framing, reserved_bytes_must_be_zero);
 	tcase_add_test(framing, recording_is_asked_for_properly);
 	tcase_add_test(framing, heads_are_asked_for_properly);
+	tcase_add_test(framing, lists_are_asked_for_properly);
 	tcase_add_test(framing, profiles_are_asked_for_properly);
 	tcase_add_test(framing, queries_are_asked_for_properly);
 	tcase_add_test(framing, administrators_operations_are_asked_for_properly);

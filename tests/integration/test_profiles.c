@@ -15,6 +15,7 @@
 
 #include "config/profile.h"
 #include "tests/lib/client.h"
+#include "tests/lib/figures.h"
 #include "tests/lib/points.h"
 
 #define STRANGER 65534u
@@ -297,6 +298,7 @@ START_TEST(killed_at_any_point_there_is_the_old_one_or_the_new_one)
 		found_after(answered);
 	}
 	printf("profiles: killed at %lu points, in %d of them before both were set\n", (unsigned long)(after - before), cut_off);
+	figures_add("crash.profiles", (double)(after - before));
 	ck_assert_int_ge(cut_off, 8); // each of the two opens a directory and a file, writes, and renames
 	test_daemon_free(d);
 }

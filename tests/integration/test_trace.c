@@ -398,7 +398,7 @@ START_TEST(a_start_that_nobody_waited_for)
 {
 	struct test_client hasty;
 	mpig_trace *trace = NULL;
-	test_client_open_hasty(&hasty, d, 100, -1);
+	test_client_open_hasty(&hasty, d, 2000, -1); // enough for a queue on a busy machine
 	test_daemon_freeze(d);
 	int status = mpig_trace_start(hasty.client, "book", NULL, &trace);
 	test_daemon_thaw(d);

@@ -133,6 +133,42 @@ START_TEST(a_share_for_each)
 }
 END_TEST
 
+// Who waits for a writer is waited for; others are not kept waiting, but for those who ask for the same context.
+START_TEST(a_writer_who_takes_his_time)
+{
+	start(0);
+	struct context *slow = filled("slow"), *other = filled("other");
+	struct indexer_view view;
+	char why[MPIG_TEXT_BYTES];
+	uint64_t first, second, same;
+	ck_assert_int_eq(fixture_append(&f, slow, 0, ROWS, 1, k, k, NULL, 0).status, 0);
+	ck_assert_int_eq(indexer_begin(x, 5, slow, &first, why), 0);
+	do {
+		ck_assert_int_eq(indexer_look(x, 5, first, &view), 0);
+		usleep(1000);
+	} while (view.state == INDEXER_WAITING);
+	ck_assert_int_eq(indexer_begin(x, 0, slow, &same, why), 0);
+	ck_assert_int_eq(indexer_begin(x, 6, other, &second, why), 0);
+	ck_assert_int_eq(until_done(6, second).status, 0);
+	ck_assert_int_eq(indexer_look(x, 5, first, &view), 0);
+	ck_assert_int_eq(view.state, INDEXER_RUNNING);
+	ck_assert_int_eq(indexer_look(x, 0, same, &view), 0);
+	ck_assert_int_eq(view.state, INDEXER_WAITING);
+	ck_assert_int_eq(fixture_commit(&f, slow, ROWS, 1, false).status, 0);
+	ck_assert_int_eq(until_done(5, first).status, 0);
+	view = until_done(0, same);
+	ck_assert_int_eq(view.status, 0);
+	ck_assert_uint_eq(view.signature_version, 3);
+	// One that the daemon's end finds waiting is given up.
+	ck_assert_int_eq(fixture_append(&f, slow, 0, ROWS + 1, 1, k, k, NULL, 0).status, 0);
+	ck_assert_int_eq(indexer_begin(x, 5, slow, &first, why), 0);
+	ck_assert_int_eq(indexer_begin(x, 6, other, &second, why), 0);
+	ck_assert_int_eq(until_done(6, second).status, 0);
+	context_unref(slow);
+	context_unref(other);
+}
+END_TEST
+
 START_TEST(drifted)
 {
 	start(.5);
@@ -166,6 +202,7 @@ int main(void)
 	tcase_set_timeout(t, 120);
 	tcase_add_test(t, asked_for);
 	tcase_add_test(t, a_share_for_each);
+	tcase_add_test(t, a_writer_who_takes_his_time);
 	tcase_add_test(t, drifted);
 	suite_add_tcase(s, t);
 	SRunner *r = srunner_create(s);

@@ -18,6 +18,7 @@ static int test_pthread_create(pthread_t *thread, const pthread_attr_t *attribut
 #include <sys/stat.h>
 
 #include "daemon/disk/io.h"
+#include "tests/lib/figures.h"
 #include "tests/lib/power.h"
 
 static int test_pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*fn)(void *), void *argument)
@@ -387,6 +388,7 @@ START_TEST(power_is_lost_at_any_moment)
 	for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++)
 		recorded_change(numbers[i]);
 	check_states(0);
+	figures_add("power.states", (double)(power_now() + 1) * POWER_MODES);
 	printf("server/profiles: power lost at %lu moments in %d ways; the old one was there %u times, the new one %u times\n",
 	       (unsigned long)power_now(), POWER_MODES, kept_old, kept_new);
 	ck_assert_uint_gt(kept_old, 100);

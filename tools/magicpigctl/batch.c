@@ -1,19 +1,25 @@
 #include "batch.h"
 
 #include <stdio.h>
+#include <unistd.h>
 
 #include "text.h"
 
 int batch_begin(struct batch *batch, const struct ctl_command *self)
 {
-	*batch = (struct batch){.self = self};
-	int code = ctl_connect(self, &batch->client);
-	if (code)
-		return code;
+	mpig_client *client;
+	int code = ctl_connect(self, &client);
+	if (code == CTL_OK)
+		batch_over(batch, self, client);
+	return code;
+}
+
+void batch_over(struct batch *batch, const struct ctl_command *self, mpig_client *client)
+{
+	*batch = (struct batch){.self = self, .client = client};
 	json_begin(&batch->json, stdout);
 	if (ctl_globals.json)
 		json_array(&batch->json, NULL);
-	return CTL_OK;
 }
 
 void batch_note(struct batch *batch, const char *subject, int status)
@@ -45,4 +51,31 @@ int batch_end(struct batch *batch)
 	}
 	mpig_disconnect(batch->client);
 	return batch->first_failure;
+}
+
+int batch_remove(const struct ctl_command *self, const struct batch_removal *removal, int argc, char **argv)
+{
+	static const struct option options[] = {CTL_GLOBAL_OPTIONS, {"yes", no_argument, NULL, 'y'}, {NULL, 0, NULL, 0}};
+	bool ask = isatty(STDIN_FILENO);
+	while (ctl_option(self, argc, argv, "hy", options) != -1)
+		ask = false;
+	if (optind == argc)
+		return ctl_usage(self, "which context? Give one name or more (`magicpigctl %s` shows them)", removal->list);
+	struct batch batch;
+	int code = batch_begin(&batch, self);
+	if (code)
+		return code;
+	for (int i = optind; i < argc; i++) {
+		if (ask && !removal->confirmed(batch.client, argv[i])) {
+			batch_result(&batch, argv[i], "kept");
+			continue;
+		}
+		int status = removal->remove(batch.client, argv[i]);
+		batch_note(&batch, argv[i], status);
+		if (status == MPIG_OK)
+			batch_result(&batch, argv[i], removal->done);
+		else if (ctl_globals.json)
+			batch_result(&batch, argv[i], mpig_strerror(status));
+	}
+	return batch_end(&batch);
 }

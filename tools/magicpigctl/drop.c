@@ -1,7 +1,5 @@
 // magicpigctl drop: removes contexts by name.
 #include <stdio.h>
-#include <string.h>
-#include <unistd.h>
 
 #include "batch.h"
 #include "text.h"
@@ -20,30 +18,8 @@ static bool confirmed(mpig_client *client, const char *name)
 
 static int run(const struct ctl_command *self, int argc, char **argv)
 {
-	static const struct option options[] = {CTL_GLOBAL_OPTIONS, {"yes", no_argument, NULL, 'y'}, {NULL, 0, NULL, 0}};
-	bool ask = isatty(STDIN_FILENO);
-	while (ctl_option(self, argc, argv, "hy", options) != -1)
-		ask = false;
-	if (optind == argc)
-		return ctl_usage(self, "which context? Give one name or more (`magicpigctl ls` shows them)");
-
-	struct batch batch;
-	int code = batch_begin(&batch, self);
-	if (code)
-		return code;
-	for (int i = optind; i < argc; i++) {
-		if (ask && !confirmed(batch.client, argv[i])) {
-			batch_result(&batch, argv[i], "kept");
-			continue;
-		}
-		int status = mpig_context_drop(batch.client, argv[i]);
-		batch_note(&batch, argv[i], status);
-		if (status == MPIG_OK)
-			batch_result(&batch, argv[i], "dropped");
-		else if (ctl_globals.json)
-			batch_result(&batch, argv[i], mpig_strerror(status));
-	}
-	return batch_end(&batch);
+	static const struct batch_removal removal = {confirmed, mpig_context_drop, "dropped", "ls"};
+	return batch_remove(self, &removal, argc, argv);
 }
 
 const struct ctl_command ctl_drop = {

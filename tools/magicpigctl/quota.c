@@ -5,11 +5,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "batch.h"
 #include "client.h"
 #include "config.h"
 #include "context.h"
 #include "ctl.h"
-#include "json.h"
 #include "text.h"
 
 #define MAX_HOLDERS 8192
@@ -112,41 +112,30 @@ static void quota_row(struct table *table, const struct mpig_quota *q)
 	table_cell(table, q->requests_limit ? text_count(name, q->requests_limit) : "-");
 }
 
-static int show(const struct ctl_command *self, mpig_client *client, const struct holders *holders)
+static int show(struct batch *batch, const struct holders *holders)
 {
 	static const char *const titles[] = {"HOLDER",  ">MEMORY",       ">CONTEXTS",          ">CLIENTS",
 	                                     ">QUEUES", ">QUEUE MEMORY", ">REQUESTS/S AT MOST"};
 	struct table *table = table_create(sizeof(titles) / sizeof(titles[0]), titles);
-	struct json json;
-	int first_failure = CTL_OK;
 	size_t shown = 0;
-	json_begin(&json, stdout);
-	if (ctl_globals.json)
-		json_array(&json, NULL);
 	for (size_t i = 0; i < holders->count; i++) {
 		struct mpig_quota quota = MPIG_INIT(quota);
 		const struct holder *h = &holders->of[i];
-		int status =
-			h->group ? mpig_quota_get_group(client, h->number, &quota) : mpig_quota_get(client, h->number, &quota);
-		if (status) {
-			int code = ctl_failed(self, client, NULL, status);
-			first_failure = first_failure ? first_failure : code;
+		int status = h->group ? mpig_quota_get_group(batch->client, h->number, &quota)
+		                      : mpig_quota_get(batch->client, h->number, &quota);
+		batch_note(batch, NULL, status);
+		if (status)
 			continue;
-		}
 		shown++;
 		if (ctl_globals.json)
-			quota_json(&json, &quota);
+			quota_json(&batch->json, &quota);
 		else
 			quota_row(table, &quota);
 	}
-	if (ctl_globals.json) {
-		json_array_end(&json);
-		json_finish(&json);
-	} else if (shown) {
+	if (shown && !ctl_globals.json)
 		table_print(table, stdout);
-	}
 	table_destroy(table);
-	return first_failure;
+	return batch_end(batch);
 }
 
 // ---- set -------------------------------------------------------------------------------------------------------------
@@ -221,9 +210,14 @@ static int run(const struct ctl_command *self, int argc, char **argv)
 	if (all && !status)
 		status = context_each(client, add_owner, &holders);
 	qsort(holders.of, holders.count, sizeof(holders.of[0]), by_number);
-	code = status ? ctl_failed(self, client, NULL, status) : show(self, client, &holders);
-	mpig_disconnect(client);
-	return code;
+	if (status) {
+		code = ctl_failed(self, client, NULL, status);
+		mpig_disconnect(client);
+		return code;
+	}
+	struct batch batch;
+	batch_over(&batch, self, client);
+	return show(&batch, &holders);
 }
 
 const struct ctl_command ctl_quota = {

@@ -303,23 +303,9 @@ bool trace_attend(const struct trace_query *query, struct mpig_attend *attend)
 	const struct mpig_trace_record *r = query->record;
 	*attend = (struct mpig_attend){
 		.size = sizeof(*attend),
-		.layer = r->layer,
-		.proposal = r->proposal,
-		.dtype = r->dtype,
-		.tokens = r->tokens,
+		MPIG_TRACE_ASKED(r),
 		.q = query->q,
-		.begin = r->begin,
-		.end = (int64_t)r->end,
-		.budget = r->budget,
-		.seed = r->seed,
-		.query_position = r->query_position,
-		.causal = r->flags & MPIG_SQE_CAUSAL ? 1 : 0,
-		.causal_base = r->causal_base,
-		.error_target = r->error_target,
-		.budget_floor = r->budget_floor,
-		.budget_cap = r->budget_cap,
 		.window_lse = query->window_lse,
-		.delta = r->delta,
 		.window_out = query->window_out,
 	};
 	return r->end > r->begin;

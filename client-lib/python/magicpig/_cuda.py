@@ -72,6 +72,8 @@ class Spec(_Sized):
         ("window", c_uint64),
         ("no_signature", c_uint),
         ("own_rows", c_uint),
+        ("delta", c_float),
+        ("own_first", c_uint),
     ]
 
 
@@ -108,7 +110,7 @@ class Step(_Sized):
 
 
 class IngestOptions(_Sized):
-    _fields_ = [("size", c_size_t), ("slot_bytes", c_size_t), ("slots", c_uint), ("timeout_ms", c_int), ("blocks", c_uint)]
+    _fields_ = [("size", c_size_t), ("slot_bytes", c_size_t), ("slots", c_uint), ("timeout_ms", c_int), ("blocks", c_uint), ("patience_ms", c_int)]
 
 
 class Rows(_Sized):

@@ -4,9 +4,7 @@
         plans = [Plan(gpu, [context], layer, dtype="bf16", proposal="signature", budget=.01, sinks=4) for layer in layers]
         gpu.begin()
         for plan, step in zip(plans, steps):      # or once, while a CUDA graph is captured
-            plan.submit(step, stream)
-            plan.window(step, stream)
-            plan.merge(step, stream)
+            plan.run(step, stream)                # or submit, window, merge; window, submit, merge of a plan with own_first
         ...                                       # the stream is synchronised
         gpu.check()
 
@@ -209,7 +207,9 @@ def plan_of(number: int) -> Plan:
 
 class Plan:
     """One layer of some contexts, `tokens` query tokens each: everything that is the same in every step. Arguments are those of struct
-    mpig_cuda_spec. `number` names it in operators of `magicpig.ops`. `signature`: whether the GPU computes signatures."""
+    mpig_cuda_spec. `number` names it in operators of `magicpig.ops`. `signature`: whether the GPU computes signatures. `own_first`: whether
+    own rows are attended before the request, which then carries their LSE and output; None: where the daemon goes by them, which it does
+    for rows by error, also verified ones (delta), and not for a budget or a proposal that reads all rows."""
 
     def __init__(
         self,
@@ -230,6 +230,8 @@ class Plan:
         window: int = 0,
         signature: bool = True,
         own_rows: int = 0,
+        delta: float = 0.0,
+        own_first: bool | None = None,
     ):
         self._handle: c_void_p | None = None
         self._lib, self.gpu, self.contexts = gpu._lib, gpu, tuple(contexts)
@@ -241,6 +243,8 @@ class Plan:
             raise ValueError(f"layer: {layer} is not within 0..{len(layers) - 1}")
         shape = layers[layer]
         self.query_heads, self.kv_heads, self.d_k, self.d_v = shape.query_heads, shape.kv_heads, shape.d_k, shape.d_v or shape.d_k
+        adapts = proposal in ("default", "signature") and (error_target > 0 or budget == 0)
+        self.own_first = adapts and self.d_k == self.d_v if own_first is None else own_first
         handles = (c_void_p * len(self.contexts))(*[context._open_handle() for context in self.contexts])
         spec = _cuda.Spec(
             layer=layer,
@@ -259,6 +263,8 @@ class Plan:
             window=window,
             no_signature=not signature,
             own_rows=own_rows,
+            delta=delta,
+            own_first=self.own_first,
         )
         handle = c_void_p()
         _check(self._lib, self._lib.mpig_cuda_plan_create(gpu._open_handle(), byref(spec), byref(handle)))
@@ -297,12 +303,18 @@ class Plan:
         _check(self._lib, self._lib.mpig_cuda_submit(self._open_handle(), stream, byref(step)))
 
     def window(self, step: Step, stream: int = 0) -> None:
-        """Launches: attention over own rows, while the daemon works."""
+        """Launches: attention over own rows, while the daemon works, or with own_first before it is asked."""
         _check(self._lib, self._lib.mpig_cuda_window(self._open_handle(), stream, byref(step)))
 
     def merge(self, step: Step, stream: int = 0) -> None:
         """Launches: the wait for the answer, and the merge of both parts."""
         _check(self._lib, self._lib.mpig_cuda_merge(self._open_handle(), stream, byref(step)))
+
+    def run(self, step: Step, stream: int = 0) -> None:
+        """Launches all of a step with own rows, in the plan's order."""
+        for launch in (self.window, self.submit) if self.own_first else (self.submit, self.window):
+            launch(step, stream)
+        self.merge(step, stream)
 
     def sign(self, step: Step, signature: int, scale: int, stream: int = 0) -> None:
         """Launches: signatures [B][T][query_heads][d_pad] int8 and their scales, float, to these device addresses."""
@@ -339,14 +351,17 @@ class Ingest:
     meanwhile keeps handle and lease until finish() or recover() has come back, or close().
 
     slot_bytes and slots: of the staging memory (0: 4 of 16 MiB); timeout_ms: the longest time in which the daemon answers nothing (0:
-    30000); blocks: of the kernel that copies. Errors as of a Gpu."""
+    30000); blocks: of the kernel that copies; patience_ms: the longest time that a call waits while nothing moves, as when a stream of the
+    caller's is blocked (0: 120000; negative: no limit). Then it raises Again: nothing is lost, and the same call goes on. Errors as of a Gpu."""
 
-    def __init__(self, client: Client, *, slot_bytes: int = 0, slots: int = 0, timeout_ms: int = 0, blocks: int = 0):
+    def __init__(
+        self, client: Client, *, slot_bytes: int = 0, slots: int = 0, timeout_ms: int = 0, blocks: int = 0, patience_ms: int = 0
+    ):
         self._handle: c_void_p | None = None
         self._lib, self.client = _cuda.library(), client
         self._contexts: set[Context] = set()  # since it was made, recovered or finished: it asks about them
         handle = c_void_p()
-        options = _cuda.IngestOptions(slot_bytes=slot_bytes, slots=slots, timeout_ms=timeout_ms, blocks=blocks)
+        options = _cuda.IngestOptions(slot_bytes=slot_bytes, slots=slots, timeout_ms=timeout_ms, blocks=blocks, patience_ms=patience_ms)
         _check(self._lib, self._lib.mpig_cuda_ingest_create(client._open_handle(), byref(options), byref(handle)))
         self._handle = handle
         client._gpus.add(self)

@@ -154,9 +154,7 @@ def _attend(order, q, k, v, split, rows, plan, ring_rows=0, page_table=None, fla
     _put_rows(step, plan, k, v, ring_rows, page_table)
     _put_answer(step, plan, out, lse, flags)
     stream = _stream(q)
-    plan.submit(step, stream)
-    plan.window(step, stream)
-    plan.merge(step, stream)
+    plan.run(step, stream)
     return out, lse
 
 
@@ -225,7 +223,8 @@ class Attention:
             self.order, q, k, v, split, rows, self.number, ring_rows, page_table, self.flags
         )
 
-    # The same in three, for what the GPU can do meanwhile: submit; then window, or nothing (then there are no own rows); then merge.
+    # The same in three, for what the GPU can do meanwhile: submit; then window, or nothing (then there are no own rows); then merge. With
+    # plan.own_first: window, or nothing; submit; merge.
 
     def submit(self, q: torch.Tensor, split: torch.Tensor | None = None, rows: torch.Tensor | None = None) -> None:
         """Without split and rows the daemon attends [sinks, committed - the plan's window)."""

@@ -31,7 +31,7 @@ struct event {
 	uint64_t asked, done; // records of it that were launched, and that have run
 };
 struct op { // a launch, or the record of an event (count != 0), or the wait for one
-	enum { OP_LAUNCH, OP_RECORD, OP_WAIT, OP_COPY } kind;
+	enum { OP_LAUNCH, OP_RECORD, OP_WAIT, OP_COPY, OP_VALUE } kind; // VALUE: until *from - count >= 0, 32 bits
 	struct launch launch;
 	struct event *event;
 	uint64_t count; // which record of the event
@@ -43,8 +43,6 @@ struct op { // a launch, or the record of an event (count != 0), or the wait for
 };
 struct stream {
 	struct graph *capturing;
-	const uint32_t *wait; // for *wait - value >= 0
-	uint32_t value;
 	struct op *first, *last; // not run yet
 	struct stream *older;
 };
@@ -319,7 +317,10 @@ static int run_op(const struct op *op)
 
 static bool may_run(const struct stream *s)
 {
-	return s->first && (s->first->kind != OP_WAIT || s->first->event->done >= s->first->count);
+	const struct op *op = s->first;
+	if (op && op->kind == OP_VALUE)
+		return (int32_t)(__atomic_load_n((const uint32_t *)op->from, __ATOMIC_ACQUIRE) - (uint32_t)op->count) >= 0;
+	return op && (op->kind != OP_WAIT || op->event->done >= op->count);
 }
 
 // A stream whose next operation may run, any of them, by the same dice every time; NULL: there is none. Locked, as the next.
@@ -506,13 +507,9 @@ CALL(cuStreamQuery, CUstream stream)
 	int result = running == BESIDE ? CU_OK : run_streams();
 	pthread_mutex_lock(&lock);
 	bool more = s->first;
+	pthread_cond_broadcast(&changed); // a value that a stream waits for may have been stored by anybody
 	pthread_mutex_unlock(&lock);
-	if (result || more)
-		return result ? result : CU_NOT_READY;
-	if (s->wait && (int32_t)(__atomic_load_n(s->wait, __ATOMIC_ACQUIRE) - s->value) < 0)
-		return CU_NOT_READY;
-	s->wait = NULL;
-	return CU_OK;
+	return result ? result : more ? CU_NOT_READY : CU_OK;
 }
 CALL(cuStreamSynchronize, CUstream stream)
 {
@@ -526,9 +523,8 @@ CALL(cuStreamSynchronize, CUstream stream)
 CALL(cuStreamWaitValue32_v2, CUstream stream, CUdeviceptr p, uint32_t value, unsigned flags)
 {
 	MAY_FAIL;
-	stream_of(stream)->wait = (const uint32_t *)(uintptr_t)p;
-	stream_of(stream)->value = value;
-	return flags == CU_WAIT_GEQ ? CU_OK : CU_INVALID_VALUE;
+	struct op op = {.kind = OP_VALUE, .from = (const void *)(uintptr_t)p, .count = value};
+	return flags == CU_WAIT_GEQ ? put(stream_of(stream), &op) : CU_INVALID_VALUE;
 }
 CALL(cuStreamWriteValue32_v2, CUstream stream, CUdeviceptr p, uint32_t value, unsigned flags)
 {

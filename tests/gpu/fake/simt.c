@@ -302,6 +302,13 @@ DEVICE void store_2(float *p, const float *x)
 {
 	memcpy(__builtin_assume_aligned(p, 8), x, 8);
 }
+DEVICE void copy_begin(float *to, uint64_t from)
+{
+	memcpy(__builtin_assume_aligned(to, 16), (const void *)from, 16);
+}
+DEVICE void copies_wait(void)
+{
+}
 DEVICE void load_global(int count, uint64_t from, uint32_t *words)
 {
 	memcpy(words, (const void *)from, (size_t)count * 4);
@@ -344,7 +351,9 @@ DEVICE uint32_t arrive(uint32_t *counter, uint32_t count)
 TWIN(mpig_sign, gpu_sign)
 TWIN(mpig_sign_many, gpu_sign)
 TWIN(mpig_submit, gpu_submit)
-TWIN(mpig_window, gpu_window)
+TWIN(mpig_window_64, gpu_window)
+TWIN(mpig_window_128, gpu_window)
+TWIN(mpig_window_256, gpu_window)
 TWIN(mpig_wait, gpu_wait)
 TWIN(mpig_merge, gpu_merge)
 TWIN(mpig_merge_fused, gpu_merge)
@@ -357,7 +366,9 @@ const struct simt_kernel *simt_find(const char *name)
 		{"mpig_sign", run_mpig_sign, sizeof(struct gpu_sign), GPU_BLOCK},
 		{"mpig_sign_many", run_mpig_sign_many, sizeof(struct gpu_sign), GPU_MANY_THREADS},
 		{"mpig_submit", run_mpig_submit, sizeof(struct gpu_submit), GPU_SUBMIT_THREADS},
-		{"mpig_window", run_mpig_window, sizeof(struct gpu_window), GPU_WINDOW_THREADS},
+		{"mpig_window_64", run_mpig_window_64, sizeof(struct gpu_window), GPU_WINDOW_THREADS},
+		{"mpig_window_128", run_mpig_window_128, sizeof(struct gpu_window), GPU_WINDOW_THREADS},
+		{"mpig_window_256", run_mpig_window_256, sizeof(struct gpu_window), GPU_WINDOW_THREADS},
 		{"mpig_wait", run_mpig_wait, sizeof(struct gpu_wait), GPU_WARP},
 		{"mpig_merge", run_mpig_merge, sizeof(struct gpu_merge), GPU_BLOCK},
 		{"mpig_merge_fused", run_mpig_merge_fused, sizeof(struct gpu_merge), GPU_FUSED_BLOCK},
