@@ -224,8 +224,8 @@ static float pilot_threshold(struct job *j, uint32_t g, uint32_t r, const float 
 		return tau_for_error(k, estimate, n, repeat, eps / a->deviations, window, floor, cap, w);
 	}
 	float counted = a->window_out ? window + logf(value_share(a, at, size)) : window;
-	float tau = tau_for_share(k, estimate, n, repeat, eps * eps, counted, floor, cap, w);
-	double ratio = (double)a->ratio[g], predicted = relative_variance(k, estimate, n, repeat, window, tau, w);
+	double ratio = (double)a->ratio[g], predicted;
+	float tau = tau_for_share(k, estimate, n, repeat, eps * eps, counted, floor, cap, w, window, &predicted);
 	if (ratio * predicted > eps * eps) {
 		tau = fminf(tau, tau_for_error(k, estimate, n, repeat, eps / sqrt(ratio), window, floor, cap, w));
 		predicted = relative_variance(k, estimate, n, repeat, window, tau, w);

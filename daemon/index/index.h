@@ -99,8 +99,9 @@ float tau_for_error(const struct kernels *k, const float *estimates, uint32_t n,
 // The largest tau with e^tau <= share Z, where Z is the mass by the same count as above: a row that would hold more than `share` of it is
 // certain. The variance of the mass then is at most share Z^2, and a row more would lower it by the same in every head for which `share` is
 // the same. Clamps, exact_lse and unusable estimates as above; share <= 0 or NaN: the cap.
+// *variance, if not NULL: what relative_variance says of the result with variance_lse, for a few sums more instead of all the exponentials again.
 float tau_for_share(const struct kernels *k, const float *estimates, uint32_t n, double repeat, double share, float exact_lse,
-                    double floor_rows, double cap_rows, float *w);
+                    double floor_rows, double cap_rows, float *w, float variance_lse, double *variance);
 
 // What the sampling at `tau` adds to the mass, by the same closed form: variance over Z^2. 0 where every row is certain or the
 // estimates are unusable.

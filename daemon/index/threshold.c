@@ -133,14 +133,19 @@ static double excess(const struct target *t, double log_theta)
 	return variance > 0 ? log(variance / t->eps2) - 2 * log(mass) : -INFINITY;
 }
 
+static double variance_at(const struct weights *x, double repeat, float exact_lse, float tau)
+{
+	struct target t = {x, repeat, exact_lse > -INFINITY ? exp((double)exact_lse - (double)x->shift) : 0, 1};
+	return exp(excess(&t, fmin((double)tau - (double)x->shift, HIGHEST_LOG_THETA)));
+}
+
 double relative_variance(const struct kernels *k, const float *estimates, uint32_t n, double repeat, float exact_lse, float tau,
                          float *w)
 {
 	struct weights x;
 	if (!weigh(&x, k, estimates, n, w))
 		return 0;
-	struct target t = {&x, repeat, exact_lse > -INFINITY ? exp((double)exact_lse - (double)x.shift) : 0, 1};
-	return exp(excess(&t, fmin((double)tau - (double)x.shift, HIGHEST_LOG_THETA)));
+	return variance_at(&x, repeat, exact_lse, tau);
 }
 
 double floor_rows(double share, uint64_t rows)
@@ -200,25 +205,22 @@ float tau_for_error(const struct kernels *k, const float *estimates, uint32_t n,
 	return (float)((double)x.shift + solve(&t, low, high, excess_low, excess_high));
 }
 
-float tau_for_share(const struct kernels *k, const float *estimates, uint32_t n, double repeat, double share, float exact_lse,
-                    double floor_rows, double cap_rows, float *w)
+static float tau_of_share(const struct weights *x, double repeat, double share, float exact_lse, double floor_rows,
+                          double cap_rows)
 {
 	enum { STEPS = 64 };
-	struct weights x;
-	if (!weigh(&x, k, estimates, n, w))
-		return -INFINITY;
-	double floor_tau = tau_of_rows(&x, repeat, fmin(floor_rows, cap_rows)), cap_tau = tau_of_rows(&x, repeat, cap_rows);
+	double floor_tau = tau_of_rows(x, repeat, fmin(floor_rows, cap_rows)), cap_tau = tau_of_rows(x, repeat, cap_rows);
 	if (!(share > 0))
 		return (float)cap_tau;
-	double exact = exact_lse > -INFINITY ? exp((double)exact_lse - (double)x.shift) : 0;
-	double theta = exp(fmin(floor_tau - (double)x.shift, HIGHEST_LOG_THETA)), least = exp(cap_tau - (double)x.shift);
+	double exact = exact_lse > -INFINITY ? exp((double)exact_lse - (double)x->shift) : 0;
+	double theta = exp(fmin(floor_tau - (double)x->shift, HIGHEST_LOG_THETA)), least = exp(cap_tau - (double)x->shift);
 	uint64_t known = UINT64_MAX;
 	// Z grows with theta, so that from above theta only falls, to the largest root; it is there once no row changes sides.
 	for (int step = 0; step < STEPS; step++) {
 		double below, below2;
 		uint64_t above;
-		k->split_sums(w, n, (float)theta, &below, &below2, &above);
-		double next = share * (repeat * below + (x.total - below) + exact);
+		x->k->split_sums(x->w, x->n, (float)theta, &below, &below2, &above);
+		double next = share * (repeat * below + (x->total - below) + exact);
 		if (!(next < theta)) {
 			if (step == 0)
 				return (float)floor_tau;
@@ -231,5 +233,16 @@ float tau_for_share(const struct kernels *k, const float *estimates, uint32_t n,
 			break;
 		known = above;
 	}
-	return (float)((double)x.shift + log(theta));
+	return (float)((double)x->shift + log(theta));
+}
+
+float tau_for_share(const struct kernels *k, const float *estimates, uint32_t n, double repeat, double share, float exact_lse,
+                    double floor_rows, double cap_rows, float *w, float variance_lse, double *variance)
+{
+	struct weights x;
+	bool usable = weigh(&x, k, estimates, n, w);
+	float tau = usable ? tau_of_share(&x, repeat, share, exact_lse, floor_rows, cap_rows) : -INFINITY;
+	if (variance)
+		*variance = usable ? variance_at(&x, repeat, variance_lse, tau) : 0;
+	return tau;
 }

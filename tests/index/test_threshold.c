@@ -205,8 +205,11 @@ START_TEST(the_share_is_met_and_the_largest)
 				for (uint32_t spread = 0; spread < 3; spread++)
 					for (uint32_t repeat = 1; repeat <= 16; repeat *= 16) {
 						gaussian(s, N, spread, spreads[spread], -2);
+						double variance;
 						float tau = tau_for_share(&k[isa], s, N, repeat, shares[e], (float)exact[x], 1,
-						                          1e9, w);
+						                          1e9, w, (float)(2 * exact[x]), &variance);
+						ck_assert_double_eq(variance, relative_variance(&k[isa], s, N, repeat,
+						                                                (float)(2 * exact[x]), tau, w));
 						// A hair below, for the rows whose weight is tau's to the last bit.
 						double at = (double)tau - 1e-5, above = (double)tau + 1e-3;
 						ck_assert_double_le(exp(at), shares[e] * counted_mass(s, N, repeat, exact[x],
@@ -235,22 +238,25 @@ START_TEST(the_share_is_clamped)
 	kernels_init_c(&k);
 	gaussian(s, N, 7, 2, 0);
 	float floor_tau = tau_for_budget(&k, s, N, REPEAT, 320, w), cap_tau = tau_for_budget(&k, s, N, REPEAT, 5120, w);
-	float free_tau = tau_for_share(&k, s, N, REPEAT, 5e-4, -INFINITY, 0, 1e9, w);
+	float free_tau = tau_for_share(&k, s, N, REPEAT, 5e-4, -INFINITY, 0, 1e9, w, 0, NULL);
 	double rows = expected_rows(s, N, REPEAT, free_tau);
 	ck_assert(rows > 320 && rows < 5120);
-	ck_assert_float_eq(tau_for_share(&k, s, N, REPEAT, 5e-4, -INFINITY, 320, 5120, w), free_tau);
-	ck_assert_float_eq(tau_for_share(&k, s, N, REPEAT, 5e-4, NAN, 320, 5120, w), free_tau);
-	ck_assert_float_lt(free_tau, tau_for_share(&k, s, N, REPEAT, 5e-4, 11, 320, 5120, w)); // more mass, fewer rows
-	ck_assert_float_eq(tau_for_share(&k, s, N, REPEAT, 1, -INFINITY, 320, 5120, w), floor_tau);
-	ck_assert_float_eq(tau_for_share(&k, s, N, REPEAT, 5e-4, 50, 320, 5120, w), floor_tau);
-	ck_assert_float_eq(tau_for_share(&k, s, N, REPEAT, 5e-4, INFINITY, 320, 5120, w), floor_tau);
-	ck_assert_float_eq(tau_for_share(&k, s, N, REPEAT, 1e-9, -INFINITY, 320, 5120, w), cap_tau);
-	ck_assert_float_eq(tau_for_share(&k, s, N, REPEAT, 0, -INFINITY, 320, 5120, w), cap_tau);
-	ck_assert_float_eq(tau_for_share(&k, s, N, REPEAT, (double)NAN, -INFINITY, 320, 5120, w), cap_tau);
-	ck_assert_float_eq(tau_for_share(&k, s, N, REPEAT, 1, -INFINITY, 9000, 5120, w), cap_tau);
+	ck_assert_float_eq(tau_for_share(&k, s, N, REPEAT, 5e-4, -INFINITY, 320, 5120, w, 0, NULL), free_tau);
+	ck_assert_float_eq(tau_for_share(&k, s, N, REPEAT, 5e-4, NAN, 320, 5120, w, 0, NULL), free_tau);
+	ck_assert_float_lt(free_tau, tau_for_share(&k, s, N, REPEAT, 5e-4, 11, 320, 5120, w, 0, NULL)); // more mass, fewer rows
+	ck_assert_float_eq(tau_for_share(&k, s, N, REPEAT, 1, -INFINITY, 320, 5120, w, 0, NULL), floor_tau);
+	ck_assert_float_eq(tau_for_share(&k, s, N, REPEAT, 5e-4, 50, 320, 5120, w, 0, NULL), floor_tau);
+	ck_assert_float_eq(tau_for_share(&k, s, N, REPEAT, 5e-4, INFINITY, 320, 5120, w, 0, NULL), floor_tau);
+	ck_assert_float_eq(tau_for_share(&k, s, N, REPEAT, 1e-9, -INFINITY, 320, 5120, w, 0, NULL), cap_tau);
+	ck_assert_float_eq(tau_for_share(&k, s, N, REPEAT, 0, -INFINITY, 320, 5120, w, 0, NULL), cap_tau);
+	ck_assert_float_eq(tau_for_share(&k, s, N, REPEAT, (double)NAN, -INFINITY, 320, 5120, w, 0, NULL), cap_tau);
+	ck_assert_float_eq(tau_for_share(&k, s, N, REPEAT, 1, -INFINITY, 9000, 5120, w, 0, NULL), cap_tau);
 	s[3] = NAN;
-	ck_assert_float_eq(tau_for_share(&k, s, N, REPEAT, 5e-4, -INFINITY, 320, 5120, w), -INFINITY);
-	ck_assert_float_eq(tau_for_share(&k, s, 0, REPEAT, 5e-4, -INFINITY, 320, 5120, w), -INFINITY);
+	ck_assert_float_eq(tau_for_share(&k, s, N, REPEAT, 5e-4, -INFINITY, 320, 5120, w, 0, NULL), -INFINITY);
+	double variance = 1;
+	ck_assert_float_eq(tau_for_share(&k, s, N, REPEAT, 5e-4, -INFINITY, 320, 5120, w, 0, &variance), -INFINITY);
+	ck_assert_double_eq(variance, 0);
+	ck_assert_float_eq(tau_for_share(&k, s, 0, REPEAT, 5e-4, -INFINITY, 320, 5120, w, 0, NULL), -INFINITY);
 }
 END_TEST
 
