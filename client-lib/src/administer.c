@@ -38,18 +38,17 @@ static int take_clients(mpig_client *c, uint64_t *cursor, struct mpig_client_inf
 {
 	const struct mpig_ctl_clients *page = (const void *)c->reply;
 	const struct mpig_wire_client *w = (const void *)(page + 1);
-	if (page->count > MPIG_CLIENTS_PAGE || c->reply_bytes < sizeof(*page) + page->count * sizeof(*w))
-		return error_set(c, MPIG_EPROTO, "%u clients in %u bytes", page->count, c->reply_bytes);
-	uint32_t n = page->count < max ? page->count : max;
-	for (uint32_t i = 0; i < n; i++) {
+	int n = page_records(c, "clients", page->count, MPIG_CLIENTS_PAGE, sizeof(*page), sizeof(*w), max);
+	for (int i = 0; i < n; i++) {
 		struct mpig_client_info known;
 		client_from_wire(&w[i], &known);
 		int rc = options_return_at(c, "mpig_client_info", infos, i, &known, sizeof(known));
 		if (rc)
 			return rc;
 	}
-	*cursor = n && (n < page->count || page->more) ? w[n - 1].id : LIST_END;
-	return (int)n;
+	if (n >= 0)
+		*cursor = n && ((uint32_t)n < page->count || page->more) ? w[n - 1].id : LIST_END;
+	return n;
 }
 
 int mpig_client_list(mpig_client *c, uint64_t *cursor, struct mpig_client_info *infos, int max)

@@ -283,18 +283,17 @@ static int take_page(mpig_client *c, uint64_t *cursor, struct mpig_context_info 
 {
 	const struct mpig_ctl_list *page = (const void *)c->reply;
 	const struct mpig_wire_context *w = (const void *)(page + 1);
-	if (page->count > MPIG_LIST_PAGE || c->reply_bytes < sizeof(*page) + page->count * sizeof(*w))
-		return error_set(c, MPIG_EPROTO, "a list of %u contexts in %u bytes", page->count, c->reply_bytes);
-	uint32_t n = page->count < max ? page->count : max;
-	for (uint32_t i = 0; i < n; i++) {
+	int n = page_records(c, "contexts", page->count, MPIG_LIST_PAGE, sizeof(*page), sizeof(*w), max);
+	for (int i = 0; i < n; i++) {
 		struct mpig_context_info known;
 		info_from_wire(&w[i], &known);
 		int rc = options_return_at(c, "mpig_context_info", infos, i, &known, sizeof(known));
 		if (rc)
 			return rc;
 	}
-	*cursor = n < page->count ? w[n - 1].id : page->cursor ? page->cursor : LIST_END;
-	return (int)n;
+	if (n >= 0)
+		*cursor = (uint32_t)n < page->count ? w[n - 1].id : page->cursor ? page->cursor : LIST_END;
+	return n;
 }
 
 int mpig_context_list(mpig_client *c, uint64_t *cursor, struct mpig_context_info *infos, int max)

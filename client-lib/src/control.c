@@ -276,3 +276,11 @@ int control_exchange(mpig_client *c, uint16_t op, void *request, size_t bytes, i
 	}
 	return MPIG_OK;
 }
+
+int page_records(mpig_client *c, const char *what, uint32_t count, uint32_t most, size_t head_bytes, size_t record_bytes,
+                 uint32_t max)
+{
+	if (count > most || c->reply_bytes < head_bytes + count * record_bytes)
+		return error_set(c, MPIG_EPROTO, "a list of %u %s in %u bytes", count, what, c->reply_bytes);
+	return (int)(count < max ? count : max);
+}

@@ -105,10 +105,8 @@ static int take_page(mpig_client *c, struct mpig_saved_info *infos, uint32_t max
 {
 	const struct mpig_ctl_saved *page = (const void *)c->reply;
 	const struct mpig_wire_saved *w = (const void *)(page + 1);
-	if (page->count > MPIG_LIST_PAGE || c->reply_bytes < sizeof(*page) + page->count * sizeof(*w))
-		return error_set(c, MPIG_EPROTO, "a list of %u saved contexts in %u bytes", page->count, c->reply_bytes);
-	uint32_t n = page->count < max ? page->count : max;
-	for (uint32_t i = 0; i < n; i++) {
+	int n = page_records(c, "saved contexts", page->count, MPIG_LIST_PAGE, sizeof(*page), sizeof(*w), max);
+	for (int i = 0; i < n; i++) {
 		struct mpig_saved_info known = {
 			.committed = w[i].committed,
 			.bytes = w[i].bytes,
@@ -128,7 +126,7 @@ static int take_page(mpig_client *c, struct mpig_saved_info *infos, uint32_t max
 		if (rc)
 			return rc;
 	}
-	return (int)n;
+	return n;
 }
 
 int mpig_saved_list(mpig_client *c, const char *after, struct mpig_saved_info *infos, int max)

@@ -141,6 +141,9 @@ bool connection_hung_up(const mpig_client *client);
 // reply_min bytes; up to two received fds in fds (or -1; NULL: none wanted). MPIG_ERETRY: lost after sending; NOT_SENT: before.
 #define NOT_SENT 1
 int control_exchange(mpig_client *client, uint16_t op, void *request, size_t bytes, int send_fd, size_t reply_min, int fds[2]);
+// Records of the page in client->reply for a caller who takes `max` of them. MPIG_EPROTO: it says that it has more than `most`, or than its bytes hold.
+int page_records(mpig_client *client, const char *what, uint32_t count, uint32_t most, size_t head_bytes, size_t record_bytes,
+                 uint32_t max);
 // Sends without awaiting the answer, which is skipped by its tag later.
 void control_post(mpig_client *client, uint16_t op, void *request, size_t bytes);
 

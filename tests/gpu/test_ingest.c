@@ -534,11 +534,19 @@ static void let_go(void)
 	DEVICE_MUST(device_driver()->stream_write(opener, gate, gates, 0));
 }
 
-static void open_patient(int patience_ms)
+// 40 tokens are committed; what is given on `stream` from now on waits.
+static struct world *blocked_world(uint64_t tokens, int how)
 {
+	struct world *w = world_make(&plain, tokens);
 	struct mpig_cuda_ingest_options o = {
-		.size = sizeof(o), .slot_bytes = 8192, .slots = 3, .timeout_ms = 20000, .blocks = 3, .patience_ms = patience_ms};
+		.size = sizeof(o), .slot_bytes = 8192, .slots = 3, .timeout_ms = 20000, .blocks = 3, .patience_ms = 60};
 	ck_assert_cuda(mpig_cuda_ingest_create(s.client, &o, &ingest), MPIG_OK);
+	give_host_all(w, 8192);
+	ck_assert_cuda(give_chunk(w, 0, 40, 0), MPIG_OK);
+	ck_assert_cuda(mpig_cuda_ingest_finish(ingest, NULL), MPIG_OK);
+	defer(how);
+	block();
+	return w;
 }
 
 static void assert_impatient(int rc)
@@ -552,13 +560,7 @@ static void assert_impatient(int rc)
 // Whoever waits gets an answer, nothing has failed, and when the stream goes on all is as if it had not stood still.
 START_TEST(a_stream_that_is_blocked)
 {
-	struct world *w = world_make(&plain, 1000);
-	open_patient(60);
-	give_host_all(w, 8192);
-	ck_assert_cuda(give_chunk(w, 0, 40, 0), MPIG_OK);
-	ck_assert_cuda(mpig_cuda_ingest_finish(ingest, NULL), MPIG_OK);
-	defer(_i);
-	block();
+	struct world *w = blocked_world(1000, _i);
 	int64_t ticket = give_layer(w, 0, 0, 40, 50, false);
 	ck_assert_int_gt(ticket, 0); // not waited for
 	assert_impatient(mpig_cuda_ingest_finish(ingest, NULL));
@@ -586,13 +588,7 @@ END_TEST
 // Recovery waits for it, too: it answers, may be repeated, and nothing was half done.
 START_TEST(recovery_over_a_stream_that_is_blocked)
 {
-	struct world *w = world_make(&plain, 300);
-	open_patient(60);
-	give_host_all(w, 8192);
-	ck_assert_cuda(give_chunk(w, 0, 40, 0), MPIG_OK);
-	ck_assert_cuda(mpig_cuda_ingest_finish(ingest, NULL), MPIG_OK);
-	defer(_i);
-	block();
+	struct world *w = blocked_world(300, _i);
 	ck_assert_cuda(give_chunk(w, 40, 80, 0), MPIG_OK);
 	for (int i = 0; i < 2; i++) {
 		ck_assert_cuda(mpig_cuda_ingest_recover(ingest), MPIG_EAGAIN);
@@ -603,8 +599,9 @@ START_TEST(recovery_over_a_stream_that_is_blocked)
 	ck_assert_cuda(recover(), MPIG_OK);
 	defer(AT_ONCE);
 	ck_assert_cuda(mpig_cuda_ingest_failure(ingest, NULL), 0);
-	ck_assert_uint_eq(mpig_context_committed(w->source[0].gpu), 40);
-	give_the_rest(w, 40);
+	uint64_t committed = mpig_context_committed(w->source[0].gpu); // 120: no kernel had to wait for an answer
+	ck_assert(committed == 40 || committed == 120);
+	give_the_rest(w, committed);
 }
 END_TEST
 
