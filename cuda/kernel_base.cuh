@@ -139,9 +139,8 @@ DEVICE void grid_go(void)
 // Blocks of one kernel meet: what those before wrote is seen by those after. `count`: what this one adds. Returns the sum of those before.
 DEVICE uint32_t arrive(uint32_t *counter, uint32_t count)
 {
-	__threadfence();
-	uint32_t before = atomicAdd(counter, count);
-	__threadfence();
+	uint32_t before;
+	asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], %2;" : "=r"(before) : "l"(counter), "r"(count) : "memory");
 	return before;
 }
 // Neighbours, at addresses that are multiples of their size.

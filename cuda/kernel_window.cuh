@@ -73,9 +73,10 @@ DEVICE uint32_t row_number(const struct rows *r, uint32_t n)
 // Queries p->head .. + heads - 1 to shared memory, with zeros behind the last element and the last head. By the block.
 DEVICE void queries_share(const struct gpu_window *a, const struct place *p, uint32_t length, uint32_t heads, struct window_shared *shared)
 {
-	for (uint32_t x = threadIdx.x; x < GPU_HEADS_AT_ONCE * length; x += GPU_WINDOW_THREADS) {
+	UNROLL
+	for (uint32_t n = 0; n < GPU_HEADS_AT_ONCE * length / GPU_WINDOW_THREADS; n++) {
 		struct place at = *p;
-		const uint32_t i = x / length, e = x % length;
+		const uint32_t x = n * GPU_WINDOW_THREADS + threadIdx.x, i = x / length, e = x % length;
 		at.head = p->head + i;
 		shared->q[i][e] = i < heads && e < a->shape.d_k ? element(a->q, stride_at(&a->q_strides, &at) + e, a->q_dtype) : 0.0f;
 	}
@@ -427,13 +428,13 @@ DEVICE void window_block(const int L, const int C, const struct gpu_window *a)
 	const uint32_t group = a->shape.query_heads / a->shape.kv_heads;
 	const uint64_t first = (uint64_t)query * a->shape.query_heads + g * group;
 	struct place p = {query / a->shape.tokens, query % a->shape.tokens, 0, 0};
-	const struct rows r = rows_of(a, p.item, p.token); // asked for with `failed`
-	if (failed)
-		return;
+	const struct rows r = rows_of(a, p.item, p.token);
 	for (uint32_t i = 0; i < group; i += GPU_HEADS_AT_ONCE) {
 		const uint32_t heads = group - i < GPU_HEADS_AT_ONCE ? group - i : GPU_HEADS_AT_ONCE;
 		p.head = g * group + i;
 		queries_share(a, &p, LENGTH(L, C), heads, &shared);
+		if (failed) // asked for with the queries and the numbers of rows
+			return;
 		piece_attend(L, C, a, &p, g, &r, &shared);
 		piece_join(L, C, a, first + i, heads, &shared);
 		block_barrier();
