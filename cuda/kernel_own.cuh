@@ -27,7 +27,8 @@ DEVICE void own_ask(const uint32_t N, const struct gpu_submit *a, const struct o
 	UNROLL
 	for (uint32_t n = 0; n < N / 4; n++)
 		if ((n * GPU_WARP + lane) * 4 < count)
-			load_global(4, a->window_out + (uint64_t)p->number * a->shape.d_v * 4 + (n * GPU_WARP + lane) * 16, own->out + 4 * n);
+			load_global(4, a->window_out + (uint64_t)p->number * a->shape.d_v * 4 + (n * GPU_WARP + lane) * 16,
+			            own->out + 4 * n);
 }
 
 // Copies them to the item's slot, as far as the request has them. An LSE of the step before may be NaN, after one that failed: then it says nothing. This

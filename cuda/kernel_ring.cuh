@@ -81,7 +81,7 @@ DEVICE void publish(const struct gpu_queue *q, const struct gpu_state *s, uint32
 	state->sq_next = s->sq_next + count;
 	state->cq_published = s->cq_next;
 	// R0, partner of the daemon's A1, and R2 for completions taken since the last one: a fence costs half a round trip over the bus,
-	// so they share it. It covers what other threads and blocks wrote: they reach this thread through the barriers and the fences of
+	// so they share it. It covers what other threads and blocks wrote: they reach this thread through the barriers and the atomics of
 	// arrive(), and a release is cumulative.
 	fence_release();
 	if (s->cq_next != s->cq_published)
