@@ -136,12 +136,12 @@ DEVICE void grid_go(void)
 	asm volatile("griddepcontrol.launch_dependents;");
 #endif
 }
-// Blocks of one kernel meet: what those before wrote is seen by those after. `count`: what this one adds. Returns the sum of those before.
+// Blocks of one kernel meet: what those before wrote is seen by those after, in a block behind a barrier. `count`: what this one adds. Returns the sum
+// of those before.
 DEVICE uint32_t arrive(uint32_t *counter, uint32_t count)
 {
-	__threadfence();
-	uint32_t before = atomicAdd(counter, count);
-	__threadfence();
+	uint32_t before;
+	asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], %2;" : "=r"(before) : "l"(counter), "r"(count) : "memory");
 	return before;
 }
 // Neighbours, at addresses that are multiples of their size.
@@ -166,7 +166,10 @@ DEVICE void store_2(float *p, const float *x)
 // 16 bytes of global memory on their way to shared memory; both addresses are multiples of 16.
 DEVICE void copy_begin(float *to, uint64_t from)
 {
-	asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" : : "r"((uint32_t)__cvta_generic_to_shared(to)), "l"(from) : "memory");
+	asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
+	             :
+	             : "r"((uint32_t)__cvta_generic_to_shared(to)), "l"(from)
+	             : "memory");
 }
 // This thread's are there.
 DEVICE void copies_wait(void)

@@ -81,7 +81,7 @@ DEVICE void publish(const struct gpu_queue *q, const struct gpu_state *s, uint32
 	state->sq_next = s->sq_next + count;
 	state->cq_published = s->cq_next;
 	// R0, partner of the daemon's A1, and R2 for completions taken since the last one: a fence costs half a round trip over the bus,
-	// so they share it. It covers what other threads and blocks wrote: they reach this thread through the barriers and the fences of
+	// so they share it. It covers what other threads and blocks wrote: they reach this thread through the barriers and the atomics of
 	// arrive(), and a release is cumulative.
 	fence_release();
 	if (s->cq_next != s->cq_published)
@@ -97,7 +97,7 @@ DEVICE void publish(const struct gpu_queue *q, const struct gpu_state *s, uint32
 
 // Where the queries of a warp go.
 struct target {
-	uint64_t q, signature, scale, lse, out; // of the first; signature, lse and out: 0 if the request has none
+	uint64_t q, signature, scale; // of the first; signature: 0 if the request has none
 };
 
 DEVICE struct target target_of(const struct gpu_submit *a, const struct batch *b)
@@ -105,13 +105,9 @@ DEVICE struct target target_of(const struct gpu_submit *a, const struct batch *b
 	const struct gpu_item *item = b->item;
 	const uint64_t slot = slot_address(&a->queue, a->first_slot + b->n), bytes = a->dtype == MPIG_F32 ? 4 : 2;
 	struct target t = {slot + item->q + (uint64_t)b->first * a->shape.d_k * bytes, 0,
-	                   slot + item->scale + (uint64_t)b->first * 4, 0, 0};
+	                   slot + item->scale + (uint64_t)b->first * 4};
 	if (item->signature)
 		t.signature = slot + item->signature + (uint64_t)b->first * a->shape.d_pad;
-	if (item->window_lse)
-		t.lse = slot + item->window_lse + (uint64_t)b->first * 4;
-	if (item->window_out)
-		t.out = slot + item->window_out + (uint64_t)b->first * a->shape.d_v * 4;
 	return t;
 }
 
@@ -134,13 +130,15 @@ DEVICE void submit_queries(const int E, const struct gpu_submit *a, struct gpu_s
 	const struct source source = {a->q, a->dtype};
 	const int first_block = blockIdx.x == 0;
 	struct batch b;
-	struct target t = {0, 0, 0, 0, 0};
+	struct target t = {0, 0, 0};
 	int64_t at = 0;
 	uint32_t words[SUBMIT_QUERIES * 8], by[SUBMIT_QUERIES * 8], inverse[SUBMIT_QUERIES * 8];
+	struct own_place own_place = {0, 0, 0};
 	struct own own;
 	const uint64_t word = first_block && threadIdx.x < shape->items * ITEM_WORDS ? plan_word(a, threadIdx.x) : 0;
 	const int mine = batch_of(shape, a->items, a->balance, a->inverse, SUBMIT_QUERIES, &b);
 	if (mine) {
+		own_place.number = b.number, own_place.first = b.first, own_place.count = b.count;
 		at = batch_place(shape, &a->q_strides, &b);
 		t = target_of(a, &b);
 		struct heads heads = heads_of(shape, &b);
@@ -155,7 +153,7 @@ DEVICE void submit_queries(const int E, const struct gpu_submit *a, struct gpu_s
 	else if (wide)
 		queries_ask(E, E / 2, SUBMIT_QUERIES, shape, &source, at, 0, words);
 	if (mine)
-		own_ask(E, a, &b, &own);
+		own_ask(SUBMIT_QUERIES * (uint32_t)E, a, &own_place, &own);
 	int refused = 0;
 	for (uint32_t i = threadIdx.x; i < shape->items; i += blockDim.x)
 		refused |= slot_state(&a->queue, a->first_slot + i)->state != GPU_SLOT_FREE;
@@ -180,7 +178,7 @@ DEVICE void submit_queries(const int E, const struct gpu_submit *a, struct gpu_s
 		divided = submit_asked(E, E, a, &source, &b, &t, words, by, inverse, lines);
 	else if (wide)
 		divided = submit_asked(E, E / 2, a, &source, &b, &t, words, by, inverse, lines);
-	own_copy(E, a, &b, &own, t.lse, t.out);
+	own_copy(SUBMIT_QUERIES * (uint32_t)E, a, &own_place, &own, b.item, slot_address(&a->queue, a->first_slot + b.n));
 	if (!wide || (t.signature && !divided))
 		queries_gather(E, SUBMIT_LANES, shape, &source, &b, at, 0, SUBMIT_QUERIES, wide ? 0 : t.q, lines);
 	if (t.signature)

@@ -43,13 +43,13 @@ DEVICE float larger(float a, float b)
 }
 
 #define WINDOW_WARPS (GPU_WINDOW_THREADS / GPU_WARP)
-#define PAIR 2u                                   // heads of a warp
+#define PAIR 2u // heads of a warp
 #define PAIRS (GPU_HEADS_AT_ONCE / PAIR)
-#define QUARTERS (WINDOW_WARPS / PAIRS)           // parts that the rows in shared memory are cut into, a warp each
-#define QUARTER_ROWS (GPU_WARP / PAIR)            // at most: a lane for each of its heads' logits
-#define SIDE_BYTES 16384u                         // of K, and of V, that are in shared memory at a time
-#define CHUNK 8u                                  // elements that a lane has side by side
-#define CHUNKS 2u                                 // at most, of a row and lane
+#define SHARES (WINDOW_WARPS / PAIRS)          // that the rows in shared memory are cut into, a warp each for two heads
+#define SHARE_ROWS (GPU_WARP / PAIR)           // at most: a lane for each of its heads' logits
+#define SIDE_BYTES (SHARES * SHARE_ROWS * 256) // of K, and of V, that are in shared memory at a time
+#define CHUNK 8u                               // elements that a lane has side by side
+#define CHUNKS 2u                              // at most, of a row and lane
 
 // How lanes share rows: L lanes a row, each with C chunks, l + L c of them, so that they read it as it lies; 32 / L rows side by side. A row
 // has 8 L C elements, as a signature's.
@@ -58,10 +58,10 @@ DEVICE float larger(float a, float b)
 #define ROW_FLOATS(L, C, dtype) ((dtype) == MPIG_F32 ? LENGTH(L, C) : LENGTH(L, C) / 2) // that take as much room
 
 struct window_shared {
-	ALIGNED_16 float rows[2][SIDE_BYTES / 4];      // K and V as they are; then weighted sums of V: [heads][QUARTERS][SIDE][length]
+	ALIGNED_16 float rows[2][SIDE_BYTES / 4]; // K and V as they are; then weighted sums of V: [heads][SHARES][SIDE][length]
 	ALIGNED_16 float q[GPU_HEADS_AT_ONCE][MPIG_MAX_HEAD_DIM];
-	float weight[WINDOW_WARPS][GPU_WARP];          // [heads of the warp][its rows]: logits, then weights
-	float most[QUARTERS][GPU_HEADS_AT_ONCE], sum[QUARTERS][GPU_HEADS_AT_ONCE];
+	float weight[WINDOW_WARPS][GPU_WARP]; // [heads of the warp][its rows]: logits, then weights
+	float most[SHARES][GPU_HEADS_AT_ONCE], sum[SHARES][GPU_HEADS_AT_ONCE];
 	int64_t at[GPU_PIECE_ROWS(128)]; // offsets of rows, in bytes
 };
 
@@ -71,13 +71,18 @@ DEVICE uint32_t row_number(const struct rows *r, uint32_t n)
 }
 
 // Queries p->head .. + heads - 1 to shared memory, with zeros behind the last element and the last head. By the block.
-DEVICE void queries_share(const struct gpu_window *a, const struct place *p, uint32_t length, uint32_t heads, struct window_shared *shared)
+DEVICE void queries_share(const struct gpu_window *a, const struct place *p, uint32_t length, uint32_t heads,
+                          struct window_shared *shared)
 {
-	for (uint32_t x = threadIdx.x; x < GPU_HEADS_AT_ONCE * length; x += GPU_WINDOW_THREADS) {
+	UNROLL
+	for (uint32_t n = 0; n < (GPU_HEADS_AT_ONCE * length + GPU_WINDOW_THREADS - 1) / GPU_WINDOW_THREADS; n++) {
 		struct place at = *p;
-		const uint32_t i = x / length, e = x % length;
+		const uint32_t x = n * GPU_WINDOW_THREADS + threadIdx.x, i = x / length, e = x % length;
 		at.head = p->head + i;
-		shared->q[i][e] = i < heads && e < a->shape.d_k ? element(a->q, stride_at(&a->q_strides, &at) + e, a->q_dtype) : 0.0f;
+		if (i < GPU_HEADS_AT_ONCE)
+			shared->q[i][e] = i < heads && e < a->shape.d_k
+			                          ? element(a->q, stride_at(&a->q_strides, &at) + e, a->q_dtype)
+			                          : 0.0f;
 	}
 }
 
@@ -175,7 +180,7 @@ DEVICE void rows_logits(const int L, const int C, const int dtype, const float *
 			for (int d = L / 2; d; d /= 2)
 				s[h] += shuffle_xor_f(s[h], d);
 			if (lane_of() % (uint32_t)L == 0)
-				logit[h * QUARTER_ROWS + j + side] = s[h];
+				logit[h * SHARE_ROWS + j + side] = s[h];
 		}
 	}
 }
@@ -184,7 +189,7 @@ DEVICE void rows_logits(const int L, const int C, const int dtype, const float *
 DEVICE void logits_weigh(const struct gpu_window *a, const struct rows *r, uint32_t n, uint32_t many, float slope, float *logit,
                          struct running *t, float *keep)
 {
-	const uint32_t j = lane_of() % QUARTER_ROWS;
+	const uint32_t j = lane_of() % SHARE_ROWS;
 	float s = logit[lane_of()] * a->scale, top = t->most, before = t->most;
 	if (a->softcap > 0.0f)
 		s = a->softcap * tanhf(s / a->softcap);
@@ -192,11 +197,11 @@ DEVICE void logits_weigh(const struct gpu_window *a, const struct rows *r, uint3
 	s = j < many && n + j < r->count ? s : -INFINITE_FLOAT;
 	top = larger(top, s);
 	UNROLL
-	for (int d = QUARTER_ROWS / 2; d; d /= 2)
+	for (int d = SHARE_ROWS / 2; d; d /= 2)
 		top = larger(top, shuffle_xor_f(top, d));
 	float weight = expf(s - top), sum = weight;
 	UNROLL
-	for (int d = QUARTER_ROWS / 2; d; d /= 2)
+	for (int d = SHARE_ROWS / 2; d; d /= 2)
 		sum += shuffle_xor_f(sum, d);
 	*keep = expf(before - top);
 	t->most = top;
@@ -217,7 +222,7 @@ DEVICE void rows_attend(const int L, const int C, const int dtype, const struct 
 	warp_barrier();
 	UNROLL
 	for (uint32_t h = 0; h < PAIR; h++) {
-		const float by = shuffle_from(keep, h * QUARTER_ROWS);
+		const float by = shuffle_from(keep, h * SHARE_ROWS);
 		UNROLL
 		for (uint32_t e = 0; e < (uint32_t)C * CHUNK; e++)
 			t->acc[h][e] *= by;
@@ -230,7 +235,7 @@ DEVICE void rows_attend(const int L, const int C, const int dtype, const struct 
 		for (uint32_t h = 0; h < PAIR; h++)
 			UNROLL
 		for (uint32_t e = 0; e < (uint32_t)C * CHUNK; e++)
-			t->acc[h][e] = fmaf(weight[h * QUARTER_ROWS + j], v[e], t->acc[h][e]);
+			t->acc[h][e] = fmaf(weight[h * SHARE_ROWS + j], v[e], t->acc[h][e]);
 	}
 }
 
@@ -238,26 +243,27 @@ DEVICE void rows_attend(const int L, const int C, const int dtype, const struct 
 DEVICE void running_put(const int L, const int C, const struct running *t, struct window_shared *shared)
 {
 	const uint32_t warp = threadIdx.x / GPU_WARP, side = lane_of() / (uint32_t)L, l = lane_of() % (uint32_t)L;
-	const uint32_t head = warp % PAIRS * PAIR, quarter = warp / PAIRS;
+	const uint32_t head = warp % PAIRS * PAIR, share = warp / PAIRS;
 	block_barrier();
 	UNROLL
 	for (uint32_t h = 0; h < PAIR; h++)
 		UNROLL
 	for (uint32_t c = 0; c < (uint32_t)C; c++) {
-		float *to = shared->rows[0] + (((head + h) * QUARTERS + quarter) * SIDE(L) + side) * LENGTH(L, C) +
+		float *to = shared->rows[0] + (((head + h) * SHARES + share) * SIDE(L) + side) * LENGTH(L, C) +
 		            (c * (uint32_t)L + l) * CHUNK;
 		store_4(to, t->acc[h] + c * CHUNK);
 		store_4(to + 4, t->acc[h] + c * CHUNK + 4);
 	}
-	if (lane_of() % QUARTER_ROWS == 0) {
-		shared->most[quarter][head + lane_of() / QUARTER_ROWS] = t->most;
-		shared->sum[quarter][head + lane_of() / QUARTER_ROWS] = t->sum;
+	if (lane_of() % SHARE_ROWS == 0) {
+		shared->most[share][head + lane_of() / SHARE_ROWS] = t->most;
+		shared->sum[share][head + lane_of() / SHARE_ROWS] = t->sum;
 	}
 	block_barrier();
 }
 
 // Neighbouring elements of a head's own part; `top` is its largest logit, and `total` the sum of weights relative to it.
-DEVICE void own_put(const struct gpu_window *a, uint64_t head, uint32_t e, uint32_t count, const float *out, float top, float total)
+DEVICE void own_put(const struct gpu_window *a, uint64_t head, uint32_t e, uint32_t count, const float *out, float top,
+                    float total)
 {
 	const int some = total > 0.0f || total != total;
 	const float per_total = some ? 1.0f / total : 0.0f;
@@ -270,17 +276,18 @@ DEVICE void own_put(const struct gpu_window *a, uint64_t head, uint32_t e, uint3
 }
 
 // Joins what the block's warps have of a piece. If there is only one, that is all.
-DEVICE void piece_join(const int L, const int C, const struct gpu_window *a, uint64_t first, uint32_t heads, const struct window_shared *shared)
+DEVICE void piece_join(const int L, const int C, const struct gpu_window *a, uint64_t first, uint32_t heads,
+                       const struct window_shared *shared)
 {
 	for (uint32_t x = threadIdx.x * 2; x < heads * LENGTH(L, C); x += GPU_WINDOW_THREADS * 2) {
 		const uint32_t i = x / LENGTH(L, C), e = x % LENGTH(L, C);
-		const float *acc = shared->rows[0] + i * QUARTERS * SIDE(L) * LENGTH(L, C) + e;
+		const float *acc = shared->rows[0] + i * SHARES * SIDE(L) * LENGTH(L, C) + e;
 		float top = LEAST, total = 0.0f, out[2] = {0.0f, 0.0f};
 		UNROLL
-		for (uint32_t n = 0; n < QUARTERS; n++)
+		for (uint32_t n = 0; n < SHARES; n++)
 			top = larger(top, shared->most[n][i]);
 		UNROLL
-		for (uint32_t n = 0; n < QUARTERS; n++) {
+		for (uint32_t n = 0; n < SHARES; n++) {
 			const float weight = expf(shared->most[n][i] - top);
 			total = fmaf(weight, shared->sum[n][i], total);
 			UNROLL
@@ -308,8 +315,8 @@ DEVICE void piece_join(const int L, const int C, const struct gpu_window *a, uin
 
 // Four elements of a head from e on, of its pieces way, way + ways .. of each `batch`: their sum in x, and `top` and `total` of all pieces. By a
 // warp. All loads of a batch are made before one is waited for.
-DEVICE void parts_join(const struct gpu_window *a, uint64_t head, uint32_t length, uint32_t e, uint32_t way, uint32_t ways, float *x,
-                       float *top, float *total)
+DEVICE void parts_join(const struct gpu_window *a, uint64_t head, uint32_t length, uint32_t e, uint32_t way, uint32_t ways,
+                       float *x, float *top, float *total)
 {
 	const uint32_t batch = ways > 1 ? GPU_WARP : PARTS_AT_ONCE;
 	*top = LEAST;
@@ -348,10 +355,12 @@ DEVICE void parts_join(const struct gpu_window *a, uint64_t head, uint32_t lengt
 }
 
 // Joins the pieces of some heads. A warp has 128 elements of a head, or, where there are fewer of those than warps, some share the pieces of each.
-DEVICE void pieces_join(const int L, const int C, const struct gpu_window *a, uint64_t first, uint32_t heads, struct window_shared *shared)
+DEVICE void pieces_join(const int L, const int C, const struct gpu_window *a, uint64_t first, uint32_t heads,
+                        struct window_shared *shared)
 {
 	const uint32_t warp = threadIdx.x / GPU_WARP, units = heads * ((LENGTH(L, C) + 127) / 128);
-	const uint32_t ways = units < WINDOW_WARPS ? WINDOW_WARPS / units : 1, at_once = WINDOW_WARPS / ways, way = warp / at_once;
+	const uint32_t ways = units < WINDOW_WARPS ? WINDOW_WARPS / units : 1, at_once = WINDOW_WARPS / ways,
+		       way = warp / at_once;
 	float *mine = shared->rows[0] + warp * 128 + lane_of() * 4; // [ways][at_once][128]
 	NO_UNROLL
 	for (uint32_t base = 0; base < units; base += at_once) {
@@ -379,12 +388,12 @@ DEVICE void pieces_join(const int L, const int C, const struct gpu_window *a, ui
 }
 
 // Heads from p->head on, which are of KV head g and whose queries are in shared memory, over the rows of the block's piece.
-DEVICE void piece_attend(const int L, const int C, const struct gpu_window *a, const struct place *p, uint32_t g, const struct rows *r,
-                         struct window_shared *shared)
+DEVICE void piece_attend(const int L, const int C, const struct gpu_window *a, const struct place *p, uint32_t g,
+                         const struct rows *r, struct window_shared *shared)
 {
 	const uint32_t bytes = a->kv_dtype == MPIG_F32 ? 4 : 2, most = GPU_PIECE_ROWS(LENGTH(L, C));
-	const uint32_t fit = SIDE_BYTES / (LENGTH(L, C) * bytes), many = fit < most ? fit : most, part = many / QUARTERS;
-	const uint32_t warp = threadIdx.x / GPU_WARP, head = p->head + warp % PAIRS * PAIR + lane_of() / QUARTER_ROWS;
+	const uint32_t fit = SIDE_BYTES / (LENGTH(L, C) * bytes), many = fit < most ? fit : most, part = many / SHARES;
+	const uint32_t warp = threadIdx.x / GPU_WARP, head = p->head + warp % PAIRS * PAIR + lane_of() / SHARE_ROWS;
 	const float slope = a->alibi_slope_base > 0.0f ? powf(a->alibi_slope_base, (float)(head + 1)) : 0.0f;
 	struct running t;
 	t.most = LEAST;
@@ -427,13 +436,13 @@ DEVICE void window_block(const int L, const int C, const struct gpu_window *a)
 	const uint32_t group = a->shape.query_heads / a->shape.kv_heads;
 	const uint64_t first = (uint64_t)query * a->shape.query_heads + g * group;
 	struct place p = {query / a->shape.tokens, query % a->shape.tokens, 0, 0};
-	const struct rows r = rows_of(a, p.item, p.token); // asked for with `failed`
-	if (failed)
-		return;
+	const struct rows r = rows_of(a, p.item, p.token);
 	for (uint32_t i = 0; i < group; i += GPU_HEADS_AT_ONCE) {
 		const uint32_t heads = group - i < GPU_HEADS_AT_ONCE ? group - i : GPU_HEADS_AT_ONCE;
 		p.head = g * group + i;
 		queries_share(a, &p, LENGTH(L, C), heads, &shared);
+		if (failed) // asked for with the queries and the numbers of rows
+			return;
 		piece_attend(L, C, a, &p, g, &r, &shared);
 		piece_join(L, C, a, first + i, heads, &shared);
 		block_barrier();

@@ -168,18 +168,16 @@ class Bench:
             "signature and submission": submit,
             "the daemon, from claim to completion": service,
         }
+        first = lane.plans[0].own_first
+        if first:
+            stages["own rows, before the daemon is asked"] = local - without
         rest = ms - sum(stages.values())
         r.note("decode", "a token", ms, "ms", f"{1e3 / ms:.1f} tokens/s; asked: 30 ms")
         for name, value in stages.items():
             r.note("decode", f"  {name}", value, "ms", f"{100 * value / ms:.0f} %")
         r.note("decode", "  the rest: doorbell, completion, merge", rest, "ms", f"{100 * rest / ms:.0f} %")
-        r.note(
-            "decode",
-            "  own rows, while the daemon works",
-            local - without,
-            "ms",
-            f"{lane.tokens - int(lane.split[0]) + loop.SINKS} rows",
-        )
+        if not first:
+            r.note("decode", "  own rows, while the daemon works", local - without, "ms", f"{lane.tokens - int(lane.split[0]) + loop.SINKS} rows")
         r.note(
             "decode",
             "  waiting of a layer",

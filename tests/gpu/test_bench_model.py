@@ -30,7 +30,7 @@ def test_stages_add_up_to_a_token(tmp_path):
     figures = bench(tmp_path, "decode")
     value = {figure["name"].strip(): figure["value"] for figure in figures}
     stages = ("matrix products", "norms, RoPE, activation, own K and V", "signature and submission")
-    stages += ("the daemon, from claim to completion", "the rest: doorbell, completion, merge")
+    stages += ("own rows, before the daemon is asked", "the daemon, from claim to completion", "the rest: doorbell, completion, merge")
     assert sum(value[name] for name in stages) == pytest.approx(value["a token"])
     assert 0 < value["rows read of a KV head and layer"] < 8192 and value["the daemon, from claim to completion"] > 0
 

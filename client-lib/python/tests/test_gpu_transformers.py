@@ -82,6 +82,19 @@ def test_it_is_the_host_path_to_rounding(connect, llama, ids):
     assert (logits["host"] - logits["gpu"]).abs().max() < 1e-4 * logits["host"].abs().max()
 
 
+def test_rows_by_error(connect, llama, ids):
+    """The default. Of so short a context all rows are read; what the client has itself is attended first."""
+    with MagicPigCache(connect(), llama, "error", **{**OPTIONS, "proposal": "default"}) as cache:
+        logits = run(llama, cache, ids, [PROMPT] + [1] * STEPS)
+        expected = own_logits(llama, ids, "sdpa")
+        assert (logits - expected).abs().max() < 2e-3 * expected.abs().max()
+        assert all(attention.plan.own_first for attention in cache.gpu._attention.values())
+        cache.crop(PROMPT)
+        step = cache.graph(llama)
+        graph = torch.stack([step(ids[:, n : n + 1])[0].clone() for n in range(PROMPT, PROMPT + STEPS)])
+        assert (graph - expected[PROMPT:]).abs().max() < 2e-3 * expected.abs().max()
+
+
 def test_without_the_daemons_rows_it_differs(connect, llama, ids):
     """The comparisons can fail."""
     with MagicPigCache(connect(), llama, "sampled", **{**OPTIONS, "proposal": "uniform", "budget": 0.02}) as cache:

@@ -64,6 +64,46 @@ def test_equals_attention(make, device, shape):
         assert worst(out, expected) > 10 * TOLERANCE[shape.dtype]
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_own_rows_first(make, device, layout):
+    """The other order: in one call, in three, and of a step without own rows after one that had some."""
+    world = make(Shape(contexts=2, tokens=2, layout=layout))
+    with world.attention(own_first=True) as (attention, gpu):
+        assert attention.plan.own_first
+        out, lse = torch.empty_like(world.q), torch.empty(2, 2, 4, device=device)
+        for step in range(3):
+            world.move(step)
+            whole, whole_lse = world.attend(attention)
+            attention.window(world.q, world.k, world.v, world.split, world.rows, **world.options)
+            attention.submit(world.q, world.split, world.rows)
+            attention.merge(out, lse)
+            synchronize(device)
+            gpu.check()
+            expected, expected_lse = world.expected(step)
+            assert worst(out, expected) < TOLERANCE["bf16"] and worst(lse, expected_lse) < 1e-4
+            assert torch.equal(whole, out) and torch.equal(whole_lse, lse)
+        attention.submit(world.q, world.split, world.rows)
+        attention.merge(out, lse)
+        synchronize(device)
+        gpu.check()
+        assert worst(lse, expected_lse) > 0.01
+
+
+def test_who_is_asked_last(make):
+    """Own rows come first where the daemon goes by them."""
+    world = make(Shape())
+    for options, first in {
+        (): False,  # dense
+        (("proposal", "default"),): True,
+        (("proposal", "signature"), ("budget", 0.1)): False,
+        (("proposal", "signature"), ("budget", 0.1), ("error_target", 0.1)): True,
+        (("proposal", "signature"), ("error_target", 0.1), ("delta", 0.1)): True,
+        (("proposal", "default"), ("own_first", False)): False,
+    }.items():
+        with world.attention(**dict(options)) as (attention, _):
+            assert attention.plan.own_first == first, options
+
+
 def test_in_three(make, device):
     """submit, window and merge by themselves; any strides; base 2; the daemon's part alone, merged by hand."""
     world = make(Shape(contexts=2, tokens=2, dtype="f32"))
