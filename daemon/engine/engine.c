@@ -132,13 +132,21 @@ static int plan(struct job *j)
 	}
 }
 
-struct job *job_create(struct engine *e, const struct engine_request *request)
+struct job *job_new(struct engine *e)
 {
 	struct job *j = memory_get(&e->jobs, sizeof(*j));
 	if (!j)
 		return NULL;
 	memset(j, 0, offsetof(struct job, first_round));
 	j->engine = e;
+	return j;
+}
+
+struct job *job_create(struct engine *e, const struct engine_request *request)
+{
+	struct job *j = job_new(e);
+	if (!j)
+		return NULL;
 	j->request = *request;
 	if (request->context)
 		context_ref(request->context);

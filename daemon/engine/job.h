@@ -170,6 +170,7 @@ int commit_plan(struct job *j);
 int read_plan(struct job *j);
 int truncate_plan(struct job *j);
 
+struct job *job_new(struct engine *e); // an empty one, for job_destroy; NULL: out of memory
 int job_fail(struct job *j, int status, const char *format, ...) __attribute__((format(printf, 3, 4)));
 struct round *round_new(struct job *j, uint32_t groups); // NULL: out of memory; every group zero and closed
 void round_free(struct job *j, struct round *r);         // of one that was not published

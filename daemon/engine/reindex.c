@@ -198,12 +198,11 @@ int engine_reindex_begin(struct engine *e, struct context *c, struct engine_scra
                          char *why)
 {
 	struct engine_reindex *x = calloc(1, sizeof(*x));
-	if (!x || !(x->job = calloc(1, sizeof(*x->job)))) {
+	if (!x || !(x->job = job_new(e))) {
 		free(x);
 		strcpy(why, "no memory to index a context again");
 		return MPIG_ENOMEM;
 	}
-	x->job->engine = e;
 	x->job->request.context = c;
 	context_ref(c);
 	int status = indexing_init(x->job, &x->indexing);
