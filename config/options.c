@@ -54,6 +54,10 @@ static const struct option table[] = {
          "Longest time for which a client may ask, once, that workers do not sleep (mpig_awake). 0: it may not."},
 	{"workers", "look_us", OPTION_DURATION, AT(workers.look_ns), "1ms", 0, 1e10, false,
          "How often a sleeping worker looks at a queue whose writer, a GPU, cannot wake it. 0: never."},
+	{"workers", "prefetch", OPTION_SHARE, AT(workers.prefetch), "0.75", 0, 64, true,
+         "How much of what the next layer's request will look at a worker fetches while it waits for it, as a share of the "
+         "second-level "
+         "cache that it has. 0: nothing."},
 	{"engine", "error_target", OPTION_SHARE, AT(engine.error_target), "0.055", 0, 1, false,
          "Deviation of the mass that rows are chosen for where neither request nor layer names a share. 0: default_budget."},
 	{"engine", "budget_floor", OPTION_SHARE, AT(engine.budget_floor), "0.005", 1e-6, 1, false,

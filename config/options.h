@@ -52,6 +52,7 @@ struct options {
 		uint32_t count; // 0 = one per CPU of `cpus`
 		cpu_set_t cpus; // empty = one per core, the first core left to the clients
 		uint64_t spin_ns, awake_ns, look_ns;
+		float prefetch; // share of its L2 cache; 0: no reading ahead
 	} workers;
 	struct {
 		float error_target, budget_floor, budget_cap, default_budget, reindex_drift;

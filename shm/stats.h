@@ -52,7 +52,8 @@ struct mpig_stats_worker {
 	uint64_t heartbeat_ns; // CLOCK_MONOTONIC
 	uint64_t errors;       // completions with a negative status
 	uint64_t rows_read, bytes_read, appended_rows;
-	uint64_t reserved[2];
+	uint64_t prefetched_bytes; // asked for while it waited
+	uint64_t foreseen;         // ATTENDs it answered that had been expected to come next
 	uint64_t requests[MPIG_STATS_OPS];
 	uint64_t latency_sum_ns[MPIG_STATS_OPS]; // claim to completion
 	uint64_t latency[MPIG_STATS_OPS][MPIG_STATS_BUCKETS];

@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "daemon/engine/ahead.h"
 #include "daemon/engine/ratio.h"
 
 enum { DENSE_ROWS = 4096 }; // under an error target shorter ranges are not worth a sample
@@ -269,6 +270,9 @@ int attend_plan(struct job *j)
 {
 	const struct mpig_sqe *e = &j->request.entry;
 	struct attend *a = &j->attend;
+	uint64_t list;
+	j->read_ahead = ahead_stop(j->engine->ahead, &list);
+	atomic_init(&j->ahead_list, list);
 	a->layer = context_layer(j->request.context, e->layer);
 	if (!a->layer)
 		return job_fail(j, MPIG_EINVAL, "layer %u stores no rows, or the context has only %u layers", e->layer,

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "daemon/engine/ahead.h"
 #include "daemon/engine/job.h"
 #include "shm/region.h"
 
@@ -29,7 +30,8 @@ int engine_create(const struct engine_options *options, struct engine **engine)
 	e->upper_most = options->upper_most > 0 ? options->upper_most : .5f;
 	e->noise = noise_table();
 	e->hashes = hash_cache_create();
-	if (!e->noise || !e->hashes) {
+	e->ahead = ahead_create(e->workers, options->ahead_bytes);
+	if (!e->noise || !e->hashes || !e->ahead) {
 		engine_destroy(e);
 		return MPIG_ENOMEM;
 	}
@@ -42,6 +44,7 @@ void engine_destroy(struct engine *engine)
 	if (!engine)
 		return;
 	hash_cache_destroy(engine->hashes);
+	ahead_destroy(engine->ahead);
 	memory_drop(&engine->memory);
 	memory_drop(&engine->jobs);
 	free(engine);
@@ -163,6 +166,8 @@ struct job *job_create(struct engine *e, const struct engine_request *request)
 static void complete(struct job *j)
 {
 	j->result.status = atomic_load_explicit(&j->failed, memory_order_acquire);
+	uint64_t list = atomic_load_explicit(&j->engine->ahead->list, memory_order_relaxed);
+	atomic_store_explicit(&j->ahead_list, list, memory_order_relaxed);
 	if (j->request.context) {
 		j->result.committed = context_committed(j->request.context);
 		j->result.signature_version = context_signature_version(j->request.context);
@@ -247,7 +252,24 @@ static bool merge_done(struct job *j, struct group *group, uint32_t g, uint32_t 
 	return false;
 }
 
-static enum job_state run_group(struct job *j, struct round *r, uint32_t g, const struct runner *by)
+// Of the sections from `from` on.
+static bool claim_main(struct group *group, uint32_t from, uint32_t *unit)
+{
+	uint32_t n = group->main_n;
+	if (atomic_load_explicit(&group->main_next, memory_order_relaxed) >= n)
+		return false;
+	for (uint32_t s = from; s < sections(n); s++) {
+		uint32_t first = section_begin(n, s);
+		if (!claim(&group->section[s], section_begin(n, s + 1) - first, unit))
+			continue;
+		*unit += first;
+		atomic_fetch_add_explicit(&group->main_next, 1, memory_order_relaxed);
+		return true;
+	}
+	return false;
+}
+
+static enum job_state run_group(struct job *j, struct round *r, uint32_t g, uint32_t section, const struct runner *by)
 {
 	struct group *group = &r->group[g];
 	uint32_t unit;
@@ -261,7 +283,7 @@ static enum job_state run_group(struct job *j, struct round *r, uint32_t g, cons
 		atomic_store_explicit(&group->open, 1, memory_order_release);
 		return JOB_MORE;
 	}
-	if (!atomic_load_explicit(&group->open, memory_order_acquire) || !claim(&group->main_next, group->main_n, &unit))
+	if (!atomic_load_explicit(&group->open, memory_order_acquire) || !claim_main(group, section, &unit))
 		return JOB_IDLE;
 	run_unit(j, by, ENGINE_MAIN, j->ops->main, g, unit);
 	if (group->done ? merge_done(j, group, g, unit, by)
@@ -288,9 +310,13 @@ enum job_state job_run(struct job *j, uint32_t worker, uint32_t workers, struct 
 		return run_at_once(j);
 	struct round *r = atomic_load_explicit(&j->round, memory_order_acquire);
 	const struct runner by = {.worker = worker, .scratch = scratch};
-	uint32_t start = workers ? (uint32_t)((uint64_t)(worker % workers) * r->group_count / workers) : 0;
-	for (uint32_t i = 0; i < r->group_count; i++) {
-		enum job_state state = run_group(j, r, (start + i) % r->group_count, &by);
+	struct place start = {0};
+	if (workers)
+		start = place_of(worker % workers, workers, r->group_count, r->group[0].main_n);
+	if (!j->read_ahead)
+		start.section = 0;
+	for (uint32_t i = 0; i < r->group_count + (start.section > 0); i++) { // and to the beginning of the first one
+		enum job_state state = run_group(j, r, (start.group + i) % r->group_count, i ? 0 : start.section, &by);
 		if (state != JOB_IDLE)
 			return state;
 	}

@@ -9,10 +9,12 @@
 //
 // Units are claimed by a fetch-add, so whoever comes takes the next. The last close of a round runs the job's `finish`, which may
 // set up another round (a commit that seals several segments). Claims are per group, so that a worker returns to the same
-// strips as long as nobody is behind.
+// strips as long as nobody is behind; of what was read ahead it begins, in its first group, with the section of main units that it has in its
+// caches (place_of), instead of the next one.
 #ifndef MPIG_ENGINE_JOB_H
 #define MPIG_ENGINE_JOB_H
 
+#include <assert.h>
 #include <stdatomic.h>
 
 #include "daemon/attn/attn.h"
@@ -20,6 +22,7 @@
 #include "daemon/engine/memory.h"
 #include "daemon/index/index.h"
 
+struct ahead;
 struct hash_set;
 struct upper_query;
 struct proposal;
@@ -34,9 +37,12 @@ struct engine {
 	float upper_most;
 	struct hash_cache *hashes;
 	const struct engine_trace *trace;
+	struct ahead *ahead;
 	_Alignas(64) struct memory memory; // of jobs' arrays; not beside what everybody reads
 	struct memory jobs;                // of struct job
 };
+
+enum { SECTIONS = 16 };
 
 struct group {
 	_Alignas(64) atomic_uint pre_next;
@@ -44,10 +50,38 @@ struct group {
 	atomic_uint open; // main units may be claimed
 	uint32_t pre_n, main_n;
 	// where the job's ops have `merge`
-	atomic_uint merging; // somebody does
-	uint32_t merged;     // so many main units are; whoever merges
-	atomic_uchar *done;  // [main_n]
+	atomic_uint merging;                        // somebody does
+	uint32_t merged;                            // so many main units are; whoever merges
+	atomic_uchar *done;                         // [main_n]
+	_Alignas(64) atomic_uint section[SECTIONS]; // of main units: those claimed of each; main_next: of all
 };
+static_assert(SECTIONS * sizeof(atomic_uint) == 64, "one line");
+
+// Main units [section_begin(s), section_begin(s + 1)) are section s's; there are sections(units) of them.
+static inline uint32_t sections(uint32_t units)
+{
+	return units < SECTIONS ? units : SECTIONS;
+}
+static inline uint32_t section_begin(uint32_t units, uint32_t section)
+{
+	return units < SECTIONS ? section : (uint32_t)((uint64_t)section * units / SECTIONS);
+}
+// Where a worker begins with `groups` groups of so many main units; the one after the last: the end.
+struct place {
+	uint32_t group, section, unit;
+};
+static inline struct place place_of(uint32_t worker, uint32_t workers, uint32_t groups, uint32_t units)
+{
+	uint32_t each = sections(units) ? sections(units) : 1;
+	uint64_t at = (uint64_t)worker * groups * each / workers;
+	struct place p = {.group = (uint32_t)(at / each), .section = (uint32_t)(at % each)};
+	p.unit = section_begin(units, p.section);
+	return p;
+}
+static inline bool place_same(struct place x, struct place y)
+{
+	return x.group == y.group && x.section == y.section;
+}
 
 struct round {
 	struct round *older; // kept until job_destroy: late helpers may still look at it
@@ -152,9 +186,12 @@ struct job {
 	struct engine_result result;
 	const struct job_ops *ops; // NULL: done at creation
 	_Atomic(struct round *) round;
-	atomic_int failed; // first failure
-	atomic_bool taken; // jobs without rounds: one caller at a time
-	void *memory;      // one allocation for the arrays of the union's member
+	atomic_int failed;           // first failure
+	_Atomic uint64_t ahead_list; // of struct ahead when it was planned, then when it was done
+	atomic_bool learned;         // job_learn has looked
+	bool read_ahead;             // of some of its rows, maybe: workers begin where they did that
+	atomic_bool taken;           // jobs without rounds: one caller at a time
+	void *memory;                // one allocation for the arrays of the union's member
 	union {
 		struct attend attend;
 		struct append append;

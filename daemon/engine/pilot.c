@@ -159,6 +159,19 @@ static void fetch_stretch(const struct attend *a, uint32_t g, const struct stret
 		__builtin_prefetch(s->span->factors + s->row + i);
 }
 
+void pilot_reads(const struct attend *a, uint32_t g, void (*read)(void *data, const void *from, size_t bytes), void *data)
+{
+	uint32_t stride = pilot_stride(indexed_rows(a, g, a->queries - 1));
+	struct stretch s = {0};
+	for (find_stretch(a, g, 0, stride, &s); s.span; find_stretch(a, g, 0, stride, &s)) {
+		const uint8_t *codes = stretch_codes(a, g, &s, s.row);
+		read(data, codes, (size_t)(stretch_codes(a, g, &s, s.row + s.rows) - codes));
+		read(data, s.span->factors + s.row, s.rows * sizeof(*s.span->factors));
+		s.row += PILOT_RUN;
+		s.number++;
+	}
+}
+
 // Estimates of the pilot's rows for up to SIG_MAX_HEADS queries of one token; returns how many rows.
 static uint32_t pilot_estimates(struct job *j, uint32_t g, uint32_t r0, uint32_t heads, uint32_t stride, float *out, size_t ld)
 {

@@ -20,9 +20,13 @@ void estimate_run(struct job *j, uint32_t g, uint32_t r0, uint32_t heads, const 
                   float *out, size_t ld);
 // Rotates and quantises queries [from, to) of a group (unless the client did), and sets what a scan needs of them.
 void sign_queries(struct job *j, uint32_t g, uint32_t from, uint32_t to);
+// What a pilot of a KV head will read, run by run.
+void pilot_reads(const struct attend *a, uint32_t g, void (*read)(void *data, const void *from, size_t bytes), void *data);
 int signature_check(struct job *j, const struct layer *layer);
 void signature_carve(struct job *j, struct carve *c);
 int signature_prepare(struct job *j);
+uint32_t signature_cut(const struct attend *a,
+                       uint32_t *first); // counts units; first [units + 1]: the span each begins with, and the end
 uint32_t signature_pre_units(const struct attend *a);
 int signature_pre(struct job *j, uint32_t g, uint32_t unit, struct engine_scratch *s);
 

@@ -198,7 +198,7 @@ static uint32_t unit_end(const struct attend *a, uint32_t first)
 }
 
 // Counts units; first [units + 1]: where each begins, and the end; NULL: only counts.
-static uint32_t cut_units(const struct attend *a, uint32_t *first)
+uint32_t signature_cut(const struct attend *a, uint32_t *first)
 {
 	uint32_t n = 0, span = 0;
 	for (; span < a->view.span_count; span = unit_end(a, span), n++)
@@ -211,7 +211,7 @@ static uint32_t cut_units(const struct attend *a, uint32_t *first)
 
 static uint32_t signature_units(const struct attend *a)
 {
-	return cut_units(a, NULL);
+	return signature_cut(a, NULL);
 }
 
 int signature_check(struct job *j, const struct layer *layer)
@@ -249,7 +249,7 @@ int signature_prepare(struct job *j)
 {
 	struct attend *a = &j->attend;
 	sig_signs(context_seed(j->request.context), 0, 0, a->layer->d_pad, a->signs);
-	(void)cut_units(a, a->unit_span);
+	(void)signature_cut(a, a->unit_span);
 	if (a->ratio)
 		ratio_take(j->request.context, a->layer, a->tokens == 1, a->position, a->ratio);
 	uint32_t each = (j->engine->workers + a->layer->shape.kv_heads - 1) / a->layer->shape.kv_heads;

@@ -38,6 +38,11 @@ struct disk_policy server_disk_policy(const struct options *o)
 	};
 }
 
+uint64_t server_ahead_bytes(const struct server *s)
+{
+	return (uint64_t)((double)s->options.workers.prefetch * (double)s->l2_bytes);
+}
+
 // Who recorded as an administrator may be none any more.
 static bool may_record(void *arg, uint64_t client, const char *name)
 {
@@ -60,6 +65,7 @@ static void apply(struct server *s)
 	for (struct account *a = s->accounts; a; a = a->next)
 		rate_set(&a->rate, (uint32_t)server_limit(s, a->who, OVERRIDE_REQUESTS));
 	workers_set_spin(s->workers, o->workers.spin_ns);
+	engine_set_ahead(s->engine, server_ahead_bytes(s));
 	indexer_set_drift(s->indexer, (double)o->engine.reindex_drift);
 	if (s->jobs) {
 		struct disk_policy policy = server_disk_policy(o);

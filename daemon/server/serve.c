@@ -119,6 +119,7 @@ static bool start_job(struct worker *w, struct queue *q, const struct submission
 	t->writes = engine_op_writes(s->entry.op);
 	PROBE5(start, q->id, s->sequence, s->entry.op, context_id(b->context), w->number);
 	uint32_t units = job_parallelism(t->job), others = task_open_count(w->all->tasks);
+	t->first = !others;
 	queue_fly(q, t);
 	task_publish(w->all->tasks, t, units);
 	if (units + others > 1)
@@ -203,6 +204,31 @@ static void leave(struct worker *w, struct task *t)
 		destroy_task(w, t);
 }
 
+// Notes what the request says about the next one, once; true: this call did, and something is likely.
+static bool learn(struct worker *w, struct task *t, struct engine_foresight *next)
+{
+	if (job_learn(t->job, next))
+		stats_set(&w->stats->foreseen, w->stats->foreseen + 1);
+	return next->some;
+}
+
+// With nothing else to do. Others look at its queues meanwhile.
+static void list_ahead(struct worker *w, struct context *context, const struct engine_foresight *next)
+{
+	worker_set_state(w, MPIG_WORKER_BUSY);
+	engine_list_ahead(w->all->options.engine, context, next);
+}
+
+void worker_foresee(struct worker *w, struct queue *q)
+{
+	struct binding *b = session_get(q->session, w->answered.handle); // as if its client had asked
+	if (!b)
+		return;
+	binding_done(b); // it keeps no lease
+	list_ahead(w, b->context, &w->answered.next);
+	binding_put(b);
+}
+
 // Counted in. Runs a few units of one task.
 static uint32_t run_task(struct worker *w, struct task *t)
 {
@@ -231,6 +257,11 @@ static uint32_t run_task(struct worker *w, struct task *t)
 	stats_set(&w->stats->units, w->stats->units + ran);
 	if (q && queue_pending(q)) // an entry may have waited for this request; the queue stays as long as the task does
 		serve_queue(w, q);
+	struct engine_foresight next;
+	if (q && learn(w, t, &next) && t->first) // nobody waits for what a list takes: the next request may come at once
+		w->answered = (struct answered){.queue = q->id, .handle = t->entry.handle, .next = next};
+	else if (!q && !ran && t->first && task_open_count(w->all->tasks) == 1 && learn(w, t, &next))
+		list_ahead(w, t->binding->context, &next); // others are at the last units
 	leave(w, t);
 	return ran;
 }

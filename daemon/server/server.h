@@ -63,6 +63,7 @@ struct server {
 	uint32_t quiet_ticks;
 	uint64_t watchdog_ns; // 0: nobody watches
 	char told[128];       // the status line the service manager has
+	uint64_t l2_bytes;    // of second-level cache that a worker has
 	bool draining, stopping, hurry;
 	bool drained;           // by an administrator: what is open goes on, nothing more is opened
 	bool attached, started; // to a pool an earlier daemon left; ready to serve
@@ -87,6 +88,7 @@ bool server_region_in_use(struct server *s, int fd);
 int server_start(struct server *s); // 0; -1 after the error was logged: server_stop undoes what was done
 void server_stop(struct server *s);
 struct disk_policy server_disk_policy(const struct options *o);
+uint64_t server_ahead_bytes(const struct server *s);             // that a worker reads ahead
 void server_tell_disk(void *arg, bool failed, const char *text); // what the disk's thread has to say
 int server_watch(struct server *s);  // signals, reports of workers, the once-a-second work, the watchdog
 int server_accept(struct server *s); // connections from now on; 0 or -1

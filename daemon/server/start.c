@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "daemon/base/affinity.h"
+#include "daemon/base/cache.h"
 #include "daemon/base/clock.h"
 #include "daemon/base/log.h"
 #include "daemon/server/indexer.h"
@@ -146,6 +147,7 @@ static int start_memory(struct server *s, uint32_t workers)
 	                                .budget_cap = o->engine.budget_cap,
 	                                .default_budget = o->engine.default_budget,
 	                                .workers = workers,
+	                                .ahead_bytes = server_ahead_bytes(s),
 	                                .upper_rows = o->engine.upper_rows};
 	int status = open_store(s);
 	engine.store = s->store;
@@ -330,6 +332,7 @@ int server_start(struct server *s)
 		return -1;
 	}
 	uint32_t workers = choose_cpus(&s->options, &cpus);
+	s->l2_bytes = cpu_l2_share(CPU_CACHE_ROOT, &cpus, workers);
 	if (start_memory(s, workers) != 0 || start_loop(s) != 0 || start_disk(s) != 0 || start_streams(s) != 0 ||
 	    start_indexer(s) != 0)
 		return -1;

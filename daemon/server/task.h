@@ -29,7 +29,7 @@ struct task {
 	struct binding *binding;
 	struct mpig_sqe entry;
 	uint64_t sequence, taken_ns;
-	bool writes;
+	bool writes, first; // first: when it came nobody else's was in progress
 };
 
 struct task_table {

@@ -13,6 +13,7 @@
 #include "shm/status.h"
 
 #define CLOCK_EVERY 16u                // idle turns between looks at the clock
+#define PAUSE 256u                     // idle turns, some 20 us, after which a client is taken to be busy with other things
 #define NAP_FIRST_NS UINT64_C(1000000) // of a worker whose queues wait for something that wakes nobody (room for completions)
 #define NAP_LAST_NS UINT64_C(32000000)
 
@@ -206,6 +207,30 @@ static bool park(struct worker *w, uint64_t *nap_ns)
 	return found;
 }
 
+// A client that has not asked again at once is busy with other things. Its queue may have gone meanwhile.
+static void foresee(struct worker *w)
+{
+	struct queue *q = NULL;
+	for (uint32_t i = 0; i < w->home_count; i++)
+		q = w->home[i].id == w->answered.queue ? w->home[i].queue : q;
+	for (uint32_t i = 0; i < w->other_count; i++)
+		q = w->other[i]->id == w->answered.queue ? w->other[i] : q;
+	if (q)
+		worker_foresee(w, q);
+	w->answered.next.some = false;
+}
+
+// While it waits, and nobody else works: a few KB of what is likely to be asked for next.
+static bool read_ahead(struct worker *w)
+{
+	if (task_open_count(w->all->tasks))
+		return false;
+	uint32_t bytes = engine_read_ahead(w->all->options.engine, w->number);
+	if (bytes)
+		store_stat(&w->stats->prefetched_bytes, w->stats->prefetched_bytes + bytes);
+	return bytes > 0;
+}
+
 static void *worker_main(void *arg)
 {
 	struct worker *w = arg;
@@ -220,8 +245,11 @@ static void *worker_main(void *arg)
 			idle = 0;
 			continue;
 		}
+		if (idle == PAUSE && w->answered.next.some)
+			foresee(w);
 		worker_set_state(w, MPIG_WORKER_SPIN);
-		cpu_relax();
+		if (!read_ahead(w))
+			cpu_relax();
 		if (++idle % CLOCK_EVERY)
 			continue;
 		now = account(w, now);

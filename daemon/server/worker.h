@@ -46,6 +46,11 @@ struct home { // a queue a worker looks at first, and sleeps on
 	struct queue *queue;
 };
 
+struct answered { // what a worker answered and nobody has thought about yet
+	uint32_t queue, handle;
+	struct engine_foresight next;
+};
+
 struct worker {
 	struct workers *all;
 	uint32_t number;
@@ -63,6 +68,7 @@ struct worker {
 	uint32_t looks;    // counts turns
 	struct look *look; // [TASKS]
 	uint64_t began_ns; // when it was last seen to turn from spinning to work
+	struct answered answered;
 	_Alignas(64) _Atomic uint64_t seen;
 	atomic_int state; // enum mpig_worker_state
 };
@@ -107,6 +113,8 @@ void workers_destroy(struct workers *workers); // after workers_stop
 uint32_t serve_queue(struct worker *w, struct queue *q);
 // Runs units of open tasks, at most a few. Returns how many.
 uint32_t serve_tasks(struct worker *w);
+// Of what it answered last, on that queue: lists what is likely to be asked next.
+void worker_foresee(struct worker *w, struct queue *q);
 void worker_set_state(struct worker *w, enum mpig_worker_state state);
 void workers_wake_helpers(struct workers *workers, uint32_t count);
 

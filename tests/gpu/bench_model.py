@@ -2,7 +2,7 @@
 
     python tests/gpu/bench_model.py --build build --json build/bench/model.json [PART...]
 
-Parts (all by default): roofline, decode, trade, pipeline, long, batch, dense. Weights and contexts are random, the
+Parts (all by default): roofline, decode, prefetch, trade, pipeline, long, batch, dense. Weights and contexts are random, the
 shapes and all memory are real; what is extrapolated says so. A private daemon holds the contexts in /dev/shm (the size of
 which limits `batch`). Without a GPU it runs a tiny shape over tests/gpu/fake, and the times mean nothing."""
 
@@ -30,7 +30,7 @@ import torch  # noqa: E402
 
 import output  # noqa: E402
 
-PARTS = ("roofline", "decode", "trade", "pipeline", "long", "batch", "dense")
+PARTS = ("roofline", "decode", "prefetch", "trade", "pipeline", "long", "batch", "dense")
 
 
 class Report:
@@ -227,6 +227,43 @@ class Bench:
             times.append(begin.elapsed_time(end))
         lane.gpu.check()
         return statistics.median(times[8:]) * self.shape.layers
+
+    # -- reading ahead
+    def prefetch(self, client) -> None:
+        """A token with shares of the workers' caches read ahead, in turns; and two sequences side by side, without a pause."""
+        s, r, rounds = self.shape, self.report, 8 if self.gpu else 1
+        r.title("Workers read ahead: workers.prefetch, in turns")
+        first = self.context(client, self.tokens, s.layers)
+        second = self.context(client, self.tokens, s.layers, paper=(0, 0))
+        self.made.settle(self.daemon)
+        lanes = [self.lane(client, [first]), self.lane(client, [second])]
+        full, own = self.graph(lanes[0]), self.graph(lanes[0], lanes[0].attend_own)
+        local = self.loop.timed([own], 8)
+        both = [full, self.graph(lanes[1], stream=lanes[1].stream)]
+        ms: dict[tuple[str, str], list[float]] = {}
+        fetched: dict[str, float] = {}
+        shares = self.a.shares.split(",")
+        for _ in range(rounds):
+            for share in shares:
+                client.configure("workers.prefetch", share)
+                before = self.fetched()
+                ms.setdefault((share, "one"), []).append(self.loop.timed([full], 4, 2))
+                read = self.fetched() - before
+                fetched[share] = read[0] / max(1, read[1])
+                ms.setdefault((share, "two"), []).append(self.loop.timed(both, 4, 2))
+        for share in shares:
+            one, two = (statistics.median(ms[share, name]) for name in ("one", "two"))
+            wait = (one - local) / s.layers * 1e3
+            r.note("prefetch", f"{share}: a token", one, "ms", f"{wait:.0f} us waiting a layer, {fetched[share] * 1e-6:.1f} MB fetched for it; two side by side {two:.1f}")
+        client.configure("workers.prefetch", shares[-1])
+        for lane in lanes:
+            lane.close()
+
+    def fetched(self) -> np.ndarray:
+        """Bytes that workers have read ahead, and answers that were foreseen."""
+        command = [self.a.build / "magicpigctl", "--socket", self.daemon.socket, "--json", "status"]
+        status = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+        return np.array([sum(w[name] for w in status["statistics"]["workers"]) for name in ("prefetched_bytes", "foreseen")])
 
     # -- time against error
     def trade(self, client) -> None:
@@ -517,6 +554,7 @@ def main() -> None:
     )
     parser.add_argument("--contexts", type=int, default=64, help="of `batch`, at most")
     parser.add_argument("--cpus", default="", help="of the daemon's workers; default: all but one core")
+    parser.add_argument("--shares", default="0,.75", help="of `prefetch`: workers.prefetch")
     parser.add_argument("--tiny", action="store_true", help="a tiny shape, to see that it runs")
     arguments = parser.parse_args()
     build = arguments.build = arguments.build.resolve()

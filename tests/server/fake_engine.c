@@ -5,7 +5,7 @@
 
 #include "daemon/engine/engine.h"
 
-atomic_uint fake_jobs, fake_contexts;
+atomic_uint fake_jobs, fake_contexts, fake_learned, fake_listed, fake_to_read, fake_reads, fake_looks[FAKE_WORKERS];
 
 struct job {
 	struct context *context;
@@ -13,6 +13,7 @@ struct job {
 	bool writes;
 	uint32_t units, first; // first: units of a first phase; the others open when those are done
 	atomic_uint next, done;
+	atomic_bool learned;
 	struct engine_result result;
 };
 
@@ -119,7 +120,8 @@ static uint32_t opened(const struct job *j)
 
 enum job_state job_run(struct job *j, uint32_t worker, uint32_t workers, struct engine_scratch *scratch)
 {
-	(void)worker, (void)workers, (void)scratch;
+	(void)workers, (void)scratch;
+	atomic_fetch_add(&fake_looks[worker % FAKE_WORKERS], 1);
 	if (atomic_load(&j->context->hold)) {
 		sched_yield();
 		return JOB_IDLE;
@@ -147,6 +149,34 @@ uint32_t job_parallelism(const struct job *j)
 const struct engine_result *job_result(const struct job *j)
 {
 	return &j->result;
+}
+
+bool job_learn(struct job *j, struct engine_foresight *next)
+{
+	next->some = false;
+	if (j->writes || atomic_load(&j->next) < j->units || atomic_exchange(&j->learned, true))
+		return false;
+	atomic_fetch_add(&fake_learned, 1);
+	*next = (struct engine_foresight){.some = true, .list = j->seed};
+	return j->units > 1;
+}
+
+void engine_list_ahead(struct engine *e, struct context *c, const struct engine_foresight *next)
+{
+	(void)e;
+	if (!next->some || !atomic_load(&c->references))
+		abort();
+	atomic_fetch_add(&fake_listed, 1);
+}
+
+uint32_t engine_read_ahead(struct engine *e, uint32_t worker)
+{
+	(void)e, (void)worker;
+	uint32_t left = atomic_load(&fake_to_read);
+	while (left && !atomic_compare_exchange_weak(&fake_to_read, &left, left - 1))
+		continue;
+	atomic_fetch_add(&fake_reads, left > 0);
+	return left ? 1 : 0;
 }
 
 void job_destroy(struct job *j)

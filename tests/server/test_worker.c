@@ -612,6 +612,94 @@ START_TEST(units_that_open_later_are_run)
 }
 END_TEST
 
+// ---- reading ahead ---------------------------------------------------------------------------------------------------
+static void wait_for(const atomic_uint *counter, uint32_t least)
+{
+	for (uint64_t deadline = mono_ns() + PATIENCE_NS; atomic_load(counter) < least; sched_yield())
+		ck_assert_msg(mono_ns() < deadline, "%u, not %u", atomic_load(counter), least);
+}
+
+// Every worker has asked the held job for work so often more.
+static void wait_for_looks(uint32_t count, uint32_t more)
+{
+	uint32_t before[FAKE_WORKERS];
+	for (uint32_t w = 0; w < count; w++)
+		before[w] = atomic_load(&fake_looks[w]);
+	for (uint32_t w = 0; w < count; w++)
+		wait_for(&fake_looks[w], before[w] + more);
+}
+
+START_TEST(workers_read_ahead_while_nobody_works)
+{
+	enum { WORKERS = 3, STEPS = 500 };
+	start(WORKERS, UINT64_C(60000000000), true);
+	struct client c;
+	open_client(&c, 1, 8);
+	atomic_store(&fake_to_read, STEPS);
+	wait_for(&fake_reads, STEPS);
+	atomic_store(&contexts[0]->hold, 1);
+	ck_assert(submit(&c, MPIG_OP_ATTEND, 1, 4, 1));
+	wait_for_looks(WORKERS, 2); // from here on all of them know
+	atomic_store(&fake_to_read, STEPS);
+	wait_for_looks(WORKERS, 200);
+	ck_assert_uint_eq(atomic_load(&fake_reads), STEPS);
+	atomic_store(&contexts[0]->hold, 0);
+	reap_until(&c, 1);
+	wait_for(&fake_reads, 2 * STEPS);
+	close_client(&c);
+	uint64_t bytes = 0, foreseen = 0;
+	ck_assert(workers_stop(workers));
+	for (uint32_t w = 0; w < WORKERS; w++) {
+		bytes += stats_get(&stats[w].prefetched_bytes);
+		foreseen += stats_get(&stats[w].foreseen);
+	}
+	ck_assert_uint_eq(bytes, 2 * STEPS); // a step of the fake engine's is a byte
+	ck_assert_uint_eq(foreseen, 1);
+	stop();
+}
+END_TEST
+
+// Each answer is looked at once for what it tells: by one that waits for others, or by who answered.
+START_TEST(every_answer_tells_once)
+{
+	enum { REQUESTS = 2000 };
+	start(counts[_i % 3], _i < 3 ? 200000 : 0, true);
+	struct client c;
+	open_client(&c, 1, 16);
+	for (uint32_t n = 0; n < REQUESTS; n++) {
+		while (!submit(&c, MPIG_OP_ATTEND, 1 + n % 3, 1 + n % 5, n))
+			reap(&c);
+		if (n % 7 == 0)
+			reap_until(&c, n + 1);
+		if (n % 97 == 0)
+			usleep(1000);
+	}
+	reap_until(&c, REQUESTS);
+	close_client(&c);
+	ck_assert_uint_eq(atomic_load(&fake_learned), REQUESTS);
+	ck_assert_uint_le(atomic_load(&fake_listed), REQUESTS);
+	stop();
+}
+END_TEST
+
+// With time after it, it is what the next request's list is made of; nothing is kept for that.
+START_TEST(what_waits_is_listed)
+{
+	start(1, UINT64_C(60000000000), true);
+	struct client c;
+	open_client(&c, 1, 16);
+	for (uint32_t n = 1; n <= 5; n++) {
+		ck_assert(submit(&c, MPIG_OP_ATTEND, 1, 1, n));
+		reap_until(&c, n);
+		wait_for(&fake_listed, n);
+		for (uint64_t deadline = mono_ns() + PATIENCE_NS; atomic_load(&fake_jobs); sched_yield())
+			ck_assert(mono_ns() < deadline);
+	}
+	close_client(&c);
+	stop();
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("worker");
@@ -634,6 +722,9 @@ int main(void)
 	tcase_add_loop_test(t, queues_vanish_under_the_workers, 0, 2);
 	tcase_add_test(t, a_task_wants_as_many_workers_as_it_has_room_for);
 	tcase_add_loop_test(t, units_that_open_later_are_run, 0, 2);
+	tcase_add_test(t, workers_read_ahead_while_nobody_works);
+	tcase_add_loop_test(t, every_answer_tells_once, 0, 6);
+	tcase_add_test(t, what_waits_is_listed);
 	suite_add_tcase(s, t);
 	SRunner *r = srunner_create(s);
 	srunner_run_all(r, CK_ENV);

@@ -66,6 +66,13 @@ struct timeline_result { // one layer as above
 	int served;                    // through a ring and the daemon's workers; 0: the engine alone
 	struct timeline_sample median; // of each figure by itself
 };
+enum { GAPS = 4, GAP_SHARES = 8 };
+struct gaps_result { // layers as above, int8 rows, by error
+	unsigned workers, shares;
+	double share[GAP_SHARES];                  // workers.prefetch; the first: 0
+	double gap_ms[GAPS], ms[GAPS][GAP_SHARES]; // of a request that comes so long after the answer before
+	double both_ms[GAP_SHARES];                // of a layer of two contexts that ask at once, without a gap
+};
 struct queue_result {
 	double nop_p50_us, nop_p99_us;
 	double idle_cpu; // cores
@@ -97,5 +104,7 @@ int bench_queue(const char *daemon, struct queue_result *out);
 void bench_timeline(uint32_t rows, uint32_t range, uint32_t mask, const unsigned *threads, unsigned counts,
                     struct timeline_result *out);
 int bench_layer(const char *daemon, uint32_t rows, unsigned workers, struct layer_result *out);
+// out->workers, shares and share are given.
+int bench_gaps(const char *daemon, uint32_t rows, struct gaps_result *out);
 
 #endif

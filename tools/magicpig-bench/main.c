@@ -35,13 +35,13 @@ double median(double *x, size_t n)
 	return percentile(x, n, .5);
 }
 
-enum { ROOFLINE = 1, HEAD = 2, RING = 4, LAYER = 8, PROPOSALS = 16, TIMELINE = 32, UPPER = 64, MAX_COUNTS = 16 };
+enum { ROOFLINE = 1, HEAD = 2, RING = 4, LAYER = 8, PROPOSALS = 16, TIMELINE = 32, UPPER = 64, GAP = 128, MAX_COUNTS = 16 };
 static const uint32_t upper_rows[] = {131072, 262144, 524288, 1048576, 2097152, 4194304};
 enum { UPPER_ROWS = sizeof(upper_rows) / sizeof(upper_rows[0]) };
 
 static const char usage[] =
 	"usage: magicpig-bench [OPTIONS] [PART...]\n"
-	"Parts (all but 'upper' by default):\n"
+	"Parts (all but 'upper' and 'gaps' by default):\n"
 	"  roofline       what one core of this machine can read\n"
 	"  head           one KV head, one thread, the engine alone\n"
 	"  proposals      the same for every way of choosing rows\n"
@@ -51,6 +51,7 @@ static const char usage[] =
 	"with 1, 2, 4, ... workers\n"
 	"  timeline       the same in the engine alone, and through the daemon's "
 	"workers: where their time goes\n"
+	"  gaps           layers in turn, with pauses between them in which workers read ahead or do not (10 GiB of memory)\n"
 	"Options:\n"
 	"  --rows N       rows of a KV head (96000)\n"
 	"  --range N      rows that a request of 'timeline' is about, from the first; below 4096 it is dense, as in the daemon; "
@@ -67,6 +68,7 @@ static const char usage[] =
 	"  --daemon PATH  the magicpigd that 'ring' and 'layer' start privately; "
 	"default $MAGICPIGD, else magicpigd beside this "
 	"program\n"
+	"  --prefetch LIST  workers.prefetch for 'gaps', beside 0 (0.75)\n"
 	"  --json FILE    write the figures\n"
 	"It takes about 6 GiB of memory; use --rows for less.\n";
 
@@ -76,6 +78,7 @@ struct options {
 	unsigned parts, workers[MAX_COUNTS], worker_counts;
 	const char *daemon, *json, *tensors;
 	uint32_t most, range;
+	struct gaps_result gaps;
 };
 
 static int refuse(const char *what, const char *value, const char *wanted)
@@ -97,15 +100,28 @@ static int parse_workers(const char *text, struct options *o)
 	}
 }
 
+static int parse_prefetch(const char *text, struct options *o)
+{
+	char *end;
+	for (const char *at = text;; at = end + 1) {
+		double share = strtod(at, &end);
+		if (end == at || !(share >= 0 && share <= 64) || o->gaps.shares == GAP_SHARES || (*end && *end != ','))
+			return refuse("--prefetch", text, "shares from 0 to 64, with commas, at most 7 of them");
+		o->gaps.share[o->gaps.shares++] = share;
+		if (!*end)
+			return 0;
+	}
+}
+
 static int parse_part(const char *name, struct options *o)
 {
-	static const char *const names[] = {"roofline", "head", "ring", "layer", "proposals", "timeline", "upper"};
+	static const char *const names[] = {"roofline", "head", "ring", "layer", "proposals", "timeline", "upper", "gaps"};
 	for (unsigned i = 0; i < sizeof(names) / sizeof(names[0]); i++)
 		if (strcmp(name, names[i]) == 0) {
 			o->parts |= 1u << i;
 			return 0;
 		}
-	return refuse("part", name, "one of roofline, head, proposals, upper, ring, layer, timeline");
+	return refuse("part", name, "one of roofline, head, proposals, upper, ring, layer, timeline, gaps");
 }
 
 static int parse_option(int c, struct options *o)
@@ -141,6 +157,8 @@ static int parse_option(int c, struct options *o)
 		return 0;
 	case 'w':
 		return parse_workers(optarg, o);
+	case 'P':
+		return parse_prefetch(optarg, o);
 	case 'd':
 		o->daemon = optarg;
 		return 0;
@@ -178,11 +196,13 @@ static void default_workers(struct options *o)
 
 static int parse(int argc, char **argv, struct options *o)
 {
-	static const struct option table[] = {{"rows", 1, NULL, 'r'},    {"mask", 1, NULL, 'm'},    {"no-paper", 0, NULL, 'p'},
-	                                      {"daemon", 1, NULL, 'd'},  {"workers", 1, NULL, 'w'}, {"json", 1, NULL, 'j'},
-	                                      {"tensors", 1, NULL, 't'}, {"most", 1, NULL, 'M'},    {"range", 1, NULL, 'R'},
-	                                      {"help", 0, NULL, 'h'},    {NULL, 0, NULL, 0}};
+	static const struct option table[] = {{"rows", 1, NULL, 'r'},     {"mask", 1, NULL, 'm'},    {"no-paper", 0, NULL, 'p'},
+	                                      {"daemon", 1, NULL, 'd'},   {"workers", 1, NULL, 'w'}, {"json", 1, NULL, 'j'},
+	                                      {"tensors", 1, NULL, 't'},  {"most", 1, NULL, 'M'},    {"range", 1, NULL, 'R'},
+	                                      {"prefetch", 1, NULL, 'P'}, {"help", 0, NULL, 'h'},    {NULL, 0, NULL, 0}};
 	*o = (struct options){.rows = 96000, .mask = UINT32_MAX, .paper = 1, .most = UINT32_MAX, .daemon = getenv("MAGICPIGD")};
+	o->gaps.shares = 1; // 0
+
 	int status = 0;
 	for (int c; !status && (c = getopt_long(argc, argv, "h", table, NULL)) != -1;)
 		status = parse_option(c, o);
@@ -194,6 +214,9 @@ static int parse(int argc, char **argv, struct options *o)
 		o->daemon = beside(argv[0]);
 	if (!o->worker_counts)
 		default_workers(o);
+	if (o->gaps.shares == 1)
+		o->gaps.share[o->gaps.shares++] = .75;
+	o->gaps.workers = o->workers[o->worker_counts - 1];
 	return status;
 }
 
@@ -221,6 +244,7 @@ struct results {
 	struct proposal_result proposal[BENCH_PROPOSALS];
 	struct timeline_result timeline[2 * MAX_COUNTS];
 	struct upper_result upper[UPPER_ROWS];
+	struct gaps_result gaps;
 	size_t uppers;
 };
 
@@ -369,17 +393,36 @@ static void print_timeline(FILE *out, const struct timeline_result *t, int json)
 	print(out, f, COUNT(f), json);
 }
 
+static void print_gaps(FILE *out, const struct results *r, int json)
+{
+	const struct gaps_result *g = &r->gaps;
+	if (!json)
+		fprintf(out, "%u workers; ms of a request that comes so long after the answer before\n%-40s", g->workers,
+		        "workers.prefetch");
+	else
+		fprintf(out, "\"workers\": %u, \"prefetch\": [", g->workers);
+	for (unsigned i = 0; i < g->shares; i++)
+		fprintf(out, json ? "%s%g" : "%s%9.3g", json && i ? ", " : "", g->share[i]);
+	for (int gap = 0; gap <= GAPS; gap++) {
+		const double *ms = gap < GAPS ? g->ms[gap] : g->both_ms;
+		if (gap < GAPS)
+			fprintf(out, json ? "], \"after_%g_ms\": [" : "\n  %-38g", g->gap_ms[gap]);
+		else
+			fprintf(out, json ? "], \"two_at_once_ms\": [" : "\n  %-38s", "two contexts at once, a layer of both");
+		for (unsigned i = 0; i < g->shares; i++)
+			fprintf(out, json ? "%s%.6g" : "%s%9.4g", json && i ? ", " : "", ms[i]);
+	}
+	fputs(json ? "]" : "\n", out);
+}
+
 static void report(FILE *out, const struct options *o, const struct results *r, int json)
 {
 	static const struct {
 		unsigned part;
 		const char *name;
 		void (*print)(FILE *out, const struct results *r, int json);
-	} part[] = {{ROOFLINE, "roofline", print_roofline},
-	            {HEAD, "head", print_head},
-	            {PROPOSALS, "proposals", print_proposals},
-	            {UPPER, "upper", print_upper},
-	            {RING, "ring", print_ring}};
+	} part[] = {{ROOFLINE, "roofline", print_roofline}, {HEAD, "head", print_head}, {PROPOSALS, "proposals", print_proposals},
+	            {UPPER, "upper", print_upper},          {RING, "ring", print_ring}, {GAP, "gaps", print_gaps}};
 	fprintf(out, json ? "{\n  \"kernels\": \"%s\"" : "kernels: %s\n", r->isa);
 	for (size_t i = 0; i < COUNT(part); i++) {
 		if (!(o->parts & part[i].part))
@@ -455,6 +498,9 @@ int main(int argc, char **argv)
 	for (unsigned i = 0; o.parts & LAYER && i < o.worker_counts; i++)
 		if (bench_layer(o.daemon, o.rows, o.workers[i], &r.layer[i]))
 			return 1;
+	r.gaps = o.gaps;
+	if (o.parts & GAP && bench_gaps(o.daemon, o.rows, &r.gaps))
+		return 1;
 	if (o.parts & TIMELINE)
 		bench_timeline(o.rows, o.range, o.mask, o.workers, o.worker_counts, r.timeline);
 	report(stdout, &o, &r, 0);

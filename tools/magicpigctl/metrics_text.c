@@ -139,6 +139,9 @@ static void per_worker(const struct writer *w, const struct stats_sample *s)
 		{"worker_units", "Units of work done.", offsetof(struct stats_work, units)},
 		{"worker_steals", "Of them, of requests that another worker took.", offsetof(struct stats_work, steals)},
 		{"worker_wakeups", "Times a worker woke from sleep.", offsetof(struct stats_work, wakeups)},
+		{"worker_prefetched_bytes", "Asked for while it waited, for the request expected next.",
+	         offsetof(struct stats_work, prefetched_bytes)},
+		{"worker_foreseen", "Attends that had been expected to come next.", offsetof(struct stats_work, foreseen)},
 	};
 	family(w, "worker_seconds", "counter", "seconds", "What a worker's time went to.");
 	for (uint64_t i = 0; i < s->workers; i++) {

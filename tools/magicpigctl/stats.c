@@ -122,6 +122,8 @@ static void work_of(const struct mpig_stats_worker *w, struct stats_work *work)
 		.wakeups = w->wakeups,
 		.steals = w->steals,
 		.units = w->units,
+		.prefetched_bytes = w->prefetched_bytes,
+		.foreseen = w->foreseen,
 		.attends = w->requests[MPIG_OP_ATTEND],
 		.appends = w->requests[MPIG_OP_APPEND],
 		.commits = w->requests[MPIG_OP_COMMIT],

@@ -25,7 +25,7 @@ int stats_find(const struct ctl_command *self, const char *named, char *path, si
 // What one worker, or all of them together, has done since the daemon's start.
 struct stats_work {
 	uint64_t state, cpu; // enum mpig_worker_state; of no meaning in a sum
-	uint64_t busy_ns, spin_ns, park_ns, wakeups, steals, units;
+	uint64_t busy_ns, spin_ns, park_ns, wakeups, steals, units, prefetched_bytes, foreseen;
 	uint64_t attends, appends, commits, requests, errors;
 	uint64_t rows_read, bytes_read, appended_rows;
 	uint64_t by_op[MPIG_STATS_OPS], latency_sum_ns[MPIG_STATS_OPS], latency[MPIG_STATS_OPS][MPIG_STATS_BUCKETS];

@@ -241,6 +241,8 @@ static void worker_json(struct json *json, const struct view *view, uint64_t i)
 	json_double(json, "bytes_read_per_s", rate(view, work.bytes_read));
 	json_uint(json, "steals", total->steals);
 	json_uint(json, "wakeups", total->wakeups);
+	json_uint(json, "prefetched_bytes", total->prefetched_bytes);
+	json_uint(json, "foreseen", total->foreseen);
 	json_uint(json, "errors", total->errors);
 	json_object_end(json);
 }
