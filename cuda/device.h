@@ -11,8 +11,8 @@
 #define GPU_FUSED_HEADS 32u   // heads that it takes
 #define GPU_WINDOW_THREADS 256u
 #define GPU_PIECE_ROWS(d_pad) ((d_pad) == 256 ? 32u : 64u) // own rows that one block attends
-#define GPU_HEADS_AT_ONCE 4u  // query heads that share a load of K and V
-#define GPU_SUBMIT_QUERIES 4u // of a warp that submits, all of one context
+#define GPU_HEADS_AT_ONCE 4u                               // query heads that share a load of K and V
+#define GPU_SUBMIT_QUERIES 4u                              // of a warp that submits, all of one context
 #define GPU_SUBMIT_THREADS 256u
 #define GPU_MANY_LINE 64u // elements that a lane has where many queries are signed
 #define GPU_MANY_THREADS 64u
@@ -63,7 +63,7 @@ struct gpu_item {
 	struct mpig_slot_header header;
 	uint64_t q, signature, scale, window_lse, window_out, out, lse; // byte offsets in the slot; 0 = absent
 	uint8_t signs[96];                                              // [3][d_pad] bits
-	uint32_t divide, reserved;                          // divide: some of the balance is too small or large for its inverse
+	uint32_t divide, reserved; // divide: some of the balance is too small or large for its inverse
 };
 
 struct gpu_shape {
@@ -109,8 +109,8 @@ struct gpu_window {
 	uint64_t split, rows;
 	uint32_t sinks, ring_rows;
 	uint64_t part_out, part_most, part_sum; // float [heads][pieces][d_pad], [heads][pieces] twice: scratch
-	uint64_t own_out, own_lse;   // float [heads][d_v], [heads]
-	uint64_t counters;           // uint32_t [items][tokens][kv_heads], zero between kernels
+	uint64_t own_out, own_lse;              // float [heads][d_v], [heads]
+	uint64_t counters;                      // uint32_t [items][tokens][kv_heads], zero between kernels
 	uint32_t pieces, page_rows, q_dtype, kv_dtype;
 	float scale, softcap, alibi_slope_base;
 	uint32_t reserved;

@@ -166,7 +166,10 @@ DEVICE void store_2(float *p, const float *x)
 // 16 bytes of global memory on their way to shared memory; both addresses are multiples of 16.
 DEVICE void copy_begin(float *to, uint64_t from)
 {
-	asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" : : "r"((uint32_t)__cvta_generic_to_shared(to)), "l"(from) : "memory");
+	asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
+	             :
+	             : "r"((uint32_t)__cvta_generic_to_shared(to)), "l"(from)
+	             : "memory");
 }
 // This thread's are there.
 DEVICE void copies_wait(void)

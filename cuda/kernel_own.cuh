@@ -23,12 +23,14 @@ DEVICE void own_ask(const int E, const struct gpu_submit *a, const struct batch 
 	UNROLL
 	for (uint32_t j = 0; j < GPU_SUBMIT_QUERIES * (uint32_t)E / 4; j++)
 		if ((j * GPU_WARP + lane) * 4 < count)
-			load_global(4, a->window_out + (uint64_t)b->number * d * 4 + (j * GPU_WARP + lane) * 16, own->out + 4 * j);
+			load_global(4, a->window_out + (uint64_t)b->number * d * 4 + (j * GPU_WARP + lane) * 16,
+			            own->out + 4 * j);
 }
 
 // Copies them to the places of the first, where there are such. An LSE of the step before may be NaN, after one that failed: it says nothing then.
 // This step's goes as it is; the daemon refuses what is not a number, as it would of any client.
-DEVICE void own_copy(const int E, const struct gpu_submit *a, const struct batch *b, const struct own *own, uint64_t lse, uint64_t out)
+DEVICE void own_copy(const int E, const struct gpu_submit *a, const struct batch *b, const struct own *own, uint64_t lse,
+                     uint64_t out)
 {
 	const uint32_t d = a->shape.d_v, count = b->count * d, lane = lane_of();
 	if (lse && lane < b->count)

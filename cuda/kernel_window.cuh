@@ -43,13 +43,13 @@ DEVICE float larger(float a, float b)
 }
 
 #define WINDOW_WARPS (GPU_WINDOW_THREADS / GPU_WARP)
-#define PAIR 2u                                   // heads of a warp
+#define PAIR 2u // heads of a warp
 #define PAIRS (GPU_HEADS_AT_ONCE / PAIR)
-#define QUARTERS (WINDOW_WARPS / PAIRS)           // parts that the rows in shared memory are cut into, a warp each
-#define QUARTER_ROWS (GPU_WARP / PAIR)            // at most: a lane for each of its heads' logits
-#define SIDE_BYTES 16384u                         // of K, and of V, that are in shared memory at a time
-#define CHUNK 8u                                  // elements that a lane has side by side
-#define CHUNKS 2u                                 // at most, of a row and lane
+#define QUARTERS (WINDOW_WARPS / PAIRS) // parts that the rows in shared memory are cut into, a warp each
+#define QUARTER_ROWS (GPU_WARP / PAIR)  // at most: a lane for each of its heads' logits
+#define SIDE_BYTES 16384u               // of K, and of V, that are in shared memory at a time
+#define CHUNK 8u                        // elements that a lane has side by side
+#define CHUNKS 2u                       // at most, of a row and lane
 
 // How lanes share rows: L lanes a row, each with C chunks, l + L c of them, so that they read it as it lies; 32 / L rows side by side. A row
 // has 8 L C elements, as a signature's.
@@ -58,9 +58,9 @@ DEVICE float larger(float a, float b)
 #define ROW_FLOATS(L, C, dtype) ((dtype) == MPIG_F32 ? LENGTH(L, C) : LENGTH(L, C) / 2) // that take as much room
 
 struct window_shared {
-	ALIGNED_16 float rows[2][SIDE_BYTES / 4];      // K and V as they are; then weighted sums of V: [heads][QUARTERS][SIDE][length]
+	ALIGNED_16 float rows[2][SIDE_BYTES / 4]; // K and V as they are; then weighted sums of V: [heads][QUARTERS][SIDE][length]
 	ALIGNED_16 float q[GPU_HEADS_AT_ONCE][MPIG_MAX_HEAD_DIM];
-	float weight[WINDOW_WARPS][GPU_WARP];          // [heads of the warp][its rows]: logits, then weights
+	float weight[WINDOW_WARPS][GPU_WARP]; // [heads of the warp][its rows]: logits, then weights
 	float most[QUARTERS][GPU_HEADS_AT_ONCE], sum[QUARTERS][GPU_HEADS_AT_ONCE];
 	int64_t at[GPU_PIECE_ROWS(128)]; // offsets of rows, in bytes
 };
@@ -71,13 +71,15 @@ DEVICE uint32_t row_number(const struct rows *r, uint32_t n)
 }
 
 // Queries p->head .. + heads - 1 to shared memory, with zeros behind the last element and the last head. By the block.
-DEVICE void queries_share(const struct gpu_window *a, const struct place *p, uint32_t length, uint32_t heads, struct window_shared *shared)
+DEVICE void queries_share(const struct gpu_window *a, const struct place *p, uint32_t length, uint32_t heads,
+                          struct window_shared *shared)
 {
 	for (uint32_t x = threadIdx.x; x < GPU_HEADS_AT_ONCE * length; x += GPU_WINDOW_THREADS) {
 		struct place at = *p;
 		const uint32_t i = x / length, e = x % length;
 		at.head = p->head + i;
-		shared->q[i][e] = i < heads && e < a->shape.d_k ? element(a->q, stride_at(&a->q_strides, &at) + e, a->q_dtype) : 0.0f;
+		shared->q[i][e] =
+			i < heads && e < a->shape.d_k ? element(a->q, stride_at(&a->q_strides, &at) + e, a->q_dtype) : 0.0f;
 	}
 }
 
@@ -257,7 +259,8 @@ DEVICE void running_put(const int L, const int C, const struct running *t, struc
 }
 
 // Neighbouring elements of a head's own part; `top` is its largest logit, and `total` the sum of weights relative to it.
-DEVICE void own_put(const struct gpu_window *a, uint64_t head, uint32_t e, uint32_t count, const float *out, float top, float total)
+DEVICE void own_put(const struct gpu_window *a, uint64_t head, uint32_t e, uint32_t count, const float *out, float top,
+                    float total)
 {
 	const int some = total > 0.0f || total != total;
 	const float per_total = some ? 1.0f / total : 0.0f;
@@ -270,7 +273,8 @@ DEVICE void own_put(const struct gpu_window *a, uint64_t head, uint32_t e, uint3
 }
 
 // Joins what the block's warps have of a piece. If there is only one, that is all.
-DEVICE void piece_join(const int L, const int C, const struct gpu_window *a, uint64_t first, uint32_t heads, const struct window_shared *shared)
+DEVICE void piece_join(const int L, const int C, const struct gpu_window *a, uint64_t first, uint32_t heads,
+                       const struct window_shared *shared)
 {
 	for (uint32_t x = threadIdx.x * 2; x < heads * LENGTH(L, C); x += GPU_WINDOW_THREADS * 2) {
 		const uint32_t i = x / LENGTH(L, C), e = x % LENGTH(L, C);
@@ -308,8 +312,8 @@ DEVICE void piece_join(const int L, const int C, const struct gpu_window *a, uin
 
 // Four elements of a head from e on, of its pieces way, way + ways .. of each `batch`: their sum in x, and `top` and `total` of all pieces. By a
 // warp. All loads of a batch are made before one is waited for.
-DEVICE void parts_join(const struct gpu_window *a, uint64_t head, uint32_t length, uint32_t e, uint32_t way, uint32_t ways, float *x,
-                       float *top, float *total)
+DEVICE void parts_join(const struct gpu_window *a, uint64_t head, uint32_t length, uint32_t e, uint32_t way, uint32_t ways,
+                       float *x, float *top, float *total)
 {
 	const uint32_t batch = ways > 1 ? GPU_WARP : PARTS_AT_ONCE;
 	*top = LEAST;
@@ -348,10 +352,12 @@ DEVICE void parts_join(const struct gpu_window *a, uint64_t head, uint32_t lengt
 }
 
 // Joins the pieces of some heads. A warp has 128 elements of a head, or, where there are fewer of those than warps, some share the pieces of each.
-DEVICE void pieces_join(const int L, const int C, const struct gpu_window *a, uint64_t first, uint32_t heads, struct window_shared *shared)
+DEVICE void pieces_join(const int L, const int C, const struct gpu_window *a, uint64_t first, uint32_t heads,
+                        struct window_shared *shared)
 {
 	const uint32_t warp = threadIdx.x / GPU_WARP, units = heads * ((LENGTH(L, C) + 127) / 128);
-	const uint32_t ways = units < WINDOW_WARPS ? WINDOW_WARPS / units : 1, at_once = WINDOW_WARPS / ways, way = warp / at_once;
+	const uint32_t ways = units < WINDOW_WARPS ? WINDOW_WARPS / units : 1, at_once = WINDOW_WARPS / ways,
+		       way = warp / at_once;
 	float *mine = shared->rows[0] + warp * 128 + lane_of() * 4; // [ways][at_once][128]
 	NO_UNROLL
 	for (uint32_t base = 0; base < units; base += at_once) {
@@ -379,8 +385,8 @@ DEVICE void pieces_join(const int L, const int C, const struct gpu_window *a, ui
 }
 
 // Heads from p->head on, which are of KV head g and whose queries are in shared memory, over the rows of the block's piece.
-DEVICE void piece_attend(const int L, const int C, const struct gpu_window *a, const struct place *p, uint32_t g, const struct rows *r,
-                         struct window_shared *shared)
+DEVICE void piece_attend(const int L, const int C, const struct gpu_window *a, const struct place *p, uint32_t g,
+                         const struct rows *r, struct window_shared *shared)
 {
 	const uint32_t bytes = a->kv_dtype == MPIG_F32 ? 4 : 2, most = GPU_PIECE_ROWS(LENGTH(L, C));
 	const uint32_t fit = SIDE_BYTES / (LENGTH(L, C) * bytes), many = fit < most ? fit : most, part = many / QUARTERS;

@@ -134,8 +134,8 @@ int mpig_cuda_window(mpig_cuda_plan *p, mpig_cuda_stream stream, const struct mp
 	const CUfunction kernel = p->shape.d_pad == 64    ? p->gpu->kernel.window_64
 	                          : p->shape.d_pad == 128 ? p->gpu->kernel.window_128
 	                                                  : p->gpu->kernel.window_256;
-	rc = gpu_launch(p->gpu, kernel, "mpig_window", p->shape.items * p->shape.tokens * p->shape.kv_heads,
-	                p->pieces, GPU_WINDOW_THREADS, stream, &a);
+	rc = gpu_launch(p->gpu, kernel, "mpig_window", p->shape.items * p->shape.tokens * p->shape.kv_heads, p->pieces,
+	                GPU_WINDOW_THREADS, stream, &a);
 	if (rc == MPIG_OK)
 		p->window_ran = true;
 	return rc;
@@ -170,7 +170,9 @@ int mpig_cuda_merge(mpig_cuda_plan *p, mpig_cuda_stream stream, const struct mpi
 		rc = gpu_launch(p->gpu, p->gpu->kernel.merge_fused, "mpig_merge_fused", 1, 1, heads_of(p) * GPU_WARP, stream, &a);
 	} else {
 		rc = gpu_launch(p->gpu, p->gpu->kernel.wait, "mpig_wait", 1, 1, GPU_WARP, stream, &w);
-		rc = rc ? rc : gpu_launch(p->gpu, p->gpu->kernel.merge, "mpig_merge", warp_grid(heads_of(p)), 1, GPU_BLOCK, stream, &a);
+		rc = rc ? rc
+		        : gpu_launch(p->gpu, p->gpu->kernel.merge, "mpig_merge", warp_grid(heads_of(p)), 1, GPU_BLOCK, stream,
+		                     &a);
 	}
 	if (rc == MPIG_OK)
 		p->window_ran = false;

@@ -273,7 +273,8 @@ static void assert_carries_own_part(const struct world *w, bool none)
 				out[0][e] = (a * out[0][e] + b * out[1][e]) / (a + b);
 		}
 		double worst = model_relative_l2(sent, out[0], n), worst_lse = model_max_difference(sent_lse, lse[0], heads);
-		ck_assert_msg(worst <= 1e-5 && worst_lse <= 1e-4, "context %u: own part differs by %g, its LSE by %g", c, worst, worst_lse);
+		ck_assert_msg(worst <= 1e-5 && worst_lse <= 1e-4, "context %u: own part differs by %g, its LSE by %g", c, worst,
+		              worst_lse);
 	}
 	for (int i = 0; i < 2; i++)
 		free(out[i]), free(lse[i]);
