@@ -6,7 +6,7 @@
 #include <string.h>
 #include <time.h>
 
-#define DEFAULT_SLOT_BYTES (UINT64_C(16) << 20)
+#define DEFAULT_SLOT_BYTES ((UINT64_C(16) << 20) + 4096) // with a page for the header: whole pieces of what rows are kept in
 #define DEFAULT_SLOTS 4u
 #define DEFAULT_TIMEOUT_MS 30000
 #define DEFAULT_PATIENCE_MS 120000

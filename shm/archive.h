@@ -15,7 +15,8 @@
 #include "shm/control.h"
 
 #define MPIG_ARCHIVE_MAGIC UINT64_C(0x545058454749504d) // "MPIGEXPT"
-#define MPIG_ARCHIVE_VERSION 1u
+#define MPIG_ARCHIVE_VERSION 2u                         // 1 had sums of other parts, which a reader passes over
+#define MPIG_ARCHIVE_VERSION_SUMS 2u
 #define MPIG_ARCHIVE_CHUNK_MAGIC 0x5847504du // "MPGX"
 #define MPIG_ARCHIVE_CHUNK_MAX (UINT64_C(1) << 20)
 

@@ -225,11 +225,11 @@ typedef struct mpig_cuda_ingest mpig_cuda_ingest;
 
 struct mpig_cuda_ingest_options {
 	size_t size;
-	size_t slot_bytes; /* of a staging slot: what one append carries; 0 = 16 MiB. At least a row of the widest layer */
-	unsigned slots;    /* 2 to 64; 0 = 4. slots * slot_bytes of host memory are registered */
-	int timeout_ms;    /* longest time in which the daemon answers nothing; 0 = 30000, at most 60000 */
-	unsigned blocks;   /* of the kernel that copies, 256 threads each; 0 = 32, at most 1024 */
-	int patience_ms;   /* longest time that a call waits while nothing moves; 0 = 120000; negative: no limit */
+	size_t slot_bytes; /* of a staging slot: what one append carries, with its header; 0 = 16 MiB, 4 KiB. At least a row of the widest layer */
+	unsigned slots;  /* 2 to 64; 0 = 4. slots * slot_bytes of host memory are registered */
+	int timeout_ms;  /* longest time in which the daemon answers nothing; 0 = 30000, at most 60000 */
+	unsigned blocks; /* of the kernel that copies, 256 threads each; 0 = 32, at most 1024 */
+	int patience_ms; /* longest time that a call waits while nothing moves; 0 = 120000; negative: no limit */
 };
 /* Makes a queue of the client's, attaches the current CUDA context to it (the primary one of device 0 if there is none), and a stream.
  * Errors: those of mpig_queue_create and mpig_cuda_attach. *ingest is the caller's until mpig_cuda_ingest_destroy, before

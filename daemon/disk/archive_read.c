@@ -168,6 +168,8 @@ static int get_shape(struct reading *r, const struct credentials *who, uint32_t 
 		memcpy(&block, r->data + sizeof shape + b * sizeof block, sizeof block);
 		out->block[b] = block_from_disk(&block);
 	}
+	if (r->header.version < MPIG_ARCHIVE_VERSION_SUMS)
+		segment_without_sums(out);
 	return 0;
 }
 

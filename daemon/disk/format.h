@@ -6,7 +6,9 @@
 
 #include "daemon/store/image.h"
 
-#define DISK_VERSION 2u
+#define DISK_VERSION 3u
+#define DISK_VERSION_OLDEST 2u // that is read: its segment files have sums of other parts
+#define DISK_VERSION_SUMS 3u   // from which on a segment file has sums as the pool makes them
 #define DISK_PAGE 4096u
 #define DISK_SEGMENT_MAGIC UINT64_C(0x4745534749504d)  // "MPIGSEG"
 #define DISK_MANIFEST_MAGIC UINT64_C(0x4e414d4749504d) // "MPIGMAN"

@@ -80,6 +80,8 @@ static int read_files(struct loading *l, struct making *m)
 			continue;
 		}
 		status = segment_file_read(&l->io, &l->file[i], m, i, l->progress, l->why);
+		if (!status && m && l->file[i].header.version < DISK_VERSION_SUMS)
+			status = making_sum(m, i, l->why);
 		l->result.moved += l->file[i].header.file_bytes;
 	}
 	return status;

@@ -127,11 +127,12 @@ static int check(const uint8_t *data, uint64_t bytes, const char *name, struct d
 	memcpy(h, data, sizeof *h);
 	if (h->magic != DISK_MANIFEST_MAGIC)
 		return disk_fail(why, MPIG_ECORRUPT, "the manifest of '%s' is damaged: no header", name);
-	if (h->version != DISK_VERSION)
-		return disk_fail(why, MPIG_EVERSION,
-		                 "'%s' on disk has version %u, this daemon reads version %u: use the daemon that wrote it, or "
-		                 "erase and save again",
-		                 name, h->version, DISK_VERSION);
+	if (h->version < DISK_VERSION_OLDEST || h->version > DISK_VERSION)
+		return disk_fail(
+			why, MPIG_EVERSION,
+			"'%s' on disk has version %u, this daemon reads versions %u to %u: use the daemon that wrote it, or "
+			"erase and save again",
+			name, h->version, DISK_VERSION_OLDEST, DISK_VERSION);
 	memcpy(&sum, data + bytes - sizeof sum, sizeof sum);
 	if (h->file_bytes != bytes || h->header_bytes != sizeof *h || h->params_bytes > bytes || size_of(h) != bytes ||
 	    sum != XXH3_64bits(data, bytes - sizeof sum))

@@ -86,6 +86,13 @@ static inline struct image_block block_from_disk(const struct disk_block *b)
 {
 	return (struct image_block){b->first_row, b->rows, b->has_codes, 0, b->content, b->codes_content};
 }
+// What it brings of sums is of another definition.
+static inline void segment_without_sums(struct image_segment *seg)
+{
+	seg->table_content = 0;
+	for (uint32_t b = 0; b < seg->block_count; b++)
+		seg->block[b].content = seg->block[b].codes_content = 0;
+}
 
 // manifest.c
 struct manifest {

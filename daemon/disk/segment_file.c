@@ -185,9 +185,9 @@ static int check_header(const struct disk_segment_header *h, const struct disk_s
 {
 	if (h->magic != DISK_SEGMENT_MAGIC)
 		return damaged(why, name, "no header");
-	if (h->version != DISK_VERSION)
-		return disk_fail(why, MPIG_EVERSION, "segment file %s has version %u, this daemon reads version %u", name,
-		                 h->version, DISK_VERSION);
+	if (h->version < DISK_VERSION_OLDEST || h->version > DISK_VERSION)
+		return disk_fail(why, MPIG_EVERSION, "segment file %s has version %u, this daemon reads versions %u to %u", name,
+		                 h->version, DISK_VERSION_OLDEST, DISK_VERSION);
 	if (h->checksum != XXH3_64bits(h, offsetof(struct disk_segment_header, checksum)) || h->checksum != ref->header_checksum)
 		return damaged(why, name, "its header does not have its checksum");
 	uint64_t blocks = h->block_count * sizeof(struct disk_block);
@@ -218,6 +218,8 @@ static int take_index(struct segment_file *file, const uint8_t *index, struct im
 		memcpy(&block, index + b * sizeof block, sizeof block);
 		out->block[b] = block_from_disk(&block);
 	}
+	if (h->version < DISK_VERSION_SUMS)
+		segment_without_sums(out);
 	memcpy(file->section, index + h->block_count * sizeof(struct disk_block), h->section_count * sizeof *file->section);
 	return 0;
 }

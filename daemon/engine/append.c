@@ -1,4 +1,5 @@
-// APPEND, TRUNCATE and READ: rows in, back, and out.
+// APPEND: rows in.
+#include <assert.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -12,26 +13,13 @@ enum {
 	FRAME_SKIP = 16,       // first tokens of a context: some of them are sinks, whose keys lie far from all others
 };
 
-static int check_range(struct job *j, const struct layer **layer)
-{
-	const struct mpig_sqe *e = &j->request.entry;
-	*layer = context_layer(j->request.context, e->layer);
-	if (!*layer)
-		return job_fail(j, MPIG_EINVAL, "layer %u stores no rows, or the context has only %u layers", e->layer,
-		                context_layer_count(j->request.context));
-	if (!e->count || e->begin > MPIG_MAX_TOKENS || e->count > MPIG_MAX_TOKENS - e->begin)
-		return job_fail(j, MPIG_ERANGE, "rows %llu + %u are not inside 0..%llu", (unsigned long long)e->begin, e->count,
-		                (unsigned long long)MPIG_MAX_TOKENS);
-	return 0;
-}
+// A unit is a piece (PIECE_ROWS rows, which begin where a piece of the pool begins) of one KV head, or of all of them. It reads its part of the
+// payload once, makes rows of it in its own memory and looks at them; and only if they are good it sums them, stores them and signs their keys.
+// So what a failed append has written are whole rows with their sums, which are nobody's. Int8 keys need the frames of the segments that begin
+// here first: pre units, one of each KV head.
 
-// ---- APPEND ----------------------------------------------------------------------------------------------------------
-// A unit copies what it needs of the payload, each byte once, and works on the copy: rows that a failed append has written are nobody's. Int8 keys
-// need the frames of the segments that begin here first: pre units, one of each KV head.
-enum {
-	UNIT_ROWS = 16,   // of a main unit: one KV head's, or all heads' of an append so long that workers have enough of them
-	WHOLE_ROWS = 512, // ... then the payload is read as it lies, which the hardware foresees
-};
+// Appends of so many rows have units of all heads: then the payload is read as it lies, which the hardware foresees.
+enum { WHOLE_ROWS = 512 };
 
 // K and V [rows][heads][d] of the payload's type: where the client may write, or a unit's copy.
 struct payload {
@@ -52,6 +40,12 @@ static const uint8_t *v_of(const struct append *a, const struct payload *p, uint
 static int not_finite(struct job *j)
 {
 	return job_fail(j, MPIG_ENAN, "K or V of layer %u holds NaN or infinity", j->request.entry.layer);
+}
+
+static bool widen(const struct job *j, const uint8_t *src, uint32_t n, float *dst)
+{
+	return j->append.dtype == MPIG_BF16 ? j->engine->kernels->bf16_widen(src, n, dst)
+	                                    : payload_to_f32(src, j->append.dtype, n, dst);
 }
 
 static bool fits_f16(const float *x, size_t n)
@@ -91,7 +85,7 @@ static int fit_frames(struct job *j, uint32_t group, uint32_t g, struct engine_s
 			if (!keys)
 				return job_fail(j, MPIG_ENOMEM, "no memory for %u rows", n);
 			for (uint32_t i = 0; i < n; i++)
-				if (!payload_to_f32(k_of(a, &all, done + i, g), a->dtype, d_k, keys + (size_t)i * d_k))
+				if (!widen(j, k_of(a, &all, done + i, g), d_k, keys + (size_t)i * d_k))
 					return not_finite(j);
 			set_frame(keys, n, a->position + done, d_k, &w);
 		}
@@ -100,113 +94,117 @@ static int fit_frames(struct job *j, uint32_t group, uint32_t g, struct engine_s
 	return 0;
 }
 
-// Rows of the payload's own type: bytes. The key is wanted as fp32 only where it gets codes.
-static bool copy_row(const struct job *j, const uint8_t *k, const uint8_t *v, uint8_t *dst, float *key)
+// The payload's elements are the rows': K and V need only be brought side by side.
+static bool same_elements(const struct append *a)
 {
-	const struct append *a = &j->append;
-	const struct kernels *kernels = j->engine->kernels;
-	const struct row_format *f = &a->layer->rows;
-	uint16_t exponent = f->type == ROW_BF16 ? 0x7f80 : 0x7c00;
-	bool (*copy)(void *restrict, const void *restrict, size_t, uint16_t) =
-		a->count >= UNIT_ROWS ? kernels->copy_finite : half_copy_finite;
-	uint32_t used = f->v_offset + 2 * f->d_v;
-	bool good = copy(dst, k, f->d_k, exponent);
-	good &= copy(dst + f->v_offset, v, f->d_v, exponent);
-	if (f->stride > used)
-		memset(dst + used, 0, f->stride - used);
-	if (key && f->type == ROW_BF16)
-		kernels->bf16_widen(k, f->d_k, key);
-	else if (key)
-		payload_to_f32(k, a->dtype, f->d_k, key);
-	return good;
+	enum row_type type = a->layer->rows.type;
+	return (type == ROW_BF16 && a->dtype == MPIG_BF16) || (type == ROW_F16 && a->dtype == MPIG_F16);
 }
 
-static int write_row(struct job *j, const uint8_t *k, const uint8_t *v, const struct write_span *w, uint8_t *dst, float *key)
+// From the rows of one head to those of the next: not a multiple of 4 KiB, or they would all want the same places of the nearest cache.
+static size_t piece_pitch(const struct append *a)
+{
+	return (size_t)PIECE_ROWS * a->layer->rows.stride + 64;
+}
+
+// Rows [first, first + n) of the payload, heads [g, g + heads), to rows [heads][PIECE_ROWS].
+static int take_rows(struct job *j, uint32_t first, uint32_t n, uint32_t g, uint32_t heads, uint8_t *rows)
+{
+	const struct append *a = &j->append;
+	const struct row_format *f = &a->layer->rows;
+	const struct payload all = {a->k, a->v, a->layer->shape.kv_heads};
+	bool (*copy)(void *restrict, const void *restrict, size_t, uint16_t) = j->engine->kernels->copy_finite;
+	uint16_t exponent = f->type == ROW_BF16 ? 0x7f80 : 0x7c00;
+	uint32_t used = f->v_offset + 2 * f->d_v;
+	bool good = true;
+	for (uint32_t i = 0; i < n; i++)
+		for (uint32_t h = 0; h < heads; h++)
+			good &= copy(rows + h * piece_pitch(a) + i * f->stride, k_of(a, &all, first + i, g + h), f->d_k,
+			             exponent);
+	for (uint32_t i = 0; i < n; i++)
+		for (uint32_t h = 0; h < heads; h++) {
+			uint8_t *row = rows + h * piece_pitch(a) + i * f->stride;
+			good &= copy(row + f->v_offset, v_of(a, &all, first + i, g + h), f->d_v, exponent);
+			memset(row + used, 0, f->stride - used);
+		}
+	return good ? 0 : not_finite(j);
+}
+
+// The same rows as they lie there.
+static void copy_payload(const struct append *a, uint32_t first, uint32_t n, uint32_t g, uint32_t heads, uint8_t *to,
+                         struct payload *out)
+{
+	const struct mpig_layer_shape *s = &a->layer->shape;
+	const struct payload all = {a->k, a->v, s->kv_heads};
+	size_t element = mpig_dtype_bytes(a->dtype), k_row = heads * s->d_k * element, v_row = heads * s->d_v * element;
+	uint8_t *k = to, *v = to + n * k_row;
+	*out = (struct payload){k, v, heads};
+	for (uint32_t i = 0; i < n; i++)
+		memcpy(k + i * k_row, k_of(a, &all, first + i, g), k_row);
+	for (uint32_t i = 0; i < n; i++)
+		memcpy(v + i * v_row, v_of(a, &all, first + i, g), v_row);
+}
+
+// Of the unit's copy, head g of it; keys [n][d_k] as well.
+static int encode_rows(struct job *j, const struct payload *p, uint32_t n, uint32_t g, const struct write_span *w, float *keys,
+                       uint8_t *rows)
 {
 	struct append *a = &j->append;
 	const struct layer *layer = a->layer;
 	const struct mpig_layer_shape *s = &layer->shape;
-	float own[MPIG_MAX_HEAD_DIM], value[MPIG_MAX_HEAD_DIM];
-	if ((layer->rows.type == ROW_BF16 && a->dtype == MPIG_BF16) || (layer->rows.type == ROW_F16 && a->dtype == MPIG_F16))
-		return copy_row(j, k, v, dst, key) ? 0 : not_finite(j);
-	key = key ? key : own;
-	if (!payload_to_f32(k, a->dtype, s->d_k, key) || !payload_to_f32(v, a->dtype, s->d_v, value))
-		return not_finite(j);
-	if (layer->rows.type == ROW_F16 && (!fits_f16(key, s->d_k) || !fits_f16(value, s->d_v)))
-		return job_fail(j, MPIG_ERANGE, "K or V of layer %u is above fp16's 65504: use bf16 rows",
-		                j->request.entry.layer);
-	j->engine->kernels->row_encode(&layer->rows, key, value, w->frame, dst);
+	float value[MPIG_MAX_HEAD_DIM];
+	for (uint32_t i = 0; i < n; i++) {
+		float *key = keys + (size_t)i * s->d_k;
+		if (!widen(j, k_of(a, p, i, g), s->d_k, key) || !widen(j, v_of(a, p, i, g), s->d_v, value))
+			return not_finite(j);
+		if (layer->rows.type == ROW_F16 && (!fits_f16(key, s->d_k) || !fits_f16(value, s->d_v)))
+			return job_fail(j, MPIG_ERANGE, "K or V of layer %u is above fp16's 65504: use bf16 rows",
+			                j->request.entry.layer);
+		j->engine->kernels->row_encode(&layer->rows, key, value, w->frame, rows + (size_t)i * layer->rows.stride);
+	}
 	return 0;
 }
 
-// Rows [first, first + n) of the unit's, of a KV head, which lie in a row from w on. Keys go by groups of the codes.
-static int write_rows(struct job *j, const struct payload *p, uint32_t first, uint32_t n, uint32_t g, const struct write_span *w)
+// Stores n rows of a piece, and what its sum is now: whoever ends a piece that others began reads the whole of it, while it is in the caches.
+static void store_rows(const struct job *j, const uint8_t *rows, uint32_t n, const struct write_span *w)
 {
-	struct append *a = &j->append;
-	const struct layer *layer = a->layer;
-	const struct mpig_layer_shape *s = &layer->shape;
-	float keys[SIG_GROUP * MPIG_MAX_HEAD_DIM];
-	struct sig_params params = {.d_k = s->d_k,
-	                            .d_pad = layer->d_pad,
+	const struct kernels *kernels = j->engine->kernels;
+	size_t stride = j->append.layer->rows.stride;
+	uint32_t before = w->block_row % PIECE_ROWS;
+	uint64_t sum = 0;
+	if (w->piece && n == PIECE_ROWS)
+		sum = kernels->checksum(rows, n * stride) ?: 1;
+	if (j->append.count >= PIECE_ROWS)
+		kernels->stream(w->rows, rows, n * stride);
+	else
+		memcpy(w->rows, rows, n * stride);
+	if (w->piece && n < PIECE_ROWS && before + n == PIECE_ROWS)
+		sum = kernels->checksum(w->rows - before * stride, PIECE_ROWS * stride) ?: 1;
+	if (w->piece)
+		*w->piece = sum;
+}
+
+// rows: where they are bf16, from which keys are taken as they are; else keys [n][d_k].
+static void sign_rows(const struct job *j, const uint8_t *rows, const float *keys, uint32_t n, const struct write_span *w)
+{
+	const struct append *a = &j->append;
+	struct sig_params params = {.d_k = a->layer->shape.d_k,
+	                            .d_pad = a->layer->d_pad,
 	                            .bits = w->params.bits,
 	                            .mu = w->params.mu,
 	                            .balance = w->params.balance,
 	                            .signs = a->signs};
-	for (uint32_t done = 0; done < n;) {
-		uint32_t row = w->block_row + done, step = SIG_GROUP - row % SIG_GROUP;
-		step = step < n - done ? step : n - done;
-		for (uint32_t i = 0; i < step; i++) {
-			uint32_t at = first + done + i;
-			int status = write_row(j, k_of(a, p, at, g), v_of(a, p, at, g), w,
-			                       w->rows + (size_t)(done + i) * layer->rows.stride,
-			                       w->codes ? keys + (size_t)i * s->d_k : NULL);
-			if (status)
-				return status;
-		}
-		if (w->codes)
-			sig_encode_rows(j->engine->kernels, &params, keys, step, w->codes, w->factors, row);
-		done += step;
-	}
-	return 0;
+	if (a->layer->rows.type == ROW_BF16 && same_elements(a))
+		sig_encode_bf16(j->engine->kernels, &params, rows, a->layer->rows.stride, n, w->codes, w->factors, w->block_row);
+	else
+		sig_encode_rows(j->engine->kernels, &params, keys, n, w->codes, w->factors, w->block_row);
 }
 
-// Rows [0, n) of the unit's, which are `first` rows behind the append's first; g: of the unit's heads, head: of the layer's.
-static int append_head(struct job *j, const struct payload *p, uint32_t first, uint32_t n, uint32_t g, uint32_t head)
+static void read_keys(const struct append *a, const uint8_t *rows, uint32_t n, float *keys)
 {
-	struct append *a = &j->append;
-	int status = 0;
-	for (uint32_t done = 0, step; done < n && !status; done += step) {
-		struct write_span w;
-		context_write_span(j->engine->store, j->request.context, j->request.entry.layer, head, a->position + first + done,
-		                   &w);
-		step = w.n < n - done ? w.n : n - done;
-		status = write_rows(j, p, done, step, g, &w);
-	}
-	return status;
-}
-
-// n rows of `heads` heads from head g on, in two runs of bytes.
-static int copy_payload(struct job *j, uint32_t first, uint32_t n, uint32_t g, uint32_t heads, struct engine_scratch *scratch,
-                        struct payload *out)
-{
-	const struct append *a = &j->append;
-	const struct mpig_layer_shape *s = &a->layer->shape;
-	const struct payload all = {a->k, a->v, s->kv_heads};
-	size_t element = mpig_dtype_bytes(a->dtype), k_row = heads * s->d_k * element, v_row = heads * s->d_v * element;
-	uint8_t *k = scratch_get(scratch, (size_t)n * (k_row + v_row)), *v = k + (size_t)n * k_row;
-	if (!k)
-		return job_fail(j, MPIG_ENOMEM, "no memory for %u rows", n);
-	*out = (struct payload){k, v, heads};
-	if (heads == s->kv_heads) {
-		memcpy(k, k_of(a, &all, first, 0), (size_t)n * k_row);
-		memcpy(v, v_of(a, &all, first, 0), (size_t)n * v_row);
-		return 0;
-	}
-	for (uint32_t i = 0; i < n; i++) {
-		memcpy(k + i * k_row, k_of(a, &all, first + i, g), k_row);
-		memcpy(v + i * v_row, v_of(a, &all, first + i, g), v_row);
-	}
-	return 0;
+	const struct row_format *f = &a->layer->rows;
+	for (uint32_t i = 0; i < n; i++)
+		row_decode_key(f, rows + (size_t)i * f->stride, NULL, keys + (size_t)i * f->d_k);
 }
 
 static uint32_t unit_heads(const struct append *a)
@@ -214,28 +212,60 @@ static uint32_t unit_heads(const struct append *a)
 	return a->count < WHOLE_ROWS ? 1 : a->layer->shape.kv_heads;
 }
 
-// Units end at multiples of UNIT_ROWS tokens of the context, where as a rule groups of codes end, too.
-static uint32_t unit_skew(const struct append *a)
-{
-	return (uint32_t)(a->position % UNIT_ROWS);
-}
-
 static uint32_t unit_count(const struct append *a)
 {
-	return (unit_skew(a) + a->count + UNIT_ROWS - 1) / UNIT_ROWS * (a->layer->shape.kv_heads / unit_heads(a));
+	return (a->skew + a->count + PIECE_ROWS - 1) / PIECE_ROWS * (a->layer->shape.kv_heads / unit_heads(a));
+}
+
+// What a unit works on: its rows [heads][PIECE_ROWS], keys [PIECE_ROWS][d_k] of one head, and its copy of the payload if it needs one.
+struct unit_memory {
+	uint8_t *rows, *copy;
+	float *keys;
+};
+
+static bool unit_memory(const struct append *a, uint32_t heads, struct engine_scratch *scratch, struct unit_memory *out)
+{
+	const struct mpig_layer_shape *s = &a->layer->shape;
+	size_t keys = PIECE_ROWS * s->d_k * sizeof(float), rows = heads * piece_pitch(a),
+	       copy = same_elements(a) ? 0 : (size_t)PIECE_ROWS * heads * (s->d_k + s->d_v) * mpig_dtype_bytes(a->dtype);
+	uint8_t *memory = scratch_get(scratch, keys + rows + copy);
+	if (!memory)
+		return false;
+	*out = (struct unit_memory){.keys = (float *)(void *)memory, .rows = memory + keys, .copy = memory + keys + rows};
+	return true;
 }
 
 static int append_unit(struct job *j, uint32_t group, uint32_t unit, struct engine_scratch *scratch)
 {
 	(void)group;
 	struct append *a = &j->append;
-	struct payload own;
-	uint32_t heads = unit_heads(a), parts = a->layer->shape.kv_heads / heads, skew = unit_skew(a);
-	uint32_t at = unit / parts * UNIT_ROWS, g = unit % parts * heads;
-	uint32_t first = at > skew ? at - skew : 0, end = at + UNIT_ROWS - skew < a->count ? at + UNIT_ROWS - skew : a->count;
-	int status = copy_payload(j, first, end - first, g, heads, scratch, &own);
-	for (uint32_t i = 0; i < heads && !status; i++)
-		status = append_head(j, &own, first, end - first, i, g + i);
+	bool same = same_elements(a);
+	uint32_t heads = unit_heads(a), parts = a->layer->shape.kv_heads / heads, skew = a->skew;
+	uint32_t at = unit / parts * PIECE_ROWS, g = unit % parts * heads;
+	uint32_t first = at > skew ? at - skew : 0, end = at + PIECE_ROWS - skew < a->count ? at + PIECE_ROWS - skew : a->count;
+	uint32_t n = end - first;
+	struct unit_memory m;
+	struct payload own = {0};
+	if (!unit_memory(a, heads, scratch, &m))
+		return job_fail(j, MPIG_ENOMEM, "no memory for %u rows", n);
+	int status = 0;
+	if (same)
+		status = take_rows(j, first, n, g, heads, m.rows);
+	else
+		copy_payload(a, first, n, g, heads, m.copy, &own);
+	for (uint32_t h = 0; h < heads && !status; h++) {
+		struct write_span w;
+		uint8_t *rows = m.rows + h * piece_pitch(a);
+		context_write_span(j->engine->store, j->request.context, j->request.entry.layer, g + h, a->position + first, &w);
+		assert(w.n >= n); // pieces do not cross blocks
+		if (!same && (status = encode_rows(j, &own, n, h, &w, m.keys, rows)))
+			break;
+		store_rows(j, rows, n, &w);
+		if (w.codes && same && a->layer->rows.type != ROW_BF16)
+			read_keys(a, rows, n, m.keys);
+		if (w.codes)
+			sign_rows(j, rows, m.keys, n, &w);
+	}
 	j->engine->kernels->copies_done();
 	return status;
 }
@@ -287,7 +317,7 @@ int append_plan(struct job *j)
 	const struct mpig_sqe *e = &j->request.entry;
 	const struct mpig_slot_header *h = &j->request.slot;
 	struct append *a = &j->append;
-	int status = check_range(j, &a->layer);
+	int status = rows_check(j, &a->layer);
 	if (status)
 		return status;
 	if (e->dtype != MPIG_F32 && e->dtype != MPIG_BF16 && e->dtype != MPIG_F16)
@@ -310,13 +340,16 @@ int append_plan(struct job *j)
 	if (!r)
 		return job_fail(j, MPIG_ENOMEM, "no memory for %u KV heads", a->layer->shape.kv_heads);
 	r->group[0].pre_n = a->layer->rows.type == ROW_I8 ? a->layer->shape.kv_heads : 0;
-	r->group[0].main_n = unit_count(a);
 	char why[MPIG_TEXT_BYTES] = "";
 	status = context_reserve(j->engine->store, j->request.context, e->layer, a->position, a->count, why);
 	if (status) {
 		round_free(j, r);
 		return job_fail(j, status, "%s", why);
 	}
+	struct write_span w;
+	context_write_span(j->engine->store, j->request.context, e->layer, 0, a->position, &w);
+	a->skew = w.block_row % PIECE_ROWS;
+	r->group[0].main_n = unit_count(a);
 	sig_signs(context_seed(j->request.context), 0, 0, a->layer->d_pad, a->signs);
 	if (query_count && (status = recent_note(j->request.context, a->layer, a->queries, query_count))) {
 		context_append_failed(j->engine->store, j->request.context, e->layer, UINT64_MAX);
@@ -325,69 +358,5 @@ int append_plan(struct job *j)
 	}
 	j->ops = &append_ops;
 	round_publish(j, r);
-	return 0;
-}
-
-// ---- TRUNCATE --------------------------------------------------------------------------------------------------------
-static int truncate_attempt(struct job *j)
-{
-	char why[MPIG_TEXT_BYTES] = "";
-	int status = context_truncate(j->engine->store, j->request.context, j->request.entry.begin, why);
-	if (status && status != MPIG_EAGAIN)
-		job_fail(j, status, "%s", why);
-	return status;
-}
-
-static const struct job_ops truncate_ops = {.attempt = truncate_attempt};
-
-int truncate_plan(struct job *j)
-{
-	j->result.units = 1;
-	j->ops = &truncate_ops;
-	return 0;
-}
-
-// ---- READ ------------------------------------------------------------------------------------------------------------
-static int read_attempt(struct job *j)
-{
-	const struct mpig_sqe *e = &j->request.entry;
-	const struct layer *layer;
-	int status = check_range(j, &layer);
-	if (status)
-		return status;
-	const struct mpig_layer_shape *s = &layer->shape;
-	if (e->count > MPIG_MAX_REGION_BYTES / ((uint64_t)s->kv_heads * (s->d_k + s->d_v) * 4))
-		return job_fail(j, MPIG_EINVAL, "%u rows do not fit any slot", e->count);
-	struct mpig_payload_layout layout = mpig_read_layout(s, e->count);
-	if (!j->request.payload_out || layout.bytes > j->request.slot_bytes)
-		return job_fail(j, MPIG_EINVAL, "the payload needs %llu bytes, the slot has %llu",
-		                (unsigned long long)layout.bytes, (unsigned long long)j->request.slot_bytes);
-	struct layer_view view;
-	status = layer_view_get(j->engine->store, j->request.context, e->layer, e->begin, e->begin + e->count, &view);
-	if (status)
-		return job_fail(j, status, "rows %llu + %u of layer %u: the context has %llu committed tokens",
-		                (unsigned long long)e->begin, e->count, e->layer,
-		                (unsigned long long)context_committed(j->request.context));
-	float k[MPIG_MAX_HEAD_DIM], v[MPIG_MAX_HEAD_DIM];
-	for (uint32_t g = 0; g < s->kv_heads; g++)
-		for (uint32_t i = 0; i < view.span_count; i++) {
-			const struct span *span = &view.strip[g].spans[i];
-			for (uint32_t n = 0; n < span->n; n++) {
-				size_t at = (span->first + n - e->begin) * s->kv_heads + g;
-				row_decode(&layer->rows, span->rows + (size_t)n * layer->rows.stride, span->frame, k, v);
-				memcpy(j->request.payload_out + layout.k + at * s->d_k * 4, k, s->d_k * 4);
-				memcpy(j->request.payload_out + layout.v + at * s->d_v * 4, v, s->d_v * 4);
-			}
-		}
-	layer_view_free(j->engine->store, &view);
-	return 0;
-}
-
-static const struct job_ops read_ops = {.attempt = read_attempt};
-
-int read_plan(struct job *j)
-{
-	j->result.units = 1;
-	j->ops = &read_ops;
 	return 0;
 }

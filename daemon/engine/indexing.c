@@ -21,8 +21,8 @@ static const float *signs_of(const struct indexing *x, const struct layer *layer
 }
 
 // Keys [begin, begin + n * step) of a strip, every step-th, as fp32.
-static void decode_keys(const struct layer *layer, struct seal_plan *plan, uint32_t strip, uint32_t begin, uint32_t n,
-                        uint32_t step, float *keys)
+static void decode_keys(const struct kernels *k, const struct layer *layer, struct seal_plan *plan, uint32_t strip,
+                        uint32_t begin, uint32_t n, uint32_t step, float *keys)
 {
 	const float *frame = plan->frame(plan, strip);
 	uint32_t d_k = layer->shape.d_k, known = 0, first = 0;
@@ -33,7 +33,11 @@ static void decode_keys(const struct layer *layer, struct seal_plan *plan, uint3
 			first = row;
 			rows = plan->rows_at(plan, strip, row, &known);
 		}
-		row_decode_key(&layer->rows, rows + (size_t)(row - first) * layer->rows.stride, frame, keys + (size_t)i * d_k);
+		const uint8_t *at = rows + (size_t)(row - first) * layer->rows.stride;
+		if (layer->rows.type == ROW_BF16)
+			k->bf16_widen(at, d_k, keys + (size_t)i * d_k);
+		else
+			row_decode_key(&layer->rows, at, frame, keys + (size_t)i * d_k);
 	}
 }
 
@@ -76,15 +80,15 @@ int indexing_fit(struct job *j, const struct indexing *x, struct seal_plan *plan
 	float *keys = scratch_get(s, (size_t)(n + SINK_ROWS + NEAR_ROWS) * d_k * sizeof(float));
 	if (!keys)
 		return job_fail(j, MPIG_ENOMEM, "no memory to fit %u rows", n);
-	decode_keys(layer, plan, strip, begin, n, step, keys);
+	decode_keys(j->engine->kernels, layer, plan, strip, begin, n, step, keys);
 	const float *rms = recent_rms(j->request.context, strip);
-	sig_fit(keys, n, rms, rms ? 1 : 0, d_k, plan->mu(plan, strip), plan->balance(plan, strip));
+	sig_fit(j->engine->kernels, keys, n, rms, rms ? 1 : 0, d_k, plan->mu(plan, strip), plan->balance(plan, strip));
 	if (layer->wire.signature_bits != MPIG_BITS_AUTO)
 		return 0;
 	uint32_t last = plan->rows < NEAR_ROWS ? plan->rows : NEAR_ROWS;
 	float *near = keys + (size_t)n * d_k;
-	decode_keys(layer, plan, strip, 0, begin, 1, near);
-	decode_keys(layer, plan, strip, plan->rows - last, last, 1, near + (size_t)begin * d_k);
+	decode_keys(j->engine->kernels, layer, plan, strip, 0, begin, 1, near);
+	decode_keys(j->engine->kernels, layer, plan, strip, plan->rows - last, last, 1, near + (size_t)begin * d_k);
 	struct fitted f = {.mu = plan->mu(plan, strip),
 	                   .balance = plan->balance(plan, strip),
 	                   .keys = keys,
@@ -108,6 +112,25 @@ void indexing_widths(const struct job *j, const struct indexing *x, uint8_t *bit
 
 // ---- codes and tables ------------------------------------------------------------------------------------------------
 
+// Keys that are decoded and signed while they are in the nearest cache.
+enum { DECODE_ROWS = 64 };
+
+// Of rows [row, row + n), which lie in a row in one block, codes too.
+static void encode_run(const struct job *j, const struct sig_params *params, const struct layer *layer, struct seal_plan *plan,
+                       uint32_t strip, uint32_t row, uint32_t n, float *keys)
+{
+	uint16_t *factors;
+	uint32_t block_row, there;
+	uint8_t *codes = plan->codes(plan, strip, row, &factors, &block_row, &there);
+	if (layer->rows.type == ROW_BF16) {
+		const uint8_t *rows = plan->rows_at(plan, strip, row, &there);
+		sig_encode_bf16(j->engine->kernels, params, rows, layer->rows.stride, n, codes, factors, block_row);
+		return;
+	}
+	decode_keys(j->engine->kernels, layer, plan, strip, row, n, 1, keys);
+	sig_encode_rows(j->engine->kernels, params, keys, n, codes, factors, block_row);
+}
+
 static int encode_chunk(struct job *j, const struct indexing *x, struct seal_plan *plan, uint32_t strip, uint32_t begin,
                         struct engine_scratch *s)
 {
@@ -115,23 +138,20 @@ static int encode_chunk(struct job *j, const struct indexing *x, struct seal_pla
 	if (!plan->needs_codes || !layer->wire.signature_bits)
 		return 0;
 	uint32_t end = plan->rows - begin < ENCODE_ROWS ? plan->rows : begin + ENCODE_ROWS, d_k = layer->shape.d_k;
-	float *keys = scratch_get(s, (size_t)(end - begin) * d_k * sizeof(float));
+	float *keys = scratch_get(s, DECODE_ROWS * (size_t)d_k * sizeof(float));
 	if (!keys)
 		return job_fail(j, MPIG_ENOMEM, "no memory to sign %u rows", end - begin);
-	decode_keys(layer, plan, strip, begin, end - begin, 1, keys);
 	struct sig_params params = {.d_k = d_k,
 	                            .d_pad = layer->d_pad,
 	                            .bits = plan->bits(plan)[strip],
 	                            .mu = plan->mu(plan, strip),
 	                            .balance = plan->balance(plan, strip),
 	                            .signs = signs_of(x, layer)};
-	for (uint32_t row = begin; row < end;) {
-		uint16_t *factors;
-		uint32_t block_row, n;
-		uint8_t *codes = plan->codes(plan, strip, row, &factors, &block_row, &n);
+	for (uint32_t row = begin, n; row < end; row += n) {
+		plan->rows_at(plan, strip, row, &n); // to the end of its block, where its codes end as well
 		n = n < end - row ? n : end - row;
-		sig_encode_rows(j->engine->kernels, &params, keys + (size_t)(row - begin) * d_k, n, codes, factors, block_row);
-		row += n;
+		n = n < DECODE_ROWS ? n : DECODE_ROWS;
+		encode_run(j, &params, layer, plan, strip, row, n, keys);
 	}
 	return 0;
 }
@@ -148,7 +168,7 @@ static int build_table(struct job *j, const struct indexing *x, struct seal_plan
 		hash_set_put(j->engine->hashes, set);
 		return job_fail(j, MPIG_ENOMEM, "no memory for the tables of %u rows", plan->rows);
 	}
-	decode_keys(layer, plan, strip, 0, plan->rows, 1, keys);
+	decode_keys(j->engine->kernels, layer, plan, strip, 0, plan->rows, 1, keys);
 	struct table_params params = hash_set_params(set, layer, plan->mu(plan, strip), plan->balance(plan, strip));
 	table_build(j->engine->kernels, &params, keys, plan->rows, plan->table(plan, strip),
 	            (uint16_t *)((uint8_t *)keys + key_bytes));

@@ -154,9 +154,9 @@ struct attend {
 struct append {
 	const struct layer *layer;
 	uint64_t position;
-	uint32_t count, dtype;
-	const uint8_t *k, *v; // [count][kv_heads][d] of dtype, where the client may write
-	float *queries;       // [query_count][query_heads][d_k]
+	uint32_t count, dtype, skew; // skew: rows of its first piece that lie before it
+	const uint8_t *k, *v;        // [count][kv_heads][d] of dtype, where the client may write
+	float *queries;              // [query_count][query_heads][d_k]
 	float *signs;
 };
 
@@ -206,6 +206,7 @@ int append_plan(struct job *j);
 int commit_plan(struct job *j);
 int read_plan(struct job *j);
 int truncate_plan(struct job *j);
+int rows_check(struct job *j, const struct layer **layer); // of an APPEND or READ: the layer, which stores rows, and which rows
 
 struct job *job_new(struct engine *e); // an empty one, for job_destroy; NULL: out of memory
 int job_fail(struct job *j, int status, const char *format, ...) __attribute__((format(printf, 3, 4)));

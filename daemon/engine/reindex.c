@@ -83,7 +83,8 @@ static double noise(const struct strip_now *now, uint32_t d_k, const float *mu, 
 	return query * key;
 }
 
-static int layer_drift(struct context *c, const struct layer_view *view, struct engine_scratch *s, double *sum, uint32_t *strips)
+static int layer_drift(const struct kernels *k, struct context *c, const struct layer_view *view, struct engine_scratch *s,
+                       double *sum, uint32_t *strips)
 {
 	const struct layer *layer = view->layer;
 	float mu[MPIG_MAX_HEAD_DIM], balance[MPIG_MAX_HEAD_DIM];
@@ -96,7 +97,7 @@ static int layer_drift(struct context *c, const struct layer_view *view, struct 
 			return MPIG_ENOMEM;
 		if (strip.asked < DRIFT_QUERIES)
 			continue;
-		sig_fit(strip.keys, strip.n, strip.rms, 1, layer->shape.d_k, mu, balance);
+		sig_fit(k, strip.keys, strip.n, strip.rms, 1, layer->shape.d_k, mu, balance);
 		double best = noise(&strip, layer->shape.d_k, mu, balance);
 		if (best > 0) {
 			*sum += noise(&strip, layer->shape.d_k, now->mu, now->balance) / best;
@@ -117,7 +118,7 @@ int engine_drift(struct engine *e, struct context *c, struct engine_scratch *scr
 			continue;
 		int status = layer_view_get(e->store, c, i, 0, rows, &view);
 		if (!status) {
-			status = layer_drift(c, &view, scratch, &sum, &strips);
+			status = layer_drift(e->kernels, c, &view, scratch, &sum, &strips);
 			layer_view_free(e->store, &view);
 		}
 		if (status && status != MPIG_ERANGE) { // truncated a moment ago: there is nothing to say of it
@@ -143,7 +144,8 @@ static int fit_layer(struct engine_reindex *x, const struct layer_view *view, st
 		float *mu = reindex_mu(x->store, strip), *balance = reindex_balance(x->store, strip);
 		if (look(x->job->request.context, view, g, s, &now))
 			return MPIG_ENOMEM;
-		sig_fit(now.keys, now.n, now.asked ? now.rms : NULL, now.asked ? 1 : 0, d_k, mu, balance);
+		sig_fit(x->job->engine->kernels, now.keys, now.n, now.asked ? now.rms : NULL, now.asked ? 1 : 0, d_k, mu,
+		        balance);
 		if (!now.asked)
 			memcpy(balance, old->balance, d_k * sizeof(float));
 		struct fitted f = {.mu = mu,

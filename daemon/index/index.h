@@ -30,7 +30,8 @@ struct sig_params {
 // Balance from key spread and query size: a_j = sqrt((rms_q_j + .3 mean rms_q) / (std_k_j + .05 mean std_k)), then one common
 // factor so that the mean of x_j^2 over the keys is 1. queries may be NULL (count 0): rms_q is taken flat.
 // mu, balance [d_k] are written. keys: n rows of d_k fp32 (skip the sinks: pass them out). n >= 1.
-void sig_fit(const float *keys, size_t n, const float *queries, size_t query_count, uint32_t d_k, float *mu, float *balance);
+void sig_fit(const struct kernels *k, const float *keys, size_t n, const float *queries, size_t query_count, uint32_t d_k,
+             float *mu, float *balance);
 void sig_signs(uint64_t seed, uint32_t layer, uint32_t kv_head, uint32_t d_pad, float *signs); // [3][d_pad] of +-1
 // Bytes of codes of `rows` rows (whole groups of 16).
 size_t sig_code_bytes(uint32_t d_pad, uint32_t bits, uint32_t rows);
@@ -40,6 +41,9 @@ void sig_encode(const struct kernels *k, const struct sig_params *p, const float
 // Keys [n][d_k] into rows `row` to row + n - 1; the same codes, whole groups at a time where the machine can.
 void sig_encode_rows(const struct kernels *k, const struct sig_params *p, const float *keys, uint32_t n, uint8_t *codes,
                      uint16_t *factors, uint32_t row);
+// Of bf16 keys, `stride` bytes apart.
+void sig_encode_bf16(const struct kernels *k, const struct sig_params *p, const void *keys, size_t stride, uint32_t n,
+                     uint8_t *codes, uint16_t *factors, uint32_t row);
 // The last step of it: x [d_pad] is balanced and rotated already.
 void sig_encode_rotated(uint32_t bits, const float *x, uint32_t d_pad, uint8_t *codes, uint16_t *factors, uint32_t row);
 // Standard deviation of an estimate's error, over g |q'| layer scale, for keys and rotations as the README assumes: at 1, 2 and 4 bits.

@@ -10,16 +10,12 @@
 static const double QUERY_FLOOR = .3, KEY_FLOOR = .05;
 
 // Root of the mean square per dimension about `centre` (NULL: about 0).
-static void spread(const float *x, size_t n, const float *centre, uint32_t d, double *out)
+static void spread(const struct kernels *k, const float *x, size_t n, const float *centre, uint32_t d, double *out)
 {
+	static const float zero[SIG_MAX_DIM];
 	for (uint32_t j = 0; j < d; j++)
 		out[j] = 0;
-	for (size_t i = 0; i < n; i++) {
-		for (uint32_t j = 0; j < d; j++) {
-			double v = (double)x[i * d + j] - (centre ? (double)centre[j] : 0);
-			out[j] += v * v;
-		}
-	}
+	k->add_columns(x, n, d, centre ? centre : zero, out);
 	for (uint32_t j = 0; j < d; j++)
 		out[j] = sqrt(out[j] / (double)n);
 }
@@ -32,18 +28,17 @@ static double mean(const double *x, uint32_t n)
 	return sum / n;
 }
 
-void sig_fit(const float *keys, size_t n, const float *queries, size_t query_count, uint32_t d_k, float *mu, float *balance)
+void sig_fit(const struct kernels *k, const float *keys, size_t n, const float *queries, size_t query_count, uint32_t d_k,
+             float *mu, float *balance)
 {
 	double std[SIG_MAX_DIM], rms[SIG_MAX_DIM], sum[SIG_MAX_DIM] = {0};
-	for (size_t i = 0; i < n; i++)
-		for (uint32_t j = 0; j < d_k; j++)
-			sum[j] += (double)keys[i * d_k + j];
+	k->add_columns(keys, n, d_k, NULL, sum);
 	for (uint32_t j = 0; j < d_k; j++)
 		mu[j] = (float)(sum[j] / (double)n);
-	spread(keys, n, mu, d_k, std);
+	spread(k, keys, n, mu, d_k, std);
 	double mean_std = mean(std, d_k), mean_rms = 0;
 	if (queries && query_count) {
-		spread(queries, query_count, NULL, d_k, rms);
+		spread(k, queries, query_count, NULL, d_k, rms);
 		mean_rms = mean(rms, d_k);
 	}
 	bool flat = !(mean_rms > 0 && isfinite(mean_rms)); // no queries, or nothing but zeros
@@ -188,6 +183,24 @@ void sig_encode_rows(const struct kernels *k, const struct sig_params *p, const 
 			sig_encode(k, p, keys, codes, factors, row, rotated);
 		row += step;
 		keys += (size_t)step * p->d_k;
+	}
+}
+
+void sig_encode_bf16(const struct kernels *k, const struct sig_params *p, const void *keys, size_t stride, uint32_t n,
+                     uint8_t *codes, uint16_t *factors, uint32_t row)
+{
+	const struct sig_encoding e = {p->mu, p->balance, p->signs, p->d_k, p->d_pad, p->bits};
+	const uint32_t bytes = p->d_pad * p->bits / 8;
+	const uint8_t *key = keys;
+	float wide[SIG_MAX_DIM], rotated[SIG_MAX_DIM];
+	for (uint32_t end = row + n, step; row < end; row += step, key += step * stride) {
+		step = k->sig_encode16_bf16 && row % SIG_GROUP == 0 && end - row >= SIG_GROUP ? SIG_GROUP : 1;
+		if (step == SIG_GROUP) {
+			k->sig_encode16_bf16(key, stride, &e, codes + (size_t)row * bytes, factors + row);
+		} else {
+			k->bf16_widen(key, p->d_k, wide);
+			sig_encode(k, p, wide, codes, factors, row, rotated);
+		}
 	}
 }
 

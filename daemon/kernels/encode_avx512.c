@@ -1,4 +1,4 @@
-// Rows on their way into the pool, AVX-512 (F, BW, DQ, VL): copies that check, and signature codes of sixteen keys at a time, a key in each lane, so
+// Rows on their way into the pool, AVX-512 (F, BW, DQ, VL): copies, and signature codes of sixteen keys at a time, a key in each lane, so
 // that butterflies are plain sums and a group's interleaved words are whole registers.
 #include <float.h>
 #include <immintrin.h>
@@ -8,25 +8,37 @@
 #include "daemon/kernels/parts.h"
 
 // ---- copies ----------------------------------------------------------------------------------------------------------
+// The largest exponent tells: bits of it in the order of numbers, one maximum a register.
 static bool copy_finite_avx512(void *restrict dst, const void *restrict src, size_t n, uint16_t exponent)
 {
 	const __m512i bits = _mm512_set1_epi16((short)exponent);
-	__mmask32 bad = 0;
+	__m512i most = _mm512_setzero_si512();
 	uint8_t *to = dst;
 	const uint8_t *from = src;
 	size_t bytes = 2 * n, at = 0;
-	if ((uintptr_t)to % 64 == 0)
-		for (; at + 64 <= bytes; at += 64) {
-			__m512i x = _mm512_loadu_si512(from + at);
-			bad |= _mm512_cmpeq_epi16_mask(_mm512_and_si512(x, bits), bits);
-			_mm512_stream_si512((void *)(to + at), x);
-		}
-	for (; at < bytes; at += 32) {
-		__m256i x = _mm256_loadu_si256((const void *)(from + at)), e = _mm512_castsi512_si256(bits);
-		bad |= _mm256_cmpeq_epi16_mask(_mm256_and_si256(x, e), e);
-		_mm256_stream_si256((void *)(to + at), x);
+	for (; at + 64 <= bytes; at += 64) {
+		__m512i x = _mm512_loadu_si512(from + at);
+		most = _mm512_max_epu16(most, _mm512_and_si512(x, bits));
+		_mm512_storeu_si512(to + at, x);
 	}
-	return !bad;
+	if (at < bytes) {
+		__m256i x = _mm256_loadu_si256((const void *)(from + at));
+		most = _mm512_max_epu16(most, _mm512_and_si512(_mm512_zextsi256_si512(x), bits));
+		_mm256_storeu_si256((void *)(to + at), x);
+	}
+	return !_mm512_cmpeq_epu16_mask(most, bits);
+}
+
+static void stream_avx512(void *restrict dst, const void *restrict src, size_t bytes)
+{
+	uint8_t *to = dst;
+	const uint8_t *from = src;
+	size_t at = 0;
+	if ((uintptr_t)to % 64 == 0)
+		for (; at + 64 <= bytes; at += 64)
+			_mm512_stream_si512((void *)(to + at), _mm512_loadu_si512(from + at));
+	for (; at < bytes; at += 32)
+		_mm256_stream_si256((void *)(to + at), _mm256_loadu_si256((const void *)(from + at)));
 }
 
 static void copies_done_avx512(void)
@@ -49,7 +61,48 @@ static bool bf16_widen_avx512(const void *src, size_t n, float *dst)
 	return !bad && rest;
 }
 
+// ---- sums of columns -------------------------------------------------------------------------------------------------
+// 64 dimensions at a time, whose sums stay in registers; fewer at the end.
+INLINE void add_block(const float *x, size_t n, uint32_t d, const float *centre, double *sum, const uint32_t eights)
+{
+	__m512d total[8], middle[8];
+	EACH (e, eights) {
+		total[e] = _mm512_loadu_pd(sum + 8 * e);
+		middle[e] = centre ? _mm512_cvtps_pd(_mm256_loadu_ps(centre + 8 * e)) : _mm512_setzero_pd();
+	}
+	for (size_t i = 0; i < n; i++, x += d)
+		EACH (e, eights) {
+			__m512d v = _mm512_sub_pd(_mm512_cvtps_pd(_mm256_loadu_ps(x + 8 * e)), middle[e]);
+			total[e] = _mm512_add_pd(total[e], centre ? _mm512_mul_pd(v, v) : v);
+		}
+	EACH (e, eights)
+		_mm512_storeu_pd(sum + 8 * e, total[e]);
+}
+
+static void add_columns_avx512(const float *x, size_t n, uint32_t d, const float *centre, double *sum)
+{
+	uint32_t j = 0;
+	for (; j + 64 <= d; j += 64)
+		if (centre)
+			add_block(x + j, n, d, centre + j, sum + j, 8);
+		else
+			add_block(x + j, n, d, NULL, sum + j, 8);
+	for (; j < d; j += 16)
+		add_block(x + j, n, d, centre ? centre + j : NULL, sum + j, 2);
+}
+
 // ---- int8 rows -------------------------------------------------------------------------------------------------------
+// f32_to_f16 and f16_to_f32 of numbers that are finite as fp16.
+INLINE uint16_t to_half(float x)
+{
+	return (uint16_t)_mm_cvtsi128_si32(_mm_cvtps_ph(_mm_set_ss(x), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+
+INLINE float of_half(uint16_t h)
+{
+	return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(h)));
+}
+
 // As encode_i8_block of convert.c: the scale of up to 32 values, and the values.
 INLINE uint16_t encode_block(__m512 a, __m512 b, int8_t *out, uint32_t n)
 {
@@ -57,10 +110,10 @@ INLINE uint16_t encode_block(__m512 a, __m512 b, int8_t *out, uint32_t n)
 	__m512i most =
 		_mm512_max_epi32(_mm512_and_si512(_mm512_castps_si512(a), size), _mm512_and_si512(_mm512_castps_si512(b), size));
 	float wanted = _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(_mm512_reduce_max_epi32(most)))) * (1 / 127.f);
-	uint16_t scale = f32_to_f16(wanted < 65504.f ? wanted : 65504.f);
-	if (f16_to_f32(scale) < wanted && scale < 0x7bffu)
+	uint16_t scale = to_half(wanted < 65504.f ? wanted : 65504.f);
+	if (of_half(scale) < wanted && scale < 0x7bffu)
 		scale++;
-	const float step = f16_to_f32(scale);
+	const float step = of_half(scale);
 	const __m512 inverse = _mm512_set1_ps(step > 0 ? 1 / step : 0), top = _mm512_set1_ps(127), low = _mm512_set1_ps(-127),
 		     magic = _mm512_set1_ps(12582912.f);
 	__m512 x[2] = {_mm512_mul_ps(a, inverse), _mm512_mul_ps(b, inverse)};
@@ -140,29 +193,70 @@ INLINE void transpose(__m512 *r)
 	}
 }
 
-// (k - mu) * balance, zeros up to d_pad.
+// (k - mu) * balance, zeros up to d_pad, times the signs of the first round: a sign is as exact on a factor as on the product.
+INLINE void signed_balance(const struct sig_encoding *e, float *out)
+{
+	for (uint32_t j = 0; j < e->d_k; j += 16)
+		_mm512_store_ps(out + j, _mm512_mul_ps(_mm512_loadu_ps(e->balance + j), _mm512_loadu_ps(e->signs + j)));
+}
+
+INLINE void pad16(const struct sig_encoding *e, column *x)
+{
+	for (uint32_t j = e->d_k; j < e->d_pad; j++)
+		x[j] = _mm512_mul_ps(_mm512_setzero_ps(), _mm512_set1_ps(e->signs[j]));
+}
+
+INLINE column balanced(__m512 key, const struct sig_encoding *e, const float *balance, uint32_t j)
+{
+	return _mm512_mul_ps(_mm512_sub_ps(key, _mm512_set1_ps(e->mu[j])), _mm512_set1_ps(balance[j]));
+}
+
 INLINE void balance16(const float *keys, const struct sig_encoding *e, column *x)
 {
+	_Alignas(64) float balance[256];
+	signed_balance(e, balance);
 	for (uint32_t j = 0; j < e->d_k; j += 16) {
 		__m512 r[16];
 		EACH (i, 16)
 			r[i] = _mm512_loadu_ps(keys + i * e->d_k + j);
 		transpose(r);
 		EACH (i, 16)
-			x[j + i] = _mm512_mul_ps(_mm512_sub_ps(r[i], _mm512_set1_ps(e->mu[j + i])),
-			                         _mm512_set1_ps(e->balance[j + i]));
+			x[j + i] = balanced(r[i], e, balance, j + i);
 	}
-	for (uint32_t j = e->d_k; j < e->d_pad; j++)
-		x[j] = _mm512_setzero_ps();
+	pad16(e, x);
 }
 
-// Butterflies at distances 1 .. n / 2 of n columns.
-INLINE void butterflies(column *y, const uint32_t n)
+// The same of bf16 keys: two dimensions go through the transposition in one lane.
+INLINE void balance16_bf16(const uint8_t *keys, size_t stride, const struct sig_encoding *e, column *x)
+{
+	const __m512i high = _mm512_set1_epi32((int)0xffff0000);
+	_Alignas(64) float balance[256];
+	signed_balance(e, balance);
+	for (uint32_t j = 0; j < e->d_k; j += 32) {
+		const __mmask16 there = e->d_k - j < 32 ? 0xff : 0xffff; // d_k is a multiple of 16
+		__m512 r[16];
+		EACH (i, 16)
+			r[i] = _mm512_maskz_loadu_ps(there, keys + i * stride + 2 * (size_t)j);
+		transpose(r);
+		EACH (i, 16) {
+			if (!(there >> i & 1))
+				break;
+			__m512i two = _mm512_castps_si512(r[i]);
+			uint32_t at = j + 2 * i;
+			x[at] = balanced(_mm512_castsi512_ps(_mm512_slli_epi32(two, 16)), e, balance, at);
+			x[at + 1] = balanced(_mm512_castsi512_ps(_mm512_and_si512(two, high)), e, balance, at + 1);
+		}
+	}
+	pad16(e, x);
+}
+
+// Butterflies at distances `first` .. n / 2 of n columns.
+INLINE void butterflies(column *y, const uint32_t n, const uint32_t first)
 {
 	EACH (stage, 4)
 		EACH (v, n) {
 			const uint32_t h = 1u << stage;
-			if (!(v & h) && v + h < n) {
+			if (h >= first && !(v & h) && v + h < n) {
 				column a = y[v], b = y[v + h];
 				y[v] = _mm512_add_ps(a, b);
 				y[v + h] = _mm512_sub_ps(a, b);
@@ -170,7 +264,18 @@ INLINE void butterflies(column *y, const uint32_t n)
 		}
 }
 
-// As rotate: distances 1 to 8 within sixteen neighbours, then 16 and more across `blocks` of them.
+// Butterflies at distance 1 with the signs before them: a product with 1 or -1 is exact, so it may be fused.
+INLINE void signed_pairs(column *y, const float *signs)
+{
+	EACH (i, 8) {
+		column a = _mm512_mul_ps(y[2 * i], _mm512_set1_ps(signs[2 * i])), s = _mm512_set1_ps(signs[2 * i + 1]);
+		y[2 * i] = _mm512_fmadd_ps(y[2 * i + 1], s, a);
+		y[2 * i + 1] = _mm512_fnmadd_ps(y[2 * i + 1], s, a);
+	}
+}
+
+// As rotate, of columns that have had the signs of the first round: distances 1 to 8 within sixteen neighbours, then 16 and more across
+// `blocks` of them.
 INLINE void rotate16(column *x, const float *signs, const uint32_t blocks)
 {
 	const double d = 16. * blocks;
@@ -179,15 +284,17 @@ INLINE void rotate16(column *x, const float *signs, const uint32_t blocks)
 		column y[16];
 		for (uint32_t b = 0; b < blocks; b++) {
 			EACH (i, 16)
-				y[i] = _mm512_mul_ps(x[16 * b + i], _mm512_set1_ps(signs[16 * b + i]));
-			butterflies(y, 16);
+				y[i] = x[16 * b + i];
+			if (round)
+				signed_pairs(y, signs + 16 * b);
+			butterflies(y, 16, round ? 2 : 1);
 			EACH (i, 16)
 				x[16 * b + i] = y[i];
 		}
 		for (uint32_t i = 0; i < 16; i++) {
 			EACH (b, blocks)
 				y[b] = x[16 * b + i];
-			butterflies(y, blocks);
+			butterflies(y, blocks, 1);
 			EACH (b, blocks)
 				x[16 * b + i] = round == 2 ? _mm512_mul_ps(y[b], scale) : y[b];
 		}
@@ -240,10 +347,8 @@ INLINE void pack16(const column *code, const uint32_t bits, uint32_t d_pad, uint
 	}
 }
 
-static void sig_encode16_avx512(const float *keys, const struct sig_encoding *e, uint8_t *codes, uint16_t *factors)
+INLINE void encode16(column *x, const struct sig_encoding *e, uint8_t *codes, uint16_t *factors)
 {
-	column x[256];
-	balance16(keys, e, x);
 	if (e->d_pad == 64)
 		rotate16(x, e->signs, 4);
 	else if (e->d_pad == 128)
@@ -265,11 +370,29 @@ static void sig_encode16_avx512(const float *keys, const struct sig_encoding *e,
 		pack16(x, 4, e->d_pad, codes);
 }
 
+static void sig_encode16_avx512(const float *keys, const struct sig_encoding *e, uint8_t *codes, uint16_t *factors)
+{
+	column x[256];
+	balance16(keys, e, x);
+	encode16(x, e, codes, factors);
+}
+
+static void sig_encode16_bf16_avx512(const void *keys, size_t stride, const struct sig_encoding *e, uint8_t *codes,
+                                     uint16_t *factors)
+{
+	column x[256];
+	balance16_bf16(keys, stride, e, x);
+	encode16(x, e, codes, factors);
+}
+
 void encode_init_avx512(struct kernels *k)
 {
 	k->copy_finite = copy_finite_avx512;
+	k->add_columns = add_columns_avx512;
+	k->stream = stream_avx512;
 	k->copies_done = copies_done_avx512;
 	k->bf16_widen = bf16_widen_avx512;
 	k->row_encode = row_encode_avx512;
 	k->sig_encode16 = sig_encode16_avx512;
+	k->sig_encode16_bf16 = sig_encode16_bf16_avx512;
 }

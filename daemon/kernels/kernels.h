@@ -133,14 +133,23 @@ struct kernels {
 	// Codes and factors of a whole group: keys [SIG_GROUP][d_k] into the group's SIG_GROUP * d_pad * bits / 8 bytes and its sixteen
 	// factors, what sig_encode (daemon/index) makes of each, to the bit. NULL: there is nothing better than that.
 	void (*sig_encode16)(const float *keys, const struct sig_encoding *e, uint8_t *codes, uint16_t *factors);
-	// Copies n elements of 2 bytes, n a multiple of 16, to where they will not be read soon: past the caches where that can be. False if
-	// one has all bits of `exponent` set and is not finite (0x7f80: bf16, 0x7c00: fp16); all are written either way. dst is aligned to
-	// 32 bytes. copies_done comes before others are told of them.
+	// The same of bf16 keys, `stride` bytes apart, of any alignment.
+	void (*sig_encode16_bf16)(const void *keys, size_t stride, const struct sig_encoding *e, uint8_t *codes,
+	                          uint16_t *factors);
+	// half_copy_finite (below): copies n elements of 2 bytes and looks at them; of any alignment, n a multiple of 16.
 	bool (*copy_finite)(void *restrict dst, const void *restrict src, size_t n, uint16_t exponent);
+	// Copies to where nobody will read soon: past the caches where that can be. dst is aligned to 32 bytes, and `bytes` a multiple of
+	// 32. copies_done comes before others are told of them.
+	void (*stream)(void *restrict dst, const void *restrict src, size_t bytes);
 	void (*copies_done)(void);
+	// XXH3 64-bit, without seed or secret.
+	uint64_t (*checksum)(const void *data, size_t bytes);
 	// bf16_widen_finite and row_encode (below), to the bit.
 	bool (*bf16_widen)(const void *src, size_t n, float *dst);
 	void (*row_encode)(const struct row_format *f, const float *k, const float *v, const float *frame, uint8_t *dst);
+	// Of x [n][d], d a multiple of 16: sum[j] += x[i][j], or with a centre [d] += (x[i][j] - centre[j])^2, in double, added in the order of i;
+	// equal to the bit on every ISA.
+	void (*add_columns)(const float *x, size_t n, uint32_t d, const float *centre, double *sum);
 	// On which side of `count` directions [count][d] vectors lie; d is a multiple of 16. Equal to the bit on every ISA: products
 	// and sums are rounded one by one. Sixteen keys, transposed [d][SIGNS_KEYS]: bit r of positive[c] is set where
 	// sum_j keys[j][r] direction_c[j], added in the order of j, is above 0.
@@ -182,7 +191,8 @@ bool f32_copy_finite(const void *src, size_t n, float *dst);
 bool f16_widen_finite(const void *src, size_t n, float *dst);
 bool bf16_widen_finite(const void *src, size_t n, float *dst);
 
-// copy_finite in C, of any alignment and n.
+// Copies n elements of any alignment; false if one has all bits of `exponent` set and is not finite (0x7f80: bf16, 0x7c00: fp16). All are
+// written either way.
 bool half_copy_finite(void *restrict dst, const void *restrict src, size_t n, uint16_t exponent);
 
 // Row layout for a type and dimensions; 0, or -1 if unsupported.

@@ -175,6 +175,7 @@ void kernels_init_avx2(struct kernels *k)
 	choose_init_avx2(k);
 	scan_init_avx2(k);
 	rows_init_avx2(k);
+	k->checksum = checksum_avx2;
 	signs_init_avx2(k);
 	k->isa = "avx2";
 	k->exp_sum = exp_sum_avx2;

@@ -157,6 +157,7 @@ void kernels_init_avx512(struct kernels *k)
 	rows_init_avx512(k);
 	signs_init_avx512(k);
 	encode_init_avx512(k);
+	k->checksum = checksum_avx512;
 	k->isa = "avx512";
 	k->exp_sum = exp_sum_avx512;
 	k->max = max_avx512;

@@ -415,6 +415,20 @@ static void rotate_c(float *x, uint32_t d_pad, const float *signs)
 	memcpy(x, y, d_pad * sizeof *x);
 }
 
+static void add_columns_c(const float *x, size_t n, uint32_t d, const float *centre, double *sum)
+{
+	for (size_t i = 0; i < n; i++, x += d)
+		for (uint32_t j = 0; j < d; j++) {
+			double v = (double)x[j] - (centre ? (double)centre[j] : 0);
+			sum[j] += centre ? v * v : v;
+		}
+}
+
+static void stream_c(void *restrict dst, const void *restrict src, size_t bytes)
+{
+	memcpy(dst, src, bytes);
+}
+
 static void copies_done_c(void)
 {
 }
@@ -434,7 +448,10 @@ void kernels_init_c(struct kernels *k)
 		.split_sums = split_sums_c,
 		.rotate = rotate_c,
 		.copy_finite = half_copy_finite,
+		.add_columns = add_columns_c,
+		.stream = stream_c,
 		.copies_done = copies_done_c,
+		.checksum = checksum_c,
 		.bf16_widen = bf16_widen_finite,
 		.row_encode = row_encode,
 	};

@@ -108,6 +108,7 @@ static int open_store(struct server *s)
 	struct store_options store = {
 		.pool = s->pool,
 		.upper_reach = o->engine.upper_rows ? o->engine.upper_rows / 4 + 1 : 0,
+		.checksum = s->kernels.checksum,
 	};
 	limits_for_store(&s->limits, o, &store.limits);
 	if (!s->attached)

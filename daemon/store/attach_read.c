@@ -136,10 +136,10 @@ static bool read_params(struct attach *a, struct context *c, const struct contex
 
 // ---- reading: segments -----------------------------------------------------------------------------------------------
 
-static bool content_good(const struct pool *pool, const struct segment *seg)
+static bool content_good(const struct store *s, const struct segment *seg)
 {
 	struct segment_walk walk = {0};
-	while (segment_verify_step(pool, seg, &walk))
+	while (segment_verify_step(s, seg, &walk))
 		;
 	return !walk.damaged;
 }
@@ -156,17 +156,10 @@ static struct segment *make_segment(struct attach *a, struct context *c, uint64_
 	return seg;
 }
 
-static void free_segment(struct segment *seg)
-{
-	charge_fini(&seg->charge);
-	spec_unref(seg->spec);
-	free(seg);
-}
-
 void attach_forget_segment(struct attach *a, struct segment *seg)
 {
 	a->segments.entry[lookup_slot(&a->segments, seg->offset)].object = NULL;
-	free_segment(seg);
+	segment_free(seg);
 }
 
 // A segment nobody has read yet. Sealed: claimed.
@@ -178,11 +171,11 @@ static struct segment *new_segment(struct attach *a, struct context *c, uint32_t
 		return NULL;
 	if (seg->record->sealed_rows && !attach_claim_segment(a, seg, &failed)) {
 		attach_damaged(a, c, "segment %u: %#" PRIx64 " belongs to another", i, failed.offset);
-		free_segment(seg);
+		segment_free(seg);
 		return NULL;
 	}
 	lookup_add(&a->segments, offset, seg);
-	seg->damaged = seg->record->sealed_rows && a->options->verify == VERIFY_FULL && !content_good(a->s->pool, seg);
+	seg->damaged = seg->record->sealed_rows && a->options->verify == VERIFY_FULL && !content_good(a->s, seg);
 	return seg;
 }
 

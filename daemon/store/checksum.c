@@ -1,22 +1,12 @@
 // Checksums of sealed segments. One over the segment's records, kept in the segment record, is checked whenever a pool is attached: with
-// it every offset the segment leads to can be trusted; it covers the frames of int8 keys too. Others over rows and token ids (in each block record), codes (in each code
-// block) and tables (in the generation) are made while sealing and checked on request.
+// it every offset the segment leads to can be trusted; it covers the frames of int8 keys too. Others, of what the records lead to (content.c), are
+// made while sealing and checked on request.
 #include <stdlib.h>
 
 #define XXH_STATIC_LINKING_ONLY // a state on the stack
 #include <xxhash.h>
 
 #include "daemon/store/internal.h"
-
-static uint64_t not_zero(uint64_t hash)
-{
-	return hash ? hash : 1;
-}
-
-static uint64_t checksum_of_sum(uint64_t sum)
-{
-	return not_zero(sum);
-}
 
 // ---- the records -----------------------------------------------------------------------------------------------------
 
@@ -131,119 +121,6 @@ void segment_publish_sealed(struct pool *pool, const struct spec *spec, struct s
 	pool_publish_word32(pool, &r->sealed_rows, rows);
 }
 
-// ---- what they lead to -----------------------------------------------------------------------------------------------
-
-// Blocks that hold the first `rows` rows.
-static uint32_t blocks_of(const struct segment_record *r, uint32_t rows)
-{
-	uint32_t blocks = 0;
-	for (uint32_t at = 0; at < rows; blocks++)
-		at += r->block[blocks].rows;
-	return blocks;
-}
-
-static uint32_t used_rows(const struct segment_record *r, uint32_t b, uint32_t rows)
-{
-	uint32_t left = rows - r->block[b].first_row;
-	return left < r->block[b].rows ? left : r->block[b].rows;
-}
-
-static uint64_t block_content(const struct pool *pool, const struct spec *spec, const struct segment_record *r, uint32_t b,
-                              uint32_t rows)
-{
-	struct block_record *block = pool_at(pool, r->block[b].offset);
-	uint32_t used = used_rows(r, b, rows);
-	uint64_t h = XXH3_64bits(block_tokens(block), (uint64_t)used * 4);
-	for (uint32_t strip = 0; strip < spec->strips; strip++)
-		h = XXH3_64bits_withSeed(pool_at(pool, block_rows(block)[strip]),
-		                         (uint64_t)used * spec_strip(spec, strip)->rows.stride, h);
-	return not_zero(h);
-}
-
-static uint64_t code_block_content(const struct pool *pool, const struct spec *spec, const struct segment_record *r,
-                                   const struct generation_record *g, uint32_t b, uint32_t rows)
-{
-	struct code_block_record *cb = pool_at(pool, g->code_block[b]);
-	uint32_t used = used_rows(r, b, rows), groups = (used + SIG_GROUP - 1) / SIG_GROUP;
-	uint64_t h = used;
-	for (uint32_t strip = 0; strip < spec->strips; strip++) {
-		const unsigned char *codes = pool_at(pool, code_offsets(cb)[strip]);
-		uint64_t per_row = code_bytes(spec, generation_bits(g), strip);
-		if (!code_offsets(cb)[strip])
-			continue;
-		h = XXH3_64bits_withSeed(codes, groups * SIG_GROUP * per_row, h);
-		h = XXH3_64bits_withSeed(codes + r->block[b].rows * per_row, (uint64_t)used * 2, h);
-	}
-	return not_zero(h);
-}
-
-static uint64_t table_content(const struct pool *pool, const struct table_extent *table, uint32_t i)
-{
-	return table->offset ? XXH3_64bits_withSeed(pool_at(pool, table->offset), table->bytes, i) : 0;
-}
-
-static uint64_t tables_content(const struct pool *pool, const struct table_extent *table, uint32_t count)
-{
-	uint64_t sum = 0;
-	for (uint32_t i = 0; i < count; i++)
-		sum += table_content(pool, &table[i], i);
-	return checksum_of_sum(sum);
-}
-
-uint32_t content_parts(const struct segment_record *r, uint32_t rows)
-{
-	return 2 * blocks_of(r, rows) + 1;
-}
-
-void content_sum(const struct pool *pool, const struct spec *spec, const struct segment_record *r,
-                 const struct generation_record *g, const struct table_extent *table, uint32_t rows, uint32_t part,
-                 struct content_sums *sums)
-{
-	uint32_t blocks = blocks_of(r, rows), b = part % blocks;
-	if (part < blocks)
-		sums->block[b] = block_content(pool, spec, r, b, rows);
-	else if (part < 2 * blocks && g && g->code_block[b])
-		sums->code_block[b] = code_block_content(pool, spec, r, g, b, rows);
-	else if (part == 2 * blocks && table)
-		sums->tables = tables_content(pool, table, 2 * spec->strips);
-}
-
-struct content_sums *content_sums_new(const struct pool *pool, const struct spec *spec, const struct segment_record *r,
-                                      const struct generation_record *g, const struct table_extent *table, uint32_t rows)
-{
-	struct content_sums *sums = calloc(1, sizeof *sums);
-	for (uint32_t part = 0; sums && part < content_parts(r, rows); part++)
-		content_sum(pool, spec, r, g, table, rows, part, sums);
-	return sums;
-}
-
-void generation_sums(const struct pool *pool, const struct spec *spec, const struct segment_record *r,
-                     struct generation_record *g, uint32_t rows)
-{
-	for (uint32_t b = 0, blocks = blocks_of(r, rows); b < blocks; b++)
-		if (g->code_block[b])
-			((struct code_block_record *)pool_at(pool, g->code_block[b]))->header.checksum =
-				code_block_content(pool, spec, r, g, b, rows);
-	if (generation_has_tables(g))
-		g->header.checksum = tables_content(pool, generation_tables(g), 2 * spec->strips);
-	g->records = generation_checksum(pool, r, g, rows);
-}
-
-void content_sums_publish(struct pool *pool, const struct segment_record *r, struct generation_record *g,
-                          const struct content_sums *sums, uint32_t rows)
-{
-	for (uint32_t b = 0, blocks = blocks_of(r, rows); b < blocks; b++) {
-		struct block_record *block = pool_at(pool, r->block[b].offset);
-		pool_publish_word(pool, &block->header.checksum, sums->block[b]);
-		if (!sums->code_block[b])
-			continue;
-		struct code_block_record *cb = pool_at(pool, g->code_block[b]);
-		pool_publish_word(pool, &cb->header.checksum, sums->code_block[b]);
-	}
-	if (sums->tables)
-		pool_publish_word(pool, &g->header.checksum, sums->tables);
-}
-
 // ---- verification ----------------------------------------------------------------------------------------------------
 
 static void compare(struct segment_walk *walk, uint64_t stored, uint64_t found, uint64_t bytes)
@@ -254,43 +131,43 @@ static void compare(struct segment_walk *walk, uint64_t stored, uint64_t found, 
 	walk->unchecked += stored == 0;
 }
 
-static void verify_codes(const struct pool *pool, const struct segment *seg, const struct generation_record *g, uint32_t b,
+static void verify_codes(const struct store *s, const struct segment *seg, const struct generation_record *g, uint32_t b,
                          struct segment_walk *walk)
 {
 	const struct segment_record *r = seg->record;
-	struct code_block_record *cb = g && g->code_block[b] ? pool_at(pool, g->code_block[b]) : NULL;
+	struct code_block_record *cb = g && g->code_block[b] ? pool_at(s->pool, g->code_block[b]) : NULL;
 	uint64_t bytes = 0;
 	for (uint32_t strip = 0; cb && strip < seg->spec->strips; strip++)
 		bytes += code_offsets(cb)[strip] ? 2 + code_bytes(seg->spec, generation_bits(g), strip) : 0;
 	if (cb)
-		compare(walk, cb->header.checksum,
-		        cb->header.checksum ? code_block_content(pool, seg->spec, r, g, b, r->sealed_rows) : 0,
+		compare(walk, cb->header.checksum, cb->header.checksum ? code_block_content(s, seg, g, b, r->sealed_rows) : 0,
 		        used_rows(r, b, r->sealed_rows) * bytes);
 }
 
-static void verify_block(const struct pool *pool, const struct segment *seg, uint32_t b, struct segment_walk *walk)
+static void verify_block(const struct store *s, const struct segment *seg, uint32_t b, struct segment_walk *walk)
 {
 	const struct segment_record *r = seg->record;
-	const struct block_record *block = pool_at(pool, r->block[b].offset);
+	const struct block_record *block = pool_at(s->pool, r->block[b].offset);
 	uint64_t rows = 4;
 	for (uint32_t strip = 0; strip < seg->spec->strips; strip++)
 		rows += spec_strip(seg->spec, strip)->rows.stride;
-	compare(walk, block->header.checksum, block->header.checksum ? block_content(pool, seg->spec, r, b, r->sealed_rows) : 0,
+	compare(walk, block->header.checksum, block->header.checksum ? block_content(s, seg, b, r->sealed_rows) : 0,
 	        used_rows(r, b, r->sealed_rows) * rows);
 }
 
 // The sum that was carried from step to step is good enough to say that all is well. If it is another, the generation may have come, or
 // changed, in between: damage is only what one look at all of it finds.
-static uint64_t tables_found(const struct pool *pool, struct generation_record *g, uint64_t sum, uint32_t tables)
+static uint64_t tables_found(const struct store *s, struct generation_record *g, uint64_t sum, uint32_t tables)
 {
-	uint64_t found = checksum_of_sum(sum);
-	return !g->header.checksum || found == g->header.checksum ? found : tables_content(pool, generation_tables(g), tables);
+	uint64_t found = not_zero(sum);
+	return !g->header.checksum || found == g->header.checksum ? found : tables_content(s, generation_tables(g), tables);
 }
 
 // Blocks, then of each generation the codes of each block and the table of each strip. Generations come and go while a living context is
 // verified; the caller holds what keeps those that there are now.
-bool segment_verify_step(const struct pool *pool, const struct segment *seg, struct segment_walk *walk)
+bool segment_verify_step(const struct store *s, const struct segment *seg, struct segment_walk *walk)
 {
+	const struct pool *pool = s->pool;
 	const struct segment_record *r = seg->record;
 	uint32_t blocks = blocks_of(r, r->sealed_rows), tables = 2 * seg->spec->strips, step = walk->step;
 	if (step >= blocks + GENERATIONS * (blocks + tables))
@@ -299,23 +176,23 @@ bool segment_verify_step(const struct pool *pool, const struct segment *seg, str
 	if (step == 0)
 		compare(walk, 1, segment_records_good(pool, seg->spec, r, walk), pool_round(sizeof *r) + frames_bytes(seg->spec));
 	if (step < blocks) {
-		verify_block(pool, seg, step, walk);
+		verify_block(s, seg, step, walk);
 		return true;
 	}
 	uint32_t slot = (step - blocks) / (blocks + tables), part = (step - blocks) % (blocks + tables);
 	struct generation_record *g = walked(pool, r, slot, walk);
 	if (part < blocks) {
-		verify_codes(pool, seg, g, part, walk);
+		verify_codes(s, seg, g, part, walk);
 		return true;
 	}
 	walk->sum = part == blocks ? 0 : walk->sum;
 	if (!g || !generation_has_tables(g))
 		return true;
 	const struct table_extent *table = &generation_tables(g)[part - blocks];
-	walk->sum += g->header.checksum ? table_content(pool, table, part - blocks) : 0;
+	walk->sum += g->header.checksum ? table_content(s, table, part - blocks) : 0;
 	walk->bytes += table->offset ? table->bytes : 0;
 	if (part + 1 == blocks + tables)
-		compare(walk, g->header.checksum, tables_found(pool, g, walk->sum, tables), 0);
+		compare(walk, g->header.checksum, tables_found(s, g, walk->sum, tables), 0);
 	return true;
 }
 
@@ -346,11 +223,11 @@ int segment_make_sums(struct store *s, struct segment *seg, struct generation_re
 	if (segment_has_sums(s->pool, seg, g))
 		return 0;
 	const struct table_extent *table = g && generation_has_tables(g) ? generation_tables(g) : NULL;
-	struct content_sums *sums = content_sums_new(s->pool, seg->spec, r, g, table, r->sealed_rows);
+	struct content_sums *sums = content_sums_new(s, seg, g, table, r->sealed_rows);
 	if (!sums)
 		return MPIG_ENOMEM;
 	store_lock(s);
-	content_sums_publish(s->pool, r, g, sums, r->sealed_rows);
+	content_sums_publish(s->pool, r, g, sums);
 	if (g)
 		pool_publish_word(s->pool, &g->records, generation_checksum(s->pool, r, g, r->sealed_rows));
 	pool_publish_word(s->pool, &r->header.checksum, segment_checksum(s->pool, seg->spec, r, r->sealed_rows));
@@ -387,7 +264,7 @@ static void verify_pinned(const struct store *s, const struct context *c, struct
 	struct segment_walk walk = {
 		.step = part->part, .sum = part->part ? part->sum : 0, .own = true, .params = p ? p->offset : 0};
 	part->more = true;
-	if (load_word32(&seg->record->sealed_rows) && segment_verify_step(s->pool, seg, &walk)) {
+	if (load_word32(&seg->record->sealed_rows) && segment_verify_step(s, seg, &walk)) {
 		part->part++;
 	} else {
 		walk.unchecked += !seg->record->sealed_rows;

@@ -30,7 +30,7 @@
 #include "shm/control.h"
 
 #define POOL_MAGIC 0x4c4f4f504749504dull // "MPIGPOOL"
-#define POOL_LAYOUT_VERSION 3u
+#define POOL_LAYOUT_VERSION 4u
 #define POOL_GRANULE 4096u
 #define POOL_MAX_CONTEXTS 65536u
 #define SEGMENT_MAX_ROWS 65536u

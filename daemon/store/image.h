@@ -165,6 +165,8 @@ struct making_checks { // what the store does not know itself
 	bool (*upper_good)(const struct layer *, uint32_t bits, const void *upper, uint32_t rows); // NULL: not looked at
 };
 int making_check(struct making *m, const struct making_checks *checks, char *why);
+// A segment that is written, and came without sums, gets them if it is sealed. 0 or MPIG_ENOMEM.
+int making_sum(struct making *m, uint32_t segment, char *why);
 // The context is there, or nothing is. Frees m.
 int making_finish(struct making *m, char *why);
 void making_cancel(struct making *m); // NULL is allowed

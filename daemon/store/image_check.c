@@ -82,7 +82,7 @@ static int check_sums(const struct making *m, uint32_t i, char *why)
 	const struct segment_record *r = m->segment[i]->record;
 	struct generation_record *g = segment_generation(m->store->pool, m->segment[i]);
 	const struct table_extent *table = g && generation_has_tables(g) ? generation_tables(g) : NULL;
-	struct content_sums *sums = content_sums_new(m->store->pool, m->spec, r, g, table, r->sealed_rows);
+	struct content_sums *sums = content_sums_new(m->store, m->segment[i], g, table, r->sealed_rows);
 	if (!sums)
 		return refuse(why, MPIG_ENOMEM, "the daemon has no memory to check '%s'", m->from.name);
 	bool good = !from->table_content || from->table_content == sums->tables;
@@ -92,7 +92,7 @@ static int check_sums(const struct making *m, uint32_t i, char *why)
 		good &= !block->codes_content || block->codes_content == sums->code_block[b];
 	}
 	if (good)
-		content_sums_publish(m->store->pool, r, g, sums, r->sealed_rows);
+		content_sums_publish(m->store->pool, r, g, sums);
 	free(sums);
 	return good ? 0 : refuse(why, MPIG_ECORRUPT, "segment %u is not what it was when it was sealed", i);
 }
@@ -113,4 +113,9 @@ int making_check(struct making *m, const struct making_checks *checks, char *why
 			status = check_sums(m, i, why);
 	}
 	return status;
+}
+
+int making_sum(struct making *m, uint32_t segment, char *why)
+{
+	return m->segment[segment]->record->sealed_rows ? check_sums(m, segment, why) : 0;
 }

@@ -347,9 +347,7 @@ static void give_segment(struct making *m, struct segment *seg)
 		return;
 	if (seg->record)
 		segment_extents(m->store->pool, seg, &sink.sink);
-	charge_fini(&seg->charge);
-	spec_unref(seg->spec);
-	free(seg);
+	segment_free(seg);
 }
 
 static void give_params(struct making *m)

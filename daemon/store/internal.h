@@ -94,8 +94,9 @@ struct segment {
 	uint32_t refs;     // contexts
 	uint64_t rows_bytes, index_bytes, metadata_bytes;
 	struct charge charge;
-	bool damaged;      // found so while attaching
-	uint8_t id[2][16]; // sealed and on disk: of its file, for each generation (none: the first); else zero
+	struct piece_sums *pieces; // while it is open; NULL: none are known
+	bool damaged;              // found so while attaching
+	uint8_t id[2][16];         // sealed and on disk: of its file, for each generation (none: the first); else zero
 };
 
 struct ref {
@@ -301,6 +302,7 @@ struct extent_sink {
 struct segment *segment_new(struct store *s, struct spec *spec,
                             const struct identity *owner); // not yet in the pool; NULL without memory
 void segment_put(struct store *s, struct segment *seg);
+void segment_free(struct segment *seg); // the private mirror only, which nobody refers to
 void params_put(struct store *s, struct params *p);
 void segment_extents(const struct pool *pool, const struct segment *seg, struct extent_sink *sink);
 // What is left over of the blocks if only `rows` rows of the segment count: unused granules of the block they end in (if `trim`),
@@ -349,23 +351,55 @@ uint64_t segment_checksum(const struct pool *pool, const struct spec *spec, cons
 uint64_t generation_checksum(const struct pool *pool, const struct segment_record *r, const struct generation_record *g,
                              uint32_t sealed_rows);                                           // a generation's records
 uint64_t segment_identity(const struct segment_record *r, const struct generation_record *g); // of both; g: NULL or one of its
-struct content_sums { // of what its records lead to; 0: it is not there
-	uint64_t block[SEGMENT_MAX_BLOCKS], code_block[SEGMENT_MAX_BLOCKS], tables;
+static inline uint64_t not_zero(uint64_t sum)
+{
+	return sum ? sum : 1;
+}
+// Blocks that hold the first `rows` rows, and rows of one of them.
+static inline uint32_t blocks_of(const struct segment_record *r, uint32_t rows)
+{
+	uint32_t blocks = 0;
+	for (uint32_t at = 0; at < rows; blocks++)
+		at += r->block[blocks].rows;
+	return blocks;
+}
+static inline uint32_t used_rows(const struct segment_record *r, uint32_t b, uint32_t rows)
+{
+	uint32_t left = rows - r->block[b].first_row;
+	return left < r->block[b].rows ? left : r->block[b].rows;
+}
+
+// content.c: of what its records lead to. Each of them alone, never 0:
+uint64_t block_content(const struct store *s, const struct segment *seg, uint32_t b, uint32_t rows); // token ids, rows
+uint64_t code_block_content(const struct store *s, const struct segment *seg, const struct generation_record *g, uint32_t b,
+                            uint32_t rows);
+uint64_t table_content(const struct store *s, const struct table_extent *table, uint32_t i);      // the i-th; 0: it is not there
+uint64_t tables_content(const struct store *s, const struct table_extent *table, uint32_t count); // from the sum of those
+// All of a segment's first `rows` rows, which do not change any more, part by part, in any order, by anybody who has what keeps the segment;
+// then the end. g, table [2 strips]: NULL if there are none.
+struct content_sums {
+	uint64_t block[SEGMENT_MAX_BLOCKS], code_block[SEGMENT_MAX_BLOCKS], tables; // at the end; 0: it is not there
+	uint32_t blocks, strips, parts;
+	uint64_t part[];
 };
-// Of the segment's first `rows` rows, which do not change any more: token ids and rows, codes, tables and upper layers. g, table [2 strips]:
-// NULL if there are none. NULL without memory.
-// They are made part by part, in any order, by anybody who has what keeps the segment. g, table: NULL if there are none.
-uint32_t content_parts(const struct segment_record *r, uint32_t rows);
-void content_sum(const struct pool *pool, const struct spec *spec, const struct segment_record *r,
-                 const struct generation_record *g, const struct table_extent *table, uint32_t rows, uint32_t part,
-                 struct content_sums *sums);
-struct content_sums *content_sums_new(const struct pool *pool, const struct spec *spec, const struct segment_record *r,
-                                      const struct generation_record *g, const struct table_extent *table, uint32_t rows);
-// All checksums of a generation that nobody reaches yet.
-void generation_sums(const struct pool *pool, const struct spec *spec, const struct segment_record *r,
-                     struct generation_record *g, uint32_t rows);
+struct content_sums *content_sums_begin(const struct segment *seg, uint32_t rows); // NULL without memory
+void content_sum(const struct store *s, const struct segment *seg, const struct generation_record *g,
+                 const struct table_extent *table, uint32_t rows, uint32_t part, struct content_sums *sums);
+void content_sums_end(const struct store *s, const struct generation_record *g, const struct table_extent *table,
+                      struct content_sums *sums);
+struct content_sums *content_sums_new(const struct store *s, const struct segment *seg, const struct generation_record *g,
+                                      const struct table_extent *table, uint32_t rows); // all of that; NULL without memory
 void content_sums_publish(struct pool *pool, const struct segment_record *r, struct generation_record *g,
-                          const struct content_sums *sums, uint32_t rows);
+                          const struct content_sums *sums);
+// All checksums of a generation that nobody reaches yet.
+void generation_sums(const struct store *s, const struct segment *seg, struct generation_record *g, uint32_t rows);
+// Sums of whole pieces of an open segment's rows, as those who wrote them left them; 0: not known. Without memory none is.
+struct piece_sums {
+	uint64_t *block[SEGMENT_MAX_BLOCKS]; // [strips][pieces]; NULL: none is known
+};
+void piece_sums_block(struct segment *seg, uint32_t block, uint32_t rows); // a block that begins; lock held, nobody writes rows
+uint64_t *piece_sums_at(const struct segment *seg, uint32_t block, uint32_t strip, uint32_t block_row); // of that piece; or NULL
+void piece_sums_free(struct segment *seg);
 struct segment_walk { // of a verification, part by part: blocks, then codes and tables of each generation
 	uint32_t step;
 	bool damaged;
@@ -384,7 +418,7 @@ bool segment_has_sums(const struct pool *pool, const struct segment *seg, const 
 // g: one of its generations, or NULL. The caller has what keeps both, not the lock; 0 or MPIG_ENOMEM.
 int segment_make_sums(struct store *s, struct segment *seg, struct generation_record *g);
 // Verifies the next part of a sealed segment; false when there was none.
-bool segment_verify_step(const struct pool *pool, const struct segment *seg, struct segment_walk *walk);
+bool segment_verify_step(const struct store *s, const struct segment *seg, struct segment_walk *walk);
 // The one store that seals a segment; its checksum, and that of its generation if it has one, are stored before.
 void segment_publish_sealed(struct pool *pool, const struct spec *spec, struct segment_record *r, uint32_t rows);
 

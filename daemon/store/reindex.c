@@ -195,7 +195,7 @@ void reindex_done(struct reindex *x, struct seal_plan *plan, bool publish)
 		return;
 	struct segment *seg = w->segment;
 	if (publish)
-		generation_sums(s->pool, seg->spec, seg->record, w->generation, w->rows);
+		generation_sums(s, seg, w->generation, w->rows);
 	store_lock(s);
 	account_sub(s, &w->owner, w->held);
 	uint32_t slot = free_slot(seg->record);

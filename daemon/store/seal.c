@@ -169,8 +169,9 @@ static void publish_seal(struct store *s, struct context *c, struct seal_work *w
 	segment_grow(s, seg, w->metadata_bytes, USE_METADATA);
 	segment_trash_fill(s, seg, w->rows, true, w->trash);
 	if (w->sums)
-		content_sums_publish(s->pool, r, w->generation, w->sums, w->rows);
+		content_sums_publish(s->pool, r, w->generation, w->sums);
 	segment_publish_sealed(s->pool, seg->spec, r, w->rows);
+	piece_sums_free(seg);
 	context_retire(s, c, &w->trash->garbage);
 	w->trash = NULL;
 }
@@ -178,15 +179,15 @@ static void publish_seal(struct store *s, struct context *c, struct seal_work *w
 uint32_t context_seal_sums(struct seal_plan *plan)
 {
 	struct seal_work *w = plan->private_;
-	w->sums = calloc(1, sizeof *w->sums);
-	return w->sums ? content_parts(w->segment->record, w->rows) : 0;
+	w->sums = content_sums_begin(w->segment, w->rows);
+	return w->sums ? w->sums->parts : 0;
 }
 
 void context_seal_sum(struct seal_plan *plan, uint32_t part)
 {
 	const struct seal_work *w = plan->private_;
 	const struct context *c = plan->context;
-	content_sum(c->store->pool, c->spec, w->segment->record, w->generation, w->table, w->rows, part, w->sums);
+	content_sum(c->store, w->segment, w->generation, w->table, w->rows, part, w->sums);
 }
 
 void context_seal_finish(struct store *s, struct seal_plan *plan, bool publish)
@@ -195,8 +196,10 @@ void context_seal_finish(struct store *s, struct seal_plan *plan, bool publish)
 	struct context *c = plan->context;
 	if (!w)
 		return;
-	if (publish && !w->sums) // the plan's pin keeps what is read
-		w->sums = content_sums_new(s->pool, c->spec, w->segment->record, w->generation, w->table, w->rows);
+	if (publish && w->sums)
+		content_sums_end(s, w->generation, w->table, w->sums);
+	else if (publish) // the plan's pin keeps what is read
+		w->sums = content_sums_new(s, w->segment, w->generation, w->table, w->rows);
 	store_lock(s);
 	account_sub(s, &w->owner, w->held);
 	bool give_back = !publish || context_dropped(c);

@@ -19,6 +19,14 @@ struct segment *segment_new(struct store *s, struct spec *spec, const struct ide
 	return seg;
 }
 
+void segment_free(struct segment *seg)
+{
+	piece_sums_free(seg);
+	charge_fini(&seg->charge);
+	spec_unref(seg->spec);
+	free(seg);
+}
+
 // ---- generations -----------------------------------------------------------------------------------------------------
 
 struct generation_record *generation_at(const struct pool *pool, const struct segment_record *r, uint32_t slot)
@@ -328,9 +336,7 @@ static void segment_destroy(struct store *s, struct garbage *g)
 	struct segment *seg = (struct segment *)g;
 	struct freeing_sink sink = {.sink = {free_put}, .pool = s->pool};
 	segment_extents(s->pool, seg, &sink.sink);
-	charge_fini(&seg->charge);
-	spec_unref(seg->spec);
-	free(seg);
+	segment_free(seg);
 }
 
 void segment_put(struct store *s, struct segment *seg)

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <xxhash.h>
 
 #include "daemon/store/image.h"
 #include "daemon/store/internal.h"
@@ -33,6 +34,7 @@ struct store *store_new(const struct store_options *options)
 		return NULL;
 	s->pool = options->pool;
 	s->options = *options;
+	s->options.checksum = options->checksum ? options->checksum : XXH3_64bits;
 	s->next_id = 1;
 	s->metadata_bytes = pool_used(options->pool);
 	pthread_mutex_init(&s->lock, NULL);
@@ -72,9 +74,7 @@ void store_destroy(struct store *s)
 			struct segment *seg = snap->ref[k].segment;
 			if (--seg->refs)
 				continue;
-			charge_fini(&seg->charge);
-			spec_unref(seg->spec);
-			free(seg);
+			segment_free(seg);
 		}
 		free(snap);
 		struct params *p = atomic_load(&c->params);

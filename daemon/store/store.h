@@ -56,6 +56,7 @@ struct store_options {
 	uint64_t upper_reach;     // sealed segments that end at this token position or later get an upper layer; 0 = none do
 	uint32_t upper_least;     // ... if they hold so many rows; 0 = 4,096
 	uint64_t (*now_ns)(void); // CLOCK_REALTIME; NULL = the system's
+	uint64_t (*checksum)(const void *data, size_t bytes); // XXH3 64-bit; NULL = the library's
 };
 int store_create(const struct store_options *options, struct store **store); // MPIG_ENOTSUP: the pool holds contexts
 
@@ -226,12 +227,16 @@ void layer_view_free(struct store *s, struct layer_view *view); // unpins
 // MPIG_ENOSPC, MPIG_EQUOTA, MPIG_ELIMIT, MPIG_ENOMEM; MPIG_EAGAIN only after a truncation that answered so. The memory stays, whatever
 // is dropped meanwhile, until context_appended or the holder's next reserve, commit, truncation or release.
 int context_reserve(struct store *s, struct context *c, uint32_t layer, uint64_t position, uint64_t count, char *why);
+#define PIECE_ROWS 16u // of a strip: what a checksum is of. Pieces begin at multiples of this in their block
 struct write_span {
 	uint32_t n; // consecutive rows from position
 	uint8_t *rows;
 	uint8_t *codes; // NULL: rows are indexed later, at seal
 	uint16_t *factors;
 	uint32_t block_row;
+	// For the checksum of a sealed segment: sums of the pieces from the one on that block_row is in; NULL: nobody keeps them. Whoever writes rows of
+	// a piece stores the checksum of all its rows' bytes (0 becomes 1), or 0: it is not known, and the seal reads the rows again.
+	uint64_t *piece;
 	struct strip_params params;
 	float *frame; // of int8 rows. frame_fresh: the caller sets it from its first rows
 	bool frame_fresh;

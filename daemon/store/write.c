@@ -174,9 +174,7 @@ static void plan_fini(struct plan *p)
 	for (uint32_t i = 0; p->segment && i < p->new_refs; i++)
 		if (p->segment[i]) {
 			charge_release(p->c->store, &p->segment[i]->charge, &p->c->identity);
-			charge_fini(&p->segment[i]->charge);
-			spec_unref(p->segment[i]->spec);
-			free(p->segment[i]);
+			segment_free(p->segment[i]);
 		}
 	free(p->segment);
 	free(p->snap);
@@ -241,6 +239,7 @@ static void build_block(struct store *s, struct plan *p, struct segment *seg, co
 		uint32_t first_row, rows;
 	} entry = {offset, piece->first_row, piece->rows};
 	static_assert(sizeof entry == sizeof r->block[0], "an entry is published as a whole");
+	piece_sums_block(seg, piece->block, piece->rows);
 	pool_publish(s->pool, &r->block[piece->block], &entry, sizeof entry);
 	pool_publish_word32(s->pool, &r->block_count, piece->block + 1);
 }
@@ -403,6 +402,7 @@ void context_write_span(struct store *s, struct context *c, uint32_t layer, uint
 		.n = block->rows - block_row,
 		.rows = (uint8_t *)pool_at(s->pool, offset) + (uint64_t)block_row * l->rows.stride,
 		.block_row = block_row,
+		.piece = piece_sums_at(seg, b, strip, block_row),
 	};
 	struct params *p = atomic_load(&c->params);
 	if (p) {

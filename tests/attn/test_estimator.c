@@ -51,7 +51,7 @@ static void scene_make(struct scene *s, uint32_t bits, float size)
 	s->h = (struct attn_head){.scale = 1 / sqrtf(D)};
 	reference_attend(&s->r, NULL, NULL, N, s->q, &s->h, &s->truth);
 
-	sig_fit(s->r.k, N, queries, QUERIES, D, mu, balance);
+	sig_fit(&s->k, s->r.k, N, queries, QUERIES, D, mu, balance);
 	sig_signs(1, 0, 0, D, signs);
 	struct sig_params p = {D, D, bits, mu, balance, signs};
 	s->codes = need(calloc(1, sig_code_bytes(D, bits, N)));

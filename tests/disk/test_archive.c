@@ -315,6 +315,51 @@ START_TEST(made_up)
 }
 END_TEST
 
+// A stream of version 1 has sums of other parts. They are passed over, and the context gets its own; in a stream of this version they are compared.
+START_TEST(the_version_before)
+{
+	struct tape t = {0};
+	struct context *c = create("book", 1);
+	grow(c, 300, true);
+	grow(c, 340, false);
+	ck_assert_int_eq(to_tape(&t, &root, "book"), 0);
+	done_with(c, "book");
+	uint64_t used = pool_used(f.pool);
+	uint8_t *chunk = chunk_at(&t, MPIG_ARCHIVE_SEGMENT, 0);
+	struct mpig_archive_shape shape;
+	struct disk_block block;
+	memcpy(&shape, chunk + sizeof(struct mpig_archive_chunk), sizeof shape);
+	must(shape.flags & DISK_SEALED && shape.block_count);
+	uint8_t *at = chunk + sizeof(struct mpig_archive_chunk) + sizeof shape;
+	memcpy(&block, at, sizeof block);
+	must(block.content);
+	block.content ^= 1;
+	memcpy(at, &block, sizeof block);
+	sign_all(&t);
+	ck_assert_int_eq(from_tape(&t, &root, "book"), MPIG_ECORRUPT);
+	ck_assert_msg(strstr(f.why, "when it was sealed"), "%s", f.why);
+	nothing_came(used);
+	struct mpig_archive_header h;
+	memcpy(&h, t.data, sizeof h);
+	h.version = 1;
+	h.checksum = XXH3_64bits(&h, offsetof(struct mpig_archive_header, checksum));
+	memcpy(t.data, &h, sizeof h);
+	ck_assert_msg(from_tape(&t, &root, "book") == 0, "%s", f.why);
+	check_context("book", 340);
+	struct verify_part part = {0};
+	uint32_t unchecked = 0, checked = 0;
+	do {
+		ck_assert_int_eq(store_context_verify(f.store, &root, "book", &part, f.why), 0);
+		ck_assert_uint_eq(part.damaged, 0);
+		unchecked += part.unchecked;
+		checked += part.checked;
+	} while (part.more);
+	ck_assert_uint_eq(unchecked, 1); // what is open
+	ck_assert_uint_gt(checked, 3);
+	free(t.data);
+}
+END_TEST
+
 // A description of `segments` segments with `blocks` blocks each, of one token each, and nothing after it.
 static struct tape shapes(const struct tape *from, uint32_t segments, uint32_t blocks, uint64_t tokens)
 {
@@ -547,6 +592,7 @@ int main(void)
 	tcase_add_test(t, whose_it_is);
 	tcase_add_test(t, altered_or_cut);
 	tcase_add_test(t, made_up);
+	tcase_add_test(t, the_version_before);
 	tcase_add_test(t, descriptions_without_end);
 	tcase_add_test(t, ids_mean_nothing);
 	tcase_add_test(t, descriptions_that_lead_nowhere);

@@ -220,8 +220,10 @@ static void settle(void)
 
 static void prefill(const char *name, uint64_t tokens, size_t slot_bytes, unsigned slots, double compute_ms)
 {
-	struct mpig_cuda_ingest_options o = {
-		.size = sizeof(o), .slot_bytes = slot_bytes, .slots = slots, .blocks = option.blocks};
+	struct mpig_cuda_ingest_options o = {.size = sizeof(o),
+	                                     .slot_bytes = slot_bytes ? slot_bytes + 4096 : 0, // and a page for the header
+	                                     .slots = slots,
+	                                     .blocks = option.blocks};
 	struct mpig_cuda_ingest_report rows = {.size = sizeof(rows)}, seal = {.size = sizeof(seal)};
 	mpig_cuda_ingest *ingest;
 	settle();

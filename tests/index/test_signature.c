@@ -71,6 +71,8 @@ END_TEST
 
 START_TEST(fit_follows_the_formula)
 {
+	struct kernels best;
+	kernels_init(&best, cpu_features(), NULL, 0);
 	enum { N = 500, R = 40, D = 80 };
 	struct rng rng = {3};
 	float *keys = floats(N * D), *queries = floats(R * D), mu[D], balance[D];
@@ -100,7 +102,7 @@ START_TEST(fit_follows_the_formula)
 			a[j] = sqrt((rms[j] + .3 * mean_rms) / (std[j] + .05 * mean_std));
 			square += a[j] * a[j] * std[j] * std[j] / D;
 		}
-		sig_fit(keys, N, with_queries ? queries : NULL, with_queries ? R : 0, D, mu, balance);
+		sig_fit(&best, keys, N, with_queries ? queries : NULL, with_queries ? R : 0, D, mu, balance);
 		for (uint32_t j = 0; j < D; j++) {
 			ck_assert_double_lt(fabs((double)mu[j] - mean[j]), 1e-5 * (1 + fabs(mean[j])));
 			ck_assert_double_lt(fabs((double)balance[j] * sqrt(square) / a[j] - 1), 1e-5);
@@ -118,21 +120,23 @@ END_TEST
 
 START_TEST(fit_of_degenerate_input)
 {
+	struct kernels best;
+	kernels_init(&best, cpu_features(), NULL, 0);
 	enum { D = 64 };
 	float keys[3 * D], zeros[D] = {0}, mu[D], balance[D];
 	for (uint32_t j = 0; j < 3 * D; j++)
 		keys[j] = 2.5f;
-	sig_fit(keys, 3, zeros, 1, D, mu, balance); // identical keys
+	sig_fit(&best, keys, 3, zeros, 1, D, mu, balance); // identical keys
 	for (uint32_t j = 0; j < D; j++) {
 		ck_assert_float_eq(mu[j], 2.5f);
 		ck_assert_float_eq(balance[j], 1);
 	}
-	sig_fit(keys, 1, NULL, 0, D, mu, balance); // one key
+	sig_fit(&best, keys, 1, NULL, 0, D, mu, balance); // one key
 	ck_assert_float_eq(balance[0], 1);
 	keys[7] = 100; // one dimension that moves, queries of zeros
-	sig_fit(keys, 3, zeros, 1, D, mu, balance);
+	sig_fit(&best, keys, 3, zeros, 1, D, mu, balance);
 	float flat[D];
-	sig_fit(keys, 3, NULL, 0, D, mu, flat);
+	sig_fit(&best, keys, 3, NULL, 0, D, mu, flat);
 	for (uint32_t j = 0; j < D; j++) {
 		ck_assert(isfinite(balance[j]) && balance[j] > 0);
 		ck_assert_float_eq(balance[j], flat[j]);
@@ -205,7 +209,7 @@ START_TEST(codes_and_factors)
 END_TEST
 
 // Whole groups at a time, on every ISA, give what plain C gives key by key, to the bit: any number of rows from any row on, with keys among
-// them that are the centre, huge, tiny or not finite.
+// them that are the centre, huge, tiny or not finite. Bf16 keys, of any alignment, too.
 START_TEST(groups_of_keys)
 {
 	enum { ROWS = 70, GROUPS = 80 };
@@ -242,7 +246,24 @@ START_TEST(groups_of_keys)
 					ck_assert_mem_eq(factors, want_factors, sizeof(factors));
 					ck_assert_mem_eq(codes, want, bytes);
 				}
-			free(keys), free(codes), free(want);
+			size_t stride = 2 * d + 6;
+			uint8_t *halves = need(malloc(ROWS * stride + 2));
+			for (uint32_t i = 0; i < ROWS * d; i++) {
+				uint16_t half = f32_to_bf16(keys[i]);
+				keys[i] = bf16_to_f32(half);
+				memcpy(halves + 2 + i / d * stride + i % d * 2, &half, 2);
+			}
+			for (uint32_t row = 0; row < 10; row += 3)
+				for (uint32_t n = 1; n <= ROWS; n += 23) {
+					memset(codes, 0xa5, bytes), memset(want, 0xa5, bytes);
+					memset(factors, 0xa5, sizeof(factors)), memset(want_factors, 0xa5, sizeof(factors));
+					sig_encode_bf16(&k[isa], &s.p, halves + 2, stride, n, codes, factors, row);
+					for (uint32_t i = 0; i < n; i++)
+						sig_encode(&plain, &s.p, keys + i * d, want, want_factors, row + i, scratch);
+					ck_assert_mem_eq(factors, want_factors, sizeof(factors));
+					ck_assert_mem_eq(codes, want, bytes);
+				}
+			free(keys), free(codes), free(want), free(halves);
 		}
 	}
 	ck_assert(with_groups || !(cpu_features() & CPU_AVX512));
@@ -409,6 +430,8 @@ END_TEST
 
 START_TEST(balance_pays_on_skewed_keys)
 {
+	struct kernels best;
+	kernels_init(&best, cpu_features(), NULL, 0);
 	enum { D = 64, N = 2000, R = 64 };
 	struct kernels k[ISAS_MAX];
 	uint32_t isa = isas(k) - 1;
@@ -423,7 +446,7 @@ START_TEST(balance_pays_on_skewed_keys)
 		for (uint32_t i = 0; i < R; i++)
 			queries[i * D + j] *= size;
 	}
-	sig_fit(keys, N, queries, R, D, mu, balance);
+	sig_fit(&best, keys, N, queries, R, D, mu, balance);
 	for (uint32_t j = 0; j < D; j++)
 		flat[j] = .2f;
 	sig_signs(1, 0, 0, D, signs);

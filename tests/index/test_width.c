@@ -114,7 +114,7 @@ static struct sampled *sampled(double spread, double eps)
 		s->keys[i] = (float)normal(&rng);
 	for (size_t i = 0; i < sizeof(s->queries) / sizeof(s->queries[0]); i++)
 		s->queries[i] = (float)normal(&rng);
-	sig_fit(s->keys, KEYS, s->queries, QUERIES, DIM, s->mu, s->balance);
+	sig_fit(&s->k, s->keys, KEYS, s->queries, QUERIES, DIM, s->mu, s->balance);
 	sig_signs(5, 0, 0, DIM, s->signs);
 	s->sample =
 		(struct sig_sample){.params = {.d_k = DIM, .d_pad = DIM, .mu = s->mu, .balance = s->balance, .signs = s->signs},

@@ -2,6 +2,7 @@
 #include <check.h>
 #include <float.h>
 #include <stdbool.h>
+#include <xxhash.h>
 
 #include "tests/kernels/kernel_harness.h"
 
@@ -339,7 +340,8 @@ START_TEST(tables_are_full)
 		const struct kernels *k = &isas[i].k;
 		ck_assert_str_eq(k->isa, isas[i].name);
 		ck_assert(k->sig_estimate && k->sig_select && k->exp_sum && k->max && k->split_sums && k->rotate &&
-		          k->copy_finite && k->copies_done && k->bf16_widen && k->row_encode);
+		          k->copy_finite && k->stream && k->copies_done && k->add_columns && k->checksum && k->bf16_widen &&
+		          k->row_encode);
 		for (uint32_t type = 0; type < ROW_TYPES; type++)
 			ck_assert(k->scores[type] && k->values[type]);
 		ck_assert_msg(i == 0 || strcmp(isas[i].name, isas[i - 1].name), "rung %u changed nothing", i);
@@ -350,10 +352,10 @@ START_TEST(tables_are_full)
 }
 END_TEST
 
-// Every 16-bit pattern in every place of a vector, for both formats, of any alignment of the source; what is beside is left alone.
+// Every 16-bit pattern in every place of a vector, for both formats, of any alignment; what is beside is left alone.
 START_TEST(copies_that_check)
 {
-	enum { N = 112, GUARD = 32 };
+	enum { N = 112, GUARD = 48 };
 	static _Alignas(64) uint16_t to[N + 2 * GUARD], from[N + 1];
 	static const uint16_t exponents[] = {0x7f80, 0x7c00};
 	static const uint32_t features[] = {0, CPU_AVX2, CPU_AVX2 | CPU_AVX512, UINT32_MAX};
@@ -364,19 +366,87 @@ START_TEST(copies_that_check)
 			for (int format = 0; format < 2; format++) {
 				uint16_t x = (uint16_t)(pattern | (pattern >> 4 & 0xf)), exponent = exponents[format];
 				size_t n = pattern % 7 * 16 + 16, at = pattern * 5 % n, skew = pattern % 2,
-				       shift = pattern % 3 * 16;
+				       shift = pattern % 3 * 16 + pattern % 5;
 				memset(to, 0xa5, sizeof(to));
 				for (size_t i = 0; i < n; i++)
 					from[skew + i] = (uint16_t)(i * 77 & 0x3fff);
 				from[skew + at] = x;
 				bool finite = (x & exponent) != exponent;
-				ck_assert_msg(k.copy_finite(to + GUARD + shift % GUARD, from + skew, n, exponent) == finite,
+				ck_assert_msg(k.copy_finite(to + GUARD + shift, from + skew, n, exponent) == finite,
 				              "%s: %04x at %zu of %zu", k.isa, x, at, n);
-				k.copies_done();
-				ck_assert_mem_eq(to + GUARD + shift % GUARD, from + skew, 2 * n);
-				ck_assert_uint_eq(to[GUARD + shift % GUARD - 1], 0xa5a5);
-				ck_assert_uint_eq(to[GUARD + shift % GUARD + n], 0xa5a5);
+				ck_assert_mem_eq(to + GUARD + shift, from + skew, 2 * n);
+				ck_assert_uint_eq(to[GUARD + shift - 1], 0xa5a5);
+				ck_assert_uint_eq(to[GUARD + shift + n], 0xa5a5);
 			}
+	}
+}
+END_TEST
+
+// Rows on their way to the pool: of any length and of every place that a row may begin at, and nothing beside.
+START_TEST(streams)
+{
+	enum { MOST = 8192, GUARD = 64 };
+	static _Alignas(64) uint8_t to[MOST + 2 * GUARD], from[MOST + 7];
+	static const uint32_t features[] = {0, CPU_AVX2, CPU_AVX2 | CPU_AVX512, UINT32_MAX};
+	for (size_t i = 0; i < sizeof(from); i++)
+		from[i] = (uint8_t)(i * 131 >> 3);
+	for (size_t isa = 0; isa < sizeof(features) / sizeof(features[0]); isa++) {
+		struct kernels k;
+		kernels_init(&k, cpu_features() & features[isa], NULL, 0);
+		for (size_t bytes = 0, n = 0; bytes <= MOST; bytes += bytes < 512 ? 32 : 608, n++) {
+			uint8_t *at = to + GUARD - n % 2 * 32;
+			memset(to, 0xa5, sizeof(to));
+			k.stream(at, from + n % 7, bytes);
+			k.copies_done();
+			ck_assert_mem_eq(at, from + n % 7, bytes);
+			ck_assert_msg(at[-1] == 0xa5 && at[bytes] == 0xa5, "%s: beside %zu bytes", k.isa, bytes);
+		}
+	}
+}
+END_TEST
+
+// On every ISA the sum that the library makes, of any length and alignment: all its ways, by length, end below 2,048 bytes.
+START_TEST(checksums_are_alike)
+{
+	static uint8_t data[40000];
+	static const uint32_t features[] = {0, CPU_AVX2, CPU_AVX2 | CPU_AVX512, UINT32_MAX};
+	for (size_t i = 0; i < sizeof(data); i++)
+		data[i] = (uint8_t)(i * i * 2654435761u >> 13);
+	for (size_t isa = 0; isa < sizeof(features) / sizeof(features[0]); isa++) {
+		struct kernels k;
+		kernels_init(&k, cpu_features() & features[isa], NULL, 0);
+		for (size_t bytes = 0, n = 0; bytes < sizeof(data) - 64; bytes += bytes < 2100 ? 1 : 613, n++)
+			ck_assert_msg(k.checksum(data + n % 64, bytes) == XXH3_64bits(data + n % 64, bytes), "%s: %zu bytes",
+			              k.isa, bytes);
+	}
+}
+END_TEST
+
+// On every ISA the sums that C makes, to the bit: of one row to many, and about a centre.
+START_TEST(columns_are_added_alike)
+{
+	enum { ROWS = 37, MOST = 256 };
+	static float x[ROWS * MOST], centre[MOST];
+	static const uint32_t features[] = {CPU_AVX2, CPU_AVX2 | CPU_AVX512, UINT32_MAX};
+	struct kernels plain;
+	kernels_init_c(&plain);
+	for (size_t i = 0; i < sizeof(x) / sizeof(x[0]); i++)
+		x[i] = (float)((int)(i * 2654435761u >> 8) - (1 << 23)) * (i % 11 ? 1e-3f : 1e4f);
+	for (size_t j = 0; j < MOST; j++)
+		centre[j] = (float)j - 100.5f;
+	for (size_t isa = 0; isa < sizeof(features) / sizeof(features[0]); isa++) {
+		struct kernels k;
+		kernels_init(&k, cpu_features() & features[isa], NULL, 0);
+		for (uint32_t d = 16; d <= MOST; d += 16)
+			for (size_t n = 0; n <= ROWS; n += n < 3 ? 1 : 17)
+				for (int about = 0; about < 2; about++) {
+					double got[MOST + 1], want[MOST + 1];
+					for (size_t j = 0; j <= MOST; j++)
+						got[j] = want[j] = (double)j / 3;
+					k.add_columns(x, n, d, about ? centre : NULL, got);
+					plain.add_columns(x, n, d, about ? centre : NULL, want);
+					ck_assert_mem_eq(got, want, sizeof(got));
+				}
 	}
 }
 END_TEST
@@ -433,6 +503,9 @@ int main(void)
 	tcase_add_test(tc, runs_of_halves);
 	tcase_add_test(tc, runs_of_floats);
 	tcase_add_test(tc, copies_that_check);
+	tcase_add_test(tc, streams);
+	tcase_add_test(tc, checksums_are_alike);
+	tcase_add_test(tc, columns_are_added_alike);
 	tcase_add_test(tc, rows_are_encoded_alike);
 	tcase_add_test(tc, row_layout);
 	tcase_add_test(tc, row_round_trip);
