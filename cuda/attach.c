@@ -357,12 +357,16 @@ int mpig_cuda_last_answer(const mpig_cuda *gpu, struct mpig_cuda_answer *answer)
 {
 	if (!gpu)
 		return MPIG_EINVAL;
-	const struct gpu_report *r = gpu->report;
-	struct mpig_cuda_answer known = {.sequence = r->answered,
-	                                 .committed = r->committed,
-	                                 .rows_read = r->rows_read,
-	                                 .bytes_read = r->bytes_read,
-	                                 .service_ns = r->service_ns};
+	const struct mpig_cqe *ring = (const struct mpig_cqe *)((const uint8_t *)gpu->region.base + gpu->region.cq_offset);
+	const uint64_t taken = __atomic_load_n(&gpu->report->taken, __ATOMIC_ACQUIRE); // partner: report_taken of the kernels
+	struct mpig_cqe c = {0};
+	if (taken & GPU_TAKEN)
+		c = ring[(uint32_t)taken & (gpu->region.entries - 1)];
+	struct mpig_cuda_answer known = {.sequence = c.user_data,
+	                                 .committed = c.committed,
+	                                 .rows_read = c.rows_read,
+	                                 .bytes_read = c.bytes_read,
+	                                 .service_ns = c.service_ns};
 	return gpu_options_return("mpig_cuda_answer", answer, &known, sizeof(known));
 }
 

@@ -37,13 +37,14 @@ struct gpu_state {
 	uint32_t arrived;      // blocks of the running submission that are done with their part
 };
 
+#define GPU_TAKEN (UINT64_C(1) << 32)
+
 // In pinned host memory. Written by the GPU, `status` last (release); cleared by the host while nothing runs.
 struct gpu_report {
 	int32_t status; // 0 = no failure
 	uint32_t slot;
 	uint64_t sequence;
-	// the last completion
-	uint64_t answered, committed, rows_read, bytes_read, service_ns;
+	uint64_t taken; // GPU_TAKEN | place in the completion ring of the one that was taken last; 0: none was
 };
 
 // The queue, as kernels reach it.

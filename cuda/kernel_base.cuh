@@ -106,10 +106,6 @@ DEVICE int warp_all(int x)
 {
 	return __all_sync(FULL, x);
 }
-DEVICE int warp_any(int x)
-{
-	return __any_sync(FULL, x);
-}
 DEVICE void warp_barrier(void)
 {
 	__syncwarp();

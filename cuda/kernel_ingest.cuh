@@ -121,10 +121,11 @@ DEVICE int ingest_wait_slot(const struct gpu_ingest *a, uint32_t number)
 	struct gpu_slot *slot = slot_state(q, number);
 	while (slot->state == GPU_SLOT_OUT) {
 		int ready = ingest_wait(a, AT(gpu_state, q->state)->cq_next);
-		int status = ready > 0 ? take_ready(q, 1) : ready;
+		uint64_t service_ns;
+		int status = ready > 0 ? take_ready(q, 1, &service_ns) : ready;
 		if (status)
 			return status;
-		AT(gpu_ingest_state, a->state)->service_ns += AT(gpu_report, q->report)->service_ns;
+		AT(gpu_ingest_state, a->state)->service_ns += service_ns;
 	}
 	if (slot->state == GPU_SLOT_FREE)
 		return 0;

@@ -77,9 +77,8 @@ DEVICE void write_head(const uint32_t E, const struct gpu_merge *a, uint32_t num
 		((float *)a->lse)[number] = !good ? NOT_A_NUMBER : a->lse2 ? p->lse * 1.44269504088896341f : p->lse;
 }
 
-// One block, a warp a head: waits and merges. What can be read before the answer is. The answer's payload and its completion are asked for
-// at once. All of it runs twice, at first on whatever is in own_space, whose results are overwritten: then the code is in the instruction
-// cache when the answer comes, which is a microsecond.
+// One block, a warp a head: waits and merges. All of it runs twice, at first on whatever is in own_space, whose results are overwritten: then the code is in
+// the instruction cache when the answer comes, which is a microsecond.
 DEVICE void merge_fused(const uint32_t E, const struct gpu_merge *a)
 {
 	const uint32_t number = threadIdx.x / GPU_WARP;
@@ -87,32 +86,23 @@ DEVICE void merge_fused(const uint32_t E, const struct gpu_merge *a)
 	struct part own, theirs;
 	const struct places place = places_of(a, number);
 	grid_wait();
-	load_own(E, a, number, &own);
 	const struct expected e = expect(&a->queue, a->first_slot);
-	uint64_t out = a->own_space, lse = a->own_space;
-	uint32_t row = number;
 	NO_UNROLL
 	for (int turn = 0; turn < 2; turn++) {
-		uint64_t words[2] = {0, 0};
+		const uint64_t out = turn ? place.out : a->own_space, lse = turn ? place.lse : a->own_space;
+		const uint32_t row = turn ? place.row : number;
 		int answered = 0, good = 0;
 		if (threadIdx.x == 0 && turn) {
 			answered = a->shape.items == 1 && wait_expected(&a->queue, &e, &patience);
 			good = answered || wait_for_all(&a->queue, a->first_slot, a->shape.items, &patience);
 		}
 		good = block_any(good);
-		answered = (int)shuffle_word((uint32_t)answered, 0); // the first warp's
-		if (answered)
-			completion_ask(&a->queue, e.next, words);
 		load_part(E, &theirs, out, lse, row, a->shape.d_v);
+		load_own(E, a, number, &own); // in the time of the other
 		if (answered)
 			take_expected(&a->queue, a->first_slot, &e);
 		join_halves(E, &own, &theirs);
 		write_head(E, a, number, place.at, good, &theirs);
-		if (answered)
-			completion_report(&a->queue, words);
-		out = place.out;
-		lse = place.lse;
-		row = place.row;
 	}
 }
 

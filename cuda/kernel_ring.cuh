@@ -258,7 +258,7 @@ DEVICE int wait_for_tail(const struct gpu_queue *q, uint32_t cq_next, uint32_t *
 }
 
 struct completion {
-	uint64_t user_data, committed, rows_read, bytes_read, service_ns;
+	uint64_t user_data, service_ns;
 	uint32_t slot;
 	int32_t status;
 };
@@ -273,21 +273,15 @@ DEVICE struct completion load_completion(const uint64_t *place)
 	c.user_data = words[0];
 	c.status = (int32_t)(uint32_t)words[1];
 	c.slot = (uint32_t)(words[1] >> 32);
-	c.committed = words[offsetof(struct mpig_cqe, committed) / 8];
-	c.rows_read = words[offsetof(struct mpig_cqe, rows_read) / 8];
-	c.bytes_read = words[offsetof(struct mpig_cqe, bytes_read) / 8];
 	c.service_ns = words[offsetof(struct mpig_cqe, service_ns) / 8];
 	return c;
 }
 
-DEVICE void report_completion(const struct gpu_queue *q, const struct completion *c)
+// Tells the host which completion was taken last. What it says the host reads where it lies: its place is given back with the next submission, and
+// a kernel that read it would take a round trip over the bus for that.
+DEVICE void report_taken(const struct gpu_queue *q, uint32_t place)
 {
-	struct gpu_report *r = AT(gpu_report, q->report);
-	r->answered = c->user_data;
-	r->committed = c->committed;
-	r->rows_read = c->rows_read;
-	r->bytes_read = c->bytes_read;
-	r->service_ns = c->service_ns;
+	store_word(&AT(gpu_report, q->report)->taken, GPU_TAKEN | place);
 }
 
 // Places of the completion ring before `next` are the daemon's again: with the next submission, or now if half of the ring waits for
@@ -301,10 +295,11 @@ DEVICE void give_back(const struct gpu_queue *q, uint32_t next, uint32_t publish
 	AT(gpu_state, q->state)->cq_published = next;
 }
 
-// Takes the completion at `place` over. Returns 0, or MPIG_EPROTO if it answers nothing that is out.
-DEVICE int take_completion(const struct gpu_queue *q, const uint64_t *place)
+// Takes the completion at a place of the ring over. Returns 0, or MPIG_EPROTO if it answers nothing that is out.
+DEVICE int take_completion(const struct gpu_queue *q, uint32_t next, uint64_t *service_ns)
 {
-	struct completion c = load_completion(place);
+	uint64_t at = q->cq_offset + (next & (q->entries - 1)) * sizeof(struct mpig_cqe);
+	struct completion c = load_completion((const uint64_t *)(q->region + at));
 	if (c.slot >= q->slots || c.status > 0)
 		return MPIG_EPROTO;
 	struct gpu_slot *slot = slot_state(q, c.slot);
@@ -312,20 +307,19 @@ DEVICE int take_completion(const struct gpu_queue *q, const uint64_t *place)
 	if (known.state != GPU_SLOT_OUT || known.sequence != c.user_data)
 		return MPIG_EPROTO;
 	*slot = done;
-	report_completion(q, &c);
+	*service_ns = c.service_ns;
+	report_taken(q, next);
 	return 0;
 }
 
-// Takes `ready` completions.
-DEVICE int take_ready(const struct gpu_queue *q, uint32_t ready)
+// Takes `ready` completions. *service_ns is the last one's.
+DEVICE int take_ready(const struct gpu_queue *q, uint32_t ready, uint64_t *service_ns)
 {
 	struct gpu_state *s = AT(gpu_state, q->state);
 	uint32_t next = s->cq_next, published = s->cq_published;
 	int status = 0;
-	for (; ready && !status; ready--, next++) {
-		uint64_t at = q->cq_offset + (next & (q->entries - 1)) * sizeof(struct mpig_cqe);
-		status = take_completion(q, (const uint64_t *)(q->region + at));
-	}
+	for (; ready && !status; ready--, next++)
+		status = take_completion(q, next, service_ns);
 	s->cq_next = next;
 	give_back(q, next, published);
 	return status;
@@ -339,8 +333,9 @@ DEVICE int wait_for_slot(const struct gpu_queue *q, uint32_t number, struct pati
 		return MPIG_EINVAL; // nothing was submitted
 	while (slot->state == GPU_SLOT_OUT) {
 		uint32_t brief;
+		uint64_t service_ns;
 		int ready = wait_for_tail(q, AT(gpu_state, q->state)->cq_next, &brief, patience);
-		int status = ready > 0 ? take_ready(q, (uint32_t)ready) : ready;
+		int status = ready > 0 ? take_ready(q, (uint32_t)ready, &service_ns) : ready;
 		if (status)
 			return status;
 	}
@@ -386,62 +381,28 @@ DEVICE int wait_expected(const struct gpu_queue *q, const struct expected *e, st
 	return e->usual && wait_for_tail(q, e->next, &brief, patience) == 1 && brief == MPIG_CQ_BRIEF(e->sequence, 0);
 }
 
-// Notes that it has been. By a warp.
+// Notes that it has been. One thread.
 DEVICE void take_expected(const struct gpu_queue *q, uint32_t number, const struct expected *e)
 {
-	if (lane_of())
-		return;
 	struct gpu_slot free_slot = {e->sequence, GPU_SLOT_FREE, 0};
 	*slot_state(q, number) = free_slot;
 	AT(gpu_state, q->state)->cq_next = e->next + 1;
+	report_taken(q, e->next);
 	give_back(q, e->next + 1, e->published);
-}
-
-// The completion at place `next`, by lanes 0 to 3 of a warp at once, two words each: a thread's loads of one line wait for one another.
-DEVICE void completion_ask(const struct gpu_queue *q, uint32_t next, uint64_t *words)
-{
-	if (threadIdx.x < 4)
-		load_pair((const uint64_t *)(q->region + q->cq_offset + (next & (q->entries - 1)) * sizeof(struct mpig_cqe)) +
-		                  2 * threadIdx.x,
-		          words);
-	warp_barrier(); // one lane gives the place back (take_expected), behind the loads of all (R2)
-}
-
-// What it says, to the host.
-DEVICE void completion_report(const struct gpu_queue *q, const uint64_t *words)
-{
-	struct gpu_report *r = AT(gpu_report, q->report);
-	if (threadIdx.x == 0)
-		r->answered = words[0];
-	if (threadIdx.x == 1) {
-		r->committed = words[0];
-		r->rows_read = words[1];
-	}
-	if (threadIdx.x == 2) {
-		r->bytes_read = words[0];
-		r->service_ns = words[1];
-	}
 }
 
 KERNEL(GPU_WARP) mpig_wait(ARGUMENT(gpu_wait) a)
 {
 	struct patience patience = {0, 0};
-	uint64_t words[2] = {0, 0};
 	grid_go();
 	grid_wait();
-	const struct expected e = expect(&a.queue, a.first_slot);
-	int answered = 0;
-	if (threadIdx.x == 0) {
-		answered = a.slots == 1 && wait_expected(&a.queue, &e, &patience);
-		if (!answered)
-			wait_for_all(&a.queue, a.first_slot, a.slots, &patience);
-	}
-	if (!warp_any(answered))
+	if (threadIdx.x)
 		return;
-	warp_barrier(); // a vote orders nothing: the lanes read behind what the first has acquired
-	completion_ask(&a.queue, e.next, words);
-	take_expected(&a.queue, a.first_slot, &e);
-	completion_report(&a.queue, words);
+	const struct expected e = expect(&a.queue, a.first_slot);
+	if (a.slots == 1 && wait_expected(&a.queue, &e, &patience))
+		take_expected(&a.queue, a.first_slot, &e);
+	else
+		wait_for_all(&a.queue, a.first_slot, a.slots, &patience);
 }
 
 // ---- measuring -------------------------------------------------------------------------------------------------------

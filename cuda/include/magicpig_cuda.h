@@ -92,7 +92,8 @@ struct mpig_cuda_answer { /* of the last request that was waited for */
 	size_t size;
 	uint64_t sequence, committed, rows_read, bytes_read, service_ns;
 };
-/* Reads host memory only. */
+/* Reads host memory only. All 0 if none was, or if the queue has recovered or gone to another daemon since. While kernels of the queue run, what it says may
+ * be of two answers: synchronise the stream first. */
 MPIG_API int mpig_cuda_last_answer(const mpig_cuda *gpu, struct mpig_cuda_answer *answer);
 
 /* ---- plans ----------------------------------------------------------------------------------------------------------- */

@@ -21,10 +21,11 @@
 
 #include <magicpig_cuda.h>
 
-enum { HEADS = 32, KV_HEADS = 8, D = 128, LAYERS = 32, SINKS = 4, OWN = 1024, MANY = 32, BIG = 1024, ROUNDS = 5 };
+enum { HEADS = 32, KV_HEADS = 8, D = 128, LAYERS = 32, SINKS = 4, OWN = 1024, MANY = 32, BIG = 1024, ROUNDS = 5, ROWS = 25 };
 
 struct line {
-	const char *name, *unit, *note;
+	char name[64];
+	const char *unit, *note;
 	double value;
 };
 static struct line lines[96];
@@ -32,7 +33,9 @@ static int line_count;
 
 static void note(const char *name, double value, const char *unit, const char *text)
 {
-	lines[line_count++] = (struct line){name, unit, text, value};
+	struct line *made = &lines[line_count++];
+	*made = (struct line){.unit = unit, .note = text, .value = value};
+	snprintf(made->name, sizeof(made->name), "%s", name);
 	printf("%-34s %10.2f %-6s %s\n", name, value, unit, text);
 	fflush(stdout);
 }
@@ -309,12 +312,12 @@ static void kernels(mpig_context *x)
 	lane_close(&l);
 }
 
-// Signatures of 1,024 tokens: buffers that together are several times the L2, against copies of as many bytes in the same order.
-static void signatures(mpig_context *x)
+// Signatures of many tokens: buffers that together are several times the L2, against copies of as many bytes in the same order.
+static void signatures(mpig_context *x, unsigned tokens)
 {
 	enum { BUFFERS = 24 };
-	int buffers = fake ? 1 : BUFFERS;
-	unsigned tokens = fake ? 8 : BIG;
+	int buffers = fake ? 1 : BUFFERS * BIG / (int)tokens;
+	char title[64];
 	size_t q_bytes = (size_t)tokens * HEADS * D * 2, s_bytes = q_bytes / 2;
 	struct lane l = lane_open(1, 40 << 20);
 	struct mpig_cuda_spec spec = spec_of(&x, 0);
@@ -324,7 +327,7 @@ static void signatures(mpig_context *x)
 	struct mpig_cuda_step step = {.size = sizeof(step)};
 	float *q = malloc((size_t)tokens * HEADS * D * 4);
 	model_normal(q, (size_t)tokens * HEADS * D, 1);
-	CUdeviceptr from[BUFFERS], to[BUFFERS], scale = device_bytes(NULL, (size_t)tokens * HEADS * 4);
+	CUdeviceptr from[4 * BUFFERS], to[4 * BUFFERS], scale = device_bytes(NULL, (size_t)tokens * HEADS * 4);
 	for (int i = 0; i < buffers; i++) {
 		from[i] = device_elements(q, (size_t)tokens * HEADS * D, MPIG_BF16);
 		to[i] = device_bytes(NULL, q_bytes);
@@ -336,7 +339,8 @@ static void signatures(mpig_context *x)
 	}
 	double sign = graph_us(&l, device_captured(stream)) / buffers;
 	double moved = (double)(q_bytes + s_bytes + (size_t)tokens * HEADS * 4);
-	note("signature, 1024 x 32 heads", sign, "us", "");
+	snprintf(title, sizeof(title), "signature, %u x 32 heads", tokens);
+	note(title, sign, "us", "");
 	note("  bytes moved a second", moved / sign * 1e-6, "TB/s", "");
 	if (!fake) {
 		device_capture(stream);
@@ -352,6 +356,51 @@ static void signatures(mpig_context *x)
 	free(q);
 	mpig_cuda_plan_destroy(plan);
 	lane_close(&l);
+}
+
+// The daemon's time of the last `count` requests, by their completions, which are in the ring until others take their places.
+static double service_us(const struct lane *l, unsigned count)
+{
+	struct mpig_cuda_info info = {.size = sizeof(info)};
+	struct mpig_queue_header h;
+	struct mpig_cqe ring[64];
+	double sum = 0;
+	MUST(mpig_cuda_get_info(l->gpu, &info));
+	device_read(&h, info.region, sizeof(h));
+	if (h.entries > sizeof(ring) / sizeof(ring[0]) || count > h.entries)
+		must(MPIG_ELIMIT, "completions of a row of steps");
+	device_read(ring, info.region + h.cq_offset, h.entries * sizeof(ring[0]));
+	for (unsigned i = 1; i <= count; i++)
+		sum += (double)ring[(h.cq_tail - i) & (h.entries - 1)].service_ns * 1e-3;
+	return sum / count;
+}
+
+// A graph of `many` steps, one after another: what a step takes, and what it takes beyond the daemon's own time of these very requests.
+static void note_row(const struct lane *l, void *graph, const char *name)
+{
+	int rows = fake ? 1 : ROWS;
+	float us[ROWS], service[ROWS], extra[ROWS];
+	void *before, *after;
+	DEVICE_CALL("cuEventCreate", (void **, unsigned), &before, 0u);
+	DEVICE_CALL("cuEventCreate", (void **, unsigned), &after, 0u);
+	for (int i = -1; i < rows; i++) { // the first is not counted
+		float ms;
+		MUST(mpig_cuda_begin(l->gpu, 1000));
+		DEVICE_CALL("cuEventRecord", (void *, CUstream), before, stream);
+		device_replay(graph, stream);
+		DEVICE_CALL("cuEventRecord", (void *, CUstream), after, stream);
+		settled(l);
+		DEVICE_CALL("cuEventElapsedTime_v2", (float *, void *, void *), &ms, before, after);
+		if (i < 0)
+			continue;
+		us[i] = ms * 1000 / (float)many;
+		service[i] = (float)service_us(l, many);
+		extra[i] = us[i] - service[i];
+	}
+	device_forget(graph);
+	note(name, (double)quantile(us, (size_t)rows, .5), "us", "a step of 32, one after another in a graph");
+	note("  of it the daemon's", (double)quantile(service, (size_t)rows, .5), "us", "of these requests, by its clock");
+	note("  beyond the daemon's", (double)quantile(extra, (size_t)rows, .5), "us", "");
 }
 
 // A step of one layer whose range has few rows: what it takes beyond the daemon's own time, by the daemon's clock.
@@ -398,9 +447,7 @@ static void attend(mpig_context *x)
 		MUST(mpig_cuda_submit(plan, stream, &t.step));
 		MUST(mpig_cuda_merge(plan, stream, &t.step));
 	}
-	double row = graph_us(&l, device_captured(stream)) / many;
-	note("attend, in a row", row, "us", "the same, one after another in a graph");
-	note("  beyond the daemon's", row - (double)quantile(service, (size_t)steps, .5), "us", "");
+	note_row(&l, device_captured(stream), "attend, in a row");
 	mpig_cuda_plan_destroy(plan);
 	tensors_free(&t);
 	lane_close(&l);
@@ -415,7 +462,6 @@ static void own_parts(mpig_context *x)
 	device_write(t.step.rows, &rows, sizeof(rows));
 	for (unsigned first = 0; first < 2; first++) {
 		struct mpig_cuda_spec spec = spec_of(&x, 0);
-		struct mpig_cuda_answer answer = {.size = sizeof(answer)};
 		mpig_cuda_plan *plan;
 		spec.own_first = first;
 		MUST(mpig_cuda_plan_create(l.gpu, &spec, &plan));
@@ -428,10 +474,7 @@ static void own_parts(mpig_context *x)
 				MUST(mpig_cuda_window(plan, stream, &t.step));
 			MUST(mpig_cuda_merge(plan, stream, &t.step));
 		}
-		double us = graph_us(&l, device_captured(stream)) / many;
-		MUST(mpig_cuda_last_answer(l.gpu, &answer));
-		note(first ? "attend, own rows first" : "attend, own rows meanwhile", us, "us", "in a row in a graph");
-		note("  beyond the daemon's", us - (double)answer.service_ns * 1e-3, "us", "as the last step had it");
+		note_row(&l, device_captured(stream), first ? "attend, own rows first" : "attend, own rows meanwhile");
 		mpig_cuda_plan_destroy(plan);
 	}
 	tensors_free(&t);
@@ -532,7 +575,8 @@ int main(int argc, char **argv)
 	round_trips();
 	stream_waits();
 	kernels(x);
-	signatures(x);
+	for (unsigned n = fake ? 8 : BIG / 4; n <= (fake ? 8 : BIG); n *= 2)
+		signatures(x, n);
 	attend(x);
 	own_parts(x);
 	if (tokens)

@@ -1125,6 +1125,43 @@ START_TEST(several_in_flight)
 }
 END_TEST
 
+static struct mpig_cuda_answer last_answer(void)
+{
+	struct mpig_cuda_answer a = {.size = sizeof(a)};
+	device_wait(stream);
+	ck_assert_cuda(mpig_cuda_failure(gpu, NULL), 0);
+	ck_assert_cuda(mpig_cuda_last_answer(gpu, &a), MPIG_OK);
+	return a;
+}
+
+// What the last answer says is read in the ring, of four places here, round which the answers go; no longer when the ring is another's.
+START_TEST(the_last_answer)
+{
+	const struct mpig_cuda_answer none = {.size = sizeof(none)};
+	struct mpig_cuda_answer known = last_answer();
+	ck_assert_mem_eq(&known, &none, sizeof(none));
+	for (unsigned i = 0; i < 10; i++) {
+		ck_assert_cuda(mpig_cuda_nop(gpu, stream, i & 7), MPIG_OK);
+		ck_assert_cuda(mpig_cuda_wait(gpu, stream, i & 7), MPIG_OK);
+		ck_assert_uint_eq(last_answer().sequence, i);
+	}
+	for (unsigned i = 0; i < 3; i++)
+		ck_assert_cuda(mpig_cuda_nop(gpu, stream, i), MPIG_OK);
+	for (unsigned i = 3; i--;) // the first of these waits takes all
+		ck_assert_cuda(mpig_cuda_wait(gpu, stream, i), MPIG_OK);
+	ck_assert_uint_eq(last_answer().sequence, 12);
+	ck_assert_cuda(mpig_cuda_wait(gpu, stream, 0), MPIG_OK); // nothing is in it
+	device_wait(stream);
+	assert_failed(MPIG_EINVAL);
+	ck_assert_cuda(mpig_cuda_recover(gpu), MPIG_OK);
+	known = last_answer();
+	ck_assert_mem_eq(&known, &none, sizeof(none));
+	ck_assert_cuda(mpig_cuda_nop(gpu, stream, 5), MPIG_OK);
+	ck_assert_cuda(mpig_cuda_wait(gpu, stream, 5), MPIG_OK);
+	ck_assert_uint_eq(last_answer().sequence, 13);
+}
+END_TEST
+
 START_TEST(round_trips_are_measured)
 {
 	float ns[100];
@@ -1390,6 +1427,7 @@ int main(void)
 	tcase_add_loop_test(t, an_answer_that_is_an_error, 0, 2);
 	tcase_add_test(t, a_slot_that_is_in_flight);
 	tcase_add_test(t, several_in_flight);
+	tcase_add_test(t, the_last_answer);
 	tcase_add_test(t, round_trips_are_measured);
 	tcase_add_test(t, rings_that_make_no_sense);
 	tcase_add_test(t, no_room_for_a_step_of_many_blocks);

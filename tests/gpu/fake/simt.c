@@ -268,10 +268,6 @@ DEVICE int warp_all(int x)
 		all &= shuffle(x != 0, lane) != 0;
 	return all;
 }
-DEVICE int warp_any(int x)
-{
-	return !warp_all(!x);
-}
 DEVICE void grid_wait(void)
 {
 }
