@@ -298,7 +298,7 @@ MPIG_API int mpig_context_open(mpig_client *client, const char *name, const stru
                                mpig_context **context);
 /* Opens the readable context of this fingerprint with the longest common prefix of `tokens`; *matched (may be NULL) is its
  * length. Without fork_name the context itself is opened. One that is on the daemon's disk only counts as well, after those in memory that match
- * as far, and is brought back first. */
+ * as far, and is brought back first. MPIG_ELIMIT: more tokens than 2^24, the most of one search. */
 MPIG_API int mpig_context_open_prefix(mpig_client *client, const uint32_t *tokens, uint64_t count,
                                       const struct mpig_open_options *options, mpig_context **context, uint64_t *matched);
 /* A new context `new_name` sharing the first `tokens` committed tokens; nothing is copied; the fork's lease is taken. */

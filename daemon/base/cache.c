@@ -61,7 +61,8 @@ uint64_t cpu_l2_share(const char *root, const cpu_set_t *cpus, uint32_t threads)
 	uint64_t least = 0;
 	for (uint32_t i = 0; i < count; i++) {
 		uint32_t users;
-		uint64_t size = l2_of(root, cpu_nth(cpus, i), cpus, &users) / users;
+		uint64_t size = l2_of(root, cpu_nth(cpus, i), cpus, &users);
+		size /= users; // which is known now
 		least = size && (!least || size < least) ? size : least;
 	}
 	return (least ? least : LEAST) / (rounds ? rounds : 1);
