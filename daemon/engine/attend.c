@@ -369,19 +369,16 @@ void attend_merge(const struct attend *a, uint32_t g, uint32_t r, struct attn_pa
 	}
 }
 
-int attend_merge_unit(struct job *j, uint32_t g, uint32_t unit, struct engine_scratch *scratch)
+int attend_merge_unit(struct job *j, uint32_t g, uint32_t to, uint32_t unit)
 {
-	(void)scratch;
 	const struct attend *a = &j->attend;
-	if (!unit)
-		return 0; // the first one's place is the total's
 	enum { AHEAD = 2 };
 	for (uint32_t r = 0; r < a->queries && r < AHEAD; r++)
 		fetch_partial(a, g, unit, r);
 	for (uint32_t r = 0; r < a->queries; r++) {
 		if (r + AHEAD < a->queries)
 			fetch_partial(a, g, unit, r + AHEAD);
-		attn_partial_merge(attend_partial(a, g, 0, r), attend_partial(a, g, unit, r), a->layer->shape.d_v);
+		attn_partial_merge(attend_partial(a, g, to, r), attend_partial(a, g, unit, r), a->layer->shape.d_v);
 	}
 	return 0;
 }

@@ -88,8 +88,8 @@ int attend_finish(struct job *j, struct engine_scratch *s);
 int attend_span(struct job *j, uint32_t group, uint32_t unit, const struct span *span, struct engine_scratch *s);
 // The query's units merged in their order into total (partial_bytes).
 void attend_merge(const struct attend *a, uint32_t g, uint32_t r, struct attn_partial *total);
-// Of one unit, into the first one's; in their order.
-int attend_merge_unit(struct job *j, uint32_t group, uint32_t unit, struct engine_scratch *s);
+// What one unit found, into what another did. In order: see job.h.
+int attend_merge_unit(struct job *j, uint32_t group, uint32_t to, uint32_t unit);
 int attend_close(struct job *j, uint32_t group, struct engine_scratch *s);
 void attend_release(struct job *j);
 

@@ -233,23 +233,48 @@ static bool claim(atomic_uint *next, uint32_t n, uint32_t *unit)
 	return *unit < n;
 }
 
-// Merges what can be merged now that a unit is done, unless somebody is at it, who will see it. True: that was all of the group; once.
-static bool merge_done(struct job *j, struct group *group, uint32_t g, uint32_t unit, const struct runner *by)
+static void merge(struct job *j, const struct runner *by, uint32_t g, uint32_t to, uint32_t unit)
 {
-	uint32_t begin, n;
+	if (to == unit || !alive(j))
+		return;
+	note(j, by, ENGINE_CLOSE, false);
+	j->ops->merge(j, g, to, unit);
+	note(j, by, ENGINE_CLOSE, true);
+}
+
+// Merges what can be merged of a unit's chain now that it is done, unless somebody is at it, who will see it. True: that was all of the chain;
+// once.
+static bool merge_chain(struct job *j, struct group *group, uint32_t g, uint32_t unit, const struct runner *by)
+{
+	uint32_t chain = 0, begin, at;
+	while (unit >= chain_begin(group->main_n, chain + 1))
+		chain++;
+	const uint32_t first = chain_begin(group->main_n, chain), n = chain_begin(group->main_n, chain + 1) - first,
+		       bit = 1u << chain;
 	atomic_store(&group->done[unit], 1);
 	do {
-		if (atomic_exchange(&group->merging, 1)) // they look again after they have ended (below)
+		if (atomic_fetch_or(&group->merging, bit) & bit) // they look again after they have ended (below)
 			return false;
-		begin = n = group->merged;
-		for (; n < group->main_n && atomic_load(&group->done[n]); n++)
-			run_unit(j, by, ENGINE_CLOSE, j->ops->merge, g, n);
-		group->merged = n;
-		atomic_store(&group->merging, 0);
-		if (n == group->main_n)
+		begin = at = group->merged[chain];
+		for (; at < n && atomic_load(&group->done[first + at]); at++)
+			merge(j, by, g, first, first + at);
+		group->merged[chain] = at;
+		atomic_fetch_and(&group->merging, ~bit);
+		if (at == n)
 			return begin < n;
-	} while (atomic_load(&group->done[n]));
+	} while (atomic_load(&group->done[first + at]));
 	return false;
+}
+
+// True: all of the group is merged, into its first unit's result; once.
+static bool merge_done(struct job *j, struct group *group, uint32_t g, uint32_t unit, const struct runner *by)
+{
+	const uint32_t n = chains(group->main_n);
+	if (!merge_chain(j, group, g, unit, by) || atomic_fetch_add_explicit(&group->main_done, 1, memory_order_acq_rel) + 1 < n)
+		return false;
+	for (uint32_t chain = 1; chain < n; chain++)
+		merge(j, by, g, 0, chain_begin(group->main_n, chain));
+	return true;
 }
 
 // Of the sections from `from` on.

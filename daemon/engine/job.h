@@ -4,8 +4,8 @@
 //
 //   pre units [0, pre_n)   ->   the last one to finish runs `turn`   ->   main units [0, main_n)   ->   the last one runs `close`
 //
-// Where there is a `merge`, main units are merged in their order as far as they are done, by one thread of the group at a time, while others
-// are at work; whoever merges the last one closes the group.
+// Where there is a `merge`, main units are merged in their order as far as they are done, by one thread at a time, while others are at work: in
+// a few chains, since workers begin at several places of a group. Whoever completes the last chain merges the chains and closes the group.
 //
 // Units are claimed by a fetch-add, so whoever comes takes the next. The last close of a round runs the job's `finish`, which may
 // set up another round (a commit that seals several segments). Claims are per group, so that a worker returns to the same
@@ -42,7 +42,7 @@ struct engine {
 	struct memory jobs;                // of struct job
 };
 
-enum { SECTIONS = 16 };
+enum { SECTIONS = 16, CHAINS = 4 };
 
 struct group {
 	_Alignas(64) atomic_uint pre_next;
@@ -50,9 +50,9 @@ struct group {
 	atomic_uint open; // main units may be claimed
 	uint32_t pre_n, main_n;
 	// where the job's ops have `merge`
-	atomic_uint merging;                        // somebody does
-	uint32_t merged;                            // so many main units are; whoever merges
-	atomic_uchar *done;                         // [main_n]
+	atomic_uint merging;     // a bit for each chain: somebody does
+	uint32_t merged[CHAINS]; // so many units of each chain are; whoever merges it. main_done: chains that are whole
+	atomic_uchar *done;      // [main_n]
 	_Alignas(64) atomic_uint section[SECTIONS]; // of main units: those claimed of each; main_next: of all
 };
 static_assert(SECTIONS * sizeof(atomic_uint) == 64, "one line");
@@ -65,6 +65,15 @@ static inline uint32_t sections(uint32_t units)
 static inline uint32_t section_begin(uint32_t units, uint32_t section)
 {
 	return units < SECTIONS ? section : (uint32_t)((uint64_t)section * units / SECTIONS);
+}
+// Likewise of chains: as many whatever the workers, since what is merged into what decides about bits; workers begin at several of them.
+static inline uint32_t chains(uint32_t units)
+{
+	return units < 2 * CHAINS ? 1 : CHAINS;
+}
+static inline uint32_t chain_begin(uint32_t units, uint32_t chain)
+{
+	return (uint32_t)((uint64_t)chain * units / chains(units));
 }
 // Where a worker begins with `groups` groups of so many main units; the one after the last: the end.
 struct place {
@@ -94,8 +103,8 @@ struct job_ops { // unit functions return a status; the first failure becomes th
 	int (*pre)(struct job *j, uint32_t group, uint32_t unit, struct engine_scratch *s);
 	int (*turn)(struct job *j, uint32_t group, struct engine_scratch *s);
 	int (*main)(struct job *j, uint32_t group, uint32_t unit, struct engine_scratch *s);
-	int (*merge)(struct job *j, uint32_t group, uint32_t unit,
-	             struct engine_scratch *s); // see above; NULL: close does it all
+	int (*merge)(struct job *j, uint32_t group, uint32_t to,
+	             uint32_t unit); // unit's result into that of `to`; NULL: close does it all
 	int (*close)(struct job *j, uint32_t group, struct engine_scratch *s);
 	int (*finish)(struct job *j, struct engine_scratch *s); // MPIG_EAGAIN: another round was published
 	int (*attempt)(struct job *j);                          // instead of rounds: done in one go, or MPIG_EAGAIN: not now
