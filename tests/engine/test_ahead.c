@@ -143,6 +143,7 @@ END_TEST
 START_TEST(another_order_is_learned)
 {
 	rounds(c, 4);
+	read_everybody();
 	for (int i = 0; i < 3; i++)
 		ask(c, 2), ask(c, 1), ask(c, 0);
 	ck_assert(ask(c, 2));
@@ -351,6 +352,7 @@ START_TEST(a_batch_shares_the_lists)
 				ck_assert_uint_gt(atomic_load(&f.engine->ahead->lane[0].count), runs);
 			job_destroy(one);
 			job_destroy(two);
+			read_everybody();
 		}
 	context_unref(other);
 }
