@@ -216,7 +216,8 @@ static void make(struct engine *e, struct maker *m, struct context *c, const str
 	if (atomic_load_explicit(&ahead->list, memory_order_relaxed) != list)
 		return; // a request was planned since the answer: it may well be the one that this would be about
 	// Where workers never wait, lists are made for nobody.
-	if (atomic_load_explicit(&ahead->unread, memory_order_relaxed) > UNREAD && (list >> 1) % UNREAD)
+	uint32_t unread = list & 1 ? 0 : atomic_fetch_add_explicit(&ahead->unread, 1, memory_order_relaxed);
+	if (unread > UNREAD && unread % UNREAD)
 		return;
 	for (uint32_t w = 0; !(list & 1) && w < ahead->lanes; w++) {
 		atomic_store_explicit(&ahead->lane[w].count, 0, memory_order_relaxed);
@@ -233,11 +234,9 @@ static void make(struct engine *e, struct maker *m, struct context *c, const str
 	if (a.view.strip[0].params.mu)
 		make_lanes(m, &a);
 	layer_view_free(e->store, &a.view);
-	if (!(list & 1)) { // unless one was meanwhile
+	if (!(list & 1)) // unless one was meanwhile
 		atomic_compare_exchange_strong_explicit(&ahead->list, &list, (list | 1) + 2, memory_order_release,
 		                                        memory_order_relaxed);
-		atomic_fetch_add_explicit(&ahead->unread, 1, memory_order_relaxed);
-	}
 }
 
 void engine_list_ahead(struct engine *e, struct context *c, const struct engine_foresight *next)

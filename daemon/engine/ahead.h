@@ -32,10 +32,10 @@ struct ahead_lane {
 struct ahead {
 	_Atomic uint64_t bytes; // of each worker, at most; 0: nothing is read ahead
 	uint32_t lanes;
-	struct ahead_lane *lane;                                          // [lanes]
-	_Alignas(64) _Atomic uint64_t list;                               // a number that grows << 1 | there is one to fetch
-	atomic_bool making;                                               // somebody writes lanes
-	atomic_uint unread;                                               // lists made since somebody fetched
+	struct ahead_lane *lane;            // [lanes]
+	_Alignas(64) _Atomic uint64_t list; // a number that grows << 1 | there is one to fetch
+	atomic_bool making;                 // somebody writes lanes
+	atomic_uint unread;                 // lists that could have been made since somebody fetched
 	_Alignas(64) _Atomic uint64_t last[AHEAD_LAST], next[AHEAD_NEXT]; // ahead.c
 };
 

@@ -143,6 +143,7 @@ END_TEST
 START_TEST(another_order_is_learned)
 {
 	rounds(c, 4);
+	read_everybody();
 	for (int i = 0; i < 3; i++)
 		ask(c, 2), ask(c, 1), ask(c, 0);
 	ck_assert(ask(c, 2));
@@ -351,6 +352,7 @@ START_TEST(a_batch_shares_the_lists)
 				ck_assert_uint_gt(atomic_load(&f.engine->ahead->lane[0].count), runs);
 			job_destroy(one);
 			job_destroy(two);
+			read_everybody();
 		}
 	context_unref(other);
 }
@@ -367,6 +369,17 @@ START_TEST(lists_that_nobody_reads_become_rare)
 	}
 	ck_assert_uint_gt(made, 0);
 	ck_assert_uint_le(made, 16);
+	for (uint32_t more = 1; more < 4; more++) // whatever else is planned between
+		for (int i = made = 0; i < 66 || !made; i++) {
+			for (uint32_t n = 0; n < more; n++) {
+				struct job *job = plan(c, 0, 1);
+				finish(job, 0);
+				job_destroy(job);
+			}
+			ask(c, (uint32_t)i % LAYERS);
+			made += (uint32_t)(atomic_load(&f.engine->ahead->list) & 1);
+			ck_assert_int_lt(i, 200);
+		}
 	while (!read_everybody())
 		ask(c, 0), ask(c, 1), ask(c, 2);
 	for (uint32_t l = 0; l < LAYERS; l++) {
