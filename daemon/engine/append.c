@@ -125,7 +125,8 @@ static int take_rows(struct job *j, uint32_t first, uint32_t n, uint32_t g, uint
 		for (uint32_t h = 0; h < heads; h++) {
 			uint8_t *row = rows + h * piece_pitch(a) + i * f->stride;
 			good &= copy(row + f->v_offset, v_of(a, &all, first + i, g + h), f->d_v, exponent);
-			memset(row + used, 0, f->stride - used);
+			if (f->stride > used)
+				memset(row + used, 0, f->stride - used);
 		}
 	return good ? 0 : not_finite(j);
 }

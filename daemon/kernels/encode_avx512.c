@@ -92,11 +92,13 @@ static void add_columns_avx512(const float *x, size_t n, uint32_t d, const float
 }
 
 // ---- int8 rows -------------------------------------------------------------------------------------------------------
-// f32_to_f16 and f16_to_f32 of numbers that are finite as fp16.
-INLINE uint16_t to_half(float x)
+// The smallest fp16 that is not below x, 0 <= x <= 65504: without a branch that goes either way as often.
+INLINE uint16_t half_above(float x)
 {
-	return (uint16_t)_mm_cvtsi128_si32(_mm_cvtps_ph(_mm_set_ss(x), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+	return (uint16_t)_mm_cvtsi128_si32(_mm_cvtps_ph(_mm_set_ss(x), _MM_FROUND_TO_POS_INF | _MM_FROUND_NO_EXC));
 }
+
+// f16_to_f32 of a number.
 
 INLINE float of_half(uint16_t h)
 {
@@ -110,9 +112,7 @@ INLINE uint16_t encode_block(__m512 a, __m512 b, int8_t *out, uint32_t n)
 	__m512i most =
 		_mm512_max_epi32(_mm512_and_si512(_mm512_castps_si512(a), size), _mm512_and_si512(_mm512_castps_si512(b), size));
 	float wanted = _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(_mm512_reduce_max_epi32(most)))) * (1 / 127.f);
-	uint16_t scale = to_half(wanted < 65504.f ? wanted : 65504.f);
-	if (of_half(scale) < wanted && scale < 0x7bffu)
-		scale++;
+	const uint16_t scale = half_above(wanted < 65504.f ? wanted : 65504.f);
 	const float step = of_half(scale);
 	const __m512 inverse = _mm512_set1_ps(step > 0 ? 1 / step : 0), top = _mm512_set1_ps(127), low = _mm512_set1_ps(-127),
 		     magic = _mm512_set1_ps(12582912.f);

@@ -94,7 +94,7 @@ struct segment {
 	uint32_t refs;     // contexts
 	uint64_t rows_bytes, index_bytes, metadata_bytes;
 	struct charge charge;
-	struct piece_sums *pieces; // while it is open; NULL: none are known
+	struct piece_sums *pieces; // until it has sums of its content; NULL: none are known
 	bool damaged;              // found so while attaching
 	uint8_t id[2][16];         // sealed and on disk: of its file, for each generation (none: the first); else zero
 };

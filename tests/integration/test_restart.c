@@ -285,7 +285,7 @@ START_TEST(a_pool_of_another_version_is_left_alone)
 	ck_assert_int_eq(fseek(f, 32, SEEK_SET), 0); // after header and magic number: the version
 	ck_assert_int_ne(fputc(9, f), EOF);
 	ck_assert_int_eq(fclose(f), 0);
-	assert_refused("has layout version 9 and this daemon reads 3");
+	assert_refused("has layout version 9 and this daemon reads 4");
 }
 END_TEST
 
