@@ -59,7 +59,8 @@ static void start(uint32_t count, uint64_t spin_ns, bool uring)
 	start_with((struct workers_options){.count = count, .spin_ns = spin_ns, .uring = uring});
 }
 
-static void open_client(struct client *c, uint32_t id, uint32_t entries)
+// tasks: what its user's requests are counted in, or NULL.
+static void open_client_of(atomic_uint *tasks, struct client *c, uint32_t id, uint32_t entries)
 {
 	*c = (struct client){0};
 	struct queue_options o = {
@@ -68,12 +69,18 @@ static void open_client(struct client *c, uint32_t id, uint32_t entries)
 	int fd;
 	ck_assert_msg(queue_create(&o, session, &c->q, &fd, why) == MPIG_OK, "%s", why);
 	c->q->id = id;
+	c->q->tasks = tasks;
 	uint64_t bytes = c->q->geometry.region_bytes;
 	ck_assert_int_eq(mpig_region_map(fd, bytes, 0, &c->base), MPIG_OK);
 	close(fd);
 	ck_assert_int_eq(mpig_queue_header_check(c->base, bytes, &c->header), MPIG_OK);
 	mpig_client_rings(c->base, &c->header, &c->sq, &c->cq);
 	ck_assert_int_eq(workers_add_queue(workers, c->q), MPIG_OK);
+}
+
+static void open_client(struct client *c, uint32_t id, uint32_t entries)
+{
+	open_client_of(NULL, c, id, entries);
 }
 
 static void close_client(struct client *c)
@@ -290,8 +297,7 @@ START_TEST(a_user_leaves_room_for_others)
 	atomic_uint tasks[3] = {0};
 	atomic_store(&contexts[0]->hold, 1);
 	for (uint32_t i = 0; i < QUEUES; i++) {
-		open_client(&many[i], 1 + i, EACH);
-		many[i].q->tasks = &tasks[0];
+		open_client_of(&tasks[0], &many[i], 1 + i, EACH);
 		for (uint64_t k = 0; k < EACH; k++)
 			ck_assert(submit(&many[i], MPIG_OP_ATTEND, 3, 1, k));
 	}
@@ -300,10 +306,8 @@ START_TEST(a_user_leaves_room_for_others)
 		sched_yield();
 	ck_assert_uint_ge(atomic_load(&tasks[0]), TASKS / 2);
 	ck_assert_uint_le(atomic_load(&tasks[0]), TASKS / 2 + 2); // a worker looks before it takes one
-	open_client(&other, 100, EACH);
-	open_client(&third, 101, EACH);
-	other.q->tasks = &tasks[1];
-	third.q->tasks = &tasks[2];
+	open_client_of(&tasks[1], &other, 100, EACH);
+	open_client_of(&tasks[2], &third, 101, EACH);
 	for (uint64_t k = 0; k < 50; k++) {
 		ck_assert(submit(&other, MPIG_OP_ATTEND, 2, 1, k) && submit(&third, MPIG_OP_ATTEND, 2, 1, k));
 		reap_until(&other, k + 1);
