@@ -35,6 +35,18 @@ static int check_shape(const struct mpig_wire_layer *w, uint32_t i, char *why)
 	return 0;
 }
 
+// Of a layer that stores nothing: clients believe no more of it either.
+static int check_other(const struct mpig_wire_layer *w, uint32_t i, char *why)
+{
+	if (w->query_heads > MPIG_MAX_HEADS || w->kv_heads > MPIG_MAX_HEADS)
+		return refuse(why, MPIG_EINVAL, "layer %u: query_heads is %u and kv_heads is %u, must be at most %u", i,
+		              w->query_heads, w->kv_heads, MPIG_MAX_HEADS);
+	if (w->d_k > MPIG_MAX_HEAD_DIM || w->d_v > MPIG_MAX_HEAD_DIM)
+		return refuse(why, MPIG_EINVAL, "layer %u: d_k is %u and d_v is %u, must be at most %u", i, w->d_k, w->d_v,
+		              MPIG_MAX_HEAD_DIM);
+	return 0;
+}
+
 static int check_index(const struct mpig_wire_layer *w, uint32_t i, char *why)
 {
 	bool automatic = w->signature_bits == MPIG_BITS_AUTO;
@@ -175,9 +187,10 @@ int spec_create(const struct mpig_wire_layer *layers, uint32_t count, struct spe
 		if (w->kind >= MPIG_LAYER_KIND_COUNT)
 			return refuse(why, MPIG_EINVAL, "layer %u: kind is %u, must be below %d", i, w->kind,
 			              MPIG_LAYER_KIND_COUNT);
-		if (w->kind != MPIG_LAYER_GLOBAL)
+		bool global = w->kind == MPIG_LAYER_GLOBAL;
+		int status = global ? check_shape(w, i, why) : check_other(w, i, why);
+		if (!global && !status)
 			continue;
-		int status = check_shape(w, i, why);
 		if (!status)
 			status = check_index(w, i, why);
 		if (!status)

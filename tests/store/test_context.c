@@ -90,6 +90,14 @@ START_TEST(bad_specs_are_refused_by_field_layer_value_and_limit)
 	ck_assert_ptr_nonnull(strstr(f.why, "paper_k"));
 	layer = (struct mpig_wire_layer){.kind = MPIG_LAYER_CHUNKED};
 	ck_assert_int_eq(create(&body, &layer, &c), MPIG_EINVAL); // nothing to store
+	for (int i = 0; i < 4; i++) { // what no client would believe of a layer, though it stores nothing
+		struct mpig_wire_layer two[] = {good, {.kind = MPIG_LAYER_SLIDING}};
+		*(i == 0 ? &two[1].query_heads : i == 1 ? &two[1].kv_heads : i == 2 ? &two[1].d_k : &two[1].d_v) = 257;
+		body = create_of("a", 2);
+		ck_assert_int_eq(create(&body, two, &c), MPIG_EINVAL);
+		ck_assert_ptr_nonnull(strstr(f.why, "layer 1"));
+		ck_assert_ptr_nonnull(strstr(f.why, "257"));
+	}
 	body.layer_count = 0;
 	ck_assert_int_eq(create(&body, &layer, &c), MPIG_EINVAL);
 	body.layer_count = 513;
