@@ -201,11 +201,11 @@ static void sign_rows(const struct job *j, const uint8_t *rows, const float *key
 		sig_encode_rows(j->engine->kernels, &params, keys, n, w->codes, w->factors, w->block_row);
 }
 
-static void read_keys(const struct append *a, const uint8_t *rows, uint32_t n, float *keys)
+static void read_keys(const struct kernels *k, const struct append *a, const uint8_t *rows, uint32_t n, float *keys)
 {
 	const struct row_format *f = &a->layer->rows;
 	for (uint32_t i = 0; i < n; i++)
-		row_decode_key(f, rows + (size_t)i * f->stride, NULL, keys + (size_t)i * f->d_k);
+		k->row_decode_key(f, rows + (size_t)i * f->stride, NULL, keys + (size_t)i * f->d_k);
 }
 
 static uint32_t unit_heads(const struct append *a)
@@ -263,7 +263,7 @@ static int append_unit(struct job *j, uint32_t group, uint32_t unit, struct engi
 			break;
 		store_rows(j, rows, n, &w);
 		if (w.codes && same && a->layer->rows.type != ROW_BF16)
-			read_keys(a, rows, n, m.keys);
+			read_keys(j->engine->kernels, a, rows, n, m.keys);
 		if (w.codes)
 			sign_rows(j, rows, m.keys, n, &w);
 	}

@@ -33,11 +33,7 @@ static void decode_keys(const struct kernels *k, const struct layer *layer, stru
 			first = row;
 			rows = plan->rows_at(plan, strip, row, &known);
 		}
-		const uint8_t *at = rows + (size_t)(row - first) * layer->rows.stride;
-		if (layer->rows.type == ROW_BF16)
-			k->bf16_widen(at, d_k, keys + (size_t)i * d_k);
-		else
-			row_decode_key(&layer->rows, at, frame, keys + (size_t)i * d_k);
+		k->row_decode_key(&layer->rows, rows + (size_t)(row - first) * layer->rows.stride, frame, keys + (size_t)i * d_k);
 	}
 }
 

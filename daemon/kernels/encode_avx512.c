@@ -162,6 +162,23 @@ static void row_encode_avx512(const struct row_format *f, const float *k, const 
 	memset(dst + used, 0, f->stride - used);
 }
 
+static void row_decode_key_avx512(const struct row_format *f, const uint8_t *src, const float *frame, float *k)
+{
+	if (f->type == ROW_BF16)
+		bf16_widen_avx512(src, f->d_k, k);
+	else if (f->type == ROW_F16)
+		row_decode_key(f, src, frame, k);
+	for (uint32_t at = 0; f->type == ROW_I8 && at < f->d_k; at += 16) {
+		uint16_t scale;
+		memcpy(&scale, src + f->d_k + at / 32 * 2, 2);
+		__m512 x = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const void *)(src + at))));
+		x = _mm512_mul_ps(_mm512_set1_ps(of_half(scale)), x);
+		if (frame)
+			x = _mm512_add_ps(_mm512_mul_ps(x, _mm512_loadu_ps(frame + f->d_k + at)), _mm512_loadu_ps(frame + at));
+		_mm512_storeu_ps(k + at, x);
+	}
+}
+
 // ---- codes of a group ------------------------------------------------------------------------------------------------
 typedef __m512 column; // one dimension of sixteen keys
 
@@ -393,6 +410,7 @@ void encode_init_avx512(struct kernels *k)
 	k->copies_done = copies_done_avx512;
 	k->bf16_widen = bf16_widen_avx512;
 	k->row_encode = row_encode_avx512;
+	k->row_decode_key = row_decode_key_avx512;
 	k->sig_encode16 = sig_encode16_avx512;
 	k->sig_encode16_bf16 = sig_encode16_bf16_avx512;
 }

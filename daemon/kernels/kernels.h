@@ -144,9 +144,10 @@ struct kernels {
 	void (*copies_done)(void);
 	// XXH3 64-bit, without seed or secret.
 	uint64_t (*checksum)(const void *data, size_t bytes);
-	// bf16_widen_finite and row_encode (below), to the bit.
+	// bf16_widen_finite, row_encode and row_decode_key (below), to the bit.
 	bool (*bf16_widen)(const void *src, size_t n, float *dst);
 	void (*row_encode)(const struct row_format *f, const float *k, const float *v, const float *frame, uint8_t *dst);
+	void (*row_decode_key)(const struct row_format *f, const uint8_t *src, const float *frame, float *k);
 	// Of x [n][d], d a multiple of 16: sum[j] += x[i][j], or with a centre [d] += (x[i][j] - centre[j])^2, in double, added in the order of i;
 	// equal to the bit on every ISA.
 	void (*add_columns)(const float *x, size_t n, uint32_t d, const float *centre, double *sum);

@@ -454,6 +454,7 @@ void kernels_init_c(struct kernels *k)
 		.checksum = checksum_c,
 		.bf16_widen = bf16_widen_finite,
 		.row_encode = row_encode,
+		.row_decode_key = row_decode_key,
 	};
 	choose_init_c(k);
 	signs_init_c(k);

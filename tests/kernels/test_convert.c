@@ -341,7 +341,7 @@ START_TEST(tables_are_full)
 		ck_assert_str_eq(k->isa, isas[i].name);
 		ck_assert(k->sig_estimate && k->sig_select && k->exp_sum && k->max && k->split_sums && k->rotate &&
 		          k->copy_finite && k->stream && k->copies_done && k->add_columns && k->checksum && k->bf16_widen &&
-		          k->row_encode);
+		          k->row_encode && k->row_decode_key);
 		for (uint32_t type = 0; type < ROW_TYPES; type++)
 			ck_assert(k->scores[type] && k->values[type]);
 		ck_assert_msg(i == 0 || strcmp(isas[i].name, isas[i - 1].name), "rung %u changed nothing", i);
@@ -481,6 +481,10 @@ START_TEST(rows_are_encoded_alike)
 				k.row_encode(&f, x, v, i % 2 ? frame : NULL, got);
 				row_encode(&f, x, v, i % 2 ? frame : NULL, want);
 				ck_assert_mem_eq(got, want, sizeof(got));
+				memset(wide, 0, sizeof(wide));
+				k.row_decode_key(&f, want, i % 2 ? frame : NULL, wide[0]);
+				row_decode_key(&f, want, i % 2 ? frame : NULL, wide[1]);
+				ck_assert_mem_eq(wide[0], wide[1], sizeof(wide[0]));
 				memset(wide, 0, sizeof(wide));
 				ck_assert_int_eq(k.bf16_widen(half, d_k - (uint32_t)(i % 16), wide[0]),
 				                 bf16_widen_finite(half, d_k - (uint32_t)(i % 16), wide[1]));
