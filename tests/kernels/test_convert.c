@@ -431,7 +431,7 @@ START_TEST(columns_are_added_alike)
 	struct kernels plain;
 	kernels_init_c(&plain);
 	for (size_t i = 0; i < sizeof(x) / sizeof(x[0]); i++)
-		x[i] = (float)((int)(i * 2654435761u >> 8) - (1 << 23)) * (i % 11 ? 1e-3f : 1e4f);
+		x[i] = (float)((int)((uint32_t)i * 2654435761u >> 8) - (1 << 23)) * (i % 11 ? 1e-3f : 1e4f);
 	for (size_t j = 0; j < MOST; j++)
 		centre[j] = (float)j - 100.5f;
 	for (size_t isa = 0; isa < sizeof(features) / sizeof(features[0]); isa++) {
