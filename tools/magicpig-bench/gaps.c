@@ -5,15 +5,15 @@
 #include <math.h>
 #include <stdbool.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "tools/magicpig-bench/bench.h"
+#include "tools/magicpig-bench/model.h"
 #include "tools/magicpig-bench/private_daemon.h"
 
 enum {
-	D = 128,
-	KV_HEADS = 8,
-	HEADS = 32,
+	D = MODEL_D,
+	KV_HEADS = MODEL_KV_HEADS,
+	HEADS = MODEL_HEADS,
 	LAYERS = 32,
 	CHUNK = 1024,
 	STORE = 4, // chunks
@@ -35,24 +35,14 @@ struct side { // a context and its queue
 	struct mpig_result result;
 };
 
-static void fill(uint16_t *bf16, size_t n, uint64_t seed)
-{
-	for (size_t i = 0; i < n; i++) {
-		float f = quick_normal(&seed);
-		uint32_t bits;
-		memcpy(&bits, &f, sizeof(bits));
-		bf16[i] = (uint16_t)(bits >> 16);
-	}
-}
-
 // Keys are cut from a store of normal numbers, each chunk from another place: the same numbers, but other rows.
 static int ingest(struct side *s, uint32_t rows)
 {
 	const size_t chunk = (size_t)CHUNK * KV_HEADS * D;
 	uint64_t at_random = 5;
-	fill(s->k, (STORE + 1) * chunk, 6);
-	fill(s->v, chunk, 7);
-	fill(s->q, (size_t)QUERIES * HEADS * D, 8);
+	fill_bf16(s->k, (STORE + 1) * chunk, 6);
+	fill_bf16(s->v, chunk, 7);
+	fill_bf16(s->q, (size_t)QUERIES * HEADS * D, 8);
 	for (uint32_t at = 0; at < rows; at += CHUNK)
 		for (int layer = 0; layer < LAYERS; layer++) {
 			uint32_t n = rows - at < CHUNK ? rows - at : CHUNK;
@@ -178,17 +168,6 @@ static int measure(struct side s[CONTEXTS], struct gaps_result *out)
 
 static int begin(struct side *s, mpig_client *client, mpig_context *parent, uint32_t rows)
 {
-	struct mpig_layer layers[LAYERS];
-	for (int i = 0; i < LAYERS; i++)
-		layers[i] = (struct mpig_layer){
-			.query_heads = HEADS, .kv_heads = KV_HEADS, .d_k = D, .signature_bits = 2, .row_dtype = MPIG_I8};
-	struct mpig_spec spec = MPIG_INIT(spec);
-	spec.layer_count = LAYERS;
-	spec.layers = layers;
-	spec.fingerprint = "bench";
-	spec.fingerprint_bytes = 5;
-	struct mpig_queue_options options = MPIG_INIT(options);
-	options.spin_us = 1000000;
 	const size_t chunk = (size_t)CHUNK * KV_HEADS * D;
 	s->client = client;
 	s->k = malloc((STORE + 1) * chunk * sizeof(*s->k));
@@ -197,11 +176,11 @@ static int begin(struct side *s, mpig_client *client, mpig_context *parent, uint
 	s->answer = malloc((HEADS * D + HEADS) * sizeof(*s->answer));
 	int status = s->k && s->v && s->q && s->answer ? 0 : MPIG_ENOMEM;
 	if (!status)
-		status = mpig_queue_create(client, &options, &s->queue);
+		status = model_queue(client, &s->queue);
 	if (!status && parent)
 		return mpig_context_fork(parent, "second", rows, &s->context);
 	if (!status)
-		status = mpig_context_create(client, "first", &spec, &s->context);
+		status = model_context(client, "first", LAYERS, MPIG_I8, &s->context);
 	return status ? status : ingest(s, rows);
 }
 

@@ -3,22 +3,21 @@
 #include <magicpig.h>
 #include <stdbool.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "tools/magicpig-bench/bench.h"
+#include "tools/magicpig-bench/model.h"
 #include "tools/magicpig-bench/private_daemon.h"
 
-enum { D = 128, KV_HEADS = 8, HEADS = 32, LAYERS = 4, CHUNK = 1024, REPETITIONS = 41, WARM_UP = 8, QUERIES = 16 };
-
-static void fill(uint16_t *bf16, size_t n, uint64_t seed)
-{
-	for (size_t i = 0; i < n; i++) {
-		float f = quick_normal(&seed);
-		uint32_t bits;
-		memcpy(&bits, &f, sizeof(bits));
-		bf16[i] = (uint16_t)(bits >> 16);
-	}
-}
+enum {
+	D = MODEL_D,
+	KV_HEADS = MODEL_KV_HEADS,
+	HEADS = MODEL_HEADS,
+	LAYERS = 4,
+	CHUNK = 1024,
+	REPETITIONS = 41,
+	WARM_UP = 8,
+	QUERIES = 16
+};
 
 struct run {
 	mpig_queue *queue;
@@ -34,8 +33,8 @@ static int ingest(struct run *r, uint32_t rows, struct layer_result *out)
 		for (int layer = 0; layer < LAYERS; layer++) {
 			uint32_t n = rows - at < CHUNK ? rows - at : CHUNK;
 			double before = seconds();
-			fill(r->k, chunk, (uint64_t)at * LAYERS + (unsigned)layer);
-			fill(r->q, (size_t)QUERIES * HEADS * D, at);
+			fill_bf16(r->k, chunk, (uint64_t)at * LAYERS + (unsigned)layer);
+			fill_bf16(r->q, (size_t)QUERIES * HEADS * D, at);
 			spent_filling += seconds() - before;
 			bool last = at + n == rows;
 			int status = mpig_append(r->queue, r->context, layer, at, n, MPIG_BF16, r->k, r->v, last ? r->q : NULL,
@@ -79,7 +78,7 @@ static int measure(struct run *r, struct layer_result *out)
 	double dense[REPETITIONS], sampled[REPETITIONS], dense_service[REPETITIONS], service[REPETITIONS];
 	for (int i = -WARM_UP; i < REPETITIONS; i++) {
 		int at = i < 0 ? 0 : i, layer = (i + WARM_UP) % LAYERS, status;
-		fill(r->q, (size_t)HEADS * D, (uint64_t)i);
+		fill_bf16(r->q, (size_t)HEADS * D, (uint64_t)i);
 		if ((status = attend(r, layer, MPIG_PROPOSAL_DENSE, 1, answer, &dense[at], &dense_service[at])) ||
 		    (status = attend(r, (layer + LAYERS / 2) % LAYERS, MPIG_PROPOSAL_SIGNATURE, (uint64_t)i, answer, &sampled[at],
 		                     &service[at])))
@@ -95,27 +94,17 @@ static int measure(struct run *r, struct layer_result *out)
 static int run(struct private_daemon *d, uint32_t rows, struct layer_result *out)
 {
 	struct run r = {0};
-	struct mpig_layer layers[LAYERS];
-	for (int i = 0; i < LAYERS; i++)
-		layers[i] = (struct mpig_layer){.query_heads = HEADS, .kv_heads = KV_HEADS, .d_k = D, .signature_bits = 2};
-	struct mpig_spec spec = MPIG_INIT(spec);
-	spec.layer_count = LAYERS;
-	spec.layers = layers;
-	spec.fingerprint = "bench";
-	spec.fingerprint_bytes = 5;
-	struct mpig_queue_options options = MPIG_INIT(options);
-	options.spin_us = 1000000;
 	const size_t chunk = (size_t)CHUNK * KV_HEADS * D;
 	r.k = malloc(chunk * sizeof(*r.k));
 	r.v = malloc(chunk * sizeof(*r.v));
 	r.q = malloc((size_t)QUERIES * HEADS * D * sizeof(*r.q));
 	int status = r.k && r.v && r.q ? 0 : MPIG_ENOMEM;
 	if (!status) {
-		fill(r.v, chunk, 7);
-		status = mpig_queue_create(d->client, &options, &r.queue);
+		fill_bf16(r.v, chunk, 7);
+		status = model_queue(d->client, &r.queue);
 	}
 	if (!status)
-		status = mpig_context_create(d->client, "bench", &spec, &r.context);
+		status = model_context(d->client, "bench", LAYERS, 0, &r.context);
 	if (!status)
 		status = ingest(&r, rows, out);
 	if (!status) {
