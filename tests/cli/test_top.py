@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -255,9 +256,11 @@ def test_a_daemon_that_is_stuck(daemon, client, book, tmp_path):
 
 @needs_tmux
 def test_the_daemon_ends_and_another_begins(tmp_path):
-    daemon = Daemon()
-    screen = Screen(tmp_path, "--socket", str(daemon.socket), "top", "--delay", "200")
-    try:
+    with contextlib.ExitStack() as ending:
+        daemon = Daemon()
+        ending.callback(daemon.stop)
+        screen = Screen(tmp_path, "--socket", str(daemon.socket), "top", "--delay", "200")  # skips where there are no terminals
+        ending.callback(screen.close)
         screen.until(f"pid {daemon.process.pid}")
         daemon.process.send_signal(signal.SIGTERM)
         daemon.process.wait(20)
@@ -267,9 +270,6 @@ def test_the_daemon_ends_and_another_begins(tmp_path):
         screen.until("requests/s")
         screen.keys("q")
         assert screen.exit_status() == OK
-    finally:
-        screen.close()
-        daemon.stop()
 
 
 @needs_tmux
