@@ -12,6 +12,7 @@
 #include "daemon/server/peer.h"
 #include "shm/abi.h"
 #include "shm/status.h"
+#include "shm/zero.h"
 
 static const struct {
 	const char *name;
@@ -180,8 +181,7 @@ int control_hello(struct peer *p, struct request *r)
 			r, MPIG_EVERSION,
 			"the client has ABI version %u, this daemon (%s) has %u: use a library of the daemon's version",
 			in->abi_version, MPIG_VERSION_STRING, MPIG_ABI_VERSION);
-	static const uint8_t zeros[sizeof in->reserved];
-	if (in->pid_reserved || in->list_page || memcmp(in->reserved, zeros, sizeof zeros) != 0)
+	if (in->pid_reserved || in->list_page || !mpig_all_zero(in->reserved, sizeof in->reserved))
 		return control_fail(r, MPIG_EPROTO, "HELLO: reserved fields must be zero");
 	p->greeted = true;
 	struct server *s = p->server;

@@ -95,11 +95,10 @@ int control_kill(struct peer *p, struct request *r)
 
 int control_quota(struct peer *p, struct request *r)
 {
-	static const uint8_t zeros[sizeof(struct mpig_ctl_quota)];
 	const struct mpig_ctl_quota *in = (const void *)r->header;
 	struct server *s = p->server;
 	size_t asked = offsetof(struct mpig_ctl_quota, bytes);
-	if (memcmp(&in->bytes, zeros, sizeof *in - asked) != 0 || in->group > 1)
+	if (!mpig_all_zero(&in->bytes, sizeof *in - asked) || in->group > 1)
 		return control_fail(r, MPIG_EPROTO,
 		                    "QUOTA: all but uid and group must be zero in a request, and group at most 1");
 	uint32_t own = in->group ? p->who.gid : p->who.uid, number = in->uid == UINT32_MAX ? own : in->uid;

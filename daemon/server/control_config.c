@@ -5,6 +5,7 @@
 #include "daemon/server/peer.h"
 #include "daemon/server/reload.h"
 #include "shm/status.h"
+#include "shm/zero.h"
 
 static int reply_text(struct peer *p, struct request *r, const char *text, size_t length)
 {
@@ -36,9 +37,8 @@ int control_config_get(struct peer *p, struct request *r)
 int control_configure(struct peer *p, struct request *r)
 {
 	const struct mpig_ctl_configure *in = (const void *)r->header;
-	static const uint8_t zeros[sizeof in->reserved];
 	char changed[RELOAD_TEXT_BYTES], why[OPTIONS_WHY_BYTES];
-	if (!memchr(in->assignment, 0, sizeof in->assignment) || memcmp(in->reserved, zeros, sizeof zeros) != 0)
+	if (!memchr(in->assignment, 0, sizeof in->assignment) || !mpig_all_zero(in->reserved, sizeof in->reserved))
 		return control_fail(r, MPIG_EPROTO, "CONFIGURE: assignment must end with a zero, reserved bytes must be zero");
 	int status = in->assignment[0] ? server_configure(p->server, in->assignment, changed, why)
 	                               : server_reload(p->server, "magicpigctl reload", changed, why);

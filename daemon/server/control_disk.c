@@ -7,15 +7,14 @@
 #include "daemon/disk/job.h"
 #include "daemon/server/peer.h"
 #include "shm/status.h"
-
-static const uint8_t zeros[64];
+#include "shm/zero.h"
 
 static int check_disk(struct peer *p, struct request *r, const struct mpig_ctl_disk *in)
 {
 	if (!memchr(in->name, 0, sizeof in->name))
 		return control_fail(r, MPIG_EPROTO, "DISK: name must end with a zero within %u bytes", MPIG_NAME_BYTES);
 	if (in->state || in->done || in->total || in->tokens || in->bytes || in->moved || in->segments || in->shared ||
-	    in->leftovers || in->orphans || in->damaged || in->dry > 1 || memcmp(in->reserved, zeros, sizeof in->reserved) != 0)
+	    in->leftovers || in->orphans || in->damaged || in->dry > 1 || !mpig_all_zero(in->reserved, sizeof in->reserved))
 		return control_fail(r, MPIG_EPROTO, "DISK: fields of the reply and reserved bytes must be zero in a request");
 	if (in->work != MPIG_DISK_GC && (in->dry || in->damaged_days))
 		return control_fail(r, MPIG_EPROTO, "DISK: dry and damaged_days belong to GC");
@@ -91,7 +90,7 @@ int control_saved(struct peer *p, struct request *r)
 {
 	const struct mpig_ctl_saved *in = (const void *)r->header;
 	if (!memchr(in->after, 0, sizeof in->after) || in->count > MPIG_LIST_PAGE || in->more ||
-	    memcmp(in->reserved, zeros, sizeof in->reserved))
+	    !mpig_all_zero(in->reserved, sizeof in->reserved))
 		return control_fail(r, MPIG_EPROTO, "SAVED: after must end with a zero, count be at most %u, and all else zero",
 		                    MPIG_LIST_PAGE);
 	if (!p->server->disk)

@@ -7,6 +7,7 @@
 #include "daemon/index/index.h"
 #include "daemon/server/peer.h"
 #include "shm/status.h"
+#include "shm/zero.h"
 
 struct heads_reply {
 	struct mpig_ctl_heads page;
@@ -16,10 +17,9 @@ static_assert(offsetof(struct heads_reply, head) == sizeof(struct mpig_ctl_heads
 
 static int check_heads(struct request *r, const struct mpig_ctl_heads *in)
 {
-	static const uint8_t zeros[sizeof in->reserved];
 	if (!memchr(in->name, 0, sizeof in->name))
 		return control_fail(r, MPIG_EPROTO, "HEADS: name must end with a zero within %u bytes", MPIG_NAME_BYTES);
-	if (in->count || in->total || in->reserved0 || memcmp(in->reserved, zeros, sizeof zeros) != 0)
+	if (in->count || in->total || in->reserved0 || !mpig_all_zero(in->reserved, sizeof in->reserved))
 		return control_fail(r, MPIG_EPROTO, "HEADS: fields of the reply and reserved bytes must be zero in a request");
 	return MPIG_OK;
 }

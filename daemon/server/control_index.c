@@ -4,13 +4,13 @@
 #include "daemon/server/indexer.h"
 #include "daemon/server/peer.h"
 #include "shm/status.h"
+#include "shm/zero.h"
 
 static int check_reindex(struct peer *p, struct request *r, const struct mpig_ctl_reindex *in)
 {
-	static const uint8_t zeros[sizeof in->reserved];
 	if (!memchr(in->name, 0, sizeof in->name))
 		return control_fail(r, MPIG_EPROTO, "REINDEX: name must end with a zero within %u bytes", MPIG_NAME_BYTES);
-	if (in->state || in->signature_version || in->done || in->total || memcmp(in->reserved, zeros, sizeof zeros) != 0)
+	if (in->state || in->signature_version || in->done || in->total || !mpig_all_zero(in->reserved, sizeof in->reserved))
 		return control_fail(r, MPIG_EPROTO, "REINDEX: fields of the reply and reserved bytes must be zero in a request");
 	if (!in->job && p->server->draining)
 		return control_fail(r, MPIG_ESHUTDOWN, "the daemon is shutting down; connect again when it is back");

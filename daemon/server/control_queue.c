@@ -5,6 +5,7 @@
 
 #include "daemon/server/peer.h"
 #include "shm/status.h"
+#include "shm/zero.h"
 
 int control_check_region(struct peer *p, struct request *r, const struct account *a, uint64_t bytes, const char *advice)
 {
@@ -55,9 +56,8 @@ int control_queue_create(struct peer *p, struct request *r)
 {
 	const struct mpig_ctl_queue_create *in = (const void *)r->header;
 	struct server *s = p->server;
-	static const uint8_t zeros[sizeof in->reserved];
 	if (in->adopt > 1 || r->fd_count != in->adopt || in->region_bytes || in->queue_id ||
-	    memcmp(in->reserved, zeros, sizeof zeros) != 0)
+	    !mpig_all_zero(in->reserved, sizeof in->reserved))
 		return control_fail(
 			r, MPIG_EPROTO,
 			"QUEUE_CREATE: adopt must be 1 with one file descriptor or 0 with none, reserved fields zero");

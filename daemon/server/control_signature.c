@@ -6,6 +6,7 @@
 #include "daemon/index/index.h"
 #include "daemon/server/peer.h"
 #include "shm/status.h"
+#include "shm/zero.h"
 
 struct signature_reply {
 	struct mpig_ctl_signature page;
@@ -15,14 +16,13 @@ static_assert(offsetof(struct signature_reply, balance) == sizeof(struct mpig_ct
 
 static int check_signature(struct request *r, const struct mpig_ctl_signature *in)
 {
-	static const uint8_t zeros[sizeof in->signs + sizeof in->reserved];
 	static_assert(offsetof(struct mpig_ctl_signature, reserved) ==
 	                      offsetof(struct mpig_ctl_signature, signs) + sizeof(in->signs),
 	              "compared as one");
 	if (!memchr(in->name, 0, sizeof in->name))
 		return control_fail(r, MPIG_EPROTO, "SIGNATURE: name must end with a zero within %u bytes", MPIG_NAME_BYTES);
 	if (in->count || in->kv_heads || in->version || in->bits || in->d_k || in->d_pad ||
-	    memcmp(in->signs, zeros, sizeof zeros) != 0)
+	    !mpig_all_zero(in->signs, sizeof in->signs + sizeof in->reserved))
 		return control_fail(r, MPIG_EPROTO,
 		                    "SIGNATURE: fields of the reply and reserved bytes must be zero in a request");
 	return MPIG_OK;

@@ -5,13 +5,13 @@
 #include "daemon/disk/stream.h"
 #include "daemon/server/peer.h"
 #include "shm/status.h"
+#include "shm/zero.h"
 
 static int check_stream(struct request *r, const struct mpig_ctl_stream *in)
 {
-	static const uint8_t zeros[sizeof in->reserved];
 	if (!memchr(in->name, 0, sizeof in->name))
 		return control_fail(r, MPIG_EPROTO, "STREAM: name must end with a zero within %u bytes", MPIG_NAME_BYTES);
-	if (in->reserved0 || memcmp(in->reserved, zeros, sizeof zeros) != 0)
+	if (in->reserved0 || !mpig_all_zero(in->reserved, sizeof in->reserved))
 		return control_fail(r, MPIG_EPROTO, "STREAM: reserved fields must be zero");
 	if (in->way != MPIG_STREAM_EXPORT && in->way != MPIG_STREAM_IMPORT)
 		return control_fail(r, MPIG_EPROTO, "STREAM: way %u is not known", in->way);

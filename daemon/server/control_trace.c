@@ -5,15 +5,15 @@
 #include "daemon/base/log.h"
 #include "daemon/server/peer.h"
 #include "shm/status.h"
+#include "shm/zero.h"
 
 static struct log_limit recorded_limit = LOG_LIMIT_INIT;
 
 static int check_trace(struct request *r, const struct mpig_ctl_trace *in)
 {
-	static const uint8_t zeros[sizeof in->reserved];
 	if (!memchr(in->name, 0, sizeof in->name))
 		return control_fail(r, MPIG_EPROTO, "TRACE: name must end with a zero within %u bytes", MPIG_NAME_BYTES);
-	if (in->region_bytes || in->context_id || in->began_ns || memcmp(in->reserved, zeros, sizeof zeros) != 0)
+	if (in->region_bytes || in->context_id || in->began_ns || !mpig_all_zero(in->reserved, sizeof in->reserved))
 		return control_fail(r, MPIG_EPROTO, "TRACE: fields of the reply and reserved bytes must be zero in a request");
 	if (in->action == MPIG_TRACE_STOP)
 		return in->ring_bytes ? control_fail(r, MPIG_EPROTO, "TRACE: ring_bytes must be zero to stop") : MPIG_OK;

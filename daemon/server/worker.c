@@ -10,17 +10,13 @@
 #include "daemon/base/clock.h"
 #include "daemon/base/log.h"
 #include "daemon/server/park.h"
+#include "daemon/server/stats.h"
 #include "shm/status.h"
 
 #define CLOCK_EVERY 16u                // idle turns between looks at the clock
 #define PAUSE 256u                     // idle turns, some 20 us, after which a client is taken to be busy with other things
 #define NAP_FIRST_NS UINT64_C(1000000) // of a worker whose queues wait for something that wakes nobody (room for completions)
 #define NAP_LAST_NS UINT64_C(32000000)
-
-static void store_stat(uint64_t *counter, uint64_t value)
-{
-	__atomic_store_n(counter, value, __ATOMIC_RELAXED);
-}
 
 void worker_set_state(struct worker *w, enum mpig_worker_state state)
 {
@@ -30,7 +26,7 @@ void worker_set_state(struct worker *w, enum mpig_worker_state state)
 	if (state == MPIG_WORKER_BUSY)
 		w->began_ns = mono_ns();
 	atomic_store_explicit(&w->state, (int)state, memory_order_relaxed);
-	store_stat(&w->stats->state, (uint64_t)state);
+	stats_set(&w->stats->state, (uint64_t)state);
 }
 
 // The time since `then` goes to what it was spent on; returns now.
@@ -40,10 +36,10 @@ static uint64_t account(struct worker *w, uint64_t then)
 	uint64_t now = mono_ns(), busy_from = now;
 	if (atomic_load_explicit(&w->state, memory_order_relaxed) == MPIG_WORKER_BUSY)
 		busy_from = w->began_ns > then ? w->began_ns : then;
-	store_stat(&s->busy_ns, s->busy_ns + now - busy_from);
-	store_stat(&s->spin_ns, s->spin_ns + busy_from - then);
-	store_stat(&s->accounted_ns, now);
-	store_stat(&s->heartbeat_ns, now);
+	stats_set(&s->busy_ns, s->busy_ns + now - busy_from);
+	stats_set(&s->spin_ns, s->spin_ns + busy_from - then);
+	stats_set(&s->accounted_ns, now);
+	stats_set(&s->heartbeat_ns, now);
 	return now;
 }
 
@@ -191,16 +187,16 @@ static bool park(struct worker *w, uint64_t *nap_ns)
 		uint64_t most = w->all->options.look_ns && any_silent(w) ? w->all->options.look_ns : UINT64_MAX;
 		worker_set_state(w, MPIG_WORKER_PARKED);
 		uint64_t before = mono_ns();
-		store_stat(&w->stats->accounted_ns, before);
+		stats_set(&w->stats->accounted_ns, before);
 		atomic_store(&w->seen, WORKER_OFFLINE);
 		park_sleep(w->park, nap && *nap_ns < most ? *nap_ns : most);
 		go_online(w);
-		store_stat(&w->stats->heartbeat_ns, mono_ns()); // before it counts as awake: see workers_stuck
+		stats_set(&w->stats->heartbeat_ns, mono_ns()); // before it counts as awake: see workers_stuck
 		worker_set_state(w, MPIG_WORKER_SPIN);
 		uint64_t after = mono_ns();
-		store_stat(&w->stats->park_ns, w->stats->park_ns + after - before);
-		store_stat(&w->stats->accounted_ns, after);
-		store_stat(&w->stats->wakeups, w->stats->wakeups + 1);
+		stats_set(&w->stats->park_ns, w->stats->park_ns + after - before);
+		stats_set(&w->stats->accounted_ns, after);
+		stats_set(&w->stats->wakeups, w->stats->wakeups + 1);
 		*nap_ns = nap && *nap_ns < NAP_LAST_NS ? 2 * *nap_ns : *nap_ns;
 	}
 	announce(w, false);
@@ -227,7 +223,7 @@ static bool read_ahead(struct worker *w)
 		return false;
 	uint32_t bytes = engine_read_ahead(w->all->options.engine, w->number);
 	if (bytes)
-		store_stat(&w->stats->prefetched_bytes, w->stats->prefetched_bytes + bytes);
+		stats_set(&w->stats->prefetched_bytes, w->stats->prefetched_bytes + bytes);
 	return bytes > 0;
 }
 
@@ -235,7 +231,7 @@ static void *worker_main(void *arg)
 {
 	struct worker *w = arg;
 	uint64_t now = mono_ns(), last_work = now, nap_ns = NAP_FIRST_NS;
-	store_stat(&w->stats->heartbeat_ns, now);
+	stats_set(&w->stats->heartbeat_ns, now);
 	worker_set_state(w, MPIG_WORKER_SPIN);
 	for (uint32_t idle = 0; !atomic_load_explicit(&w->all->stop, memory_order_relaxed);) {
 		uint32_t moved = turn(w);
@@ -276,7 +272,7 @@ static void *worker_start(void *arg)
 	int status = cpu < 0 ? 0 : cpu_pin(cpu);
 	if (status != 0)
 		log_warn("worker %u: cannot be pinned to CPU %d: %s", w->number, cpu, strerror(-status));
-	store_stat(&w->stats->cpu, cpu < 0 || status != 0 ? UINT64_MAX : (uint64_t)cpu);
+	stats_set(&w->stats->cpu, cpu < 0 || status != 0 ? UINT64_MAX : (uint64_t)cpu);
 	w->park = park_create(w->wake_fd, w->all->options.uring);
 	bool able = w->park != NULL;
 	if (!able)
