@@ -174,13 +174,13 @@ static void store_rows(const struct job *j, const uint8_t *rows, uint32_t n, con
 	uint32_t before = w->block_row % PIECE_ROWS;
 	uint64_t sum = 0;
 	if (w->piece && n == PIECE_ROWS)
-		sum = kernels->checksum(rows, n * stride) ?: 1;
+		sum = piece_sum(kernels->checksum, rows, n * stride);
 	if (j->append.count >= PIECE_ROWS)
 		kernels->stream(w->rows, rows, n * stride);
 	else
 		memcpy(w->rows, rows, n * stride);
 	if (w->piece && n < PIECE_ROWS && before + n == PIECE_ROWS)
-		sum = kernels->checksum(w->rows - before * stride, PIECE_ROWS * stride) ?: 1;
+		sum = piece_sum(kernels->checksum, w->rows - before * stride, PIECE_ROWS * stride);
 	if (w->piece)
 		*w->piece = sum;
 }

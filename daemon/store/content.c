@@ -47,6 +47,11 @@ void piece_sums_free(struct segment *seg)
 
 // ---- strips ----------------------------------------------------------------------------------------------------------
 
+static void fold(XXH3_state_t *state, uint64_t sum)
+{
+	XXH3_64bits_update(state, &sum, sizeof sum);
+}
+
 // known: sums of its pieces, or NULL: all rows are read.
 static uint64_t rows_sum(const struct store *s, const struct segment *seg, uint32_t b, uint32_t strip, uint32_t used,
                          const uint64_t *known)
@@ -59,8 +64,7 @@ static uint64_t rows_sum(const struct store *s, const struct segment *seg, uint3
 	for (uint32_t row = 0; row < used; row += PIECE_ROWS) {
 		uint32_t n = used - row < PIECE_ROWS ? used - row : PIECE_ROWS;
 		uint64_t sum = known && n == PIECE_ROWS ? known[row / PIECE_ROWS] : 0;
-		sum = sum ? sum : not_zero(s->options.checksum(rows + row * stride, n * stride));
-		XXH3_64bits_update(&state, &sum, sizeof sum);
+		fold(&state, sum ? sum : piece_sum(s->options.checksum, rows + row * stride, n * stride));
 	}
 	return XXH3_64bits_digest(&state);
 }
@@ -89,14 +93,11 @@ static uint64_t tokens_sum(const struct store *s, const struct segment *seg, uin
 uint64_t block_content(const struct store *s, const struct segment *seg, uint32_t b, uint32_t rows)
 {
 	uint32_t used = used_rows(seg->record, b, rows);
-	uint64_t sum = tokens_sum(s, seg, b, used);
 	XXH3_state_t state;
 	XXH3_64bits_reset(&state);
-	XXH3_64bits_update(&state, &sum, sizeof sum);
-	for (uint32_t strip = 0; strip < seg->spec->strips; strip++) {
-		sum = rows_sum(s, seg, b, strip, used, NULL);
-		XXH3_64bits_update(&state, &sum, sizeof sum);
-	}
+	fold(&state, tokens_sum(s, seg, b, used));
+	for (uint32_t strip = 0; strip < seg->spec->strips; strip++)
+		fold(&state, rows_sum(s, seg, b, strip, used, NULL));
 	return not_zero(XXH3_64bits_digest(&state));
 }
 
@@ -104,14 +105,11 @@ uint64_t code_block_content(const struct store *s, const struct segment *seg, co
                             uint32_t rows)
 {
 	uint32_t used = used_rows(seg->record, b, rows);
-	uint64_t sum = used;
 	XXH3_state_t state;
 	XXH3_64bits_reset(&state);
-	XXH3_64bits_update(&state, &sum, sizeof sum);
-	for (uint32_t strip = 0; strip < seg->spec->strips; strip++) {
-		sum = codes_sum(s, seg, g, b, strip, used);
-		XXH3_64bits_update(&state, &sum, sizeof sum);
-	}
+	fold(&state, used);
+	for (uint32_t strip = 0; strip < seg->spec->strips; strip++)
+		fold(&state, codes_sum(s, seg, g, b, strip, used));
 	return not_zero(XXH3_64bits_digest(&state));
 }
 

@@ -228,6 +228,12 @@ void layer_view_free(struct store *s, struct layer_view *view); // unpins
 // is dropped meanwhile, until context_appended or the holder's next reserve, commit, truncation or release.
 int context_reserve(struct store *s, struct context *c, uint32_t layer, uint64_t position, uint64_t count, char *why);
 #define PIECE_ROWS 16u // of a strip: what a checksum is of. Pieces begin at multiples of this in their block
+// Of the bytes of a piece's rows; never 0.
+static inline uint64_t piece_sum(uint64_t (*checksum)(const void *data, size_t bytes), const void *rows, size_t bytes)
+{
+	uint64_t sum = checksum(rows, bytes);
+	return sum ? sum : 1;
+}
 struct write_span {
 	uint32_t n; // consecutive rows from position
 	uint8_t *rows;
@@ -235,7 +241,7 @@ struct write_span {
 	uint16_t *factors;
 	uint32_t block_row;
 	// For the checksum of a sealed segment: sums of the pieces from the one on that block_row is in; NULL: nobody keeps them. Whoever writes rows of
-	// a piece stores the checksum of all its rows' bytes (0 becomes 1), or 0: it is not known, and the seal reads the rows again.
+	// a piece stores its piece_sum, or 0: it is not known, and the seal reads the rows again.
 	uint64_t *piece;
 	struct strip_params params;
 	float *frame; // of int8 rows. frame_fresh: the caller sets it from its first rows
