@@ -160,16 +160,22 @@ START_TEST(whose_it_is)
 }
 END_TEST
 
+// A context of two segments, one of them open, that is nowhere but on the tape. Returns what the pool holds then.
+static uint64_t two_segments_to(struct tape *t)
+{
+	struct context *c = create("book", 1);
+	grow(c, 300, true);
+	grow(c, 340, false);
+	ck_assert_int_eq(to_tape(t, &root, "book"), 0);
+	done_with(c, "book");
+	return pool_used(f.pool);
+}
+
 // Every byte of the heads and the descriptions, and bytes of every page of the data: turned, the stream is refused. Cut anywhere, too.
 START_TEST(altered_or_cut)
 {
 	struct tape t = {0};
-	struct context *c = create("book", 1);
-	grow(c, 300, true);
-	grow(c, 340, false);
-	ck_assert_int_eq(to_tape(&t, &root, "book"), 0);
-	done_with(c, "book");
-	uint64_t used = pool_used(f.pool), tried = 0;
+	uint64_t used = two_segments_to(&t), tried = 0;
 	size_t whole = t.bytes;
 	for (size_t i = 0; i < whole; i += i < 6000 ? 1 : 509) {
 		t.data[i] ^= (uint8_t)(1 << i % 8);
@@ -258,12 +264,7 @@ START_TEST(made_up)
 {
 	static const uint32_t values[] = {0, 1, 0x7fffffff, 0xffffffff, 65537, 0x80000000};
 	struct tape t = {0};
-	struct context *c = create("book", 1);
-	grow(c, 300, true);
-	grow(c, 340, false);
-	ck_assert_int_eq(to_tape(&t, &root, "book"), 0);
-	done_with(c, "book");
-	uint64_t used = pool_used(f.pool), refused = 0, taken = 0;
+	uint64_t used = two_segments_to(&t), refused = 0, taken = 0;
 	for (uint32_t kind = MPIG_ARCHIVE_CONTEXT; kind <= MPIG_ARCHIVE_SEGMENT; kind++)
 		for (uint32_t which = 0; which < (kind == MPIG_ARCHIVE_SEGMENT ? 2 : 1); which++) {
 			struct mpig_archive_chunk h;
@@ -319,12 +320,7 @@ END_TEST
 START_TEST(the_version_before)
 {
 	struct tape t = {0};
-	struct context *c = create("book", 1);
-	grow(c, 300, true);
-	grow(c, 340, false);
-	ck_assert_int_eq(to_tape(&t, &root, "book"), 0);
-	done_with(c, "book");
-	uint64_t used = pool_used(f.pool);
+	uint64_t used = two_segments_to(&t);
 	uint8_t *chunk = chunk_at(&t, MPIG_ARCHIVE_SEGMENT, 0);
 	struct mpig_archive_shape shape;
 	struct disk_block block;
