@@ -5,6 +5,13 @@
 
 #include "daemon/index/index.h"
 
+// Of the weights below theta, and of their squares; and how many are not below.
+struct sums {
+	float theta; // NaN: none yet
+	double below, below2;
+	uint64_t above;
+};
+
 // Estimated weights relative to the largest, so that theta = exp(tau - shift) is the threshold on w.
 struct weights {
 	const struct kernels *k;
@@ -13,6 +20,7 @@ struct weights {
 	uint32_t n;
 	float shift;
 	double total;
+	struct sums last; // a root's, most often asked for again by who looks for another from there
 };
 
 // A weight that fp32 lost to underflow has pi < 1e-10 at this theta. Below it such rows could matter, and the sorted search takes
@@ -28,11 +36,21 @@ static bool weigh(struct weights *x, const struct kernels *k, const float *estim
 		w[i] = estimates[i];
 		usable &= w[i] <= FLT_MAX;
 	}
-	*x = (struct weights){.k = k, .estimate = estimates, .w = w, .n = n, .shift = k->max(w, n)};
+	*x = (struct weights){.k = k, .estimate = estimates, .w = w, .n = n, .shift = k->max(w, n), .last.theta = NAN};
 	if (!usable || !(x->shift > -INFINITY))
 		return false;
 	x->total = k->exp_sum(w, n, x->shift);
 	return true;
+}
+
+static struct sums sums_at(struct weights *x, float theta)
+{
+	struct sums *s = &x->last;
+	if (s->theta != theta) {
+		s->theta = theta;
+		x->k->split_sums(x->w, x->n, theta, &s->below, &s->below2, &s->above);
+	}
+	return *s;
 }
 
 static int descending(const void *a, const void *b)
@@ -73,7 +91,7 @@ static double fill_sorted(const struct weights *x, double target)
 
 // tau with sum_i min(1, exp(s_i - tau)) = target, 0 < target < n. From above: theta <- below / (target - above) never passes the
 // root, and it is exact once the set above it stops growing.
-static double fill(const struct weights *x, double target)
+static double fill(struct weights *x, double target)
 {
 	enum { STEPS = 32 };
 	double theta = x->total / target;
@@ -81,21 +99,19 @@ static double fill(const struct weights *x, double target)
 	for (int step = 0; step < STEPS && theta >= SMALLEST_THETA; step++) {
 		if (theta >= 1)
 			return (double)x->shift + log(theta);
-		double below, below2;
-		uint64_t above;
-		x->k->split_sums(x->w, x->n, (float)theta, &below, &below2, &above);
-		if (above == known)
+		struct sums s = sums_at(x, (float)theta);
+		if (s.above == known)
 			return (double)x->shift + log(theta);
-		if (!((double)above < target))
+		if (!((double)s.above < target))
 			break;
-		theta = below / (target - (double)above);
-		known = above;
+		theta = s.below / (target - (double)s.above);
+		known = s.above;
 	}
 	return fill_sorted(x, target);
 }
 
 // As fill, for any number of rows.
-static double tau_of_rows(const struct weights *x, double repeat, double rows)
+static double tau_of_rows(struct weights *x, double repeat, double rows)
 {
 	if (!(rows > 0))
 		return INFINITY;
@@ -115,7 +131,7 @@ float tau_for_budget(const struct kernels *k, const float *estimates, uint32_t n
 }
 
 struct target {
-	const struct weights *x;
+	struct weights *x;
 	double repeat, exact; // exact: the client's own mass, in units of exp(shift)
 	double eps2;
 };
@@ -124,16 +140,13 @@ struct target {
 // drawn.
 static double excess(const struct target *t, double log_theta)
 {
-	float theta = (float)exp(log_theta);
-	double below, below2;
-	uint64_t above;
-	t->x->k->split_sums(t->x->w, t->x->n, theta, &below, &below2, &above);
-	double variance = t->repeat * ((double)theta * below - below2);
-	double mass = t->repeat * below + (t->x->total - below) + t->exact;
+	struct sums s = sums_at(t->x, (float)exp(log_theta));
+	double variance = t->repeat * ((double)s.theta * s.below - s.below2);
+	double mass = t->repeat * s.below + (t->x->total - s.below) + t->exact;
 	return variance > 0 ? log(variance / t->eps2) - 2 * log(mass) : -INFINITY;
 }
 
-static double variance_at(const struct weights *x, double repeat, float exact_lse, float tau)
+static double variance_at(struct weights *x, double repeat, float exact_lse, float tau)
 {
 	struct target t = {x, repeat, exact_lse > -INFINITY ? exp((double)exact_lse - (double)x->shift) : 0, 1};
 	return exp(excess(&t, fmin((double)tau - (double)x->shift, HIGHEST_LOG_THETA)));
@@ -205,33 +218,32 @@ float tau_for_error(const struct kernels *k, const float *estimates, uint32_t n,
 	return (float)((double)x.shift + solve(&t, low, high, excess_low, excess_high));
 }
 
-static float tau_of_share(const struct weights *x, double repeat, double share, float exact_lse, double floor_rows,
-                          double cap_rows)
+static float tau_of_share(struct weights *x, double repeat, double share, float exact_lse, double floor_rows, double cap_rows)
 {
 	enum { STEPS = 64 };
-	double floor_tau = tau_of_rows(x, repeat, fmin(floor_rows, cap_rows)), cap_tau = tau_of_rows(x, repeat, cap_rows);
 	if (!(share > 0))
-		return (float)cap_tau;
+		return (float)tau_of_rows(x, repeat, cap_rows);
+	double floor_tau = tau_of_rows(x, repeat, fmin(floor_rows, cap_rows));
 	double exact = exact_lse > -INFINITY ? exp((double)exact_lse - (double)x->shift) : 0;
-	double theta = exp(fmin(floor_tau - (double)x->shift, HIGHEST_LOG_THETA)), least = exp(cap_tau - (double)x->shift);
+	double theta = exp(fmin(floor_tau - (double)x->shift, HIGHEST_LOG_THETA));
 	uint64_t known = UINT64_MAX;
 	// Z grows with theta, so that from above theta only falls, to the largest root; it is there once no row changes sides.
 	for (int step = 0; step < STEPS; step++) {
-		double below, below2;
-		uint64_t above;
-		x->k->split_sums(x->w, x->n, (float)theta, &below, &below2, &above);
-		double next = share * (repeat * below + (x->total - below) + exact);
+		struct sums s = sums_at(x, (float)theta);
+		if (step > 0 && repeat * ((double)s.above + s.below / theta) >= cap_rows)
+			return (float)tau_of_rows(x, repeat, cap_rows);
+		double next = share * (repeat * s.below + (x->total - s.below) + exact);
 		if (!(next < theta)) {
 			if (step == 0)
 				return (float)floor_tau;
 			break;
 		}
 		theta = next;
-		if (theta <= fmax(least, SMALLEST_THETA))
-			return (float)cap_tau;
-		if (above == known)
+		if (theta <= SMALLEST_THETA)
+			return (float)tau_of_rows(x, repeat, cap_rows);
+		if (s.above == known)
 			break;
-		known = above;
+		known = s.above;
 	}
 	return (float)((double)x->shift + log(theta));
 }
