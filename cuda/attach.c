@@ -189,11 +189,13 @@ static int state_reset(struct mpig_cuda *gpu, uint64_t sequence, uint32_t sq_nex
 {
 	const struct driver *d = gpu->driver;
 	size_t bytes = sizeof(struct gpu_state) + gpu->region.slots * sizeof(struct gpu_slot);
+	const struct mpig_queue_header *h = gpu->region.base;
 	struct gpu_state begin = {.sequence = sequence,
 	                          .sq_next = sq_next,
 	                          .known_head = sq_next - gpu->region.entries, // as if full: the first look checks it
 	                          .cq_published = cq_next,
-	                          .cq_next = cq_next};
+	                          .cq_next = cq_next,
+	                          .heads = (h->features & MPIG_FEATURE_HEADS) != 0};
 	int rc = cuda_error_of(d, d->fill(gpu->state, 0, bytes), "clearing the queue's state");
 	rc = rc ? rc : cuda_error_of(d, d->to_device(gpu->state, &begin, sizeof(begin)), "setting the queue's state");
 	rc = rc ? rc : gpu_settle(gpu);

@@ -18,12 +18,15 @@
 #define GPU_MANY_THREADS 64u
 #define GPU_MANY_HEADS 12288u // heads from which on that is faster than a warp a head
 
+// What no answer has for an element of an output: a quiet NaN that arithmetic does not make. It stands where the last element of a head's output will be.
+#define GPU_ANSWER_MARK 0xffe1a5a5u
+
 enum gpu_slot_state { GPU_SLOT_FREE = 0, GPU_SLOT_OUT = 1, GPU_SLOT_DONE = 2 };
 
 struct gpu_slot {
 	uint64_t sequence; // of the request in the slot
 	uint32_t state;    // enum gpu_slot_state
-	int32_t status;    // DONE: of its completion
+	int32_t status;    // DONE: of its completion; OUT: whether its heads' answers are marked
 };
 
 // In the GPU's memory, followed by slots x struct gpu_slot. Written by kernels of one stream, in their order.
@@ -35,6 +38,8 @@ struct gpu_state {
 	uint32_t cq_next;      // our copy of the completion ring's head
 	int32_t failed;        // status of the first failure; 0 = none
 	uint32_t arrived;      // blocks of the running submission that are done with their part
+	uint32_t heads;        // not 0: the daemon's answers can be taken head by head (MPIG_FEATURE_HEADS)
+	uint32_t reserved;
 };
 
 #define GPU_TAKEN (UINT64_C(1) << 32)
@@ -89,6 +94,8 @@ struct gpu_submit {
 	uint64_t split, rows; // int64 [items] or 0
 	uint32_t dtype;
 	uint32_t first_slot; // item i has slot first_slot + i
+	uint32_t mark;       // there is one item, and a merge that takes its answers head by head
+	uint32_t reserved;
 };
 
 struct gpu_sign {

@@ -83,7 +83,7 @@ DEVICE void ingest_publish(const struct gpu_ingest *a)
 		return;
 	}
 	mine->copy_ns += clock_ns() - mine->begin;
-	publish(&a->queue, &s, a->slot, 1); // R0 behind all blocks' stores: they arrived
+	publish(&a->queue, &s, a->slot, 1, 0); // R0 behind all blocks' stores: they arrived
 }
 
 // ---- waiting ---------------------------------------------------------------------------------------------------------

@@ -77,28 +77,86 @@ DEVICE void write_head(const uint32_t E, const struct gpu_merge *a, uint32_t num
 		((float *)a->lse)[number] = !good ? NOT_A_NUMBER : a->lse2 ? p->lse * 1.44269504088896341f : p->lse;
 }
 
+// What a warp of the fused kernel loads of its head.
+struct sources {
+	uint64_t out, lse; // of the daemon's part
+	uint32_t number, row;
+};
+
+DEVICE void load_parts(const uint32_t E, const struct gpu_merge *a, const struct sources *from, struct part *own,
+                       struct part *theirs)
+{
+	load_part(E, theirs, from->out, from->lse, from->row, a->shape.d_v);
+	load_own(E, a, from->number, own); // in the time of the other
+}
+
+// Waits for the one request of a step, whose answers are marked, by all of the block. A warp's second lane looks at its head's mark; when that is gone, the
+// head's answer is there, and is asked for. The first warp's first lane looks at the tail in the same load, and goes on until it ends the wait: only then is
+// it known that all went well, and a mark may be what the answer is. Returns whether the warp has its parts; *answered, of the block's first thread: as
+// is_expected. `turn` 0: it only runs through.
+DEVICE int wait_looking(const uint32_t E, const struct gpu_merge *a, int turn, const struct sources *from,
+                        const struct expected *e, struct part *own, struct part *theirs, struct patience *patience,
+                        volatile uint32_t *ended, int *answered)
+{
+	const struct mpig_queue_header *h = (const struct mpig_queue_header *)a->queue.region;
+	const uint64_t mark = turn ? mark_place(from->out, from->row, a->shape.d_v) : from->out;
+	const uint64_t *at = (const uint64_t *)(turn && threadIdx.x == 0 ? (uint64_t)&h->cq_tail : mark / 8 * 8);
+	int have, over, ready = 0; // the first two are the same in all lanes
+	uint32_t brief = 0;
+	do {
+		uint64_t word = 0;
+		if (lane_of() == 1 || threadIdx.x == 0)
+			word = load_acquire_long(at);
+		if (threadIdx.x == 0 && turn)
+			ready = judge_tail(&a->queue, e->next, word, &brief, patience);
+		over = (int)shuffle_word((uint32_t)(threadIdx.x < GPU_WARP ? ready : (int)*ended), 0);
+		have = !turn || shuffle_word((uint32_t)(word >> mark % 8 * 8), 1) != GPU_ANSWER_MARK;
+	} while (!over && !have);
+	if (have) {
+		warp_barrier(); // a shuffle orders nothing: the lanes read behind what the second has acquired
+		load_parts(E, a, from, own, theirs);
+	}
+	if (threadIdx.x)
+		return have && turn;
+	while (!ready) { // the loads are on their way meanwhile
+		uint64_t word = load_acquire_long(at);
+		ready = turn ? judge_tail(&a->queue, e->next, word, &brief, patience) : 1;
+	}
+	if (turn) {
+		*answered = is_expected(e, ready, brief);
+		*ended = 1;
+	}
+	return have && turn;
+}
+
 // One block, a warp a head: waits and merges. All of it runs twice, at first on whatever is in own_space, whose results are overwritten: then the code is in
 // the instruction cache when the answer comes, which is a microsecond.
-DEVICE void merge_fused(const uint32_t E, const struct gpu_merge *a)
+DEVICE void merge_fused(const uint32_t E, const struct gpu_merge *a, volatile uint32_t *ended)
 {
 	const uint32_t number = threadIdx.x / GPU_WARP;
 	struct patience patience = {0, 0};
 	struct part own, theirs;
 	const struct places place = places_of(a, number);
+	if (threadIdx.x == 0)
+		*ended = 0; // seen by the others behind the first turn's barrier
 	grid_wait();
 	const struct expected e = expect(&a->queue, a->first_slot);
+	const int looking = a->shape.items == 1 && e.usual && e.marked;
 	NO_UNROLL
 	for (int turn = 0; turn < 2; turn++) {
-		const uint64_t out = turn ? place.out : a->own_space, lse = turn ? place.lse : a->own_space;
-		const uint32_t row = turn ? place.row : number;
-		int answered = 0, good = 0;
+		const struct sources from = {turn ? place.out : a->own_space, turn ? place.lse : a->own_space, number,
+		                             turn ? place.row : number};
+		int answered = 0, good = 0, have = 0;
+		if (looking)
+			have = wait_looking(E, a, turn, &from, &e, &own, &theirs, &patience, ended, &answered);
 		if (threadIdx.x == 0 && turn) {
-			answered = a->shape.items == 1 && wait_expected(&a->queue, &e, &patience);
+			if (!looking)
+				answered = a->shape.items == 1 && wait_expected(&a->queue, &e, &patience);
 			good = answered || wait_for_all(&a->queue, a->first_slot, a->shape.items, &patience);
 		}
 		good = block_any(good);
-		load_part(E, &theirs, out, lse, row, a->shape.d_v);
-		load_own(E, a, number, &own); // in the time of the other
+		if (!have)
+			load_parts(E, a, &from, &own, &theirs);
 		if (answered)
 			take_expected(&a->queue, a->first_slot, &e);
 		join_halves(E, &own, &theirs);
@@ -108,11 +166,12 @@ DEVICE void merge_fused(const uint32_t E, const struct gpu_merge *a)
 
 KERNEL(GPU_FUSED_BLOCK) mpig_merge_fused(ARGUMENT(gpu_merge) a)
 {
+	SHARED uint32_t ended;
 	grid_go();
 	if (a.shape.d_v <= 128)
-		merge_fused(4, &a);
+		merge_fused(4, &a, &ended);
 	else
-		merge_fused(8, &a);
+		merge_fused(8, &a, &ended);
 }
 
 // Many blocks, after a kernel that waited.

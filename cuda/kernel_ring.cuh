@@ -68,13 +68,13 @@ DEVICE void write_entries(const struct gpu_submit *a, uint32_t next, uint64_t se
 	}
 }
 
-// The entries are written: notes what is in flight, and stores the tail. One thread; `s` is the state as it was loaded.
-DEVICE void publish(const struct gpu_queue *q, const struct gpu_state *s, uint32_t first_slot, uint32_t count)
+// The entries are written: notes what is in flight, and stores the tail. One thread; `s` is the state as it was loaded, `marked`: mark_answers.
+DEVICE void publish(const struct gpu_queue *q, const struct gpu_state *s, uint32_t first_slot, uint32_t count, int marked)
 {
 	struct gpu_state *state = AT(gpu_state, q->state);
 	struct mpig_queue_header *h = (struct mpig_queue_header *)q->region;
 	for (uint32_t i = 0; i < count; i++) {
-		struct gpu_slot out = {s->sequence + i, GPU_SLOT_OUT, 0};
+		struct gpu_slot out = {s->sequence + i, GPU_SLOT_OUT, marked};
 		*slot_state(q, first_slot + i) = out;
 	}
 	state->sequence = s->sequence + count;
@@ -87,6 +87,21 @@ DEVICE void publish(const struct gpu_queue *q, const struct gpu_state *s, uint32
 	if (s->cq_next != s->cq_published)
 		store_relaxed(&h->cq_head, s->cq_next);
 	store_relaxed(&h->sq_tail, s->sq_next + count);
+}
+
+// Where the answer of a head is marked: the last element of its output, which the daemon writes after all else that it says of the head.
+DEVICE uint64_t mark_place(uint64_t out, uint64_t row, uint32_t d_v)
+{
+	return out + (row * d_v + d_v - 1) * 4;
+}
+
+// Marks the answers of a warp's queries, so that whoever waits sees when they are there (wait_looking). R0 publishes the marks with the entry: the daemon
+// writes after.
+DEVICE void mark_answers(const struct gpu_submit *a, const struct own_place *p, const struct gpu_item *item, uint64_t slot)
+{
+	const uint32_t mark = GPU_ANSWER_MARK;
+	if (lane_of() < p->count)
+		store_global(1, mark_place(slot + item->out, p->first + lane_of(), a->shape.d_v), &mark);
 }
 
 #define SUBMIT_QUERIES GPU_SUBMIT_QUERIES
@@ -179,6 +194,8 @@ DEVICE void submit_queries(const int E, const struct gpu_submit *a, struct gpu_s
 	else if (wide)
 		divided = submit_asked(E, E / 2, a, &source, &b, &t, words, by, inverse, lines);
 	own_copy(SUBMIT_QUERIES * (uint32_t)E, a, &own_place, &own, b.item, slot_address(&a->queue, a->first_slot + b.n));
+	if (a->mark && s.heads)
+		mark_answers(a, &own_place, b.item, slot_address(&a->queue, a->first_slot + b.n));
 	if (!wide || (t.signature && !divided))
 		queries_gather(E, SUBMIT_LANES, shape, &source, &b, at, 0, SUBMIT_QUERIES, wide ? 0 : t.q, lines);
 	if (t.signature)
@@ -220,7 +237,7 @@ KERNEL(GPU_SUBMIT_THREADS) mpig_submit(ARGUMENT(gpu_submit) a)
 		refused |= before & REFUSED;
 	}
 	if (!refused)
-		publish(&a.queue, &s, a.first_slot, a.shape.items);
+		publish(&a.queue, &s, a.first_slot, a.shape.items, a.mark && s.heads);
 }
 
 // ---- waiting ---------------------------------------------------------------------------------------------------------
@@ -233,27 +250,32 @@ struct patience {
 	uint32_t looks;
 };
 
-// Until something new is in the completion ring, or the end of patience. One thread. How many, or a negative status; *brief is what the
-// daemon says of the last of them, in the word beside the tail. A1.
+// What the tail of the completion ring and the brief beside it say, as they were loaded (A1): how many completions are new; 0; or a negative status, also at
+// the end of patience. One thread. *brief is what the daemon says of the last of them.
+DEVICE int judge_tail(const struct gpu_queue *q, uint32_t cq_next, uint64_t peer, uint32_t *brief, struct patience *p)
+{
+	const struct mpig_queue_header *h = (const struct mpig_queue_header *)q->region;
+	uint32_t ready = (uint32_t)peer - cq_next;
+	if (ready > q->entries)
+		return MPIG_EPROTO;
+	*brief = (uint32_t)(peer >> 32);
+	if (ready || ++p->looks % LOOKS_PER_CLOCK)
+		return (int)ready;
+	uint64_t now = clock_ns();
+	p->begin = p->begin ? p->begin : now;
+	if (now - p->begin > q->timeout_ns)
+		return MPIG_ETIMEDOUT;
+	return p->looks % LOOKS_PER_FLAG == 0 && load_acquire(&h->sq_flags) & MPIG_SQ_CLOSED ? MPIG_ESHUTDOWN : 0;
+}
+
+// Until something new is in the completion ring, or the end of patience. One thread. As judge_tail, never 0.
 DEVICE int wait_for_tail(const struct gpu_queue *q, uint32_t cq_next, uint32_t *brief, struct patience *p)
 {
 	const struct mpig_queue_header *h = (const struct mpig_queue_header *)q->region;
 	for (;;) {
-		uint64_t peer = load_acquire_long((const uint64_t *)&h->cq_tail);
-		uint32_t ready = (uint32_t)peer - cq_next;
-		if (ready > q->entries)
-			return MPIG_EPROTO;
-		*brief = (uint32_t)(peer >> 32);
+		int ready = judge_tail(q, cq_next, load_acquire_long((const uint64_t *)&h->cq_tail), brief, p);
 		if (ready)
-			return (int)ready;
-		if (++p->looks % LOOKS_PER_CLOCK)
-			continue;
-		uint64_t now = clock_ns();
-		p->begin = p->begin ? p->begin : now;
-		if (now - p->begin > q->timeout_ns)
-			return MPIG_ETIMEDOUT;
-		if (p->looks % LOOKS_PER_FLAG == 0 && load_acquire(&h->sq_flags) & MPIG_SQ_CLOSED)
-			return MPIG_ESHUTDOWN;
+			return ready;
 	}
 }
 
@@ -362,23 +384,29 @@ struct expected {
 	uint64_t sequence;
 	uint32_t next, published; // of the completion ring: our place, and what its head says
 	int usual;                // nothing has failed, and the request is out
+	int marked;               // ... and its heads' answers can be looked for
 };
 
 DEVICE struct expected expect(const struct gpu_queue *q, uint32_t number)
 {
 	const struct gpu_state s = *AT(gpu_state, q->state);
 	const struct gpu_slot slot = *slot_state(q, number);
-	struct expected e = {slot.sequence, s.cq_next, s.cq_published, !s.failed && slot.state == GPU_SLOT_OUT};
+	struct expected e = {slot.sequence, s.cq_next, s.cq_published, !s.failed && slot.state == GPU_SLOT_OUT, slot.status};
 	return e;
 }
 
-// Waits for the request that is expected. One thread. 1: it has been answered, and well: the one new completion in the ring is its, says the word
-// beside the tail, which was one load with it. Then nothing else need be read; take_expected follows. 0: what there is has to be
-// looked at (wait_for_all).
+// Whether the request that is expected has been answered, and well: the one new completion in the ring is its, says the word beside the tail, which was
+// one load with it. Then nothing else need be read; take_expected follows. Otherwise what there is has to be looked at (wait_for_all).
+DEVICE int is_expected(const struct expected *e, int ready, uint32_t brief)
+{
+	return ready == 1 && brief == MPIG_CQ_BRIEF(e->sequence, 0);
+}
+
+// Waits for it. One thread.
 DEVICE int wait_expected(const struct gpu_queue *q, const struct expected *e, struct patience *patience)
 {
-	uint32_t brief;
-	return e->usual && wait_for_tail(q, e->next, &brief, patience) == 1 && brief == MPIG_CQ_BRIEF(e->sequence, 0);
+	uint32_t brief = 0;
+	return e->usual && is_expected(e, wait_for_tail(q, e->next, &brief, patience), brief);
 }
 
 // Notes that it has been. One thread.
@@ -423,7 +451,7 @@ DEVICE int submit_nothing(const struct gpu_rounds *a, struct gpu_state *state)
 	for (uint32_t w = 0; w < sizeof(struct mpig_sqe) / 8; w++)
 		store_word((uint64_t *)entry + w,
 		           w == offsetof(struct mpig_sqe, user_data) / 8 ? s.sequence : ((const uint64_t *)a->item)[w]);
-	publish(&a->queue, &s, a->slot, 1);
+	publish(&a->queue, &s, a->slot, 1, 0);
 	return 0;
 }
 

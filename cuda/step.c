@@ -33,6 +33,12 @@ static uint32_t heads_of(const mpig_cuda_plan *p)
 	return p->shape.items * p->shape.tokens * p->shape.query_heads;
 }
 
+// Whether one kernel waits and merges.
+static bool is_fused(const mpig_cuda_plan *p)
+{
+	return heads_of(p) <= GPU_FUSED_HEADS;
+}
+
 // Blocks of one warp a head.
 static unsigned warp_grid(uint32_t heads)
 {
@@ -64,7 +70,8 @@ int mpig_cuda_submit(mpig_cuda_plan *p, mpig_cuda_stream stream, const struct mp
 	                       .split = s.split,
 	                       .rows = s.rows,
 	                       .dtype = (uint32_t)p->spec.dtype,
-	                       .first_slot = p->spec.first_slot};
+	                       .first_slot = p->spec.first_slot,
+	                       .mark = p->shape.items == 1 && is_fused(p)};
 	if (p->spec.own_first) {
 		a.window_lse = p->window_ran ? p->own_lse : 0;
 		a.window_out = p->window_ran ? p->own_out : 0;
@@ -152,7 +159,7 @@ int mpig_cuda_merge(mpig_cuda_plan *p, mpig_cuda_stream stream, const struct mpi
 		                      s.out_dtype);
 	if (s.flags & ~(unsigned)(MPIG_CUDA_LSE2 | MPIG_CUDA_DAEMON_ONLY))
 		return cuda_error_set(MPIG_EINVAL, "step.flags = 0x%x: not known", s.flags);
-	bool own = p->window_ran && !(s.flags & MPIG_CUDA_DAEMON_ONLY), fused = heads_of(p) <= GPU_FUSED_HEADS;
+	bool own = p->window_ran && !(s.flags & MPIG_CUDA_DAEMON_ONLY), fused = is_fused(p);
 	struct gpu_merge a = {.queue = p->gpu->args,
 	                      .shape = p->shape,
 	                      .items = p->device_items,

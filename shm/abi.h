@@ -150,7 +150,8 @@ enum mpig_sq_flags {
 enum mpig_features {
 	MPIG_FEATURE_AWAKE = 1u << 0, // awake_until and sq_silent
 	MPIG_FEATURE_BRIEF = 1u << 1, // cq_brief
-	MPIG_FEATURES = 0x03
+	MPIG_FEATURE_HEADS = 1u << 2, // answers of an ATTEND can be taken head by head: layout of a payload
+	MPIG_FEATURES = 0x07
 };
 
 // cq_brief of a completion: which request it answers, by the lower 31 bits of its user_data, and whether the answer is 0. Never 0 for one
@@ -232,6 +233,9 @@ MPIG_ASSERT_OFFSET(mpig_queue_header, reserved6, 768);
 //            window out [T][query heads][d_v] f32                                          if MPIG_HAS_WINDOW_OUT
 //            out     [T][query heads][d_v] f32       written by the daemon, as are the four below
 //            lse, V, A  [T][query heads] f32 each; rows [T][query heads] u32
+//            The last element of a head's output is written once, with release, after all else of that head (MPIG_FEATURE_HEADS): who has put
+//            something else there, and by an acquire sees that changed, may read the head's answer. Whether the request has gone well only its
+//            completion says.
 //   APPEND   K       [count][KV heads][d_k], V [count][KV heads][d_v]      dtype of the entry
 //            queries [R][query heads][d_k]                                 if MPIG_HAS_QUERIES
 //   COMMIT   token ids [count] u32

@@ -402,7 +402,8 @@ int attend_close(struct job *j, uint32_t g, struct engine_scratch *scratch)
 	uint8_t *memory = scratch_get(scratch, a->partial_bytes + d_v * sizeof(float));
 	if (!memory)
 		return job_fail(j, MPIG_ENOMEM, "no memory to merge");
-	float *out = (float *)(memory + a->partial_bytes);
+	float *out = (float *)(memory + a->partial_bytes),
+	      *answer = (float *)(void *)(slot + a->layout.out); // parts of a slot are aligned
 	uint64_t rows = 0;
 	for (uint32_t r = 0; r < a->queries && a->tokens == 1; r++) // the client's caches have them
 		for (size_t at = 0; at < d_v * sizeof(float); at += 64)
@@ -412,11 +413,12 @@ int attend_close(struct job *j, uint32_t g, struct engine_scratch *scratch)
 		float lse, v, aa;
 		attn_partial_finish(total, d_v, out, &lse, &v, &aa);
 		size_t at = (size_t)attend_token(a, r) * a->layer->shape.query_heads + attend_head(a, g, r);
-		memcpy(slot + a->layout.out + at * d_v * sizeof(float), out, d_v * sizeof(float));
+		memcpy(answer + at * d_v, out, (d_v - 1) * sizeof(float));
 		memcpy(slot + a->layout.lse + at * 4, &lse, 4);
 		memcpy(slot + a->layout.error_v + at * 4, &v, 4);
 		memcpy(slot + a->layout.error_a + at * 4, &aa, 4);
 		memcpy(slot + a->layout.rows + at * 4, &total->rows, 4);
+		__atomic_store(answer + at * d_v + d_v - 1, out + d_v - 1, __ATOMIC_RELEASE); // last: a client may look for it
 		rows += total->rows;
 		if (a->predicted && a->predicted[(size_t)g * a->queries + r] > 0 && a->tokens == 1)
 			ratio_note(j->request.context, a->layer, g, a->position, realised(a, g, r, lse, aa));

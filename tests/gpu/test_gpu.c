@@ -1271,6 +1271,212 @@ START_TEST(a_brief_is_a_hint)
 }
 END_TEST
 
+// ---- answers that come head by head ------------------------------------------------------------------------------------
+// A request of eight heads in slot 0, and a test in the place of the daemon, which stands still.
+enum { BY_HEAD = 8, BY_HEAD_D = 64 };
+
+struct by_head {
+	struct world *w;
+	struct mpig_queue_header *h;
+	uint64_t sequence;
+};
+
+// Streams run beside the test, which a GPU's do anyway.
+static void run_beside(bool on)
+{
+	void (*defer)(int) = (void (*)(int))driver_symbol("fake_defer");
+	if (defer)
+		defer(on ? 2 : 0);
+}
+
+static void by_head_attach(struct by_head *b)
+{
+	world_plan(b->w);
+	b->h = gpu->region.base;
+	b->sequence = 0;
+	test_daemon_freeze(d);
+	run_beside(true);
+}
+
+static struct by_head by_head_begin(void)
+{
+	struct by_head b = {.w = malloc(sizeof(*b.w))};
+	struct mpig_layer layer = test_client_layer(BY_HEAD, 2, BY_HEAD_D);
+	world_make(b.w, &layer, 1, 1, 200, 210);
+	b.w->step.flags = MPIG_CUDA_DAEMON_ONLY;
+	return b;
+}
+
+static void by_head_end(struct by_head *b)
+{
+	run_beside(false);
+	test_daemon_thaw(d);
+	world_free(b->w);
+}
+
+static float *answer_of(const struct by_head *b, unsigned head)
+{
+	uint8_t *slot = (uint8_t *)gpu->region.base + gpu->region.slots_offset;
+	return (float *)(void *)(slot + b->w->plan->items[0].out) + (size_t)head * BY_HEAD_D;
+}
+
+static bool is_marked(const struct by_head *b, unsigned head)
+{
+	return __atomic_load_n((uint32_t *)(void *)(answer_of(b, head) + BY_HEAD_D - 1), __ATOMIC_ACQUIRE) == GPU_ANSWER_MARK;
+}
+
+static float answer_value(unsigned head, unsigned e, float of)
+{
+	return of + (float)head + (float)e / 64;
+}
+
+// Writes a head's answer as a daemon does, whose last element is `last`.
+static void answer_write(const struct by_head *b, unsigned head, float of, float last)
+{
+	float *out = answer_of(b, head), lse = 1;
+	for (unsigned e = 0; e + 1 < BY_HEAD_D; e++)
+		out[e] = answer_value(head, e, of);
+	memcpy((uint8_t *)gpu->region.base + gpu->region.slots_offset + b->w->plan->items[0].lse + (size_t)head * 4, &lse, 4);
+	__atomic_store(out + BY_HEAD_D - 1, &last, __ATOMIC_RELEASE);
+}
+
+static void answer(const struct by_head *b, unsigned head, float of)
+{
+	answer_write(b, head, of, answer_value(head, BY_HEAD_D - 1, of));
+}
+
+// Launches a step; its request is there when this returns, and its merge waits.
+static void by_head_ask(struct by_head *b)
+{
+	uint32_t tail = __atomic_load_n(&b->h->sq_tail, __ATOMIC_ACQUIRE);
+	launch_step(b->w);
+	while (__atomic_load_n(&b->h->sq_tail, __ATOMIC_ACQUIRE) == tail)
+		nanosleep(&(struct timespec){.tv_nsec = 100000}, NULL);
+}
+
+static void by_head_complete(struct by_head *b, int status)
+{
+	const struct mpig_cqe done = {.user_data = b->sequence, .status = status};
+	__atomic_store_n(&b->h->sq_head, b->h->sq_tail, __ATOMIC_RELEASE);
+	forge(b->h, &done, MPIG_CQ_BRIEF(b->sequence, status));
+	b->sequence++;
+	device_wait(stream);
+}
+
+static bool head_is(const float *out, unsigned head, float of)
+{
+	for (unsigned e = 0; e < BY_HEAD_D; e++)
+		if (out[head * BY_HEAD_D + e] != answer_value(head, e, of))
+			return false;
+	return true;
+}
+
+// What a head's answer is when its last element comes is what is merged; what is written later is not seen, and who waits for longer has seen it at last.
+START_TEST(an_answer_is_taken_when_it_is_there)
+{
+	struct by_head b = by_head_begin();
+	bool seen = false;
+	by_head_attach(&b);
+	for (long wait = 1000000; wait < 8000000000 && !seen; wait *= 2) {
+		float out[BY_HEAD * BY_HEAD_D];
+		by_head_ask(&b);
+		for (unsigned head = 0; head < BY_HEAD; head++)
+			ck_assert(is_marked(&b, head));
+		answer(&b, 3, 100);
+		nanosleep(&(struct timespec){.tv_sec = wait / 1000000000, .tv_nsec = wait % 1000000000}, NULL);
+		for (unsigned head = BY_HEAD; head--;)
+			answer(&b, head, 200);
+		by_head_complete(&b, 0);
+		ck_assert_cuda(mpig_cuda_failure(gpu, NULL), 0);
+		device_read(out, b.w->step.out, sizeof(out));
+		seen = head_is(out, 3, 100);
+		for (unsigned head = 0; head < BY_HEAD; head++)
+			ck_assert_msg(head_is(out, head, 200) || (head == 3 && seen), "head %u", head);
+	}
+	ck_assert(seen);
+	by_head_end(&b);
+}
+END_TEST
+
+// An answer that looks like the mark, or none, waits for the completion; one that has come to an end in an error is none.
+START_TEST(a_mark_is_a_hint)
+{
+	struct by_head b = by_head_begin();
+	float out[BY_HEAD * BY_HEAD_D], mark;
+	uint32_t bits = GPU_ANSWER_MARK;
+	memcpy(&mark, &bits, sizeof(mark));
+	by_head_attach(&b);
+	by_head_ask(&b);
+	for (unsigned head = 0; head < BY_HEAD; head++)
+		answer_write(&b, head, 10, head % 3 ? answer_value(head, BY_HEAD_D - 1, 10) : mark);
+	by_head_complete(&b, 0);
+	ck_assert_cuda(mpig_cuda_failure(gpu, NULL), 0);
+	device_read(out, b.w->step.out, sizeof(out));
+	for (unsigned head = 0; head < BY_HEAD; head++) {
+		float *last = &out[head * BY_HEAD_D + BY_HEAD_D - 1];
+		ck_assert(head % 3 || isnan(*last));
+		*last = head % 3 ? *last : answer_value(head, BY_HEAD_D - 1, 10);
+		ck_assert_msg(head_is(out, head, 10), "head %u", head);
+	}
+	by_head_ask(&b);
+	for (unsigned head = 0; head < 5; head++)
+		answer(&b, head, 20);
+	by_head_complete(&b, MPIG_ENAN);
+	assert_failed(MPIG_ENAN);
+	ck_assert(all_nan(b.w));
+	by_head_end(&b);
+}
+END_TEST
+
+// A daemon that does not say that it writes them so: nothing is marked, and an answer whose last element comes first is read when all of it is there. The next
+// daemon says so.
+START_TEST(a_daemon_that_answers_as_a_whole)
+{
+	struct by_head b = by_head_begin();
+	float out[BY_HEAD * BY_HEAD_D];
+	b.h = gpu->region.base;
+	b.h->features &= ~(uint64_t)MPIG_FEATURE_HEADS;
+	mpig_cuda_detach(gpu);
+	attach(20000);
+	by_head_attach(&b);
+	memset(answer_of(&b, 0), 0, sizeof(out));
+	by_head_ask(&b);
+	for (unsigned head = 0; head < BY_HEAD; head++) {
+		ck_assert(!is_marked(&b, head));
+		answer_of(&b, head)[BY_HEAD_D - 1] = 7;
+	}
+	nanosleep(&(struct timespec){.tv_nsec = 20000000}, NULL);
+	for (unsigned head = 0; head < BY_HEAD; head++)
+		answer(&b, head, 30);
+	by_head_complete(&b, 0);
+	ck_assert_cuda(mpig_cuda_failure(gpu, NULL), 0);
+	device_read(out, b.w->step.out, sizeof(out));
+	for (unsigned head = 0; head < BY_HEAD; head++)
+		ck_assert_msg(head_is(out, head, 30), "head %u", head);
+	run_beside(false);
+	test_daemon_kill(d);
+	test_daemon_again(d);
+	int rc = 0;
+	for (int tries = 0; tries < 1000 && (rc = mpig_cuda_begin(gpu, 100)) == 0; tries++)
+		nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+	ck_assert_cuda(rc, 1);
+	launch_step(b.w);
+	device_wait(stream);
+	ck_assert_cuda(mpig_cuda_failure(gpu, NULL), 0);
+	mpig_cuda_plan_destroy(b.w->plan);
+	by_head_attach(&b);
+	b.sequence = 1;
+	by_head_ask(&b);
+	for (unsigned head = 0; head < BY_HEAD; head++) {
+		ck_assert(is_marked(&b, head));
+		answer(&b, head, 40);
+	}
+	by_head_complete(&b, 0);
+	ck_assert_cuda(mpig_cuda_failure(gpu, NULL), 0);
+	by_head_end(&b);
+}
+END_TEST
+
 // The workers sleep and cannot be woken: they look by themselves.
 START_TEST(workers_that_sleep)
 {
@@ -1432,6 +1638,9 @@ int main(void)
 	tcase_add_test(t, rings_that_make_no_sense);
 	tcase_add_test(t, no_room_for_a_step_of_many_blocks);
 	tcase_add_test(t, a_brief_is_a_hint);
+	tcase_add_test(t, an_answer_is_taken_when_it_is_there);
+	tcase_add_test(t, a_mark_is_a_hint);
+	tcase_add_test(t, a_daemon_that_answers_as_a_whole);
 	SRunner *runner = srunner_create(suite);
 	srunner_run_all(runner, CK_NORMAL);
 	int failed = srunner_ntests_failed(runner);
