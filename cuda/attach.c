@@ -99,6 +99,9 @@ static int device_check(struct mpig_cuda *gpu)
 	rc = rc ? rc
 	        : cuda_error_of(d, d->device_attribute(&i->compute_minor, CU_ATTRIBUTE_MINOR, gpu->device),
 	                        "asking for the GPU's kind");
+	rc = rc ? rc
+	        : cuda_error_of(d, d->device_attribute(&gpu->multiprocessors, CU_ATTRIBUTE_MULTIPROCESSORS, gpu->device),
+	                        "asking for the GPU's size");
 	if (rc == MPIG_OK && i->compute_major < LEAST_COMPUTE)
 		rc = cuda_error_set(MPIG_ENOTSUP, "%s has compute capability %d.%d; at least %d.0 is needed", i->device,
 		                    i->compute_major, i->compute_minor, LEAST_COMPUTE);
@@ -113,11 +116,15 @@ static int kernels_load(struct mpig_cuda *gpu)
 	const struct {
 		CUfunction *function;
 		const char *name;
-	} all[] = {{&gpu->kernel.sign, "mpig_sign"},     {&gpu->kernel.sign_many, "mpig_sign_many"},
-	           {&gpu->kernel.submit, "mpig_submit"}, {&gpu->kernel.window_64, "mpig_window_64"},
-	           {&gpu->kernel.wait, "mpig_wait"},     {&gpu->kernel.window_128, "mpig_window_128"},
-	           {&gpu->kernel.merge, "mpig_merge"},   {&gpu->kernel.window_256, "mpig_window_256"},
-	           {&gpu->kernel.rounds, "mpig_rounds"}, {&gpu->kernel.merge_fused, "mpig_merge_fused"},
+	} all[] = {{&gpu->kernel.sign, "mpig_sign"},
+	           {&gpu->kernel.submit, "mpig_submit"},
+	           {&gpu->kernel.window_64, "mpig_window_64"},
+	           {&gpu->kernel.wait, "mpig_wait"},
+	           {&gpu->kernel.window_128, "mpig_window_128"},
+	           {&gpu->kernel.merge, "mpig_merge"},
+	           {&gpu->kernel.window_256, "mpig_window_256"},
+	           {&gpu->kernel.rounds, "mpig_rounds"},
+	           {&gpu->kernel.merge_fused, "mpig_merge_fused"},
 	           {&gpu->kernel.ingest, "mpig_ingest"}};
 	for (size_t i = 0; i < sizeof(all) / sizeof(all[0]) && rc == MPIG_OK; i++) {
 		int registers; // asking loads the code now: later it could wait for a kernel that waits

@@ -12,11 +12,17 @@
 #define GPU_WINDOW_THREADS 256u
 #define GPU_PIECE_ROWS(d_pad) (GPU_WINDOW_THREADS / ((d_pad) == 256 ? 8 : 4)) // own rows that one block attends
 #define GPU_HEADS_AT_ONCE 4u                                                  // query heads that share a load of K and V
-#define GPU_SUBMIT_QUERIES 4u                                                 // of a warp that submits, all of one context
 #define GPU_SUBMIT_THREADS 256u
-#define GPU_MANY_LINE 64u // elements that a lane has where many queries are signed
-#define GPU_MANY_THREADS 64u
-#define GPU_MANY_HEADS 12288u // heads from which on that is faster than a warp a head
+#define GPU_SIGN_THREADS 128u
+#define GPU_SIGN_BLOCKS 4u // of a multiprocessor, which share out the queries
+
+// A lane that signs has a part of a query, 2^4 elements. What it knows of the rotation of its part: rotate.h. Floats, in fours.
+#define GPU_PART_BITS 4
+#define GPU_ROTOR_ROUND ((1u << GPU_PART_BITS) + 4) // of a round, at most
+#define GPU_ROTOR_FOURS (3 * GPU_ROTOR_ROUND / 4 + 1)
+#define GPU_ROTOR_BY (3 * GPU_ROTOR_ROUND)
+// Behind them a number that is not 0, as bits, where some of the item's balance is too small or large for its inverse.
+#define GPU_ROTOR_BYTES(d_pad) (GPU_ROTOR_FOURS * ((d_pad) >> GPU_PART_BITS) * 16)
 
 // What no answer has for an element of an output: a quiet NaN that arithmetic does not make. It stands where the last element of a head's output will be.
 #define GPU_ANSWER_MARK 0xffe1a5a5u
@@ -68,13 +74,10 @@ struct gpu_item {
 	struct mpig_sqe entry;
 	struct mpig_slot_header header;
 	uint64_t q, signature, scale, window_lse, window_out, out, lse; // byte offsets in the slot; 0 = absent
-	uint8_t signs[96];                                              // [3][d_pad] bits
-	uint32_t divide, reserved; // divide: some of the balance is too small or large for its inverse
 };
 
 struct gpu_shape {
-	uint32_t items, tokens, query_heads, kv_heads, d_k, d_v, d_pad;
-	float rotate_by; // d_pad^-1.5
+	uint32_t items, tokens, query_heads, kv_heads, d_k, d_v, d_pad, reserved;
 };
 
 struct gpu_strides {
@@ -85,8 +88,9 @@ struct gpu_submit {
 	struct gpu_queue queue;
 	struct gpu_shape shape; // query_heads 0: nothing but entries
 	uint64_t items;         // struct gpu_item [items]
-	uint64_t balance;       // float [items][kv_heads][d_k]; those of items without parameters are not used
-	uint64_t inverse;       // 1 / balance, as long
+	uint64_t balance; // float [items][kv_heads][d_k], with the first round's signs; of items without parameters not used
+	uint64_t inverse; // 1 / balance, as long
+	uint64_t rotors;  // [items] of GPU_ROTOR_BYTES(d_pad)
 	uint64_t q;
 	struct gpu_strides q_strides;
 	uint64_t window_lse;  // float [items][tokens][query_heads]; 0: the client has no own rows
@@ -94,17 +98,16 @@ struct gpu_submit {
 	uint64_t split, rows; // int64 [items] or 0
 	uint32_t dtype;
 	uint32_t first_slot; // item i has slot first_slot + i
+	uint32_t wide;       // queries lie at multiples of 16 bytes, and d_k is one of 8
 	uint32_t mark;       // there is one item, and a merge that takes its answers head by head
-	uint32_t reserved;
 };
 
 struct gpu_sign {
 	struct gpu_shape shape;
-	uint64_t items, balance, inverse, q; // inverse: 1 / balance, and as long
+	uint64_t balance, inverse, rotors, q; // as of gpu_submit
 	struct gpu_strides q_strides;
-	uint64_t signature, scale;
-	uint32_t dtype;
-	uint32_t reserved;
+	uint64_t signature, scale; // at multiples of 8 and 4 bytes
+	uint32_t dtype, wide;
 };
 
 struct gpu_window {
@@ -133,7 +136,8 @@ struct gpu_merge {
 	uint64_t out, lse;
 	struct gpu_strides out_strides;
 	uint32_t out_dtype, lse2;
-	uint32_t first_slot, reserved;
+	uint32_t first_slot;
+	uint32_t marked; // the answer's LSEs were marked when the request was submitted
 };
 
 struct gpu_rounds {

@@ -86,10 +86,6 @@ DEVICE float shuffle_xor_f(float x, int distance)
 {
 	return __shfl_xor_sync(FULL, x, distance);
 }
-DEVICE int shuffle_xor_i(int x, int distance)
-{
-	return __shfl_xor_sync(FULL, x, distance);
-}
 DEVICE float shuffle_from(float x, uint32_t lane)
 {
 	return __shfl_sync(FULL, x, (int)lane);
@@ -97,10 +93,6 @@ DEVICE float shuffle_from(float x, uint32_t lane)
 DEVICE uint32_t shuffle_word(uint32_t x, uint32_t lane)
 {
 	return __shfl_sync(FULL, x, (int)lane);
-}
-DEVICE int64_t shuffle_long(int64_t x, uint32_t lane)
-{
-	return __shfl_sync(FULL, (long long)x, (int)lane);
 }
 DEVICE int warp_all(int x)
 {
@@ -140,6 +132,15 @@ DEVICE uint32_t arrive(uint32_t *counter, uint32_t count)
 	asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], %2;" : "=r"(before) : "l"(counter), "r"(count) : "memory");
 	return before;
 }
+// A flag in shared memory that a thread raises and others look at in between. Orders nothing.
+DEVICE void flag_raise(uint32_t *flag)
+{
+	atomicExch(flag, 1u);
+}
+DEVICE uint32_t flag_look(uint32_t *flag)
+{
+	return atomicOr(flag, 0u);
+}
 // Neighbours, at addresses that are multiples of their size.
 DEVICE void load_4(const float *p, float *x)
 {
@@ -158,6 +159,16 @@ DEVICE void load_2(const float *p, float *x)
 DEVICE void store_2(float *p, const float *x)
 {
 	*(float2 *)p = make_float2(x[0], x[1]);
+}
+// 16 bytes of shared memory.
+DEVICE void load_shared(const void *p, uint32_t *words)
+{
+	uint4 v = *(const uint4 *)p;
+	words[0] = v.x, words[1] = v.y, words[2] = v.z, words[3] = v.w;
+}
+DEVICE void store_shared(void *p, const uint32_t *words)
+{
+	*(uint4 *)p = make_uint4(words[0], words[1], words[2], words[3]);
 }
 // 16 bytes of global memory on their way to shared memory; both addresses are multiples of 16.
 DEVICE void copy_begin(float *to, uint64_t from)
@@ -207,10 +218,6 @@ DEVICE uint32_t low_bytes(const int *four)
 	uint32_t low = __byte_perm((uint32_t)four[0], (uint32_t)four[1], 0x0040),
 		 high = __byte_perm((uint32_t)four[2], (uint32_t)four[3], 0x0040);
 	return __byte_perm(low, high, 0x5410);
-}
-DEVICE uint32_t highest_bit(uint32_t x)
-{
-	return 31u - (uint32_t)__clz((int)x);
 }
 DEVICE float bits_float(int bits)
 {

@@ -96,7 +96,7 @@ DEVICE void load_parts(const uint32_t E, const struct gpu_merge *a, const struct
 // is_expected. `turn` 0: it only runs through.
 DEVICE int wait_looking(const uint32_t E, const struct gpu_merge *a, int turn, const struct sources *from,
                         const struct expected *e, struct part *own, struct part *theirs, struct patience *patience,
-                        volatile uint32_t *ended, int *answered)
+                        uint32_t *ended, int *answered)
 {
 	const struct mpig_queue_header *h = (const struct mpig_queue_header *)a->queue.region;
 	const uint64_t mark = turn ? mark_place(from->out, from->row, a->shape.d_v) : from->out;
@@ -109,7 +109,9 @@ DEVICE int wait_looking(const uint32_t E, const struct gpu_merge *a, int turn, c
 			word = load_acquire_long(at);
 		if (threadIdx.x == 0 && turn)
 			ready = judge_tail(&a->queue, e->next, word, &brief, patience);
-		over = (int)shuffle_word((uint32_t)(threadIdx.x < GPU_WARP ? ready : (int)*ended), 0);
+		if (lane_of() == 0 && threadIdx.x)
+			ready = (int)flag_look(ended);
+		over = (int)shuffle_word((uint32_t)ready, 0);
 		have = !turn || shuffle_word((uint32_t)(word >> mark % 8 * 8), 1) != GPU_ANSWER_MARK;
 	} while (!over && !have);
 	if (have) {
@@ -124,14 +126,14 @@ DEVICE int wait_looking(const uint32_t E, const struct gpu_merge *a, int turn, c
 	}
 	if (turn) {
 		*answered = is_expected(e, ready, brief);
-		*ended = 1;
+		flag_raise(ended);
 	}
 	return have && turn;
 }
 
 // One block, a warp a head: waits and merges. All of it runs twice, at first on whatever is in own_space, whose results are overwritten: then the code is in
 // the instruction cache when the answer comes, which is a microsecond.
-DEVICE void merge_fused(const uint32_t E, const struct gpu_merge *a, volatile uint32_t *ended)
+DEVICE void merge_fused(const uint32_t E, const struct gpu_merge *a, uint32_t *ended)
 {
 	const uint32_t number = threadIdx.x / GPU_WARP;
 	struct patience patience = {0, 0};

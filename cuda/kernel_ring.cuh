@@ -95,80 +95,89 @@ DEVICE uint64_t mark_place(uint64_t out, uint64_t row, uint32_t d_v)
 	return out + (row * d_v + d_v - 1) * 4;
 }
 
-// Marks the answers of a warp's queries, so that whoever waits sees when they are there (wait_looking). R0 publishes the marks with the entry: the daemon
-// writes after.
-DEVICE void mark_answers(const struct gpu_submit *a, const struct own_place *p, const struct gpu_item *item, uint64_t slot)
-{
-	const uint32_t mark = GPU_ANSWER_MARK;
-	if (lane_of() < p->count)
-		store_global(1, mark_place(slot + item->out, p->first + lane_of(), a->shape.d_v), &mark);
-}
-
-#define SUBMIT_QUERIES GPU_SUBMIT_QUERIES
-#define SUBMIT_LANES (GPU_WARP / SUBMIT_QUERIES) // of a query
-// What a warp has in shared memory for queries of d elements. Those of 256 have half as many warps.
-#define SUBMIT_LINES(d) (GPU_WARP * LINE_STRIDE((d) / SUBMIT_LANES))
-#define SUBMIT_FLOATS(d) (SUBMIT_LINES(d) + 3 * SUBMIT_LANES * RATIO_STRIDE((d) / SUBMIT_LANES, SUBMIT_LANES))
-
-// Where the queries of a warp go.
+// Where a warp's queries, consecutive ones of an item, are to go, and which of them is the lane's.
 struct target {
-	uint64_t q, signature, scale; // of the first; signature: 0 if the request has none
+	const struct gpu_item *item;
+	uint32_t n;         // of the item
+	uint32_t row, head; // the lane's: in the item; its KV head. Beyond the last: the first, and it is not the lane's
+	int mine;
+	uint64_t slot;
+	int64_t at; // of the lane's query, in elements
+	struct own_place own;
 };
 
-DEVICE struct target target_of(const struct gpu_submit *a, const struct batch *b)
+// 0: there is none for this warp.
+DEVICE int target_of(const uint32_t J, const struct gpu_submit *a, struct target *t)
 {
-	const struct gpu_item *item = b->item;
-	const uint64_t slot = slot_address(&a->queue, a->first_slot + b->n), bytes = a->dtype == MPIG_F32 ? 4 : 2;
-	struct target t = {slot + item->q + (uint64_t)b->first * a->shape.d_k * bytes, 0,
-	                   slot + item->scale + (uint64_t)b->first * 4};
-	if (item->signature)
-		t.signature = slot + item->signature + (uint64_t)b->first * a->shape.d_pad;
-	return t;
+	const struct gpu_shape *s = &a->shape;
+	const uint32_t rows = s->tokens * s->query_heads, batches = (rows + QUERIES(J) - 1) / QUERIES(J);
+	const uint32_t number = (blockIdx.x * blockDim.x + threadIdx.x) / GPU_WARP;
+	if (number >= s->items * batches)
+		return 0;
+	t->n = s->items == 1 ? 0 : number / batches;
+	t->own.first = (number - t->n * batches) * QUERIES(J);
+	t->own.count = rows - t->own.first < QUERIES(J) ? rows - t->own.first : QUERIES(J);
+	t->own.number = t->n * rows + t->own.first;
+	t->item = AT(gpu_item, a->items) + t->n;
+	t->slot = slot_address(&a->queue, a->first_slot + t->n);
+	t->mine = lane_of() >> J < t->own.count;
+	t->row = t->own.first + (t->mine ? lane_of() >> J : 0);
+	const struct place p = place_in(s, t->n, t->row);
+	t->at = stride_at(&a->q_strides, &p);
+	t->head = p.head / (s->query_heads / s->kv_heads);
+	return 1;
 }
 
-// A warp's queries that were asked for, to their slot. Whether they are in the lines, divided.
-DEVICE int submit_asked(const int E, const int W, const struct gpu_submit *a, const struct source *source, const struct batch *b,
-                        const struct target *t, const uint32_t *words, const uint32_t *by, const uint32_t *inverse,
-                        const struct lines *s)
+// Marks the answers of a warp's queries, so that whoever waits sees when they are there (wait_looking). R0 publishes the marks with the entry: the daemon
+// writes after.
+DEVICE void mark_answers(const struct gpu_submit *a, const struct target *t)
 {
-	queries_copy(E, W, SUBMIT_QUERIES, &a->shape, b, 0, words, t->q);
-	return t->signature && queries_divide(E, W, SUBMIT_QUERIES, SUBMIT_LANES, &a->shape, source, b, 0, words, by, inverse, s);
+	const uint32_t mark = GPU_ANSWER_MARK;
+	if (lane_of() < t->own.count)
+		store_global(1, mark_place(t->slot + t->item->out, t->own.first + lane_of(), a->shape.d_v), &mark);
+}
+
+#define SUBMIT_OWN PART // words of own outputs that a lane has of a warp's queries
+
+// The lane's part of its query as it is.
+DEVICE void part_copy(const uint32_t J, const uint32_t dtype, const struct gpu_submit *a, const struct target *t,
+                      const uint32_t *words)
+{
+	const uint64_t to = t->slot + t->item->q + (uint64_t)t->row * a->shape.d_k * BYTES(dtype);
+	UNROLL
+	for (uint32_t n = 0; n < PART / 8; n++) {
+		const uint32_t first = eight_first(J, n);
+		if (t->mine && first < a->shape.d_k)
+			store_global((int)BYTES(dtype) * 2, to + first * BYTES(dtype), words + n * BYTES(dtype) * 2);
+	}
 }
 
 // A warp's queries, and their signatures, into their slot, unless *status, which the block's first thread sets, forbids it. Everything that
 // is read is asked for before anything waits, what a plan has even before the kernel before has ended, and q is on its way over the
 // bus while it is signed.
-DEVICE void submit_queries(const int E, const struct gpu_submit *a, struct gpu_state *state, const struct lines *lines,
-                           int *status, struct gpu_state *known)
+DEVICE void submit_queries(const uint32_t J, const uint32_t dtype, const struct gpu_submit *a, struct gpu_state *state,
+                           uint8_t *rotor, int *status, struct gpu_state *known)
 {
 	const struct gpu_shape *shape = &a->shape;
-	const struct source source = {a->q, a->dtype};
+	const uint64_t floats = (uint64_t)shape->kv_heads * shape->d_k * 4;
 	const int first_block = blockIdx.x == 0;
-	struct batch b;
-	struct target t = {0, 0, 0};
-	int64_t at = 0;
-	uint32_t words[SUBMIT_QUERIES * 8], by[SUBMIT_QUERIES * 8], inverse[SUBMIT_QUERIES * 8];
-	struct own_place own_place = {0, 0, 0};
+	struct target t = {0, 0, 0, 0, 0, 0, 0, {0, 0, 0}};
+	struct divisor divisor;
 	struct own own;
+	uint32_t words[PART];
+	float x[PART];
 	const uint64_t word = first_block && threadIdx.x < shape->items * ITEM_WORDS ? plan_word(a, threadIdx.x) : 0;
-	const int mine = batch_of(shape, a->items, a->balance, a->inverse, SUBMIT_QUERIES, &b);
-	if (mine) {
-		own_place.number = b.number, own_place.first = b.first, own_place.count = b.count;
-		at = batch_place(shape, &a->q_strides, &b);
-		t = target_of(a, &b);
-		struct heads heads = heads_of(shape, &b);
-		balances_ask(E, SUBMIT_QUERIES, shape, &b, &heads, by, inverse);
-		ratios_make((uint32_t)E * GPU_WARP / SUBMIT_LANES, SUBMIT_LANES, b.item, lines);
+	const int mine = target_of(J, a, &t), signs = mine && t.item->signature;
+	if (signs) {
+		rotor_load(J, a->rotors, t.n, rotor);
+		divisor_load(J, shape, a->balance + t.n * floats, a->inverse + t.n * floats, t.head, &divisor);
 	}
 	grid_wait();
 	const struct gpu_state s = *known = *state;
-	const int wide = mine && queries_wide(E, shape, &source, at);
-	if (wide && a->dtype == MPIG_F32)
-		queries_ask(E, E, SUBMIT_QUERIES, shape, &source, at, 0, words);
-	else if (wide)
-		queries_ask(E, E / 2, SUBMIT_QUERIES, shape, &source, at, 0, words);
+	if (mine && a->wide)
+		part_ask(J, BYTES(dtype), shape->d_k, a->q + (uint64_t)t.at * BYTES(dtype), words);
 	if (mine)
-		own_ask(SUBMIT_QUERIES * (uint32_t)E, a, &own_place, &own);
+		own_ask(SUBMIT_OWN, a, &t.own, &own);
 	int refused = 0;
 	for (uint32_t i = threadIdx.x; i < shape->items; i += blockDim.x)
 		refused |= slot_state(&a->queue, a->first_slot + i)->state != GPU_SLOT_FREE;
@@ -188,18 +197,37 @@ DEVICE void submit_queries(const int E, const struct gpu_submit *a, struct gpu_s
 		write_entries(a, s.sq_next, s.sequence, word);
 	if (!mine)
 		return;
-	int divided = 0;
-	if (wide && a->dtype == MPIG_F32)
-		divided = submit_asked(E, E, a, &source, &b, &t, words, by, inverse, lines);
-	else if (wide)
-		divided = submit_asked(E, E / 2, a, &source, &b, &t, words, by, inverse, lines);
-	own_copy(SUBMIT_QUERIES * (uint32_t)E, a, &own_place, &own, b.item, slot_address(&a->queue, a->first_slot + b.n));
+	if (a->wide)
+		part_copy(J, dtype, a, &t, words);
+	own_copy(SUBMIT_OWN, a, &t.own, &own, t.item, t.slot);
 	if (a->mark && s.heads)
-		mark_answers(a, &own_place, b.item, slot_address(&a->queue, a->first_slot + b.n));
-	if (!wide || (t.signature && !divided))
-		queries_gather(E, SUBMIT_LANES, shape, &source, &b, at, 0, SUBMIT_QUERIES, wide ? 0 : t.q, lines);
-	if (t.signature)
-		lines_sign((uint32_t)E * GPU_WARP / SUBMIT_LANES, SUBMIT_LANES, shape, &b, t.signature, t.scale, lines);
+		mark_answers(a, &t);
+	const int divided = a->wide && signs && !rotor_divides(J, rotor) && part_holds(dtype, words);
+	if (divided)
+		part_divide(dtype, words, &divisor, x);
+	if (!divided && (signs || !a->wide))
+		part_gather(J, shape->d_k, a->q, t.at, dtype,
+		            signs ? a->balance + t.n * floats + (uint64_t)t.head * shape->d_k * 4 : 0,
+		            a->wide || !t.mine ? 0 : t.slot + t.item->q + (uint64_t)t.row * shape->d_k * BYTES(dtype), x);
+	if (!signs)
+		return;
+	uint32_t signature[PART / 4];
+	rotate(J, x, rotor);
+	const float scale = part_quantise(J, x, rotor, signature);
+	if (t.mine)
+		part_store(J, signature, scale, t.slot + t.item->signature + (uint64_t)t.row * (PART << J),
+		           t.slot + t.item->scale + (uint64_t)t.row * 4);
+}
+
+DEVICE void submit_typed(const uint32_t J, const struct gpu_submit *a, struct gpu_state *state, uint8_t *space, int *status,
+                         struct gpu_state *known)
+{
+	if (a->dtype == MPIG_BF16)
+		submit_queries(J, MPIG_BF16, a, state, space, status, known);
+	else if (a->dtype == MPIG_F16)
+		submit_queries(J, MPIG_F16, a, state, space, status, known);
+	else
+		submit_queries(J, MPIG_F32, a, state, space, status, known);
 }
 
 // Beside the number of blocks that have arrived: nothing is to be published. All blocks see a failure of before and a slot in flight; only the
@@ -209,20 +237,17 @@ DEVICE void submit_queries(const int E, const struct gpu_submit *a, struct gpu_s
 // Each warp writes some queries into their slot; the block that is done last publishes them.
 KERNEL(GPU_SUBMIT_THREADS) mpig_submit(ARGUMENT(gpu_submit) a)
 {
-	SHARED ALIGNED_16 float space[GPU_SUBMIT_THREADS / GPU_WARP * SUBMIT_FLOATS(128)];
+	SHARED ALIGNED_16 uint8_t space[GPU_SUBMIT_THREADS / GPU_WARP * ROTOR_SPACE];
 	SHARED int status;
-	const uint32_t each = a.shape.d_pad == 256 ? SUBMIT_FLOATS(256) : SUBMIT_FLOATS(128),
-		       d = a.shape.d_pad == 256 ? 256 : 128;
-	float *line = space + threadIdx.x / GPU_WARP * each;
-	const struct lines lines = {line, line + SUBMIT_LINES(d)};
+	uint8_t *mine = space + threadIdx.x / GPU_WARP * ROTOR_SPACE;
 	struct gpu_state *state = AT(gpu_state, a.queue.state), s;
 	grid_go();
 	if (a.shape.d_pad == 128)
-		submit_queries(4, &a, state, &lines, &status, &s);
+		submit_typed(3, &a, state, mine, &status, &s);
 	else if (a.shape.d_pad == 256)
-		submit_queries(8, &a, state, &lines, &status, &s);
+		submit_typed(4, &a, state, mine, &status, &s);
 	else
-		submit_queries(2, &a, state, &lines, &status, &s);
+		submit_typed(2, &a, state, mine, &status, &s);
 	block_barrier();
 	if (threadIdx.x)
 		return;

@@ -1,160 +1,5 @@
-// Signatures of queries.
-// Adding and subtracting 1.5 * 2^23 rounds a float below 2^22 to the nearest integer, ties to even.
-#define ROUND 12582912.0f
-#define SMALLEST 1.50463276905252801e-36f // 128 * FLT_MIN
-#define GREATEST 3.40282346638528860e+38f
-
-struct signed_query { // a lane's part of a signature
-	uint64_t packed;
-	float scale;
-};
-
-// One query by one warp; lane l holds elements E l .. E l + E - 1, E = d_pad / 32. The butterflies at distances below E are inside a lane,
-// the others are between lanes; both are a + b and a - b of the same pairs as in the daemon, so the bits are the same.
-DEVICE void sign_one(const int E, float *x, const struct gpu_item *item, uint32_t d_pad, float by, struct signed_query *s)
-{
-	const uint32_t lane = lane_of();
-	for (uint32_t round = 0; round < 3; round++) {
-		uint32_t bit = round * d_pad + lane * (uint32_t)E, signs = (uint32_t)item->signs[bit / 8] >> bit % 8;
-		UNROLL
-		for (int e = 0; e < E; e++)
-			if (signs >> e & 1)
-				x[e] = -x[e];
-		UNROLL
-		for (int h = 1; h < E; h *= 2)
-			UNROLL
-		for (int e = 0; e < E; e++)
-			if (!(e & h)) {
-				float a = x[e], b = x[e + h];
-				x[e] = a + b;
-				x[e + h] = a - b;
-			}
-		UNROLL
-		for (int h = 1; h < 32; h *= 2)
-			UNROLL
-		for (int e = 0; e < E; e++) {
-			float other = shuffle_xor_f(x[e], h);
-			x[e] = lane & (uint32_t)h ? other - x[e] : x[e] + other;
-		}
-	}
-	int largest = 0; // of |x|: magnitudes order as their bits do
-	UNROLL
-	for (int e = 0; e < E; e++) {
-		x[e] = x[e] * by;
-		int size = float_bits(x[e]) & 0x7fffffff;
-		largest = size > largest ? size : largest;
-	}
-	UNROLL
-	for (int h = 16; h; h /= 2) {
-		int other = shuffle_xor_i(largest, h);
-		largest = other > largest ? other : largest;
-	}
-	float most = bits_float(largest);
-	int usable = most >= SMALLEST && most <= GREATEST;
-	float per_unit = usable ? 127.0f / most : 0.0f;
-	s->packed = 0;
-	UNROLL
-	for (int e = 0; e < E; e++) {
-		float level = x[e] * per_unit + ROUND;
-		level = level - ROUND;
-		uint64_t byte = usable ? (uint8_t)(int8_t)(int)level : 0;
-		s->packed |= byte << 8 * e;
-	}
-	s->scale = usable ? most / 127.0f : 0.0f;
-}
-
-DEVICE float half_value(uint16_t b, uint32_t dtype)
-{
-	return dtype == MPIG_BF16 ? bf16_value(b) : f16_value(b);
-}
-
-// A lane's E elements of two bytes, from an address that is a multiple of 2 E, by the widest loads there are.
-DEVICE void load_words(const int E, uint64_t from, uint64_t *words)
-{
-	if (E == 2)
-		words[0] = *(const uint32_t *)from;
-	UNROLL
-	for (int w = 0; w < E / 4; w++)
-		words[w] = ((const uint64_t *)from)[w];
-}
-
-DEVICE void load_halves(const int E, uint64_t from, uint32_t dtype, float *x)
-{
-	uint64_t words[2] = {0, 0};
-	load_words(E, from, words);
-	UNROLL
-	for (int e = 0; e < E; e++)
-		x[e] = half_value((uint16_t)(words[e / 4] >> 16 * (e % 4)), dtype);
-}
-
-// As many floats, from an address that is a multiple of 8.
-DEVICE void load_floats(const int E, const float *from, float *x)
-{
-	UNROLL
-	for (int w = 0; w < E / 2; w++) {
-		uint64_t two = ((const uint64_t *)from)[w];
-		x[2 * w] = bits_float((int)(uint32_t)two);
-		x[2 * w + 1] = bits_float((int)(uint32_t)(two >> 32));
-	}
-}
-
-// Whether the lanes' elements lie as load_halves wants them.
-DEVICE int wide(const int E, uint64_t base, int64_t at, uint32_t dtype, uint32_t d)
-{
-	return (E == 2 || E == 4 || E == 8) && dtype != MPIG_F32 && d == GPU_WARP * (uint32_t)E &&
-	       (base + (uint64_t)at * 2) % (2 * E) == 0;
-}
-
-// Loads a query.
-DEVICE void query_load(const int E, uint32_t d, uint64_t q, int64_t at, uint32_t dtype, float *x)
-{
-	const uint32_t first = lane_of() * (uint32_t)E;
-	if (wide(E, q, at, dtype, d)) {
-		load_halves(E, q + (uint64_t)(at + first) * 2, dtype, x);
-		return;
-	}
-	UNROLL
-	for (int e = 0; e < E; e++)
-		x[e] = first + e < d ? element(q, at + first + e, dtype) : 0.0f;
-}
-
-// What the elements are divided by: `balance` is that of the item, float [kv_heads][d_k].
-DEVICE void balance_load(const int E, const struct gpu_shape *shape, uint64_t balance, uint32_t head, float *a)
-{
-	const uint32_t first = lane_of() * (uint32_t)E, d = shape->d_k;
-	const float *from = (const float *)balance + head / (shape->query_heads / shape->kv_heads) * d;
-	if (d == GPU_WARP * (uint32_t)E) { // aligned: d is a multiple of 64
-		load_floats(E, from + first, a);
-		return;
-	}
-	UNROLL
-	for (int e = 0; e < E; e++)
-		a[e] = first + e < d ? from[first + e] : 1.0f;
-}
-
-DEVICE void query_sign(const int E, const struct gpu_shape *shape, const struct gpu_item *item, float *x, const float *a,
-                       struct signed_query *s)
-{
-	UNROLL
-	for (int e = 0; e < E; e++)
-		x[e] = x[e] / a[e];
-	sign_one(E, x, item, shape->d_pad, shape->rotate_by, s);
-}
-
-DEVICE void signature_store(const int E, const struct signed_query *s, uint64_t signature, uint64_t scale)
-{
-	const uint32_t lane = lane_of();
-	if (E == 2)
-		((uint16_t *)signature)[lane] = (uint16_t)s->packed;
-	else if (E == 4)
-		((uint32_t *)signature)[lane] = (uint32_t)s->packed;
-	else
-		((uint64_t *)signature)[lane] = s->packed;
-	if (lane == 0)
-		*(float *)scale = s->scale;
-}
-
-struct place {                           // which query a warp has
+// Signatures of queries, to the GPU's memory.
+struct place {                           // which query
 	uint32_t item, token, head, row; // row: of [tokens][query_heads]
 };
 
@@ -179,28 +24,154 @@ DEVICE int64_t stride_at(const struct gpu_strides *s, const struct place *p)
 	return p->item * s->item + p->token * s->token + p->head * s->head;
 }
 
-DEVICE void sign_head(const int E, const struct gpu_sign *a, uint32_t number)
+// Where a warp stands in its share of the batches: QUERIES of one KV head of an item each, by token and head. A KV head of an item is a unit.
+struct course {
+	uint32_t unit, batch, item, kv_head;
+	uint64_t q;                   // of the unit's first query
+	uint32_t row;                 // likewise, of [items][tokens][query_heads]
+	uint32_t number, token, head; // of the lane's query: in the unit; head: of the KV head's. Beyond the last: the last
+	int mine;                     // it is not beyond the last
+};
+
+DEVICE void course_end(const struct gpu_shape *s, uint32_t group, struct course *c)
 {
-	struct signed_query s;
-	struct place p = place_of(&a->shape, number);
-	float x[8], by[8];
-	query_load(E, a->shape.d_k, a->q, stride_at(&a->q_strides, &p), a->dtype, x);
-	balance_load(E, &a->shape, a->balance + (uint64_t)p.item * a->shape.kv_heads * a->shape.d_k * 4, p.head, by);
-	query_sign(E, &a->shape, AT(gpu_item, a->items) + p.item, x, by, &s);
-	signature_store(E, &s, a->signature + (uint64_t)number * a->shape.d_pad, a->scale + (uint64_t)number * 4);
+	c->mine = c->number < s->tokens * group;
+	c->token = c->mine ? c->token : s->tokens - 1;
+	c->head = c->mine ? c->head : group - 1;
 }
 
-KERNEL(GPU_BLOCK) mpig_sign(ARGUMENT(gpu_sign) a)
+// The batch of the unit that its numbers say.
+DEVICE void course_begin(const uint32_t J, const struct gpu_sign *a, uint32_t group, struct course *c)
 {
-	uint32_t number = (blockIdx.x * blockDim.x + threadIdx.x) / GPU_WARP;
-	grid_go();
-	if (number >= a.shape.items * a.shape.tokens * a.shape.query_heads)
+	const struct gpu_shape *s = &a->shape;
+	c->item = s->items == 1 ? 0 : c->unit / s->kv_heads;
+	c->kv_head = c->unit - c->item * s->kv_heads;
+	c->q = a->q +
+	       (uint64_t)(c->item * a->q_strides.item + c->kv_head * group * a->q_strides.head) * (a->dtype == MPIG_F32 ? 4 : 2);
+	c->row = c->item * s->tokens * s->query_heads + c->kv_head * group;
+	c->number = c->batch * QUERIES(J) + (lane_of() >> J);
+	c->token = c->number / group;
+	c->head = c->number - c->token * group;
+	course_end(s, group, c);
+}
+
+// What a batch is on in its unit.
+struct pace {
+	uint32_t group, batches; // query heads of a KV head; batches of a unit
+	uint32_t tokens, heads;  // how far a lane's query is from that of the batch before
+};
+
+DEVICE void course_next(const uint32_t J, const struct gpu_sign *a, const struct pace *pace, struct course *c)
+{
+	c->batch++;
+	if (c->batch == pace->batches) {
+		c->batch = 0;
+		c->unit++;
+		course_begin(J, a, pace->group, c);
 		return;
+	}
+	c->number += QUERIES(J);
+	c->token += pace->tokens;
+	c->head += pace->heads;
+	c->token += c->head >= pace->group ? 1 : 0;
+	c->head -= c->head >= pace->group ? pace->group : 0;
+	course_end(&a->shape, pace->group, c);
+}
+
+// Asks for the lane's part of its query.
+DEVICE void course_ask(const uint32_t J, const uint32_t dtype, const struct gpu_sign *a, const struct course *c, uint32_t *words)
+{
+	const int64_t at = c->token * a->q_strides.token + c->head * a->q_strides.head;
+	if (a->wide)
+		part_ask(J, BYTES(dtype), a->shape.d_k, c->q + (uint64_t)at * BYTES(dtype), words);
+}
+
+// The lane's part of its query, one by one. Seldom.
+DEVICE void course_gather(const uint32_t J, const struct gpu_sign *a, const struct course *c, float *x)
+{
+	const struct gpu_shape *s = &a->shape;
+	const int64_t at = c->token * a->q_strides.token + c->head * a->q_strides.head;
+	part_gather(J, s->d_k, c->q, at, a->dtype, a->balance + ((uint64_t)c->item * s->kv_heads + c->kv_head) * s->d_k * 4, 0,
+	            x);
+}
+
+DEVICE void unit_divisor(const uint32_t J, const struct gpu_sign *a, const struct course *c, struct divisor *v)
+{
+	const uint64_t at = (uint64_t)c->item * a->shape.kv_heads * a->shape.d_k * 4;
+	divisor_load(J, &a->shape, a->balance + at, a->inverse + at, c->kv_head, v);
+}
+
+// A warp's share. Loads of the next batch are on their way while one is signed.
+DEVICE void sign_share(const uint32_t J, const uint32_t dtype, const struct gpu_sign *a, uint8_t *rotor)
+{
+	const struct gpu_shape *s = &a->shape;
+	struct pace pace;
+	pace.group = s->query_heads / s->kv_heads;
+	pace.batches = (s->tokens * pace.group + QUERIES(J) - 1) / QUERIES(J);
+	pace.tokens = QUERIES(J) / pace.group;
+	pace.heads = QUERIES(J) - pace.tokens * pace.group;
+	const uint32_t all = s->items * s->kv_heads * pace.batches, warps = gridDim.x * (GPU_SIGN_THREADS / GPU_WARP);
+	const uint32_t warp = (blockIdx.x * GPU_SIGN_THREADS + threadIdx.x) / GPU_WARP, each = all / warps, more = all % warps;
+	const uint32_t begin = warp * each + (warp < more ? warp : more);
+	uint32_t left = each + (warp < more ? 1 : 0), words[PART];
+	struct divisor divisor;
+	struct course c;
+	if (!left)
+		return;
+	c.unit = begin / pace.batches;
+	c.batch = begin - c.unit * pace.batches;
+	course_begin(J, a, pace.group, &c);
+	unit_divisor(J, a, &c, &divisor);
 	grid_wait();
-	if (a.shape.d_pad == 64)
-		sign_head(2, &a, number);
-	else if (a.shape.d_pad == 128)
-		sign_head(4, &a, number);
+	course_ask(J, dtype, a, &c, words);
+	rotor_load(J, a->rotors, c.item, rotor);
+	NO_UNROLL
+	for (;;) {
+		float x[PART];
+		uint32_t signature[PART / 4];
+		if (!a->wide || rotor_divides(J, rotor) || !part_holds(dtype, words))
+			course_gather(J, a, &c, x);
+		else
+			part_divide(dtype, words, &divisor, x);
+		const uint64_t row = c.row + c.token * s->query_heads + c.head;
+		const uint32_t unit = c.unit, item = c.item;
+		const int mine = c.mine;
+		if (--left) {
+			course_next(J, a, &pace, &c);
+			course_ask(J, dtype, a, &c, words);
+		}
+		rotate(J, x, rotor);
+		const float scale = part_quantise(J, x, rotor, signature);
+		if (mine)
+			part_store(J, signature, scale, a->signature + row * (PART << J), a->scale + row * 4);
+		if (!left)
+			return;
+		if (c.unit != unit)
+			unit_divisor(J, a, &c, &divisor);
+		if (c.item != item)
+			rotor_load(J, a->rotors, c.item, rotor);
+	}
+}
+
+DEVICE void sign_typed(const uint32_t J, const struct gpu_sign *a, uint8_t *space)
+{
+	if (a->dtype == MPIG_BF16)
+		sign_share(J, MPIG_BF16, a, space);
+	else if (a->dtype == MPIG_F16)
+		sign_share(J, MPIG_F16, a, space);
 	else
-		sign_head(8, &a, number);
+		sign_share(J, MPIG_F32, a, space);
+}
+
+KERNEL_OF(GPU_SIGN_THREADS, GPU_SIGN_BLOCKS) mpig_sign(ARGUMENT(gpu_sign) a)
+{
+	SHARED ALIGNED_16 uint8_t space[GPU_SIGN_THREADS / GPU_WARP * ROTOR_SPACE];
+	uint8_t *mine = space + threadIdx.x / GPU_WARP * ROTOR_SPACE;
+	grid_go();
+	if (a.shape.d_pad == 128)
+		sign_typed(3, &a, mine);
+	else if (a.shape.d_pad == 256)
+		sign_typed(4, &a, mine);
+	else
+		sign_typed(2, &a, mine);
 }

@@ -2,13 +2,11 @@
 // same operations in the same order. Compiled without contraction: a product and a sum are fused only where fmaf says so.
 #include "cuda/kernel_base.cuh"
 
-#include "cuda/kernel_sign.cuh"
-
 #include "cuda/quotient.cuh"
 
-#include "cuda/kernel_lines.cuh"
+#include "cuda/kernel_rotate.cuh"
 
-#include "cuda/kernel_many.cuh"
+#include "cuda/kernel_sign.cuh"
 
 #include "cuda/kernel_own.cuh"
 

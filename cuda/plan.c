@@ -1,5 +1,6 @@
 // Plans: entries, slot headers and signature parameters of one layer of some contexts, put together once and kept in the GPU's memory.
 #include "cuda/private.h"
+#include "cuda/rotate.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -98,8 +99,7 @@ static int layers_take(struct mpig_cuda_plan *p)
 	                              .kv_heads = (uint32_t)l->kv_heads,
 	                              .d_k = (uint32_t)l->d_k,
 	                              .d_v = (uint32_t)l->d_v,
-	                              .d_pad = d_pad,
-	                              .rotate_by = (float)(1 / ((double)d_pad * sqrt((double)d_pad)))};
+	                              .d_pad = d_pad};
 	return MPIG_OK;
 }
 
@@ -145,13 +145,54 @@ static void item_begin(const struct mpig_cuda_plan *p, uint32_t i, uint32_t pres
 	};
 }
 
-// With parameters, if the context has any. `balance` is the host's copy of all of the plan's.
-static int item_make(const struct mpig_cuda_plan *p, uint32_t i, float *balance)
+// What the GPU's memory has of the signature parameters of all items, as the host puts it together: see gpu_submit.
+struct params {
+	float *balance, *inverse, *rotors; // one allocation: balance
+	uint64_t floats, rotor_floats;     // of an item
+};
+
+static int params_alloc(const struct mpig_cuda_plan *p, struct params *a)
 {
-	uint64_t floats = (uint64_t)p->shape.kv_heads * p->shape.d_k;
+	const uint64_t n = p->shape.items;
+	a->floats = (uint64_t)p->shape.kv_heads * p->shape.d_k;
+	a->rotor_floats = GPU_ROTOR_BYTES(p->shape.d_pad) / 4;
+	a->balance = calloc(n * (2 * a->floats + a->rotor_floats), sizeof(float));
+	if (!a->balance)
+		return cuda_error_set(MPIG_ENOMEM, "%s", mpig_strerror(MPIG_ENOMEM));
+	a->inverse = a->balance + n * a->floats;
+	a->rotors = a->inverse + n * a->floats;
+	return MPIG_OK;
+}
+
+#define BALANCE_LEAST 0x1p-30f // of what kernels divide by by means of its inverse: see quotient()
+#define BALANCE_MOST 0x1p30f
+
+// An item's, of which the balance is there as the context says it.
+static void item_rotation(const struct mpig_cuda_plan *p, uint32_t i, const uint8_t *signs, const struct params *a)
+{
+	const uint32_t d = p->shape.d_k, d_pad = p->shape.d_pad;
+	const float by = (float)(1 / ((double)d_pad * sqrt((double)d_pad)));
+	float *balance = a->balance + i * a->floats, *inverse = a->inverse + i * a->floats;
+	uint32_t divide = 0;
+	for (uint64_t j = 0; j < a->floats; j++) {
+		uint32_t at = (uint32_t)(j % d);
+		if (!(balance[j] >= BALANCE_LEAST && balance[j] <= BALANCE_MOST))
+			divide = 1;
+		balance[j] = signs[at / 8] >> at % 8 & 1 ? -balance[j] : balance[j];
+		inverse[j] = 1 / balance[j];
+	}
+	float *rotor = a->rotors + i * a->rotor_floats;
+	rotor_make(signs, d_pad, by, rotor);
+	for (uint32_t lane = 0, lanes = d_pad >> GPU_PART_BITS; lane < lanes; lane++)
+		memcpy(rotor + GPU_ROTOR_BY * lanes + lane * 4 + 2, &divide, sizeof(divide));
+}
+
+// With parameters, if the context has any.
+static int item_make(const struct mpig_cuda_plan *p, uint32_t i, const struct params *a)
+{
 	struct mpig_signature g = MPIG_INIT(struct mpig_signature);
 	int rc = p->spec.no_signature ? MPIG_ENOTSUP
-	                              : mpig_context_signature(p->spec.context[i], p->spec.layer, &g, balance + i * floats);
+	                              : mpig_context_signature(p->spec.context[i], p->spec.layer, &g, a->balance + i * a->floats);
 	if (rc && rc != MPIG_ENOTSUP)
 		return cuda_error_set(rc, "signature parameters of layer %d of '%s': %s", p->spec.layer,
 		                      mpig_context_name(p->spec.context[i]), mpig_strerror(rc));
@@ -159,49 +200,34 @@ static int item_make(const struct mpig_cuda_plan *p, uint32_t i, float *balance)
 	item_begin(p, i, own_parts(p) | (has ? MPIG_HAS_SIGNATURE : 0u));
 	if (has) {
 		p->items[i].header.signature_version = g.version;
-		memcpy(p->items[i].signs, g.signs, sizeof(g.signs));
+		item_rotation(p, i, g.signs, a);
 	}
 	return MPIG_OK;
-}
-
-#define BALANCE_LEAST 0x1p-30f // of what kernels divide by by means of its inverse: see quotient()
-#define BALANCE_MOST 0x1p30f
-
-// Inverses of an item's balance.
-static void item_invert(struct gpu_item *item, const float *balance, uint64_t floats, float *inverse)
-{
-	item->divide = 0;
-	for (uint64_t j = 0; j < floats; j++) {
-		inverse[j] = 1 / balance[j];
-		if (!(balance[j] >= BALANCE_LEAST && balance[j] <= BALANCE_MOST))
-			item->divide = 1;
-	}
 }
 
 static int items_make(struct mpig_cuda_plan *p)
 {
 	const struct driver *d = p->gpu->driver;
-	uint64_t each = (uint64_t)p->shape.kv_heads * p->shape.d_k, floats = p->shape.items * each;
-	float *balance = calloc(2 * floats, sizeof(*balance)), *inverse = balance ? balance + floats : NULL;
-	int rc = balance ? MPIG_OK : cuda_error_set(MPIG_ENOMEM, "%s", mpig_strerror(MPIG_ENOMEM));
-	for (uint32_t i = 0; i < p->shape.items && rc == MPIG_OK; i++)
-		rc = item_make(p, i, balance);
-	for (uint32_t i = 0; i < p->shape.items && rc == MPIG_OK; i++)
-		item_invert(&p->items[i], balance + i * each, each, inverse + i * each);
+	const uint64_t n = p->shape.items;
+	struct params a = {0};
+	int rc = params_alloc(p, &a);
+	for (uint32_t i = 0; i < n && rc == MPIG_OK; i++)
+		rc = item_make(p, i, &a);
 	rc = rc ? rc : gpu_enter(p->gpu);
 	if (rc == MPIG_OK) {
-		rc = cuda_error_of(d, d->to_device(p->balance, balance, floats * sizeof(*balance)),
-		                   "copying signature parameters to the GPU");
+		const CUdeviceptr to[] = {p->balance, p->inverse, p->rotors};
+		const float *const from[] = {a.balance, a.inverse, a.rotors};
+		const uint64_t floats[] = {a.floats, a.floats, a.rotor_floats};
+		for (size_t k = 0; k < sizeof(to) / sizeof(to[0]) && rc == MPIG_OK; k++)
+			rc = cuda_error_of(d, d->to_device(to[k], from[k], n * floats[k] * sizeof(float)),
+			                   "copying signature parameters to the GPU");
 		rc = rc ? rc
-		        : cuda_error_of(d, d->to_device(p->inverse, inverse, floats * sizeof(*inverse)),
-		                        "copying signature parameters to the GPU");
-		rc = rc ? rc
-		        : cuda_error_of(d, d->to_device(p->device_items, p->items, p->shape.items * sizeof(*p->items)),
+		        : cuda_error_of(d, d->to_device(p->device_items, p->items, n * sizeof(*p->items)),
 		                        "copying a plan to the GPU");
 		rc = rc ? rc : gpu_settle(p->gpu);
 		gpu_leave(p->gpu);
 	}
-	free(balance);
+	free(a.balance);
 	return rc;
 }
 
@@ -239,14 +265,15 @@ static int memory_make(struct mpig_cuda_plan *p)
 	const uint64_t bytes[] = {p->shape.items * sizeof(struct gpu_item),
 	                          (uint64_t)p->shape.items * p->shape.kv_heads * p->shape.d_k * 4,
 	                          (uint64_t)p->shape.items * p->shape.kv_heads * p->shape.d_k * 4,
+	                          (uint64_t)p->shape.items * GPU_ROTOR_BYTES(p->shape.d_pad),
 	                          heads * 4,
 	                          heads * p->shape.d_v * 4,
 	                          counters,
 	                          heads * p->pieces * 4,
 	                          heads * p->pieces * 4,
 	                          heads * p->pieces * p->shape.d_pad * 4};
-	CUdeviceptr *const parts[] = {&p->device_items, &p->balance,   &p->inverse,  &p->own_lse, &p->own_out,
-	                              &p->counters,     &p->part_most, &p->part_sum, &p->part_out};
+	CUdeviceptr *const parts[] = {&p->device_items, &p->balance,  &p->inverse,   &p->rotors,   &p->own_lse,
+	                              &p->own_out,      &p->counters, &p->part_most, &p->part_sum, &p->part_out};
 	for (size_t i = 0; i < sizeof(bytes) / sizeof(bytes[0]); i++)
 		at += align_up(bytes[i]);
 	float *none = malloc(heads * sizeof(*none));

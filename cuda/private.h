@@ -5,6 +5,7 @@
 //   probe.c             whether a store of the CPU wakes a stream
 //   plan.c              what is the same in every step, in the GPU's memory
 //   step.c              arguments of kernels, and their launch
+//   rotate.{h,c}        what a plan says of the rotation of queries
 //   rounds.c            how long the way to the daemon and back takes
 //   image.c             the kernels, as nvcc made them of kernels.cu
 #ifndef MPIG_CUDA_PRIVATE_H
@@ -26,13 +27,13 @@ struct mpig_cuda {
 	struct mpig_region region;
 	CUcontext context;
 	CUdevice device;
-	int driver_version;
+	int driver_version, multiprocessors;
 	bool retained; // the context is the primary one, and ours to release
 	bool registered;
 	bool ready; // attached: the state on the GPU means something
 	CUmodule module;
 	struct {
-		CUfunction sign, sign_many, submit, window_64, window_128, window_256, wait, merge, merge_fused, rounds, ingest;
+		CUfunction sign, submit, window_64, window_128, window_256, wait, merge, merge_fused, rounds, ingest;
 	} kernel;
 	struct gpu_queue args;     // what kernels are told of the queue
 	struct gpu_report *report; // pinned
@@ -48,7 +49,7 @@ struct mpig_cuda_plan {
 	struct gpu_shape shape;
 	struct gpu_item *items; // [contexts], as they are on the GPU
 	CUdeviceptr memory;     // all that follows is in it
-	CUdeviceptr device_items, balance, inverse, part_out, part_most, part_sum, own_out, own_lse, counters;
+	CUdeviceptr device_items, balance, inverse, rotors, part_out, part_most, part_sum, own_out, own_lse, counters;
 	uint32_t pieces;
 	bool window_ran; // in this step, as far as it has been launched: its own part is there
 };

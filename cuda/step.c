@@ -45,11 +45,35 @@ static unsigned warp_grid(uint32_t heads)
 	return (heads * GPU_WARP + GPU_BLOCK - 1) / GPU_BLOCK;
 }
 
-// Blocks whose warps take `queries` heads each, all of one context.
-static unsigned batch_grid(const mpig_cuda_plan *p, unsigned queries, unsigned threads)
+// What a warp signs at once.
+static unsigned warp_queries(const mpig_cuda_plan *p)
 {
+	return (GPU_WARP << GPU_PART_BITS) / p->shape.d_pad;
+}
+
+// Blocks of a submission: a warp for so many queries of one context.
+static unsigned submit_grid(const mpig_cuda_plan *p)
+{
+	unsigned queries = warp_queries(p);
 	unsigned warps = p->shape.items * ((p->shape.tokens * p->shape.query_heads + queries - 1) / queries);
-	return (warps * GPU_WARP + threads - 1) / threads;
+	return (warps * GPU_WARP + GPU_SUBMIT_THREADS - 1) / GPU_SUBMIT_THREADS;
+}
+
+// Blocks that sign: a warp for so many queries of one KV head, or as many as the GPU runs, whose warps share them out.
+static unsigned sign_grid(const mpig_cuda_plan *p)
+{
+	const struct gpu_shape *s = &p->shape;
+	unsigned queries = warp_queries(p), most = GPU_SIGN_BLOCKS * (unsigned)p->gpu->multiprocessors;
+	unsigned warps = s->items * s->kv_heads * ((s->tokens * (s->query_heads / s->kv_heads) + queries - 1) / queries);
+	unsigned blocks = (warps * GPU_WARP + GPU_SIGN_THREADS - 1) / GPU_SIGN_THREADS;
+	return blocks < most ? blocks : most;
+}
+
+// Whether queries can be read by loads of 16 bytes.
+static bool is_wide(const mpig_cuda_plan *p, uint64_t q, const struct gpu_strides *s)
+{
+	uint64_t strides = (uint64_t)s->item | (uint64_t)s->token | (uint64_t)s->head;
+	return q % 16 == 0 && strides * mpig_dtype_bytes((uint32_t)p->spec.dtype) % 16 == 0 && p->shape.d_k % 8 == 0;
 }
 
 int mpig_cuda_submit(mpig_cuda_plan *p, mpig_cuda_stream stream, const struct mpig_cuda_step *step)
@@ -63,6 +87,7 @@ int mpig_cuda_submit(mpig_cuda_plan *p, mpig_cuda_stream stream, const struct mp
 	                       .items = p->device_items,
 	                       .balance = p->balance,
 	                       .inverse = p->inverse,
+	                       .rotors = p->rotors,
 	                       .q = s.q,
 	                       .q_strides = strides(s.q_context, s.q_token, s.q_head, &p->shape, p->shape.d_k),
 	                       .window_lse = p->own_lse,
@@ -76,9 +101,8 @@ int mpig_cuda_submit(mpig_cuda_plan *p, mpig_cuda_stream stream, const struct mp
 		a.window_lse = p->window_ran ? p->own_lse : 0;
 		a.window_out = p->window_ran ? p->own_out : 0;
 	}
-	unsigned threads = p->shape.d_pad == 256 ? GPU_SUBMIT_THREADS / 2 : GPU_SUBMIT_THREADS; // for the sake of shared memory
-	rc = gpu_launch(p->gpu, p->gpu->kernel.submit, "mpig_submit", batch_grid(p, GPU_SUBMIT_QUERIES, threads), 1, threads,
-	                stream, &a);
+	a.wide = is_wide(p, s.q, &a.q_strides);
+	rc = gpu_launch(p->gpu, p->gpu->kernel.submit, "mpig_submit", submit_grid(p), 1, GPU_SUBMIT_THREADS, stream, &a);
 	if (rc == MPIG_OK && !p->spec.own_first)
 		p->window_ran = false;
 	return rc;
@@ -201,19 +225,16 @@ int mpig_cuda_sign(mpig_cuda_plan *p, mpig_cuda_stream stream, const struct mpig
 			                      "'%s' has no signature parameters yet: refresh the plan after a commit that seals",
 			                      mpig_context_name(p->spec.context[i]));
 	struct gpu_sign a = {.shape = p->shape,
-	                     .items = p->device_items,
 	                     .balance = p->balance,
 	                     .inverse = p->inverse,
+	                     .rotors = p->rotors,
 	                     .q = s.q,
 	                     .q_strides = strides(s.q_context, s.q_token, s.q_head, &p->shape, p->shape.d_k),
 	                     .signature = signature,
 	                     .scale = scale,
 	                     .dtype = (uint32_t)p->spec.dtype};
-	if (heads_of(p) < GPU_MANY_HEADS)
-		return gpu_launch(p->gpu, p->gpu->kernel.sign, "mpig_sign", warp_grid(heads_of(p)), 1, GPU_BLOCK, stream, &a);
-	return gpu_launch(p->gpu, p->gpu->kernel.sign_many, "mpig_sign_many",
-	                  batch_grid(p, GPU_WARP * GPU_MANY_LINE / p->shape.d_pad, GPU_MANY_THREADS), 1, GPU_MANY_THREADS, stream,
-	                  &a);
+	a.wide = is_wide(p, s.q, &a.q_strides);
+	return gpu_launch(p->gpu, p->gpu->kernel.sign, "mpig_sign", sign_grid(p), 1, GPU_SIGN_THREADS, stream, &a);
 }
 
 static int slot_check(const mpig_cuda *gpu, unsigned slot)

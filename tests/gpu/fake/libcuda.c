@@ -138,7 +138,7 @@ CALL(cuDeviceGetAttribute, int *value, int attribute, CUdevice device)
 {
 	(void)device;
 	MAY_FAIL;
-	*value = attribute == CU_ATTRIBUTE_MAJOR ? 9 : 0;
+	*value = attribute == CU_ATTRIBUTE_MAJOR ? 9 : attribute == CU_ATTRIBUTE_MULTIPROCESSORS ? 1 : 0;
 	return CU_OK;
 }
 CALL(cuDevicePrimaryCtxRetain, CUcontext *context, CUdevice device)

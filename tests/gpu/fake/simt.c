@@ -256,16 +256,15 @@ DEVICE uint32_t shuffle_word(uint32_t x, uint32_t lane)
 {
 	return shuffle(x, lane);
 }
-DEVICE int64_t shuffle_long(int64_t x, uint32_t lane)
-{
-	uint32_t low = shuffle((uint32_t)x, lane), high = shuffle((uint32_t)((uint64_t)x >> 32), lane);
-	return (int64_t)((uint64_t)high << 32 | low);
-}
 DEVICE int warp_all(int x)
 {
+	const unsigned w = threadIdx.x / GPU_WARP;
 	int all = 1;
+	block.warp[w].value[threadIdx.x % GPU_WARP] = x != 0;
+	barrier_of_warp(w);
 	for (uint32_t lane = 0; lane < GPU_WARP; lane++)
-		all &= shuffle(x != 0, lane) != 0;
+		all &= block.warp[w].value[lane] != 0;
+	barrier_of_warp(w);
 	return all;
 }
 DEVICE void grid_wait(void)
@@ -298,6 +297,14 @@ DEVICE void store_2(float *p, const float *x)
 {
 	memcpy(__builtin_assume_aligned(p, 8), x, 8);
 }
+DEVICE void load_shared(const void *p, uint32_t *words)
+{
+	memcpy(words, __builtin_assume_aligned(p, 16), 16);
+}
+DEVICE void store_shared(void *p, const uint32_t *words)
+{
+	memcpy(__builtin_assume_aligned(p, 16), words, 16);
+}
 DEVICE void copy_begin(float *to, uint64_t from)
 {
 	memcpy(__builtin_assume_aligned(to, 16), (const void *)from, 16);
@@ -321,9 +328,13 @@ DEVICE uint32_t low_bytes(const int *four)
 		bytes |= ((uint32_t)four[i] & 0xff) << 8 * i;
 	return bytes;
 }
-DEVICE uint32_t highest_bit(uint32_t x)
+DEVICE void flag_raise(uint32_t *flag)
 {
-	return 31u - (uint32_t)__builtin_clz(x);
+	*flag = 1;
+}
+DEVICE uint32_t flag_look(uint32_t *flag)
+{
+	return *flag;
 }
 DEVICE uint32_t arrive(uint32_t *counter, uint32_t count)
 {
@@ -345,7 +356,6 @@ DEVICE uint32_t arrive(uint32_t *counter, uint32_t count)
 		kernel(*(const struct type *)argument);                                                                          \
 	}
 TWIN(mpig_sign, gpu_sign)
-TWIN(mpig_sign_many, gpu_sign)
 TWIN(mpig_submit, gpu_submit)
 TWIN(mpig_window_64, gpu_window)
 TWIN(mpig_window_128, gpu_window)
@@ -359,8 +369,7 @@ TWIN(mpig_ingest, gpu_ingest)
 const struct simt_kernel *simt_find(const char *name)
 {
 	static const struct simt_kernel all[] = {
-		{"mpig_sign", run_mpig_sign, sizeof(struct gpu_sign), GPU_BLOCK},
-		{"mpig_sign_many", run_mpig_sign_many, sizeof(struct gpu_sign), GPU_MANY_THREADS},
+		{"mpig_sign", run_mpig_sign, sizeof(struct gpu_sign), GPU_SIGN_THREADS},
 		{"mpig_submit", run_mpig_submit, sizeof(struct gpu_submit), GPU_SUBMIT_THREADS},
 		{"mpig_window_64", run_mpig_window_64, sizeof(struct gpu_window), GPU_WINDOW_THREADS},
 		{"mpig_window_128", run_mpig_window_128, sizeof(struct gpu_window), GPU_WINDOW_THREADS},
