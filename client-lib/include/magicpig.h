@@ -22,7 +22,8 @@
  *
  * Reconnect. When the daemon goes away, calls in flight return MPIG_ERETRY. The next call reconnects (up to
  * reconnect_ms), hands its queues' memory to the new daemon, and opens the same contexts again under the same handles; a
- * context the new daemon does not have answers MPIG_ELOST from then on.
+ * context the new daemon does not have answers MPIG_ELOST from then on. One that it could not open for want of something
+ * (MPIG_ENOMEM, MPIG_ELIMIT, MPIG_EBUSY) answers so, and every call that names it tries again.
  */
 #ifndef MAGICPIG_H
 #define MAGICPIG_H
