@@ -46,6 +46,12 @@ static unsigned batch_grid(const mpig_cuda_plan *p, unsigned queries, unsigned t
 	return (warps * GPU_WARP + threads - 1) / threads;
 }
 
+// Its own part is this step's. That of a step which was given up before its merge is nobody's.
+static bool window_ran(const mpig_cuda_plan *p)
+{
+	return p->window_step == p->gpu->step;
+}
+
 int mpig_cuda_submit(mpig_cuda_plan *p, mpig_cuda_stream stream, const struct mpig_cuda_step *step)
 {
 	struct mpig_cuda_step s;
@@ -66,14 +72,14 @@ int mpig_cuda_submit(mpig_cuda_plan *p, mpig_cuda_stream stream, const struct mp
 	                       .dtype = (uint32_t)p->spec.dtype,
 	                       .first_slot = p->spec.first_slot};
 	if (p->spec.own_first) {
-		a.window_lse = p->window_ran ? p->own_lse : 0;
-		a.window_out = p->window_ran ? p->own_out : 0;
+		a.window_lse = window_ran(p) ? p->own_lse : 0;
+		a.window_out = window_ran(p) ? p->own_out : 0;
 	}
 	unsigned threads = p->shape.d_pad == 256 ? GPU_SUBMIT_THREADS / 2 : GPU_SUBMIT_THREADS; // for the sake of shared memory
 	rc = gpu_launch(p->gpu, p->gpu->kernel.submit, "mpig_submit", batch_grid(p, GPU_SUBMIT_QUERIES, threads), 1, threads,
 	                stream, &a);
 	if (rc == MPIG_OK && !p->spec.own_first)
-		p->window_ran = false;
+		p->window_step = 0;
 	return rc;
 }
 
@@ -137,7 +143,7 @@ int mpig_cuda_window(mpig_cuda_plan *p, mpig_cuda_stream stream, const struct mp
 	rc = gpu_launch(p->gpu, kernel, "mpig_window", p->shape.items * p->shape.tokens * p->shape.kv_heads, p->pieces,
 	                GPU_WINDOW_THREADS, stream, &a);
 	if (rc == MPIG_OK)
-		p->window_ran = true;
+		p->window_step = p->gpu->step;
 	return rc;
 }
 
@@ -152,7 +158,7 @@ int mpig_cuda_merge(mpig_cuda_plan *p, mpig_cuda_stream stream, const struct mpi
 		                      s.out_dtype);
 	if (s.flags & ~(unsigned)(MPIG_CUDA_LSE2 | MPIG_CUDA_DAEMON_ONLY))
 		return cuda_error_set(MPIG_EINVAL, "step.flags = 0x%x: not known", s.flags);
-	bool own = p->window_ran && !(s.flags & MPIG_CUDA_DAEMON_ONLY), fused = heads_of(p) <= GPU_FUSED_HEADS;
+	bool own = window_ran(p) && !(s.flags & MPIG_CUDA_DAEMON_ONLY), fused = heads_of(p) <= GPU_FUSED_HEADS;
 	struct gpu_merge a = {.queue = p->gpu->args,
 	                      .shape = p->shape,
 	                      .items = p->device_items,
@@ -175,7 +181,7 @@ int mpig_cuda_merge(mpig_cuda_plan *p, mpig_cuda_stream stream, const struct mpi
 		                     &a);
 	}
 	if (rc == MPIG_OK)
-		p->window_ran = false;
+		p->window_step = 0;
 	return rc;
 }
 
