@@ -363,7 +363,8 @@ MPIG_API int mpig_context_list(mpig_client *client, uint64_t *cursor, struct mpi
 /* A profile belongs to a user and a fingerprint (as in mpig_context_info), and holds for that user's contexts of that fingerprint, from the next
  * time that each is opened or made. An attend that names neither budget nor error_target, and no proposal or the profile's, goes by its layer's section; a layer
  * made with MPIG_BITS_AUTO takes its signature_bits. The text is that of `magicpigctl tune --show`. Profiles outlive the daemon.
- * uid: UINT32_MAX, the caller's; another user's or MPIG_PROFILE_ALL is for administrators (MPIG_EACCES), but for looking at that of all. */
+ * uid: UINT32_MAX, the caller's; another user's or MPIG_PROFILE_ALL is for administrators (MPIG_EACCES), but for looking at that of all. A user who
+ * has that number as uid goes by the profile of all, and has none of their own (MPIG_ENOTSUP). */
 /* Into `text`, at most `bytes`, always terminated. Returns the length that was needed, without the zero. whose (may be NULL): the uid it belongs to;
  * with uid UINT32_MAX that of all where the caller has none. MPIG_ENOENT. */
 MPIG_API int mpig_profile_get(mpig_client *client, const uint8_t fingerprint[64], uint32_t uid, char *text, size_t bytes,

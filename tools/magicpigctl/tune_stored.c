@@ -28,6 +28,13 @@ int stored_find(const struct ctl_command *self, mpig_client *client, const char 
 		        self->name, what);
 		return CTL_FAILED;
 	}
+	if (uid == UINT32_MAX && info.uid == MPIG_PROFILE_ALL) {
+		fprintf(stderr,
+		        "magicpigctl %s: '%s' is of uid %u, which stands for all users and has no profile of its own: "
+		        "--all-users\n",
+		        self->name, what, info.uid);
+		return CTL_FAILED;
+	}
 	memcpy(of->fingerprint, info.fingerprint, sizeof(of->fingerprint));
 	of->uid = uid == UINT32_MAX ? info.uid : uid;
 	return CTL_OK;
