@@ -37,6 +37,7 @@ struct disk_jobs {
 	struct pool *pool;
 	struct disk_policy policy, next_policy; // the thread's; and what it is to become, under the lock
 	struct disk_progress own;               // of what the policy saves
+	atomic_bool hurry;                      // somebody waits for the thread, which is at work that nobody asked for
 	uint64_t cursor, retry_ns;
 	uint64_t last;
 	bool stop, save_all;
@@ -200,13 +201,13 @@ static bool place_some(struct disk_jobs *jobs)
 	struct unplaced of;
 	char why[MPIG_TEXT_BYTES];
 	uint32_t n = 0;
-	while (n < SOME && !atomic_load(&jobs->own.cancel) && store_next_unplaced(jobs->store, &of)) {
-		int status = disk_place(jobs->disk, jobs->store, &of, why);
-		if (status && status != MPIG_ENOENT)
+	while (n < SOME && !atomic_load(&jobs->hurry) && store_next_unplaced(jobs->store, &of)) {
+		int status = disk_place(jobs->disk, jobs->store, &of, &jobs->hurry, &jobs->own.cancel, why);
+		if (status && status != MPIG_ENOENT && status != MPIG_ESHUTDOWN)
 			tell(jobs, true, "context '%s' on disk cannot be found by its tokens: %s", of.name, why);
 		n++;
 	}
-	return n == SOME;
+	return n == SOME || atomic_load(&jobs->hurry);
 }
 
 // True: something was saved, and there may be more.
@@ -222,6 +223,7 @@ static bool own_work(struct disk_jobs *jobs)
 
 static void wait_for_work(struct disk_jobs *jobs)
 {
+	atomic_store(&jobs->hurry, false);
 	pthread_mutex_unlock(&jobs->lock);
 	bool more = own_work(jobs), places = jobs->disk && place_some(jobs);
 	pthread_mutex_lock(&jobs->lock);
@@ -298,11 +300,18 @@ int disk_jobs_start(struct disk *disk, struct store *store, struct pool *pool, c
 	return 0;
 }
 
+// Lock held: there is something new for it.
+static void call_thread(struct disk_jobs *jobs)
+{
+	atomic_store(&jobs->hurry, true);
+	pthread_cond_signal(&jobs->wake);
+}
+
 void disk_jobs_set_policy(struct disk_jobs *jobs, const struct disk_policy *policy)
 {
 	pthread_mutex_lock(&jobs->lock);
 	jobs->next_policy = *policy;
-	pthread_cond_signal(&jobs->wake);
+	call_thread(jobs);
 	pthread_mutex_unlock(&jobs->lock);
 }
 
@@ -330,7 +339,7 @@ void disk_jobs_stop(struct disk_jobs *jobs, bool save_all, void (*progress)(void
 	atomic_store(&jobs->own.cancel, true);
 	for (uint32_t i = 0; i < DISK_JOBS; i++)
 		atomic_store(&jobs->job[i].progress.cancel, true);
-	pthread_cond_signal(&jobs->wake);
+	call_thread(jobs);
 	pthread_mutex_unlock(&jobs->lock);
 	join(jobs, progress, arg);
 	for (uint32_t i = 0; i < DISK_JOBS; i++)
@@ -391,7 +400,7 @@ static int begin_locked(struct disk_jobs *jobs, enum disk_work work, const struc
 	if (gc)
 		j->gc = *gc;
 	*number = j->number;
-	pthread_cond_signal(&jobs->wake);
+	call_thread(jobs);
 	return 0;
 }
 
