@@ -394,7 +394,8 @@ struct mpig_disk_result {
 /* Writes what is committed to stable storage, and waits for it; readers and the writer go on meanwhile. Sealed segments that are on disk
  * already are not written again. On failure what was saved before is as it was. Owner only. options and result may be NULL.
  * Errors: MPIG_EIO, MPIG_ENOSPC, MPIG_EACCES (also: another owner's context of that name is on disk), MPIG_EAGAIN (truncated too often
- * meanwhile), MPIG_ELIMIT (too many are waiting), MPIG_ENOENT, MPIG_ESHUTDOWN. */
+ * meanwhile), MPIG_ELIMIT (too many are waiting), MPIG_ENOENT, MPIG_ESHUTDOWN; as all that the daemon does in the background, MPIG_ERETRY (it is
+ * not known how it ended: another daemon serves now, or this one has forgotten). */
 MPIG_API int mpig_context_save(mpig_client *client, const char *name, const struct mpig_disk_options *options,
                                struct mpig_disk_result *result);
 /* Makes a saved context again, for the owner it had; the caller must be allowed to read it. Errors: MPIG_EEXIST (it is in memory),

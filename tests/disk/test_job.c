@@ -6,15 +6,18 @@
 
 #include "tests/disk/fixture.h"
 
-#define TURNS 30000 // of a millisecond; nothing is asserted about time, but the test's own end
+#define TURNS 100000 // of .1 ms or more; nothing is asserted about time, but the test's own end
 
 static struct disk_jobs *jobs;
 static atomic_int begun; // operations on the disk: looking through it, and looking up tokens
+static atomic_bool hold; // the thread stands still where the next begins
 
 static int count_begun(const struct disk_call *call, int after)
 {
 	if (!after && !strcmp(call->call, "io_uring"))
 		atomic_fetch_add(&begun, 1);
+	while (!after && !strcmp(call->call, "io_uring") && atomic_load(&hold))
+		usleep(100);
 	return 0;
 }
 
@@ -40,7 +43,7 @@ static struct disk_job_view until_done(uint64_t job)
 	struct disk_job_view view = {0};
 	for (int i = 0; i < TURNS && view.state != DISK_DONE; i++) {
 		ck_assert_int_eq(disk_job_look(jobs, &root, job, &view), 0);
-		usleep(1000);
+		usleep(100);
 	}
 	ck_assert_int_eq(view.state, DISK_DONE);
 	return view;
@@ -97,6 +100,87 @@ START_TEST(looking_tokens_up_holds_nobody_up)
 }
 END_TEST
 
+static void until_failed(uint64_t count)
+{
+	struct disk_counts counts = {0};
+	for (int i = 0; i < TURNS && counts.errors < count; i++) {
+		disk_jobs_counts(jobs, &counts);
+		usleep(100);
+	}
+	ck_assert_uint_eq(counts.errors, count);
+}
+
+// How a job ended is kept for whoever has not asked yet, as long as others' that were told, or the newcomer's own, make room. Who comes too late
+// is told so; what never was is not there.
+START_TEST(results_are_kept_for_who_asks_late)
+{
+	struct credentials one = user(5), many = user(7);
+	struct disk_job_view view;
+	uint64_t first, job = 0, own = 0, errors = 1;
+	char name[16];
+	start(0);
+	ck_assert_int_eq(disk_job_begin(jobs, DISK_LOAD, &one, "mine", &first, f.why), 0);
+	until_failed(errors);
+	for (uint32_t i = 0; i < 2 * DISK_JOBS; i++) { // none of them asked for
+		snprintf(name, sizeof name, "none%u", i);
+		ck_assert_int_eq(disk_job_begin(jobs, DISK_LOAD, &many, name, &job, f.why), 0);
+		own = own ? own : job;
+		until_failed(++errors);
+	}
+	ck_assert_int_eq(disk_job_look(jobs, &many, own, &view), MPIG_ERETRY);
+	ck_assert_int_eq(disk_job_look(jobs, &many, first, &view), MPIG_ENOENT); // another's
+	ck_assert_int_eq(disk_job_look(jobs, &many, job + 1, &view), MPIG_ENOENT);
+	ck_assert_int_eq(disk_job_look(jobs, &many, 1, &view), MPIG_ENOENT); // of another daemon
+	ck_assert_int_eq(disk_job_look(jobs, &one, first, &view), 0);
+	ck_assert(view.state == DISK_DONE && view.status == MPIG_ENOENT && strstr(view.why, "'mine'"));
+	// Now that it has been told it goes before what was not.
+	ck_assert_int_eq(disk_job_begin(jobs, DISK_LOAD, &many, "another", &job, f.why), 0);
+	until_failed(++errors);
+	ck_assert_int_eq(disk_job_look(jobs, &one, first, &view), MPIG_ERETRY);
+	disk_jobs_stop(jobs, false, NULL, NULL);
+}
+END_TEST
+
+// Work that waits is joined: both are told.
+START_TEST(two_ask_for_the_same)
+{
+	struct credentials one = user(5);
+	struct disk_job_view view;
+	uint64_t first, same, job;
+	disk_hook = count_begun;
+	start(0);
+	for (int i = 0; i < TURNS && !disk_is_known(disk); i++)
+		usleep(1000);
+	int before = atomic_load(&begun);
+	atomic_store(&hold, true);
+	ck_assert_int_eq(disk_job_begin(jobs, DISK_CHECK, &root, "other", &job, f.why), 0);
+	for (int i = 0; i < TURNS && atomic_load(&begun) == before; i++)
+		usleep(1000);
+	ck_assert_int_eq(disk_job_begin(jobs, DISK_CHECK, &one, "none", &first, f.why), 0);
+	ck_assert_int_eq(disk_job_begin(jobs, DISK_CHECK, &one, "none", &same, f.why), 0);
+	ck_assert_uint_eq(first, same);
+	atomic_store(&hold, false);
+	(void)until_done(job);
+	for (int i = 0; i < TURNS && (disk_job_look(jobs, &root, first, &view) || view.state != DISK_DONE); i++)
+		usleep(1000); // an administrator's look is not theirs
+	for (int told = 0; told < 2; told++) {
+		for (uint32_t i = 0; i < 2 * DISK_JOBS; i++) {
+			ck_assert_int_eq(disk_job_begin(jobs, DISK_ERASE, &root, "none", &job, f.why), 0);
+			(void)until_done(job);
+		}
+		ck_assert_int_eq(disk_job_look(jobs, &one, first, &view), 0);
+		ck_assert_int_eq(view.status, MPIG_ENOENT);
+	}
+	for (uint32_t i = 0; i < 2 * DISK_JOBS; i++) {
+		ck_assert_int_eq(disk_job_begin(jobs, DISK_ERASE, &root, "none", &job, f.why), 0);
+		(void)until_done(job);
+	}
+	ck_assert_int_eq(disk_job_look(jobs, &one, first, &view), MPIG_ERETRY);
+	disk_jobs_stop(jobs, false, NULL, NULL);
+	disk_hook = NULL;
+}
+END_TEST
+
 int main(void)
 {
 	Suite *suite = suite_create("disk/job");
@@ -104,6 +188,8 @@ int main(void)
 	tcase_set_timeout(t, 60);
 	tcase_add_checked_fixture(t, setup, teardown);
 	tcase_add_loop_test(t, looking_tokens_up_holds_nobody_up, 0, 3);
+	tcase_add_test(t, results_are_kept_for_who_asks_late);
+	tcase_add_test(t, two_ask_for_the_same);
 	suite_add_tcase(suite, t);
 	SRunner *runner = srunner_create(suite);
 	srunner_run_all(runner, CK_ENV);
