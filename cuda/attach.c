@@ -297,6 +297,7 @@ int mpig_cuda_attach(mpig_queue *queue, const struct mpig_cuda_options *options,
 		return cuda_error_set(MPIG_ENOMEM, "%s", mpig_strerror(MPIG_ENOMEM));
 	gpu->driver = driver;
 	gpu->queue = queue;
+	gpu->step = 1;
 	gpu->region.size = sizeof(gpu->region);
 	rc = mpig_queue_lend(queue, &gpu->region);
 	if (rc) {
@@ -409,6 +410,7 @@ int mpig_cuda_begin(mpig_cuda *gpu, int awake_ms)
 	int failed = mpig_cuda_failure(gpu, NULL);
 	if (failed)
 		return cuda_error_set(MPIG_ERETRY, "a request failed (%s): call mpig_cuda_recover first", mpig_strerror(failed));
+	gpu->step++;
 	int rc = mpig_awake(gpu->queue, awake_ms), again = 0;
 	if (rc == MPIG_ERETRY) {
 		again = renew(gpu);
@@ -451,6 +453,7 @@ int mpig_cuda_recover(mpig_cuda *gpu)
 	cuda_error_clear();
 	if (!gpu)
 		return cuda_error_set(MPIG_EINVAL, "gpu is NULL");
+	gpu->step++;
 	int rc = renew(gpu);
 	if (rc)
 		return rc;

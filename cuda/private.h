@@ -39,6 +39,7 @@ struct mpig_cuda {
 	struct gpu_report *report; // pinned
 	CUdeviceptr state, nop;    // nop: struct gpu_item [slots]
 	uint32_t plans;
+	uint64_t step; // from 1; mpig_cuda_begin and mpig_cuda_recover begin another
 	struct mpig_cuda_info info;
 };
 
@@ -51,7 +52,7 @@ struct mpig_cuda_plan {
 	CUdeviceptr memory;     // all that follows is in it
 	CUdeviceptr device_items, balance, inverse, rotors, part_out, part_most, part_sum, own_out, own_lse, counters;
 	uint32_t pieces;
-	bool window_ran; // in this step, as far as it has been launched: its own part is there
+	uint64_t window_step; // the step in which the window was launched and not merged yet, whose own part is there; 0: none
 };
 
 // Makes the GPU's context current around calls of the driver, whatever the caller's thread has.

@@ -76,6 +76,12 @@ static bool is_wide(const mpig_cuda_plan *p, uint64_t q, const struct gpu_stride
 	return q % 16 == 0 && strides * mpig_dtype_bytes((uint32_t)p->spec.dtype) % 16 == 0 && p->shape.d_k % 8 == 0;
 }
 
+// Its own part is this step's. That of a step which was given up before its merge is nobody's.
+static bool window_ran(const mpig_cuda_plan *p)
+{
+	return p->window_step == p->gpu->step;
+}
+
 int mpig_cuda_submit(mpig_cuda_plan *p, mpig_cuda_stream stream, const struct mpig_cuda_step *step)
 {
 	struct mpig_cuda_step s;
@@ -98,13 +104,13 @@ int mpig_cuda_submit(mpig_cuda_plan *p, mpig_cuda_stream stream, const struct mp
 	                       .first_slot = p->spec.first_slot,
 	                       .mark = p->shape.items == 1 && is_fused(p)};
 	if (p->spec.own_first) {
-		a.window_lse = p->window_ran ? p->own_lse : 0;
-		a.window_out = p->window_ran ? p->own_out : 0;
+		a.window_lse = window_ran(p) ? p->own_lse : 0;
+		a.window_out = window_ran(p) ? p->own_out : 0;
 	}
 	a.wide = is_wide(p, s.q, &a.q_strides);
 	rc = gpu_launch(p->gpu, p->gpu->kernel.submit, "mpig_submit", submit_grid(p), 1, GPU_SUBMIT_THREADS, stream, &a);
 	if (rc == MPIG_OK && !p->spec.own_first)
-		p->window_ran = false;
+		p->window_step = 0;
 	return rc;
 }
 
@@ -168,7 +174,7 @@ int mpig_cuda_window(mpig_cuda_plan *p, mpig_cuda_stream stream, const struct mp
 	rc = gpu_launch(p->gpu, kernel, "mpig_window", p->shape.items * p->shape.tokens * p->shape.kv_heads, p->pieces,
 	                GPU_WINDOW_THREADS, stream, &a);
 	if (rc == MPIG_OK)
-		p->window_ran = true;
+		p->window_step = p->gpu->step;
 	return rc;
 }
 
@@ -183,7 +189,7 @@ int mpig_cuda_merge(mpig_cuda_plan *p, mpig_cuda_stream stream, const struct mpi
 		                      s.out_dtype);
 	if (s.flags & ~(unsigned)(MPIG_CUDA_LSE2 | MPIG_CUDA_DAEMON_ONLY))
 		return cuda_error_set(MPIG_EINVAL, "step.flags = 0x%x: not known", s.flags);
-	bool own = p->window_ran && !(s.flags & MPIG_CUDA_DAEMON_ONLY), fused = is_fused(p);
+	bool own = window_ran(p) && !(s.flags & MPIG_CUDA_DAEMON_ONLY), fused = is_fused(p);
 	struct gpu_merge a = {.queue = p->gpu->args,
 	                      .shape = p->shape,
 	                      .items = p->device_items,
@@ -206,7 +212,7 @@ int mpig_cuda_merge(mpig_cuda_plan *p, mpig_cuda_stream stream, const struct mpi
 		                     &a);
 	}
 	if (rc == MPIG_OK)
-		p->window_ran = false;
+		p->window_step = 0;
 	return rc;
 }
 

@@ -22,7 +22,8 @@
  *
  * Reconnect. When the daemon goes away, calls in flight return MPIG_ERETRY. The next call reconnects (up to
  * reconnect_ms), hands its queues' memory to the new daemon, and opens the same contexts again under the same handles; a
- * context the new daemon does not have answers MPIG_ELOST from then on.
+ * context the new daemon does not have answers MPIG_ELOST from then on. One that it could not open for want of something
+ * (MPIG_ENOMEM, MPIG_ELIMIT, MPIG_EBUSY) answers so, and every call that names it tries again.
  */
 #ifndef MAGICPIG_H
 #define MAGICPIG_H
@@ -362,7 +363,8 @@ MPIG_API int mpig_context_list(mpig_client *client, uint64_t *cursor, struct mpi
 /* A profile belongs to a user and a fingerprint (as in mpig_context_info), and holds for that user's contexts of that fingerprint, from the next
  * time that each is opened or made. An attend that names neither budget nor error_target, and no proposal or the profile's, goes by its layer's section; a layer
  * made with MPIG_BITS_AUTO takes its signature_bits. The text is that of `magicpigctl tune --show`. Profiles outlive the daemon.
- * uid: UINT32_MAX, the caller's; another user's or MPIG_PROFILE_ALL is for administrators (MPIG_EACCES), but for looking at that of all. */
+ * uid: UINT32_MAX, the caller's; another user's or MPIG_PROFILE_ALL is for administrators (MPIG_EACCES), but for looking at that of all. A user who
+ * has that number as uid goes by the profile of all, and has none of their own (MPIG_ENOTSUP). */
 /* Into `text`, at most `bytes`, always terminated. Returns the length that was needed, without the zero. whose (may be NULL): the uid it belongs to;
  * with uid UINT32_MAX that of all where the caller has none. MPIG_ENOENT. */
 MPIG_API int mpig_profile_get(mpig_client *client, const uint8_t fingerprint[64], uint32_t uid, char *text, size_t bytes,
@@ -392,7 +394,8 @@ struct mpig_disk_result {
 /* Writes what is committed to stable storage, and waits for it; readers and the writer go on meanwhile. Sealed segments that are on disk
  * already are not written again. On failure what was saved before is as it was. Owner only. options and result may be NULL.
  * Errors: MPIG_EIO, MPIG_ENOSPC, MPIG_EACCES (also: another owner's context of that name is on disk), MPIG_EAGAIN (truncated too often
- * meanwhile), MPIG_ELIMIT (too many are waiting), MPIG_ENOENT, MPIG_ESHUTDOWN. */
+ * meanwhile), MPIG_ELIMIT (too many are waiting), MPIG_ENOENT, MPIG_ESHUTDOWN; as all that the daemon does in the background, MPIG_ERETRY (it is
+ * not known how it ended: another daemon serves now, or this one has forgotten). */
 MPIG_API int mpig_context_save(mpig_client *client, const char *name, const struct mpig_disk_options *options,
                                struct mpig_disk_result *result);
 /* Makes a saved context again, for the owner it had; the caller must be allowed to read it. Errors: MPIG_EEXIST (it is in memory),

@@ -4,7 +4,7 @@
 #include <math.h>
 #include <string.h>
 
-int layer_check(const mpig_queue *q, const mpig_context *x, int layer, const struct mpig_wire_layer **wire)
+int layer_check(const mpig_queue *q, mpig_context *x, int layer, const struct mpig_wire_layer **wire)
 {
 	int rc = context_usable(q->client, x);
 	if (rc)

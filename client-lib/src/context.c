@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -79,14 +80,6 @@ void contexts_free(mpig_client *c)
 		c->contexts = x->next;
 		context_free(x);
 	}
-}
-
-int context_usable(const mpig_client *c, const mpig_context *x)
-{
-	if (!x || x->client != c)
-		return error_set(c, MPIG_EINVAL, "context is %s", x ? "of another client" : "NULL");
-	int fault = atomic_load_explicit(&x->fault, memory_order_relaxed);
-	return fault ? error_set(c, fault, "context '%s': %s", x->name, mpig_status_text(fault)) : MPIG_OK;
 }
 
 // ---- binding (client lock held) ----------------------------------------------------------------------------------------
@@ -177,7 +170,13 @@ static int reopen(mpig_client *c, const mpig_context *x, bool write)
 	return control_exchange(c, MPIG_CTL_OPEN, &request, sizeof(request), -1, sizeof(struct mpig_ctl_context_reply), NULL);
 }
 
-// One context on a fresh connection. Fails only if the connection does.
+// Reasons that say how the daemon fares now and nothing about the context: what failed for one of them is tried again.
+static bool passing(int fault)
+{
+	return fault == MPIG_ENOMEM || fault == MPIG_ELIMIT || fault == MPIG_EAGAIN || fault == MPIG_EBUSY;
+}
+
+// One context on a connection that knows nothing of it. Fails only if the connection does.
 static int context_reopen(mpig_client *c, mpig_context *x, uint64_t deadline)
 {
 	bool write = atomic_load(&x->writer);
@@ -199,12 +198,15 @@ static int context_reopen(mpig_client *c, mpig_context *x, uint64_t deadline)
 		take_state(x, &r->context);
 		if (atomic_exchange(&x->appended, 0) > r->context.committed)
 			atomic_store(&x->rows_lost, true);
+		atomic_store(&x->fault, MPIG_OK);
 		return MPIG_OK;
 	}
 	if (rc == MPIG_OK) { // another context of the same name
 		struct mpig_ctl_open close_it = {.handle = x->handle};
 		control_post(c, MPIG_CTL_CLOSE, &close_it, sizeof(close_it));
 	}
+	if (passing(rc))
+		atomic_store(&c->unopened, true);
 	atomic_store(&x->fault, rc == MPIG_OK || rc == MPIG_ENOENT ? MPIG_ELOST : rc);
 	return MPIG_OK;
 }
@@ -212,14 +214,64 @@ static int context_reopen(mpig_client *c, mpig_context *x, uint64_t deadline)
 int contexts_reopen(mpig_client *c, uint64_t deadline)
 {
 	sweep_closed(c);
+	atomic_store(&c->unopened, false);
 	for (mpig_context *x = c->contexts; x; x = x->next) {
-		if (x->closed || atomic_load(&x->fault))
+		int fault = atomic_load(&x->fault);
+		if (x->closed || (fault && !passing(fault)))
 			continue;
 		int rc = context_reopen(c, x, deadline);
 		if (rc)
 			return rc;
 	}
 	return MPIG_OK;
+}
+
+// Lock held: another try at one whose reopening failed for a passing reason. The connection's own failure is returned, with its text; the
+// context's is in x->fault, and its text is the last one of this thread.
+static int context_again(mpig_client *c, mpig_context *x)
+{
+	int rc = client_connected(c); // a new connection has tried it already
+	if (rc || !passing(atomic_load(&x->fault)))
+		return rc;
+	rc = context_reopen(c, x, 0);
+	if (rc == MPIG_ETIMEDOUT) { // the daemon may open it yet, under a handle that the next try names as well
+		struct mpig_ctl_open close_it = {.handle = x->handle};
+		control_post(c, MPIG_CTL_CLOSE, &close_it, sizeof(close_it));
+	}
+	return rc;
+}
+
+void contexts_again(mpig_client *c)
+{
+	if (!atomic_load_explicit(&c->unopened, memory_order_relaxed))
+		return;
+	pthread_mutex_lock(&c->lock);
+	atomic_store(&c->unopened, false);
+	for (mpig_context *x = c->contexts; x; x = x->next)
+		if (!x->closed && passing(atomic_load(&x->fault)) && context_again(c, x)) {
+			atomic_store(&c->unopened, true);
+			break;
+		}
+	pthread_mutex_unlock(&c->lock);
+}
+
+int context_usable(mpig_client *c, mpig_context *x)
+{
+	if (!x || x->client != c)
+		return error_set(c, MPIG_EINVAL, "context is %s", x ? "of another client" : "NULL");
+	int fault = atomic_load_explicit(&x->fault, memory_order_relaxed);
+	if (!passing(fault))
+		return fault ? error_set(c, fault, "context '%s': %s", x->name, mpig_status_text(fault)) : MPIG_OK;
+	pthread_mutex_lock(&c->lock);
+	int rc = context_again(c, x);
+	fault = atomic_load(&x->fault);
+	pthread_mutex_unlock(&c->lock);
+	if (rc || !fault)
+		return rc;
+	char why[MPIG_TEXT_BYTES];
+	snprintf(why, sizeof(why), "%s", passing(fault) ? mpig_last_error(c) : mpig_status_text(fault));
+	return error_set(c, fault, "context '%s' could not be opened again: %s%s", x->name, why,
+	                 passing(fault) ? " (every call tries again)" : "");
 }
 
 // ---- the public calls --------------------------------------------------------------------------------------------------

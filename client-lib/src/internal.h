@@ -43,7 +43,8 @@ struct mpig_client {
 	pthread_mutex_t lock;
 	// Raised (under the lock) when a connection is lost; a queue attached under another number has lost its daemon.
 	_Atomic uint64_t connection;
-	int fd; // -1: not connected
+	atomic_bool unopened; // some context's fault is a passing one
+	int fd;               // -1: not connected
 	int timeout_ms, reconnect_ms;
 	uint64_t epoch;
 	uint32_t list_page; // contexts that this daemon may be asked for at once
@@ -159,8 +160,11 @@ int client_same_daemon(const mpig_client *client, uint64_t job, uint64_t *epoch,
 // ---- context.c ---------------------------------------------------------------------------------------------------------
 int contexts_reopen(mpig_client *client, uint64_t deadline); // lock held, freshly connected: same names, same handles
 void contexts_free(mpig_client *client);
-// MPIG_OK if requests may name it, else its fault with a text.
-int context_usable(const mpig_client *client, const mpig_context *context);
+// Lock not held: another try at those whose reopening failed for a passing reason; costs nothing where there are none.
+void contexts_again(mpig_client *client);
+// Lock not held. MPIG_OK if requests may name it, else its fault with a text. One whose reopening failed for a passing reason (a full
+// daemon) is tried again.
+int context_usable(mpig_client *client, mpig_context *context);
 int name_check(const mpig_client *client, const char *field, const char *name);
 // Lock held, after a SHOW: the layers in the reply, checked so far that layouts computed from them cannot overflow.
 int reply_layers(mpig_client *client, const struct mpig_wire_layer **layers, uint32_t *count);
@@ -209,7 +213,7 @@ uint64_t queue_deadline(const mpig_queue *queue);
 void wake_worker(const mpig_queue *queue);
 
 // ---- attend.c: each returns a ticket, or a negative status; the queue is ready ---------------------------------------
-int layer_check(const mpig_queue *queue, const mpig_context *context, int layer, const struct mpig_wire_layer **wire);
+int layer_check(const mpig_queue *queue, mpig_context *context, int layer, const struct mpig_wire_layer **wire);
 int64_t submit_attend(mpig_queue *queue, mpig_context *context, const struct mpig_attend *attend, struct mpig_result *result,
                       uint64_t user_data);
 int64_t submit_append(mpig_queue *queue, mpig_context *context, int layer, uint64_t position, uint64_t count, int dtype,

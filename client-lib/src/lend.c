@@ -60,6 +60,8 @@ int mpig_queue_renew(mpig_queue *q, struct mpig_region *region)
 		return error_set(q->client, MPIG_EINVAL, "%s", region ? "this queue is not lent" : "region is NULL");
 	queue_look(q);
 	int rc = queue_ready_lent(q);
+	if (rc == MPIG_OK)
+		contexts_again(q->client); // whoever feeds the queue names contexts without asking
 	if (rc != 1)
 		return rc;
 	set_silent(q, 1);

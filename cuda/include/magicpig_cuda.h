@@ -67,11 +67,11 @@ struct mpig_cuda_info {
 };
 MPIG_API int mpig_cuda_get_info(const mpig_cuda *gpu, struct mpig_cuda_info *info);
 
-/* Before each launch. Asks whether the daemon lives and keeps its workers awake for `awake_ms` (mpig_awake). 0; or 1 if the daemon had
- * been restarted: the queue is attached to the new one, the same plans and graphs serve, rows that were not committed are lost and
- * contexts that did not survive answer MPIG_ELOST. A daemon killed some milliseconds ago may still seem to live; then the step
- * fails by its deadline. Errors: MPIG_ENODAEMON, MPIG_ERETRY (a failure is noted: mpig_cuda_recover),
- * MPIG_ELOST (see mpig_queue_renew). */
+/* Before each step or replay. Asks whether the daemon lives and keeps its workers awake for `awake_ms` (mpig_awake), and begins a step: what
+ * was launched of another one and never merged, as its own rows, is forgotten. 0; or 1 if the daemon had been restarted: the queue is
+ * attached to the new one, the same plans and graphs serve, rows that were not committed are lost and contexts that did not survive
+ * answer MPIG_ELOST. A daemon killed some milliseconds ago may still seem to live; then the step fails by its deadline. Errors:
+ * MPIG_ENODAEMON, MPIG_ERETRY (a failure is noted: mpig_cuda_recover), MPIG_ELOST (see mpig_queue_renew). */
 MPIG_API int mpig_cuda_begin(mpig_cuda *gpu, int awake_ms);
 
 struct mpig_cuda_failure {

@@ -44,8 +44,10 @@ int disk_check(struct disk *d, struct store *s, const struct credentials *who, c
                struct disk_result *result, char *why);
 // Removes what is on disk of a context; what is in memory stays. The owner's business.
 int disk_erase(struct disk *d, struct store *s, const struct credentials *who, const char *name, char *why);
-// Reads the token ids of a context, for searches. 0, or why not; then it is not asked for again.
-int disk_place(struct disk *d, struct store *s, const struct unplaced *of, char *why);
+// Reads the token ids of a context, for searches. 0, or why not; then it is not asked for again. Set by others: hurry, it waits for the rate no
+// longer; stop, it ends with MPIG_ESHUTDOWN.
+int disk_place(struct disk *d, struct store *s, const struct unplaced *of, const atomic_bool *hurry, const atomic_bool *stop,
+               char *why);
 // What is on disk of that context, if anything, gets its policy and permissions. 0, or why not.
 int disk_note_policy(struct disk *d, const struct changed_policy *changed, char *why);
 // Once in a while: contexts on disk only whose time is over are erased, if that is their policy. Tells of each.

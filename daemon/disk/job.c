@@ -9,12 +9,13 @@
 #include <unistd.h>
 
 #include "daemon/base/clock.h"
+#include "daemon/base/keep.h"
 #include "daemon/disk/private.h"
 #include "daemon/store/pool.h"
 #include "shm/status.h"
 
 struct job {
-	uint64_t number; // 0: free
+	struct kept kept;
 	enum disk_work work;
 	enum disk_state state;
 	struct credentials who;
@@ -37,8 +38,9 @@ struct disk_jobs {
 	struct pool *pool;
 	struct disk_policy policy, next_policy; // the thread's; and what it is to become, under the lock
 	struct disk_progress own;               // of what the policy saves
+	atomic_bool hurry;                      // somebody waits for the thread, which is at work that nobody asked for
 	uint64_t cursor, retry_ns;
-	uint64_t last;
+	uint64_t first, last; // numbers: before the first job, and of the last
 	bool stop, save_all;
 	_Atomic uint64_t saves, loads, errors, evictions;
 	struct job job[DISK_JOBS];
@@ -66,7 +68,7 @@ static struct job *first_waiting(struct disk_jobs *jobs)
 	struct job *first = NULL;
 	for (uint32_t i = 0; i < DISK_JOBS; i++) {
 		struct job *j = &jobs->job[i];
-		if (j->number && j->state == DISK_WAITING && (!first || j->number < first->number))
+		if (j->kept.number && j->state == DISK_WAITING && (!first || j->kept.number < first->kept.number))
 			first = j;
 	}
 	return first;
@@ -200,13 +202,13 @@ static bool place_some(struct disk_jobs *jobs)
 	struct unplaced of;
 	char why[MPIG_TEXT_BYTES];
 	uint32_t n = 0;
-	while (n < SOME && !atomic_load(&jobs->own.cancel) && store_next_unplaced(jobs->store, &of)) {
-		int status = disk_place(jobs->disk, jobs->store, &of, why);
-		if (status && status != MPIG_ENOENT)
+	while (n < SOME && !atomic_load(&jobs->hurry) && store_next_unplaced(jobs->store, &of)) {
+		int status = disk_place(jobs->disk, jobs->store, &of, &jobs->hurry, &jobs->own.cancel, why);
+		if (status && status != MPIG_ENOENT && status != MPIG_ESHUTDOWN)
 			tell(jobs, true, "context '%s' on disk cannot be found by its tokens: %s", of.name, why);
 		n++;
 	}
-	return n == SOME;
+	return n == SOME || atomic_load(&jobs->hurry);
 }
 
 // True: something was saved, and there may be more.
@@ -222,6 +224,7 @@ static bool own_work(struct disk_jobs *jobs)
 
 static void wait_for_work(struct disk_jobs *jobs)
 {
+	atomic_store(&jobs->hurry, false);
 	pthread_mutex_unlock(&jobs->lock);
 	bool more = own_work(jobs), places = jobs->disk && place_some(jobs);
 	pthread_mutex_lock(&jobs->lock);
@@ -260,6 +263,7 @@ static void *run(void *arg)
 		pthread_mutex_lock(&jobs->lock);
 		j->status = status;
 		j->state = DISK_DONE;
+		j->kept.done = true;
 	}
 	bool save_all = jobs->save_all;
 	pthread_mutex_unlock(&jobs->lock);
@@ -280,7 +284,8 @@ int disk_jobs_start(struct disk *disk, struct store *store, struct pool *pool, c
 	jobs->store = store;
 	jobs->pool = pool;
 	jobs->policy = jobs->next_policy = *policy;
-	jobs->last = real_ns(); // numbers are no other daemon's: who asks for one of an earlier daemon's gets nobody's
+	jobs->first = jobs->last =
+		real_ns(); // numbers are no other daemon's: who asks for one of an earlier daemon's gets nobody's
 	pthread_condattr_t clock;
 	pthread_condattr_init(&clock);
 	pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
@@ -298,11 +303,18 @@ int disk_jobs_start(struct disk *disk, struct store *store, struct pool *pool, c
 	return 0;
 }
 
+// Lock held: there is something new for it.
+static void call_thread(struct disk_jobs *jobs)
+{
+	atomic_store(&jobs->hurry, true);
+	pthread_cond_signal(&jobs->wake);
+}
+
 void disk_jobs_set_policy(struct disk_jobs *jobs, const struct disk_policy *policy)
 {
 	pthread_mutex_lock(&jobs->lock);
 	jobs->next_policy = *policy;
-	pthread_cond_signal(&jobs->wake);
+	call_thread(jobs);
 	pthread_mutex_unlock(&jobs->lock);
 }
 
@@ -330,7 +342,7 @@ void disk_jobs_stop(struct disk_jobs *jobs, bool save_all, void (*progress)(void
 	atomic_store(&jobs->own.cancel, true);
 	for (uint32_t i = 0; i < DISK_JOBS; i++)
 		atomic_store(&jobs->job[i].progress.cancel, true);
-	pthread_cond_signal(&jobs->wake);
+	call_thread(jobs);
 	pthread_mutex_unlock(&jobs->lock);
 	join(jobs, progress, arg);
 	for (uint32_t i = 0; i < DISK_JOBS; i++)
@@ -340,18 +352,14 @@ void disk_jobs_stop(struct disk_jobs *jobs, bool save_all, void (*progress)(void
 	free(jobs);
 }
 
-// A free place, or that of the job that was done first.
-static struct job *place(struct disk_jobs *jobs)
+// NULL: all are waiting or running.
+static struct job *place(struct disk_jobs *jobs, uint32_t uid)
 {
-	struct job *oldest = NULL;
-	for (uint32_t i = 0; i < DISK_JOBS; i++) {
-		struct job *j = &jobs->job[i];
-		if (!j->number)
-			return j;
-		if (j->state == DISK_DONE && (!oldest || j->number < oldest->number))
-			oldest = j;
-	}
-	return oldest;
+	struct job *best = NULL;
+	for (uint32_t i = 0; i < DISK_JOBS; i++)
+		if (keep_takes(&jobs->job[i].kept, best ? &best->kept : NULL, uid))
+			best = &jobs->job[i];
+	return best;
 }
 
 static struct job *find_waiting(struct disk_jobs *jobs, enum disk_work work, uint32_t uid, const char *name, uint32_t *count)
@@ -359,7 +367,7 @@ static struct job *find_waiting(struct disk_jobs *jobs, enum disk_work work, uin
 	struct job *same = NULL;
 	for (uint32_t i = 0; i < DISK_JOBS; i++) {
 		struct job *j = &jobs->job[i];
-		if (!j->number || j->state == DISK_DONE || j->who.uid != uid)
+		if (!j->kept.number || j->state == DISK_DONE || j->who.uid != uid)
 			continue;
 		++*count;
 		if (j->state == DISK_WAITING && j->work == work && !strcmp(j->name, name))
@@ -374,10 +382,11 @@ static int begin_locked(struct disk_jobs *jobs, enum disk_work work, const struc
 	uint32_t count = 0;
 	struct job *j = find_waiting(jobs, work, who->uid, name, &count);
 	if (j && !gc) {
-		*number = j->number;
+		j->kept.asked++;
+		*number = j->kept.number;
 		return 0;
 	}
-	if (count >= DISK_JOBS_PER_UID || !(j = place(jobs)))
+	if (count >= DISK_JOBS_PER_UID || !(j = place(jobs, who->uid)))
 		return disk_fail(why, MPIG_ELIMIT, "too many saves and loads are waiting: try again later");
 	uint32_t *groups = malloc((who->group_count + 1) * sizeof *groups);
 	if (!groups)
@@ -385,13 +394,14 @@ static int begin_locked(struct disk_jobs *jobs, enum disk_work work, const struc
 	if (who->group_count)
 		memcpy(groups, who->groups, who->group_count * sizeof *groups);
 	free(j->groups);
-	*j = (struct job){.number = ++jobs->last, .work = work, .who = *who, .groups = groups};
+	*j = (struct job){
+		.kept = {.number = ++jobs->last, .uid = who->uid, .asked = 1}, .work = work, .who = *who, .groups = groups};
 	j->who.groups = groups;
 	strcpy(j->name, name);
 	if (gc)
 		j->gc = *gc;
-	*number = j->number;
-	pthread_cond_signal(&jobs->wake);
+	*number = j->kept.number;
+	call_thread(jobs);
 	return 0;
 }
 
@@ -418,13 +428,15 @@ int disk_job_begin_gc(struct disk_jobs *jobs, const struct credentials *who, con
 
 int disk_job_look(struct disk_jobs *jobs, const struct credentials *who, uint64_t job, struct disk_job_view *view)
 {
-	int status = MPIG_ENOENT;
 	pthread_mutex_lock(&jobs->lock);
+	int status = job > jobs->first && job <= jobs->last ? MPIG_ERETRY : MPIG_ENOENT;
 	for (uint32_t i = 0; i < DISK_JOBS && job; i++) {
-		const struct job *j = &jobs->job[i];
-		if (j->number != job || (j->who.uid != who->uid && !credentials_admin(who)))
+		struct job *j = &jobs->job[i];
+		if (j->kept.number != job)
 			continue;
-		status = 0;
+		status = j->who.uid == who->uid || credentials_admin(who) ? 0 : MPIG_ENOENT;
+		if (status)
+			break;
 		*view = (struct disk_job_view){
 			.state = j->state,
 			.done = atomic_load(&j->progress.done),
@@ -432,6 +444,7 @@ int disk_job_look(struct disk_jobs *jobs, const struct credentials *who, uint64_
 		};
 		if (j->state != DISK_DONE)
 			break;
+		j->kept.told += j->who.uid == who->uid;
 		view->status = j->status;
 		view->result = j->result;
 		view->gc = j->gc_result;

@@ -4,7 +4,7 @@
 
 #include "daemon/disk/disk.h"
 
-#define DISK_JOBS 64u         // known at a time, waiting, running or done
+#define DISK_JOBS 64u         // known at a time, waiting, running or done (base/keep.h: which are forgotten first)
 #define DISK_JOBS_PER_UID 16u // waiting or running
 
 enum disk_work { DISK_SAVE = 1, DISK_LOAD = 2, DISK_CHECK = 3, DISK_ERASE = 4, DISK_GC = 5, DISK_WORKS };
@@ -47,7 +47,7 @@ struct disk_counts {
 		evictions; // since the start, evictions by policy only. errors: saves and loads that failed
 };
 void disk_jobs_counts(struct disk_jobs *jobs, struct disk_counts *counts); // any thread
-// MPIG_ENOENT: there is no such job, or its result was forgotten, or it is another user's.
+// MPIG_ENOENT: there is no such job, or it is another user's. MPIG_ERETRY: it ended, and how has been forgotten.
 int disk_job_look(struct disk_jobs *jobs, const struct credentials *who, uint64_t job, struct disk_job_view *view);
 
 #endif

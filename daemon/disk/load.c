@@ -101,10 +101,10 @@ static void finish(struct loading *l, const char *name, int status)
 	io_close(&l->io);
 }
 
-static int begin(struct loading *l, const struct credentials *who, const char *name)
+static int begin(struct loading *l, const struct credentials *who, const char *name, const atomic_bool *hurry)
 {
 	int rc = io_open(&l->io, l->d->options.depth, l->d->options.chunk, l->d->options.rate);
-	l->io.cancel = &l->progress->cancel;
+	l->io.cancel = hurry;
 	if (rc)
 		return disk_errno(l->why, rc, "cannot load", name);
 	int status = open_context(l, who, name);
@@ -116,7 +116,7 @@ int disk_load(struct disk *d, struct store *s, const struct credentials *who, co
 {
 	struct loading l = {.d = d, .store = s, .dir = -1, .progress = progress, .why = why};
 	struct making *m = NULL;
-	int status = begin(&l, who, name);
+	int status = begin(&l, who, name, &progress->cancel);
 	if (!status)
 		status = making_begin(s, &l.manifest.context, d->options.table_bytes, &m, why);
 	if (!status)
@@ -139,7 +139,7 @@ int disk_check(struct disk *d, struct store *s, const struct credentials *who, c
                struct disk_result *result, char *why)
 {
 	struct loading l = {.d = d, .store = s, .dir = -1, .progress = progress, .why = why};
-	int status = begin(&l, who, name);
+	int status = begin(&l, who, name, &progress->cancel);
 	if (!status)
 		status = read_files(&l, NULL);
 	if (!status)
@@ -153,12 +153,15 @@ int disk_check(struct disk *d, struct store *s, const struct credentials *who, c
 struct placing {
 	struct store *store;
 	const struct unplaced *of;
+	const atomic_bool *stop;
 	uint64_t first; // token of the segment's first row
 };
 
 static int place(void *arg, uint32_t row, const uint32_t *tokens, uint32_t n)
 {
 	const struct placing *p = arg;
+	if (atomic_load(p->stop))
+		return MPIG_ESHUTDOWN;
 	return store_place_saved(p->store, p->of, p->first + row, tokens, n);
 }
 
@@ -177,13 +180,14 @@ static int place_all(struct loading *l, struct placing *p)
 	return status;
 }
 
-int disk_place(struct disk *d, struct store *s, const struct unplaced *of, char *why)
+int disk_place(struct disk *d, struct store *s, const struct unplaced *of, const atomic_bool *hurry, const atomic_bool *stop,
+               char *why)
 {
 	static const struct credentials root;
 	struct disk_progress none = {0};
 	struct loading l = {.d = d, .store = s, .dir = -1, .progress = &none, .why = why};
-	struct placing p = {.store = s, .of = of};
-	int status = begin(&l, &root, of->name);
+	struct placing p = {.store = s, .of = of, .stop = stop};
+	int status = begin(&l, &root, of->name, hurry);
 	if (!status)
 		status = place_all(&l, &p);
 	finish(&l, of->name, status);

@@ -56,7 +56,13 @@ int control_disk(struct peer *p, struct request *r)
 		status = disk_job_begin(jobs, (enum disk_work)in->work, &p->who, in->name, &job, r->why);
 	if (status != MPIG_OK)
 		return status;
-	if (disk_job_look(jobs, &p->who, job, &view) != MPIG_OK)
+	status = disk_job_look(jobs, &p->who, job, &view);
+	if (status == MPIG_ERETRY)
+		return control_fail(
+			r, status,
+			"how this ended is not known any more: it ended long ago, and many have since; see what there is "
+			"(magicpigctl ls, saved), and ask again if need be");
+	if (status != MPIG_OK)
 		return control_fail(r, MPIG_EINVAL, "DISK: there is no job %llu of yours", (unsigned long long)job);
 	if (view.state == DISK_DONE && view.status != MPIG_OK) {
 		if (view.status == MPIG_ECORRUPT)
@@ -142,7 +148,10 @@ int control_load(struct peer *p, struct request *r, const char *name)
 		               : control_fail(r, MPIG_EAGAIN, "context '%s': the disk is being looked through", name);
 	if (p->loading && strcmp(p->loading_name, name) != 0)
 		p->loading = 0;
-	if (p->loading && disk_job_look(s->jobs, &p->who, p->loading, &view) == MPIG_OK && view.state == DISK_DONE) {
+	int looked = p->loading ? disk_job_look(s->jobs, &p->who, p->loading, &view) : MPIG_OK;
+	if (looked != MPIG_OK) // forgotten: again
+		p->loading = 0;
+	if (p->loading && view.state == DISK_DONE) {
 		p->loading = 0;
 		if (view.status != MPIG_OK && view.status != MPIG_EEXIST)
 			return control_fail(r, view.status, "%s", view.why);

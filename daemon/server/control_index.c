@@ -42,7 +42,14 @@ int control_reindex(struct peer *p, struct request *r)
 		status = begin(p, r, in->name, &job);
 	if (status != MPIG_OK)
 		return status;
-	if (indexer_look(p->server->indexer, p->who.uid, job, &view) != MPIG_OK)
+	status = indexer_look(p->server->indexer, p->who.uid, job, &view);
+	if (status == MPIG_ERETRY)
+		return control_fail(
+			r, status,
+			"how indexing '%s' again ended is not known any more: it ended long ago, and many have since; ask "
+			"again if need be",
+			in->name);
+	if (status != MPIG_OK)
 		return control_fail(r, MPIG_EINVAL, "REINDEX: there is no job %llu of yours", (unsigned long long)job);
 	if (view.state == INDEXER_DONE && view.status != MPIG_OK)
 		return control_fail(r, view.status, "%s", view.why);

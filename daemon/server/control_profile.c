@@ -108,7 +108,13 @@ int control_profile(struct peer *p, struct request *r)
 		return tell(p, r, in, profiles_next(all, fingerprint, in->uid, p->who.uid, peer_administers(p)));
 	bool looks = in->action == MPIG_PROFILE_GET, own = in->uid == UINT32_MAX;
 	uint32_t uid = own ? p->who.uid : in->uid;
-	if (uid != p->who.uid && !(looks && uid == MPIG_PROFILE_ALL) && !peer_administers(p))
+	if (own && uid == MPIG_PROFILE_ALL && !looks) // there may be such a user, nfsnobody of old
+		return control_fail(r, MPIG_ENOTSUP,
+		                    "uid %u stands for all users: whoever has it goes by the profile of all, "
+		                    "and has none of their own",
+		                    uid);
+	bool anothers = uid != p->who.uid || uid == MPIG_PROFILE_ALL;
+	if (anothers && !(looks && uid == MPIG_PROFILE_ALL) && !peer_administers(p))
 		return control_fail(
 			r, MPIG_EACCES,
 			"only root, the daemon's user and members of daemon.admin_group may look at profiles of others "

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "daemon/base/clock.h"
+#include "daemon/base/keep.h"
 #include "daemon/engine/reindex.h"
 
 #define LOOK_NS UINT64_C(60000000000)
@@ -17,8 +18,7 @@
 #define BELOW_WORKERS 10          // nice
 
 struct job {
-	uint64_t number; // 0: free
-	uint32_t uid;
+	struct kept kept;
 	struct context *context; // a reference until it is done
 	struct indexer_view view;
 	// the thread's
@@ -33,7 +33,8 @@ struct indexer {
 	pthread_t thread;
 	struct indexer_options options;
 	struct engine_scratch *scratch;
-	uint64_t last, looked_ns; // CLOCK_REALTIME
+	uint64_t first, last; // numbers: before the first job, and of the last
+	uint64_t looked_ns;   // CLOCK_REALTIME
 	bool stop;
 	struct job job[INDEXER_JOBS];
 };
@@ -107,7 +108,7 @@ static bool asked(struct indexer *x)
 	bool any = false;
 	pthread_mutex_lock(&x->lock);
 	for (uint32_t i = 0; i < INDEXER_JOBS; i++)
-		any |= x->job[i].number && x->job[i].view.state != INDEXER_DONE;
+		any |= x->job[i].kept.number && x->job[i].view.state != INDEXER_DONE;
 	pthread_mutex_unlock(&x->lock);
 	return any;
 }
@@ -174,7 +175,7 @@ static void look_around(struct indexer *x, double most)
 static bool is_running(const struct indexer *x, const struct context *c)
 {
 	for (uint32_t i = 0; i < INDEXER_JOBS; i++)
-		if (x->job[i].number && x->job[i].view.state == INDEXER_RUNNING && x->job[i].context == c)
+		if (x->job[i].kept.number && x->job[i].view.state == INDEXER_RUNNING && x->job[i].context == c)
 			return true;
 	return false;
 }
@@ -185,10 +186,11 @@ static struct job *next_job(struct indexer *x, uint64_t now, uint64_t *soon)
 	struct job *first = NULL;
 	for (uint32_t i = 0; i < INDEXER_JOBS; i++) {
 		struct job *j = &x->job[i];
-		bool waits = j->number && j->view.state == INDEXER_WAITING, runs = j->number && j->view.state == INDEXER_RUNNING;
+		bool waits = j->kept.number && j->view.state == INDEXER_WAITING,
+		     runs = j->kept.number && j->view.state == INDEXER_RUNNING;
 		if (runs && j->again_ns > now)
 			*soon = j->again_ns < *soon ? j->again_ns : *soon;
-		else if ((runs || (waits && !is_running(x, j->context))) && (!first || j->number < first->number))
+		else if ((runs || (waits && !is_running(x, j->context))) && (!first || j->kept.number < first->kept.number))
 			first = j;
 	}
 	return first;
@@ -209,6 +211,7 @@ static void run_job(struct indexer *x, struct job *j)
 		return;
 	j->context = NULL;
 	j->view.state = INDEXER_DONE;
+	j->kept.done = true;
 	j->view.status = status;
 	j->view.signature_version = version;
 	if (!status)
@@ -263,7 +266,7 @@ int indexer_start(const struct indexer_options *options, struct indexer **out)
 	if (!x)
 		return MPIG_ENOMEM;
 	x->options = *options;
-	x->last = real_ns(); // numbers are no other daemon's
+	x->first = x->last = real_ns(); // numbers are no other daemon's
 	pthread_condattr_t clock;
 	pthread_condattr_init(&clock);
 	pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
@@ -309,21 +312,21 @@ int indexer_begin(struct indexer *x, uint32_t uid, struct context *c, uint64_t *
 	pthread_mutex_lock(&x->lock);
 	for (uint32_t i = 0; i < INDEXER_JOBS; i++) {
 		struct job *j = &x->job[i];
-		if (j->number && j->view.state == INDEXER_WAITING && j->context == c && j->uid == uid) {
-			*number = j->number;
+		if (j->kept.number && j->view.state == INDEXER_WAITING && j->context == c && j->kept.uid == uid) {
+			j->kept.asked++;
+			*number = j->kept.number;
 			pthread_mutex_unlock(&x->lock);
 			return 0;
 		}
-		bool free_now = !j->number || j->view.state == INDEXER_DONE;
-		same += !free_now && j->uid == uid;
-		if (free_now && (!place || j->number < place->number))
+		same += keep_rank(&j->kept, uid) == KEEP_RUNNING && j->kept.uid == uid;
+		if (keep_takes(&j->kept, place ? &place->kept : NULL, uid))
 			place = j;
 	}
 	bool begun = place && same < INDEXER_JOBS_PER_UID;
 	if (begun) {
 		context_ref(c);
-		*place = (struct job){.number = ++x->last, .uid = uid, .context = c};
-		*number = place->number;
+		*place = (struct job){.kept = {.number = ++x->last, .uid = uid, .asked = 1}, .context = c};
+		*number = place->kept.number;
 		pthread_cond_signal(&x->wake);
 	}
 	pthread_mutex_unlock(&x->lock);
@@ -337,13 +340,18 @@ int indexer_begin(struct indexer *x, uint32_t uid, struct context *c, uint64_t *
 
 int indexer_look(struct indexer *x, uint32_t uid, uint64_t number, struct indexer_view *view)
 {
-	int status = MPIG_ENOENT;
 	pthread_mutex_lock(&x->lock);
-	for (uint32_t i = 0; i < INDEXER_JOBS; i++)
-		if (x->job[i].number == number && x->job[i].uid == uid) {
-			*view = x->job[i].view;
-			status = 0;
-		}
+	int status = number > x->first && number <= x->last ? MPIG_ERETRY : MPIG_ENOENT;
+	for (uint32_t i = 0; i < INDEXER_JOBS && number; i++) {
+		struct job *j = &x->job[i];
+		if (j->kept.number != number)
+			continue;
+		status = j->kept.uid == uid ? 0 : MPIG_ENOENT;
+		if (status)
+			break;
+		*view = j->view;
+		j->kept.told += j->kept.done;
+	}
 	pthread_mutex_unlock(&x->lock);
 	return status;
 }

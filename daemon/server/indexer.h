@@ -32,6 +32,6 @@ struct indexer_view {
 // Keeps a reference to the context. A context that waits already is not listed twice. MPIG_ELIMIT: too many wait, of this user or of all.
 int indexer_begin(struct indexer *x, uint32_t uid, struct context *c, uint64_t *job, char *why);
 int indexer_look(struct indexer *x, uint32_t uid, uint64_t job,
-                 struct indexer_view *view); // MPIG_ENOENT: forgotten, or another user's
+                 struct indexer_view *view); // MPIG_ENOENT: none, or another user's; MPIG_ERETRY: it ended, and how is forgotten
 
 #endif

@@ -33,6 +33,7 @@ struct loop_source {
 	void *arg;
 	bool cancelled;
 	uint32_t pending; // operations the kernel holds
+	unsigned owed;    // io_uring: operations for which the ring had no entry; given to it at the next turn
 	// SOURCE_TIMER
 	uint64_t interval_ns, due_ns;
 	// SOURCE_RECEIVE
@@ -63,6 +64,7 @@ struct loop {
 	const struct backend *backend;
 	struct loop_source *sources; // all, cancelled ones too until they are freed
 	struct io_uring ring;
+	bool owes; // some source's `owed` is not 0
 	int epoll;
 };
 

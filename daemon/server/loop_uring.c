@@ -1,6 +1,7 @@
 // io_uring: multishot accept and poll, recvmsg and sendmsg. user_data is the source's address; its low bits say which operation.
 #include <errno.h>
 #include <poll.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "daemon/base/clock.h"
@@ -10,6 +11,12 @@
 #define TAG_MAIN 0u // accept, poll, receive
 #define TAG_SEND 1u
 #define TAG_NONE 2u // cancellations: their result does not matter
+
+// What a source is owed while the ring has no entry for it: a full submission queue that the kernel does not take (EBUSY, EAGAIN).
+#define OWED_START 1u
+#define OWED_SEND 2u
+#define OWED_STOP 4u
+#define AGAIN_NS 1000000u // until it is tried again
 
 static int uring_open(struct loop *loop)
 {
@@ -58,11 +65,18 @@ static void tag(struct io_uring_sqe *sqe, struct loop_source *s, unsigned which)
 	io_uring_sqe_set_data64(sqe, (uint64_t)(uintptr_t)s | which);
 }
 
+static int owe(struct loop_source *s, unsigned what)
+{
+	s->owed |= what;
+	s->loop->owes = true;
+	return 0;
+}
+
 static int uring_start(struct loop_source *s)
 {
 	struct io_uring_sqe *sqe = next_sqe(s->loop);
 	if (!sqe)
-		return -EBUSY;
+		return owe(s, OWED_START);
 	switch (s->kind) {
 	case SOURCE_ACCEPT:
 		io_uring_prep_multishot_accept(sqe, s->fd, NULL, NULL, SOCK_CLOEXEC);
@@ -85,27 +99,62 @@ static int uring_start(struct loop_source *s)
 static int uring_send(struct loop_source *s)
 {
 	struct io_uring_sqe *sqe = next_sqe(s->loop);
+	s->sending = true;
 	if (!sqe)
-		return -EBUSY;
+		return owe(s, OWED_SEND);
 	source_prepare_send(s);
 	io_uring_prep_sendmsg(sqe, s->fd, &s->out, MSG_NOSIGNAL);
 	tag(sqe, s, TAG_SEND);
-	s->sending = true;
 	s->pending++;
 	return 0;
+}
+
+// Entries that the kernel has not taken name the fd by its number, which may be another's when it takes them.
+static void forget_untaken(struct loop_source *s)
+{
+	struct io_uring_sq *sq = &s->loop->ring.sq;
+	for (unsigned i = __atomic_load_n(sq->khead, __ATOMIC_ACQUIRE); i != sq->sqe_tail; i++) {
+		struct io_uring_sqe *sqe = &sq->sqes[i & sq->ring_mask];
+		uint64_t data = sqe->user_data;
+		if (data != ((uint64_t)(uintptr_t)s | TAG_MAIN) && data != ((uint64_t)(uintptr_t)s | TAG_SEND))
+			continue;
+		io_uring_prep_nop(sqe);
+		io_uring_sqe_set_data64(sqe, data);
+	}
 }
 
 static void uring_stop(struct loop_source *s)
 {
 	static const unsigned which[] = {TAG_MAIN, TAG_SEND};
+	s->owed = 0;
 	for (size_t i = 0; i < 2 && s->pending; i++) {
 		struct io_uring_sqe *sqe = next_sqe(s->loop);
-		if (!sqe)
-			return; // the operation ends with the socket
+		if (!sqe) {
+			owe(s, OWED_STOP); // until then the kernel keeps the socket open
+			break;
+		}
 		io_uring_prep_cancel64(sqe, (uint64_t)(uintptr_t)s | which[i], 0);
 		io_uring_sqe_set_data64(sqe, TAG_NONE);
 	}
 	io_uring_submit(&s->loop->ring); // the caller may close the fd now
+	forget_untaken(s);
+}
+
+static void pay(struct loop *loop)
+{
+	if (!loop->owes)
+		return;
+	loop->owes = false;
+	for (struct loop_source *s = loop->sources; s; s = s->next) {
+		unsigned owed = s->owed;
+		s->owed = 0;
+		if (owed & OWED_START)
+			uring_start(s);
+		if (owed & OWED_SEND)
+			uring_send(s);
+		if (owed & OWED_STOP)
+			uring_stop(s);
+	}
 }
 
 static void complete_main(struct loop_source *s, int result, bool more)
@@ -151,18 +200,24 @@ static void complete(struct io_uring_cqe *cqe)
 
 static int uring_turn(struct loop *loop, uint64_t timeout_ns)
 {
-	struct timespec t = timespec_of(timeout_ns);
+	pay(loop);
+	struct timespec t = timespec_of(loop->owes && timeout_ns > AGAIN_NS ? AGAIN_NS : timeout_ns);
 	struct __kernel_timespec timeout = {.tv_sec = t.tv_sec, .tv_nsec = t.tv_nsec};
 	struct io_uring_cqe *cqe;
-	int status = io_uring_submit_and_wait_timeout(&loop->ring, &cqe, 1, timeout_ns == UINT64_MAX ? NULL : &timeout, NULL);
-	if (status < 0 && status != -ETIME && status != -EINTR)
+	bool forever = timeout_ns == UINT64_MAX && !loop->owes;
+	int status = io_uring_submit_and_wait_timeout(&loop->ring, &cqe, 1, forever ? NULL : &timeout, NULL);
+	bool busy = status == -EBUSY || status == -EAGAIN; // completions wait for room, or the kernel for memory
+	if (status < 0 && status != -ETIME && status != -EINTR && !busy)
 		return status;
 	// One completion at a time: callbacks submit, and may reap what uring_stop's submission brought.
-	while (io_uring_peek_cqe(&loop->ring, &cqe) == 0) {
+	bool any = false;
+	for (; io_uring_peek_cqe(&loop->ring, &cqe) == 0; any = true) {
 		struct io_uring_cqe copy = *cqe;
 		io_uring_cqe_seen(&loop->ring, cqe);
 		complete(&copy);
 	}
+	if (busy && !any)
+		nanosleep(&(struct timespec){.tv_nsec = AGAIN_NS}, NULL);
 	return 0;
 }
 

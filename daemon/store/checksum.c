@@ -223,17 +223,23 @@ int segment_make_sums(struct store *s, struct segment *seg, struct generation_re
 	if (segment_has_sums(s->pool, seg, g))
 		return 0;
 	const struct table_extent *table = g && generation_has_tables(g) ? generation_tables(g) : NULL;
-	struct content_sums *sums = content_sums_new(s, seg, g, table, r->sealed_rows);
-	if (!sums)
-		return MPIG_ENOMEM;
 	store_lock(s);
-	content_sums_publish(s->pool, r, g, sums);
-	if (g)
-		pool_publish_word(s->pool, &g->records, generation_checksum(s->pool, r, g, r->sealed_rows));
-	pool_publish_word(s->pool, &r->header.checksum, segment_checksum(s->pool, seg->spec, r, r->sealed_rows));
+	seg->summing++;
 	store_unlock(s);
+	struct content_sums *sums = content_sums_new(s, seg, g, table, r->sealed_rows);
+	store_lock(s);
+	if (sums) {
+		content_sums_publish(s->pool, r, g, sums);
+		if (g)
+			pool_publish_word(s->pool, &g->records, generation_checksum(s->pool, r, g, r->sealed_rows));
+		pool_publish_word(s->pool, &r->header.checksum, segment_checksum(s->pool, seg->spec, r, r->sealed_rows));
+	}
+	if (--seg->summing == 0 && segment_has_sums(s->pool, seg, NULL))
+		piece_sums_free(seg);
+	store_unlock(s);
+	int status = sums ? 0 : MPIG_ENOMEM;
 	free(sums);
-	return 0;
+	return status;
 }
 
 // ---- a context, part by part -----------------------------------------------------------------------------------------

@@ -95,6 +95,7 @@ struct segment {
 	uint64_t rows_bytes, index_bytes, metadata_bytes;
 	struct charge charge;
 	struct piece_sums *pieces; // until it has sums of its content; NULL: none are known
+	uint32_t summing;          // threads that make those of a sealed one, and may be reading them
 	bool damaged;              // found so while attaching
 	uint8_t id[2][16];         // sealed and on disk: of its file, for each generation (none: the first); else zero
 };

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import grp
 import json
 import os
 import re
+import socket
+import struct
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -89,6 +93,41 @@ def test_kill_client_by_pid(daemon, other):
     result = daemon.ctl("kill-client", "--pid", str(other.pid))
     assert result.returncode == NOT_FOUND and result.stdout == ""
     assert result.stderr == f"magicpigctl kill-client: no client with pid {other.pid}\n"
+
+
+@contextlib.contextmanager
+def a_daemon_that_lists_nothing(path):
+    """It takes connections, and is out of memory for whatever else it is asked."""
+    header = struct.Struct("=IHHIIiI")  # magic, version, operation, size, tag, status, reserved
+
+    def serve(listener):
+        connection, _ = listener.accept()
+        with connection:
+            while request := connection.recv(65536):
+                magic, version, operation, size, tag, _, _ = header.unpack_from(request)
+                text = request[header.size :] if operation == 1 else b"no memory for a list".ljust(256, b"\0")
+                status = 0 if operation == 1 else -5
+                connection.send(header.pack(magic, version, operation, header.size + len(text), tag, status, 0) + text)
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        server = threading.Thread(target=serve, args=[listener])
+        server.start()
+        yield
+        server.join(20)
+        assert not server.is_alive()
+
+
+@pytest.mark.parametrize(
+    "command", [["kill-client", "--pid", "1"], ["clients"], ["quota", "--all"], ["ls"], ["saved"], ["tune", "--list"]], ids=lambda c: c[0]
+)
+def test_a_list_that_fails_is_not_an_empty_one(command, tmp_path):
+    path = tmp_path / "magicpigd.sock"
+    with a_daemon_that_lists_nothing(path):
+        result = ctl("--socket", str(path), *command, "--json")
+    assert result.returncode == FAILED and result.stdout == ""
+    assert result.stderr.startswith(f"magicpigctl {command[0]}: ") and "no memory for a list" in result.stderr
 
 
 # ---- quota ------------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import select
 import signal
 import socket
@@ -139,12 +140,16 @@ def test_health_without_a_daemon(tmp_path):
 # ---- over HTTP ----------------------------------------------------------------------------------------------------------
 
 
+def process_seconds(pid: int) -> float:
+    fields = open(f"/proc/{pid}/stat").read().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 class Endpoint:
-    def __init__(self, daemon, *addresses: str):
+    def __init__(self, daemon, *addresses: str, through: list[str] = []):
         listen = [word for address in addresses for word in ("--listen", address)]
-        self.process = subprocess.Popen(
-            [MAGICPIGCTL, "--socket", str(daemon.socket), "metrics", *listen], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        command = [*through, str(MAGICPIGCTL), "--socket", str(daemon.socket), "metrics", *listen]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self.where = [self.process.stdout.readline().removeprefix("listening on ").strip() for _ in addresses]
 
     def __enter__(self):
@@ -265,6 +270,25 @@ def test_those_who_say_nothing_hold_up_nobody_for_long(endpoint):
     assert readable and all(s.recv(10) == b"" for s in readable)
     for s in [*silent, asking]:
         s.close()
+
+
+def test_without_descriptors_it_waits_instead_of_spinning(daemon, tmp_path):
+    crowded = ["bash", "-c", 'for i in {3..90}; do eval "exec $i</dev/null"; done; exec "$@"', "bash"]
+    with Endpoint(daemon, f"unix:{tmp_path}/s", through=crowded) as endpoint:
+        pid = endpoint.process.pid
+        assert endpoint.get("/healthz")[0] == 200
+        soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (80, hard))
+        with endpoint.connect() as asking:
+            asking.sendall(b"GET /healthz HTTP/1.1\r\n\r\n")
+            line = endpoint.process.stderr.readline()
+            assert "no connection can be accepted: Too many open files" in line
+            used = process_seconds(pid)
+            time.sleep(2)
+            assert process_seconds(pid) - used < 1  # one that spins takes two; one that waits, next to nothing
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (soft, hard))
+            assert asking.recv(1000).startswith(b"HTTP/1.1 200")
+    # and the line was written once: Endpoint's end has seen no other
 
 
 def test_addresses(daemon, tmp_path):

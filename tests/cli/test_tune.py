@@ -594,3 +594,10 @@ def test_of_others(daemon, real, trace, tmp_path, client):
     good(daemon.ctl("tune", "--clear", "--all-users", digits))
     good(daemon.ctl("tune", "--clear", digits, **nobody))
     assert "seed = 1\n" in good(daemon.ctl("tune", "--show", real.name))
+    # The uid that stands for all users: whose it is has no profile of their own, and none of all is set by mistake.
+    client.chmod(real.name, 0o600, uid=4294967294)
+    for arguments in (["--use", str(path)], ["--clear"], ["--error", ".1"]):
+        refused(daemon.ctl("tune", *arguments, real.name), FAILED, "stands for all users and has no profile of its own: --all-users")
+    client.chmod(real.name, 0o600, uid=0)
+    refused(daemon.ctl("tune", "--show", "--user", "4294967294", digits), USAGE, "--user: '4294967294' is not a number from 0 to 4294967293")
+    assert whose("--all-users") == []

@@ -83,6 +83,7 @@ struct fake {
 	atomic_bool other_epoch;   // write another daemon's epoch into new regions
 	atomic_bool bad_slot;      // complete with a slot that was not sent
 	atomic_bool bad_ticket;    // complete what was never submitted
+	atomic_int refuse_open;    // 0, or what OPEN answers
 	atomic_bool fail_seal;     // COMMIT with MPIG_SQE_SEAL commits, and answers MPIG_ENOSPC
 	atomic_int fail_append_at; // -1, or the position whose append answers MPIG_ENOSPC
 	uint32_t last_query_count;
@@ -421,6 +422,10 @@ static void fake_open(struct fake *f, int n, const struct mpig_ctl_open *r, int 
 {
 	struct fake_context *x = fake_find(f, r->name);
 	uint64_t matched = 0;
+	if (atomic_load(&f->refuse_open)) {
+		fake_error(f, n, &r->h, atomic_load(&f->refuse_open), "the fake daemon is full");
+		return;
+	}
 	if (r->h.op == MPIG_CTL_OPEN_PREFIX) {
 		uint32_t *tokens = calloc(r->tokens, 4);
 		if (pread(fd, tokens, r->tokens * 4, 0) != (ssize_t)(r->tokens * 4))

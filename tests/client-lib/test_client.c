@@ -386,6 +386,84 @@ START_TEST(restart_reopens_contexts)
 }
 END_TEST
 
+// What a new daemon could not open for a reason that passes is tried again, by every call that names it; other reasons stay.
+START_TEST(what_a_full_daemon_refused_is_tried_again)
+{
+	static const int passing[] = {MPIG_ENOMEM, MPIG_ELIMIT, MPIG_EBUSY, MPIG_EAGAIN};
+	mpig_client *c = fixture_connect(0, 100);
+	mpig_context *x = fixture_create(c, "book");
+	mpig_queue *q = fixture_queue(c, 8, 4, 65536);
+	struct mpig_daemon_status status = MPIG_INIT(struct mpig_daemon_status);
+	uint64_t epoch = 101;
+	ck_assert_int_eq(fixture_append(q, x, 0, 20), MPIG_OK);
+	ck_assert_int_eq(fixture_commit(q, x, 0, 20, 0), MPIG_OK);
+	for (size_t i = 0; i < sizeof(passing) / sizeof(passing[0]); i++) {
+		uint64_t end = mpig_context_committed(x);
+		ck_assert_int_eq(fixture_append(q, x, end, 5), MPIG_OK);
+		fixture_kill();
+		fixture_start(epoch++);
+		atomic_store(&fixture_fake->refuse_open, passing[i]);
+		ck_assert_int_eq(mpig_daemon_status(c, &status), MPIG_OK); // the rest of the connection serves
+		ck_assert_int_eq(mpig_nop(q), MPIG_OK);
+		ck_assert_int_eq(fixture_append(q, x, end, 1), passing[i]);
+		ck_assert_ptr_nonnull(strstr(mpig_last_error(c), "'book'"));
+		ck_assert_ptr_nonnull(strstr(mpig_last_error(c), "the fake daemon is full"));
+		ck_assert_int_eq(fixture_append(q, x, end, 1), passing[i]);
+		atomic_store(&fixture_fake->refuse_open, 0);
+		ck_assert_int_eq(fixture_append(q, x, end, 5), passing[i] == MPIG_EBUSY ? MPIG_ELEASE : MPIG_OK);
+		if (passing[i] == MPIG_EBUSY) { // the lease seemed to be another's: open it again to write
+			mpig_context_close(x);
+			struct mpig_open_options o = {.size = sizeof(o), .mode = MPIG_WRITE};
+			ck_assert_int_eq(mpig_context_open(c, "book", &o, &x), MPIG_OK);
+			continue;
+		}
+		ck_assert_int_eq(fixture_commit(q, x, end, 5, 0), MPIG_ERETRY); // of the rows that went with the daemon
+		ck_assert_int_eq(fixture_append(q, x, end, 5), MPIG_OK);
+		ck_assert_int_eq(fixture_commit(q, x, end, 5, 0), MPIG_OK);
+	}
+	fixture_kill();
+	fixture_start(epoch++);
+	atomic_store(&fixture_fake->refuse_open, MPIG_EACCES);
+	ck_assert_int_eq(mpig_daemon_status(c, &status), MPIG_OK);
+	atomic_store(&fixture_fake->refuse_open, 0);
+	ck_assert_int_eq(fixture_append(q, x, 0, 1), MPIG_EACCES);
+	mpig_disconnect(c);
+}
+END_TEST
+
+// Another daemon that is full no more, one that does not answer, and one that lost the context meanwhile.
+START_TEST(trying_again_meets_another_daemon)
+{
+	mpig_client *c = fixture_connect(50, 2000);
+	mpig_context *x = fixture_create(c, "book"), *gone = fixture_create(c, "gone");
+	mpig_queue *q = fixture_queue(c, 8, 4, 65536);
+	fixture_kill();
+	fixture_start(101);
+	atomic_store(&fixture_fake->refuse_open, MPIG_ENOMEM);
+	ck_assert_int_eq(mpig_ping(c), MPIG_OK);
+	fixture_kill();
+	fixture_start(102);
+	ck_assert_int_eq(mpig_nop(q), MPIG_OK); // connects, and opens both
+	ck_assert_int_eq(fixture_append(q, x, 0, 1), MPIG_OK);
+	fixture_kill();
+	fixture_start(103);
+	atomic_store(&fixture_fake->refuse_open, MPIG_ENOMEM);
+	ck_assert_int_eq(mpig_nop(q), MPIG_ERETRY);
+	ck_assert_int_eq(mpig_nop(q), MPIG_OK);
+	atomic_store(&fixture_fake->mute, true);
+	ck_assert_int_eq(fixture_append(q, x, 0, 1), MPIG_ETIMEDOUT);
+	atomic_store(&fixture_fake->mute, false);
+	atomic_store(&fixture_fake->refuse_open, 0);
+	ck_assert_int_eq(fixture_append(q, x, 0, 1), MPIG_OK);
+	for (int i = 0; i < FAKE_MAX; i++)
+		if (!strcmp(fixture_store->contexts[i].name, "gone"))
+			fixture_store->contexts[i].live = false;
+	ck_assert_int_eq(fixture_append(q, gone, 0, 1), MPIG_ELOST);
+	ck_assert_int_eq(fixture_append(q, gone, 0, 1), MPIG_ELOST);
+	mpig_disconnect(c);
+}
+END_TEST
+
 START_TEST(lease_taken_meanwhile)
 {
 	mpig_client *c = fixture_connect(0, 200);
@@ -484,6 +562,8 @@ static void add_tests(TCase *t)
 	tcase_add_test(t, heads_come_in_pages);
 	tcase_add_test(t, daemon_gone_for_good);
 	tcase_add_test(t, restart_reopens_contexts);
+	tcase_add_test(t, what_a_full_daemon_refused_is_tried_again);
+	tcase_add_test(t, trying_again_meets_another_daemon);
 	tcase_add_test(t, lease_taken_meanwhile);
 	tcase_add_test(t, forked_children);
 	tcase_add_test(t, disconnect_reaches_the_daemon_past_a_child);

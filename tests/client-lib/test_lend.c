@@ -125,6 +125,28 @@ START_TEST(the_mapping_outlives_the_daemon)
 }
 END_TEST
 
+// The borrower names contexts by handles that it knows: what the next daemon was too full to open is open after a later renewal.
+START_TEST(renewing_opens_what_a_full_daemon_refused)
+{
+	mpig_context *x = fixture_create(c, "book");
+	struct mpig_region r = {.size = sizeof(r)};
+	ck_assert_int_eq(mpig_queue_lend(q, &r), MPIG_OK);
+	fixture_kill();
+	fixture_start(101);
+	atomic_store(&fixture_fake->refuse_open, MPIG_ELIMIT);
+	ck_assert_int_eq(mpig_queue_renew(q, &r), 1);
+	ck_assert_int_eq(mpig_queue_renew(q, &r), MPIG_OK);
+	ck_assert_int_eq(atomic_load(&x->fault), MPIG_ELIMIT);
+	atomic_store(&fixture_fake->refuse_open, 0);
+	ck_assert_int_eq(mpig_queue_renew(q, &r), MPIG_OK);
+	ck_assert_int_eq(atomic_load(&x->fault), MPIG_OK);
+	unsigned asked = atomic_load(&fixture_fake->control_count);
+	ck_assert_int_eq(mpig_queue_renew(q, &r), MPIG_OK);
+	ck_assert_uint_eq(atomic_load(&fixture_fake->control_count), asked); // and nothing is asked any more
+	mpig_queue_take_back(q);
+}
+END_TEST
+
 // A daemon that does not take the region over: the queue is lost rather than moved under the borrower's feet.
 START_TEST(a_lent_region_is_not_replaced)
 {
@@ -213,6 +235,7 @@ static void add(TCase *t)
 	tcase_add_test(t, a_lent_queue_is_the_borrowers);
 	tcase_add_test(t, a_queue_taken_back_too_early);
 	tcase_add_test(t, the_mapping_outlives_the_daemon);
+	tcase_add_test(t, renewing_opens_what_a_full_daemon_refused);
 	tcase_add_test(t, a_lent_region_is_not_replaced);
 	tcase_add_test(t, waiting_for_the_region_holds_up_no_other_thread);
 	tcase_add_test(t, the_region_does_not_come);

@@ -426,7 +426,8 @@ START_TEST(damage_found_while_placing)
 	snprintf(path, sizeof path, "%s/contexts/book/manifest", where);
 	damage_file(path, 100, false);
 	const struct unplaced of = {.name = "book", .number = 1};
-	ck_assert_int_eq(disk_place(disk, f.store, &of, f.why), MPIG_ECORRUPT);
+	static const atomic_bool nobody;
+	ck_assert_int_eq(disk_place(disk, f.store, &of, &nobody, &nobody, f.why), MPIG_ECORRUPT);
 	ck_assert_uint_eq(files_in("damaged"), 1);
 	ck_assert_int_eq(store_context_evict(f.store, &root, "book", f.why), MPIG_EBUSY);
 	ck_assert_int_eq(save("book"), 0);

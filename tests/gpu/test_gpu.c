@@ -711,6 +711,25 @@ START_TEST(parts_that_are_empty)
 }
 END_TEST
 
+// The step that has been launched, of a plan with own_first and two contexts of 6 heads of 80, had no own rows: none were sent, and none merged.
+static void assert_daemons_part_alone(const struct world *w)
+{
+	device_wait(stream);
+	ck_assert_cuda(mpig_cuda_failure(gpu, NULL), 0);
+	assert_carries_own_part(w, true);
+	for (unsigned c = 0; c < 2; c++) {
+		enum { N = 2 * 6 * 80 };
+		float out[N], lse[2 * 6];
+		double exact[N], exact_lse[2 * 6];
+		const struct model_attention a = attention_of(w, c, SINKS, w->split);
+		model_attend(&a, exact, exact_lse);
+		device_read(out, w->step.out + c * sizeof(out), sizeof(out));
+		device_read(lse, w->step.lse + c * sizeof(lse), sizeof(lse));
+		ck_assert(model_relative_l2(out, exact, N) <= 1e-5);
+		ck_assert(model_max_difference(lse, exact_lse, 2 * 6) <= 1e-3);
+	}
+}
+
 // A plan whose requests carry the own part, and steps that have none, before and after one that has; and one whose window comes too late to be sent.
 START_TEST(a_step_without_own_rows_says_so)
 {
@@ -731,20 +750,7 @@ START_TEST(a_step_without_own_rows_says_so)
 		}
 		w->step.k = w->step.v = 0;
 		launch_step(w);
-		device_wait(stream);
-		ck_assert_cuda(mpig_cuda_failure(gpu, NULL), 0);
-		assert_carries_own_part(w, true);
-		for (unsigned c = 0; c < 2; c++) {
-			enum { N = 2 * 6 * 80 };
-			float out[N], lse[2 * 6];
-			double exact[N], exact_lse[2 * 6];
-			const struct model_attention a = attention_of(w, c, SINKS, w->split);
-			model_attend(&a, exact, exact_lse);
-			device_read(out, w->step.out + c * sizeof(out), sizeof(out));
-			device_read(lse, w->step.lse + c * sizeof(lse), sizeof(lse));
-			ck_assert(model_relative_l2(out, exact, N) <= 1e-5);
-			ck_assert(model_max_difference(lse, exact_lse, 2 * 6) <= 1e-3);
-		}
+		assert_daemons_part_alone(w);
 		w->step = all;
 	}
 	world_move(w, 300, 250, 9);
@@ -753,6 +759,39 @@ START_TEST(a_step_without_own_rows_says_so)
 	ck_assert_cuda(mpig_cuda_merge(w->plan, stream, &w->step), MPIG_OK);
 	assert_attention(w, 1e-5);
 	assert_carries_own_part(w, true);
+	world_kv_free(w);
+	world_free(w);
+}
+END_TEST
+
+// A step that is given up behind its window, and one behind its request: the next, which has no own rows, sends and merges none of theirs.
+START_TEST(a_step_given_up_leaves_nothing_to_the_next)
+{
+	struct world *w = malloc(sizeof(*w));
+	struct mpig_layer layer = test_client_layer(6, 2, 80);
+	world_make(w, &layer, 2, 2, 290, 300);
+	w->own_first = true;
+	world_kv(w, CONTIGUOUS, MPIG_BF16, 200, 300);
+	world_plan(w);
+	const struct mpig_cuda_step all = w->step;
+	for (uint64_t i = 0; i < 4; i++) {
+		w->step = all;
+		world_move(w, 300 - i, 250 + i, i);
+		ck_assert_cuda(mpig_cuda_begin(gpu, 100), 0);
+		ck_assert_cuda(mpig_cuda_window(w->plan, stream, &w->step), MPIG_OK);
+		if (i % 2) {
+			ck_assert_cuda(mpig_cuda_submit(w->plan, stream, &w->step), MPIG_OK);
+			device_wait(stream);
+			ck_assert_cuda(mpig_cuda_recover(gpu), 0);
+		}
+		w->step.k = w->step.v = 0;
+		ck_assert_cuda(mpig_cuda_begin(gpu, 100), 0);
+		launch_step(w);
+		assert_daemons_part_alone(w);
+	}
+	w->step = all;
+	launch_step(w); // and with own rows it is as ever
+	assert_attention(w, 1e-5);
 	world_kv_free(w);
 	world_free(w);
 }
@@ -1622,6 +1661,7 @@ int main(void)
 	tcase_add_loop_test(t, a_graph_is_replayed, 0, 2);
 	tcase_add_loop_test(t, steps_behind_one_another, 0, 4);
 	tcase_add_test(t, a_step_without_own_rows_says_so);
+	tcase_add_test(t, a_step_given_up_leaves_nothing_to_the_next);
 	tcase_add_loop_test(t, rows_by_error_are_those_of_any_client, 0, 3);
 	t = add_case(suite, "daemons");
 	tcase_add_loop_test(t, a_graph_survives_the_daemon, 0, 2);

@@ -510,6 +510,48 @@ START_TEST(each_user_has_their_own)
 }
 END_TEST
 
+// The uid that stands for all users, as a user's own (nfsnobody of old): it gives no right to the profile of all.
+static int be_the_one_who_is_all(void)
+{
+	struct test_client s;
+	uint32_t whose = 0;
+	if (setgroups(0, NULL) || setresgid(STRANGER, STRANGER, STRANGER) ||
+	    setresuid(MPIG_PROFILE_ALL, MPIG_PROFILE_ALL, MPIG_PROFILE_ALL))
+		return 99;
+	test_client_open(&s, d);
+	if (mpig_profile_set(s.client, fingerprint, MPIG_PROFILE_ALL, text_of(.5f, 0)) != MPIG_EACCES ||
+	    mpig_profile_clear(s.client, fingerprint, MPIG_PROFILE_ALL) != MPIG_EACCES)
+		return 1;
+	if (mpig_profile_set(s.client, fingerprint, UINT32_MAX, text_of(.5f, 0)) != MPIG_ENOTSUP ||
+	    mpig_profile_clear(s.client, fingerprint, UINT32_MAX) != MPIG_ENOTSUP)
+		return 2;
+	if (mpig_profile_get(s.client, fingerprint, UINT32_MAX, NULL, 0, &whose) <= 0 || whose != MPIG_PROFILE_ALL)
+		return 3;
+	test_client_close(&s);
+	return 0;
+}
+
+START_TEST(the_uid_of_all_is_nobodys_right)
+{
+	int status;
+	char text[PROFILE_TEXT_BYTES + 1];
+	if (geteuid() != 0) {
+		printf("profiles: skipped, needs root to become another user\n");
+		return;
+	}
+	make(&me, "book");
+	ck_assert_status(mpig_profile_set(me.client, fingerprint, MPIG_PROFILE_ALL, text_of(.2f, 0)), MPIG_OK);
+	fflush(NULL);
+	pid_t child = fork();
+	if (child == 0)
+		_exit(be_the_one_who_is_all());
+	ck_assert_int_eq(waitpid(child, &status, 0), child);
+	ck_assert_msg(WIFEXITED(status) && WEXITSTATUS(status) == 0, "the other user: %#x", status);
+	ck_assert_int_gt(mpig_profile_get(me.client, fingerprint, MPIG_PROFILE_ALL, text, sizeof text, NULL), 0);
+	ck_assert_str_eq(text, text_of(.2f, 0));
+}
+END_TEST
+
 // ---- answers that come when the disk has it --------------------------------------------------------------------------
 static struct {
 	struct mpig_ctl_profile head;
@@ -599,6 +641,7 @@ int main(void)
 	tcase_add_test(t, a_client_that_does_not_wait_for_its_answer);
 	tcase_add_test(t, each_request_gets_one_answer);
 	tcase_add_test(t, each_user_has_their_own);
+	tcase_add_test(t, the_uid_of_all_is_nobodys_right);
 	suite_add_tcase(suite, t);
 	TCase *killed = tcase_create("killed");
 	tcase_set_timeout(killed, 240);

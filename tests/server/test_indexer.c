@@ -87,11 +87,15 @@ START_TEST(asked_for)
 		ck_assert_msg(view.status == 0, "%s", view.why);
 		ck_assert(view.signature_version == version && view.total == ROWS && view.done == ROWS);
 	}
-	for (int i = 0; i < 2 * (int)INDEXER_JOBS; i++) { // old results make room
+	uint64_t late;
+	ck_assert_int_eq(indexer_begin(x, 7, c, &late, why), 0);
+	for (int i = 0; i < 2 * (int)INDEXER_JOBS; i++) { // results that were told make room, and are said to be forgotten
 		ck_assert_int_eq(indexer_begin(x, 5, c, &more, why), 0);
 		until_done(5, more);
 	}
-	ck_assert_int_eq(indexer_look(x, 5, job, &view), MPIG_ENOENT);
+	ck_assert_int_eq(indexer_look(x, 5, job, &view), MPIG_ERETRY);
+	ck_assert_int_eq(indexer_look(x, 5, more + 1, &view), MPIG_ENOENT);
+	ck_assert_int_eq(until_done(7, late).status, 0); // whoever has not asked yet is told
 	struct mpig_wire_layer plain = fixture_layer(HEADS, 1, D, MPIG_BF16);
 	struct context *none = fixture_context(&f, "none", &plain, 1, 7);
 	ck_assert_int_eq(indexer_begin(x, 5, none, &job, why), 0);

@@ -10,7 +10,34 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <liburing.h>
+
 #include "daemon/server/loop.h"
+
+// The ring, as the backend sees it, may have no entry (a full queue that the kernel does not take), or the kernel may refuse to take entries.
+static bool no_entry, not_taken, busy_wait;
+
+static struct io_uring_sqe *get_sqe(struct io_uring *ring)
+{
+	return no_entry ? NULL : io_uring_get_sqe(ring);
+}
+
+static int submit(struct io_uring *ring)
+{
+	return no_entry || not_taken ? -EBUSY : io_uring_submit(ring);
+}
+
+static int submit_and_wait(struct io_uring *ring, struct io_uring_cqe **cqe, unsigned n, struct __kernel_timespec *t,
+                           sigset_t *mask)
+{
+	int status = io_uring_submit_and_wait_timeout(ring, cqe, n, t, mask);
+	return busy_wait ? -EBUSY : status;
+}
+
+#define io_uring_get_sqe get_sqe
+#define io_uring_submit submit
+#define io_uring_submit_and_wait_timeout submit_and_wait
+#include "daemon/server/loop_uring.c"
 
 #define TURNS 200
 #define TURN_NS 10000000u // bounds a turn; nothing is asserted about time
@@ -354,6 +381,156 @@ START_TEST(callback_may_cancel_itself)
 }
 END_TEST
 
+static void connected(int pair[2])
+{
+	ck_assert_int_eq(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
+}
+
+// A connection whose next receive found no entry is not deaf: it is armed when there is one.
+START_TEST(what_had_no_entry_is_armed_later)
+{
+	if (!start(0))
+		return;
+	int pair[2];
+	connected(pair);
+	struct seen s = {.fd = -1}, late = {.fd = -1};
+	s.source = loop_receive(loop, pair[0], 64, on_message, &s);
+	ck_assert_int_eq(loop_turn(loop, 0), 0);
+	no_entry = true;
+	ck_assert_int_eq(send(pair[1], "one", 3, 0), 3);
+	turn_until(&s.messages, 1);
+	ck_assert_int_eq(send(pair[1], "two", 3, 0), 3);
+	int other[2];
+	connected(other);
+	late.source = loop_receive(loop, other[0], 64, on_message, &late); // a newcomer waits as well
+	ck_assert_ptr_nonnull(late.source);
+	ck_assert_int_eq(send(other[1], "x", 1, 0), 1);
+	for (int i = 0; i < 3; i++)
+		ck_assert_int_eq(loop_turn(loop, UINT64_MAX), 0); // comes back, though nothing happens
+	ck_assert_int_eq(s.messages, 1);
+	no_entry = false;
+	turn_until(&s.messages, 2);
+	ck_assert_mem_eq(s.last, "two", 3);
+	turn_until(&late.messages, 1);
+	loop_destroy(loop);
+	for (int i = 0; i < 2; i++) {
+		close(pair[i]);
+		close(other[i]);
+	}
+}
+END_TEST
+
+START_TEST(answers_that_had_no_entry_are_sent_in_order)
+{
+	if (!start(0))
+		return;
+	int pair[2];
+	connected(pair);
+	struct seen s = {.fd = -1};
+	char got[8];
+	s.source = loop_receive(loop, pair[0], 64, on_message, &s);
+	ck_assert_int_eq(loop_turn(loop, 0), 0);
+	no_entry = true;
+	ck_assert_int_eq(loop_send(s.source, "one", 3, NULL, 0), 0);
+	ck_assert_int_eq(loop_send(s.source, "two", 3, NULL, 0), 0);
+	ck_assert_int_eq(loop_turn(loop, 0), 0);
+	ck_assert_int_eq(recv(pair[1], got, sizeof got, MSG_DONTWAIT), -1);
+	no_entry = false;
+	for (int i = 0; i < 2; i++) {
+		ssize_t n = -1;
+		for (int turns = 0; turns < TURNS && n < 0; turns++) {
+			ck_assert_int_eq(loop_turn(loop, 1000000), 0);
+			n = recv(pair[1], got, sizeof got, MSG_DONTWAIT);
+		}
+		ck_assert_int_eq(n, 3);
+		ck_assert_mem_eq(got, i ? "two" : "one", 3);
+	}
+	loop_destroy(loop);
+	close(pair[0]);
+	close(pair[1]);
+}
+END_TEST
+
+// The kernel holds the socket of a receive that nobody could cancel: its other end sees the end when there is an entry again.
+START_TEST(a_connection_ends_that_had_no_entry_for_it)
+{
+	if (!start(0))
+		return;
+	int pair[2];
+	connected(pair);
+	struct seen s = {.fd = -1};
+	char got[8];
+	s.source = loop_receive(loop, pair[0], 64, on_message, &s);
+	ck_assert_int_eq(loop_turn(loop, 0), 0);
+	no_entry = true;
+	loop_cancel(s.source);
+	close(pair[0]);
+	ck_assert_int_eq(loop_turn(loop, 0), 0);
+	ck_assert_int_eq(recv(pair[1], got, sizeof got, MSG_DONTWAIT), -1);
+	no_entry = false;
+	ssize_t n = -1;
+	for (int turns = 0; turns < TURNS && n < 0; turns++) {
+		ck_assert_int_eq(loop_turn(loop, 1000000), 0);
+		n = recv(pair[1], got, sizeof got, MSG_DONTWAIT);
+	}
+	ck_assert_int_eq(n, 0);
+	loop_destroy(loop);
+	close(pair[1]);
+}
+END_TEST
+
+// An entry that the kernel did not take before its source was cancelled names a number of a file; the next file of that number is not read.
+START_TEST(a_cancelled_entry_touches_no_other_file)
+{
+	if (!start(0))
+		return;
+	int first[2], next[2];
+	connected(first);
+	connected(next);
+	struct seen s = {.fd = -1};
+	char got[8];
+	s.source = loop_receive(loop, first[0], 64, on_message, &s);
+	loop_send(s.source, "old", 3, NULL, 0);
+	not_taken = true;
+	loop_cancel(s.source);
+	not_taken = false;
+	ck_assert_int_eq(dup2(next[0], first[0]), first[0]);
+	ck_assert_int_eq(send(next[1], "new", 3, 0), 3);
+	for (int i = 0; i < 5; i++)
+		ck_assert_int_eq(loop_turn(loop, 1000000), 0);
+	ck_assert_int_eq(recv(next[1], got, sizeof got, MSG_DONTWAIT), -1);
+	ck_assert_int_eq(recv(next[0], got, sizeof got, MSG_DONTWAIT), 3);
+	ck_assert_mem_eq(got, "new", 3);
+	loop_destroy(loop);
+	for (int i = 0; i < 2; i++) {
+		close(first[i]);
+		close(next[i]);
+	}
+}
+END_TEST
+
+// What does not say that the ring is broken does not end the loop.
+START_TEST(a_busy_kernel_is_waited_for)
+{
+	if (!start(0))
+		return;
+	int pair[2];
+	connected(pair);
+	struct seen s = {.fd = -1};
+	s.source = loop_receive(loop, pair[0], 64, on_message, &s);
+	busy_wait = true;
+	ck_assert_int_eq(loop_turn(loop, 0), 0);
+	for (int i = 1; i <= 3; i++) {
+		ck_assert_int_eq(send(pair[1], "x", 1, 0), 1);
+		turn_until(&s.messages, i);
+	}
+	busy_wait = false;
+	loop_destroy(loop);
+	close(pair[0]);
+	close(pair[1]);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *s = suite_create("loop");
@@ -368,6 +545,11 @@ int main(void)
 	tcase_add_loop_test(t, polls_each_write, 0, n);
 	tcase_add_loop_test(t, timers_tick_until_cancelled, 0, n);
 	tcase_add_loop_test(t, callback_may_cancel_itself, 0, n);
+	tcase_add_test(t, what_had_no_entry_is_armed_later);
+	tcase_add_test(t, answers_that_had_no_entry_are_sent_in_order);
+	tcase_add_test(t, a_connection_ends_that_had_no_entry_for_it);
+	tcase_add_test(t, a_cancelled_entry_touches_no_other_file);
+	tcase_add_test(t, a_busy_kernel_is_waited_for);
 	suite_add_tcase(s, t);
 	SRunner *r = srunner_create(s);
 	srunner_run_all(r, CK_ENV);

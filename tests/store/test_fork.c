@@ -112,6 +112,45 @@ START_TEST(blocks_enough)
 }
 END_TEST
 
+// A segment that a fork seals keeps the sums of its pieces, for those of its content are not made yet; when they are, nothing is kept, but for
+// another thread that is making them.
+START_TEST(sums_of_pieces_last_as_long_as_they_are_needed)
+{
+	enum { OWN = 2000 };
+	uint64_t *tags = tags_from(1, PREFIX + OWN);
+	struct context *c = prefix(tags), *child;
+	decode(c, OWN, tags);
+	ck_assert_int_eq(store_context_fork(f.store, &root, c, PREFIX + OWN, "child", &child, f.why), 0);
+	struct segment *seg = atomic_load(&c->snapshot)->ref[1].segment, *first = atomic_load(&c->snapshot)->ref[0].segment;
+	ck_assert_uint_eq(seg->record->sealed_rows, OWN);
+	ck_assert_ptr_null(first->pieces);
+	ck_assert_ptr_nonnull(seg->pieces);
+	struct image *image[2];
+	for (int i = 0; i < 2; i++)
+		ck_assert_int_eq(image_take(f.store, &root, "child", ACCESS_READ, &image[i], f.why), 0);
+	seg->summing = _i; // 1: another thread
+	ck_assert_int_eq(image_make_sums(image[0], 1), 0);
+	ck_assert(segment_has_sums(f.pool, seg, NULL));
+	ck_assert_int_eq(seg->pieces != NULL, _i);
+	seg->summing = 0;
+	ck_assert_int_eq(image_make_sums(image[1], 1), 0);
+	for (int i = 0; i < 2; i++)
+		image_release(image[i]);
+	struct verify_part part = {.more = true};
+	while (part.more) {
+		ck_assert_int_eq(store_context_verify(f.store, &root, "child", &part, f.why), 0);
+		ck_assert_uint_eq(part.damaged, 0);
+	}
+	audit(NULL, NULL);
+	context_unref(child);
+	ck_assert_int_eq(store_context_drop(f.store, &root, "child", f.why), 0);
+	context_release(f.store, c, 1);
+	context_unref(c);
+	ck_assert_int_eq(store_context_drop(f.store, &root, "prefix", f.why), 0);
+	free(tags);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *suite = suite_create("fork");
@@ -120,6 +159,7 @@ int main(void)
 	tcase_add_checked_fixture(t, setup, teardown);
 	tcase_add_loop_test(t, of_one_prefix, 0, 4);
 	tcase_add_loop_test(t, blocks_enough, 0, 4);
+	tcase_add_loop_test(t, sums_of_pieces_last_as_long_as_they_are_needed, 0, 2);
 	suite_add_tcase(suite, t);
 	SRunner *runner = srunner_create(suite);
 	srunner_run_all(runner, CK_ENV);

@@ -17,6 +17,8 @@
 #define REQUEST_BYTES 8192
 #define DEADLINE_MS 5000 // of a connection, from its acceptance to its end
 #define LISTENERS 8
+#define REST_MS 200       // without accepting, after accept has failed
+#define SILENCE_MS 60000u // between two lines about that
 
 struct connection {
 	int fd; // -1: free
@@ -25,6 +27,11 @@ struct connection {
 	char *answer; // NULL: still receiving
 	bool lingers; // it is sent; what the client still sends is read until it closes, or the answer might be lost to a reset
 	char request[REQUEST_BYTES + 1];
+};
+
+// Where accept fails for want of something (descriptors, memory) the newcomer stays in the backlog, and poll would tell of it at once again.
+struct rest {
+	uint64_t until_ms, said_ms; // said_ms 0: never
 };
 
 static uint64_t now_ms(void)
@@ -169,14 +176,27 @@ static void linger(struct connection *c)
 		finish(c);
 }
 
+static void begin_rest(struct rest *rest, int reason)
+{
+	uint64_t now = now_ms();
+	rest->until_ms = now + REST_MS;
+	if (rest->said_ms && now - rest->said_ms < SILENCE_MS)
+		return;
+	rest->said_ms = now;
+	fprintf(stderr, "magicpigctl: no connection can be accepted: %s; who asks waits, and it is tried again every %d ms\n",
+	        strerror(reason), REST_MS);
+}
+
 // As many as there are places for.
-static void take(struct connection *connections, int listener)
+static void take(struct connection *connections, int listener, struct rest *rest)
 {
 	for (int i = 0; i < CONNECTIONS; i++) {
 		struct connection *c = &connections[i];
 		if (c->fd >= 0)
 			continue;
 		c->fd = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+		if (c->fd < 0 && errno != EAGAIN && errno != EINTR && errno != ECONNABORTED)
+			begin_rest(rest, errno);
 		if (c->fd < 0)
 			return;
 		c->deadline_ms = now_ms() + DEADLINE_MS;
@@ -195,22 +215,23 @@ static int signals(void)
 }
 
 // While all places are taken nobody is accepted: newcomers wait in the backlog, and every connection has an end.
-static int turn(const struct http_listener *listeners, size_t count, struct connection *connections, int signal_fd,
-                http_handler *handler, void *argument)
+static int turn(const struct http_listener *listeners, size_t count, struct connection *connections, struct rest *rest,
+                int signal_fd, http_handler *handler, void *argument)
 {
 	struct pollfd polled[1 + LISTENERS + CONNECTIONS];
 	int used = 0;
 	for (int i = 0; i < CONNECTIONS; i++)
 		used += connections[i].fd >= 0;
+	bool resting = now_ms() < rest->until_ms;
 	polled[0] = (struct pollfd){.fd = signal_fd, .events = POLLIN};
 	for (size_t i = 0; i < count; i++)
-		polled[1 + i] = (struct pollfd){.fd = used < CONNECTIONS ? listeners[i].fd : -1, .events = POLLIN};
+		polled[1 + i] = (struct pollfd){.fd = used < CONNECTIONS && !resting ? listeners[i].fd : -1, .events = POLLIN};
 	for (int i = 0; i < CONNECTIONS; i++)
 		polled[1 + LISTENERS + i] = (struct pollfd){
 			.fd = connections[i].fd, .events = connections[i].answer && !connections[i].lingers ? POLLOUT : POLLIN};
 	for (size_t i = count; i < LISTENERS; i++)
 		polled[1 + i] = (struct pollfd){.fd = -1};
-	if (poll(polled, sizeof(polled) / sizeof(polled[0]), used ? 200 : -1) < 0)
+	if (poll(polled, sizeof(polled) / sizeof(polled[0]), used || resting ? REST_MS : -1) < 0)
 		return errno == EINTR ? 0 : -1;
 	if (polled[0].revents)
 		return 1;
@@ -229,18 +250,19 @@ static int turn(const struct http_listener *listeners, size_t count, struct conn
 	}
 	for (size_t i = 0; i < count; i++)
 		if (polled[1 + i].revents)
-			take(connections, listeners[i].fd);
+			take(connections, listeners[i].fd, rest);
 	return 0;
 }
 
 int http_serve(struct http_listener *listeners, size_t count, http_handler *handler, void *argument)
 {
 	struct connection *connections = calloc(CONNECTIONS, sizeof(*connections));
+	struct rest rest = {0};
 	int signal_fd = signals(), status = connections && signal_fd >= 0 && count <= LISTENERS ? 0 : -1;
 	for (int i = 0; connections && i < CONNECTIONS; i++)
 		connections[i].fd = -1;
 	while (status == 0)
-		status = turn(listeners, count, connections, signal_fd, handler, argument);
+		status = turn(listeners, count, connections, &rest, signal_fd, handler, argument);
 	for (int i = 0; connections && i < CONNECTIONS; i++)
 		if (connections[i].fd >= 0)
 			finish(&connections[i]);

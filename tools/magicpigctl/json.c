@@ -105,6 +105,24 @@ void json_finish(struct json *json)
 	putc('\n', json->file);
 }
 
+bool json_hold(struct json_held *held)
+{
+	*held = (struct json_held){0};
+	FILE *file = open_memstream(&held->text, &held->bytes);
+	if (file)
+		json_begin(&held->json, file);
+	return file;
+}
+
+void json_let_go(struct json_held *held, bool write)
+{
+	if (write)
+		json_finish(&held->json);
+	if (fclose(held->json.file) == 0 && write)
+		fwrite(held->text, 1, held->bytes, stdout);
+	free(held->text);
+}
+
 void json_object(struct json *json, const char *key)
 {
 	open_level(json, key, '{');

@@ -19,6 +19,14 @@ struct json {
 // key: NULL inside arrays and at the top.
 void json_begin(struct json *json, FILE *file);
 void json_finish(struct json *json); // the newline at the end
+// The same into memory, for a list that is asked for page by page: one that fails half way is no list, and not an empty one. False: no memory.
+struct json_held {
+	struct json json;
+	char *text;
+	size_t bytes;
+};
+bool json_hold(struct json_held *held);
+void json_let_go(struct json_held *held, bool write); // to stdout, with the newline, or nowhere
 void json_object(struct json *json, const char *key);
 void json_object_end(struct json *json);
 void json_array(struct json *json, const char *key);

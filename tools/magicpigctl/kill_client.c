@@ -50,12 +50,18 @@ static int run(const struct ctl_command *self, int argc, char **argv)
 		victims.id[victims.count++] = ctl_number(self, "ID", argv[i], 1, UINT64_MAX);
 
 	struct batch batch;
-	int code = batch_begin(&batch, self);
+	mpig_client *client;
+	int code = ctl_connect(self, &client);
 	if (code)
 		return code;
-	int status = victims.pid ? client_each(batch.client, of_process, &victims) : MPIG_OK;
-	batch_note(&batch, NULL, status);
-	if (status == MPIG_OK && !victims.count) {
+	int status = victims.pid ? client_each(client, of_process, &victims) : MPIG_OK;
+	if (status) { // not "none": nobody knows
+		code = ctl_failed(self, client, NULL, status);
+		mpig_disconnect(client);
+		return code;
+	}
+	batch_over(&batch, self, client);
+	if (!victims.count) {
 		fprintf(stderr, "magicpigctl kill-client: no client with pid %u\n", victims.pid);
 		batch.first_failure = CTL_NOT_FOUND;
 	}

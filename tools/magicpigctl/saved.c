@@ -8,8 +8,8 @@
 #include "text.h"
 
 struct listing {
-	struct table *table; // NULL: JSON
-	struct json json;
+	struct table *table;   // NULL: JSON
+	struct json_held held; // with --json
 	size_t shown;
 };
 
@@ -21,17 +21,17 @@ static int show(void *argument, const struct mpig_saved_info *info)
 	struct policy policy = policy_of_saved(info);
 	l->shown++;
 	if (!l->table) {
-		json_object(&l->json, NULL);
-		json_string(&l->json, "name", info->name);
-		json_hex(&l->json, "fingerprint", info->fingerprint, sizeof(info->fingerprint));
-		json_uint(&l->json, "committed", info->committed);
-		json_uint(&l->json, "bytes", info->bytes);
-		json_uint(&l->json, "saved_ns", info->saved_ns);
-		json_uint(&l->json, "uid", info->uid);
-		json_uint(&l->json, "gid", info->gid);
-		json_string(&l->json, "mode", mode);
-		policy_json(&l->json, &policy);
-		json_object_end(&l->json);
+		json_object(&l->held.json, NULL);
+		json_string(&l->held.json, "name", info->name);
+		json_hex(&l->held.json, "fingerprint", info->fingerprint, sizeof(info->fingerprint));
+		json_uint(&l->held.json, "committed", info->committed);
+		json_uint(&l->held.json, "bytes", info->bytes);
+		json_uint(&l->held.json, "saved_ns", info->saved_ns);
+		json_uint(&l->held.json, "uid", info->uid);
+		json_uint(&l->held.json, "gid", info->gid);
+		json_string(&l->held.json, "mode", mode);
+		policy_json(&l->held.json, &policy);
+		json_object_end(&l->held.json);
 		return 0;
 	}
 	table_cell(l->table, text_printable(name, sizeof(name), info->name));
@@ -57,15 +57,16 @@ static int run(const struct ctl_command *self, int argc, char **argv)
 	if (failure)
 		return failure;
 	l.table = ctl_globals.json ? NULL : table_create(6, titles);
-	json_begin(&l.json, stdout);
-	if (!l.table)
-		json_array(&l.json, NULL);
-	int status = saved_each(client, show, &l);
+	int status = l.table || json_hold(&l.held) ? MPIG_OK : MPIG_ENOMEM;
+	if (!l.table && !status)
+		json_array(&l.held.json, NULL);
+	bool held = !l.table && !status;
+	status = status ? status : saved_each(client, show, &l);
 	if (status)
 		failure = ctl_failed(self, client, NULL, status);
-	if (!l.table) {
-		json_array_end(&l.json);
-		json_finish(&l.json);
+	if (held) {
+		json_array_end(&l.held.json);
+		json_let_go(&l.held, !failure);
 	} else if (!failure && !l.shown) {
 		puts("nothing is saved");
 	} else if (!failure) {

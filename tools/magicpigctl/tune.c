@@ -224,8 +224,8 @@ static int finish(const struct ctl_command *self, mpig_client *client, const str
 // Before anything is measured: whether the profile could be set in the end. Only administrators may look at what is another's.
 static int may_set(mpig_client *client, const struct stored_of *of)
 {
-	uint32_t own = (uint32_t)geteuid(), another = of->uid == MPIG_PROFILE_ALL ? own + 1 : of->uid;
-	int status = of->uid == own ? MPIG_OK : mpig_profile_get(client, of->fingerprint, another, NULL, 0, NULL);
+	uint32_t own = (uint32_t)geteuid(), another = of->uid == MPIG_PROFILE_ALL ? own == 0 : of->uid;
+	int status = another == own ? MPIG_OK : mpig_profile_get(client, of->fingerprint, another, NULL, 0, NULL);
 	return status == MPIG_EACCES ? status : MPIG_OK;
 }
 
@@ -275,6 +275,10 @@ static uint32_t user(const struct ctl_command *self, const char *text)
 	const struct passwd *entry = getpwnam(text);
 	if (!entry && strspn(text, "0123456789") != strlen(text))
 		exit(ctl_usage(self, "--user: '%s' is neither a user's name nor a uid", text));
+	if (entry && entry->pw_uid >= MPIG_PROFILE_ALL)
+		exit(ctl_usage(self,
+		               "--user: %s is uid %u, which stands for all users and has no profile of its own: --all-users",
+		               text, (unsigned)entry->pw_uid));
 	return entry ? entry->pw_uid : (uint32_t)ctl_number(self, "--user", text, 0, UINT32_MAX - 2);
 }
 

@@ -28,6 +28,13 @@ int stored_find(const struct ctl_command *self, mpig_client *client, const char 
 		        self->name, what);
 		return CTL_FAILED;
 	}
+	if (uid == UINT32_MAX && info.uid == MPIG_PROFILE_ALL) {
+		fprintf(stderr,
+		        "magicpigctl %s: '%s' is of uid %u, which stands for all users and has no profile of its own: "
+		        "--all-users\n",
+		        self->name, what, info.uid);
+		return CTL_FAILED;
+	}
 	memcpy(of->fingerprint, info.fingerprint, sizeof(of->fingerprint));
 	of->uid = uid == UINT32_MAX ? info.uid : uid;
 	return CTL_OK;
@@ -154,11 +161,12 @@ int stored_list(const struct ctl_command *self, mpig_client *client, uint32_t ui
 	char why[PROFILE_WHY_BYTES];
 	uint32_t whose = 0;
 	int n, count = 0;
-	struct json json;
+	struct json_held held;
+	if (ctl_globals.json && !json_hold(&held))
+		return ctl_failed(self, NULL, NULL, MPIG_ENOMEM);
 	struct table *table = table_create(sizeof(titles) / sizeof(titles[0]), titles);
-	json_begin(&json, stdout);
 	if (ctl_globals.json)
-		json_array(&json, NULL);
+		json_array(&held.json, NULL);
 	while ((n = mpig_profile_next(client, fingerprint, &whose, text, sizeof(text))) >= 0) {
 		if (uid != UINT32_MAX && uid != whose)
 			continue;
@@ -170,21 +178,22 @@ int stored_list(const struct ctl_command *self, mpig_client *client, uint32_t ui
 			list_row(table, &profile, whose);
 			continue;
 		}
-		json_object(&json, NULL);
-		head_json(&json, &profile, whose);
-		json_uint(&json, "layers", profile.count);
-		json_object_end(&json);
+		json_object(&held.json, NULL);
+		head_json(&held.json, &profile, whose);
+		json_uint(&held.json, "layers", profile.count);
+		json_object_end(&held.json);
 	}
+	bool all = n == MPIG_ENOENT;
 	if (ctl_globals.json) {
-		json_array_end(&json);
-		json_finish(&json);
-	} else if (count) {
+		json_array_end(&held.json);
+		json_let_go(&held, all);
+	} else if (all && count) {
 		table_print(table, stdout);
-	} else if (n == MPIG_ENOENT) {
+	} else if (all) {
 		puts("no profiles");
 	}
 	table_destroy(table);
-	return n == MPIG_ENOENT ? CTL_OK : ctl_failed(self, client, NULL, n);
+	return all ? CTL_OK : ctl_failed(self, client, NULL, n);
 }
 
 int stored_clear(const struct ctl_command *self, mpig_client *client, const char *what, const struct stored_of *of)
