@@ -93,6 +93,11 @@ def main() -> None:
     parser.add_argument("--tokens", type=numbers, default=["8192", "32768", "131072"])
     parser.add_argument("--budgets", type=numbers, default=["0.005", "0.02", "0.08"])
     o = parser.parse_args()
+    try:
+        with preferred(o.real_time):
+            pass
+    except PermissionError:
+        parser.error("--real-time: this machine does not let you (CAP_SYS_NICE)")
     sizes = list(map(int, o.tokens))
     gib = 2 + max(int(s.split("/")[0]) * int(s.split("/")[2]) * (4 * int(s.split("/")[3]) + 60) for s in o.shapes) * max(sizes) // 2**30
     plain, ratios = cli_daemon.CONFIG, []
