@@ -194,13 +194,13 @@ crosspolytope-table: ## simulate daemon/index/crosspolytope_table.c anew (five m
 	$(B)/crosspolytope_table > $(B)/crosspolytope_table.c
 	mv $(B)/crosspolytope_table.c daemon/index/crosspolytope_table.c
 
-check: deps python-deps all $(TESTS) $(B)/tests/magicpigd $(FAKE_CUDA_LIBRARY) $(FAKE_EXAMPLES) ## all tests, C and Python
+check: deps python-deps all $(TESTS) $(B)/tests/magicpigd $(FAKE_CUDA_LIBRARY) $(FAKE_EXAMPLES) $(FAKE_BENCHES) ## all tests, C and Python
 	@$(TEST_ENV) tools/build/run-tests --limit $(TEST_LIMIT) --pytest $(VENV)/bin/python $(PYTESTS) -- $(sort $(TESTS))
 
 check-c: deps all $(TESTS) $(B)/tests/magicpigd ## the C tests only
 	@$(TEST_ENV) tools/build/run-tests --limit $(TEST_LIMIT) $(sort $(TESTS))
 
-check-python: deps python-deps all $(FAKE_CUDA_LIBRARY) $(FAKE_EXAMPLES) ## the Python and command line tests only
+check-python: deps python-deps all $(FAKE_CUDA_LIBRARY) $(FAKE_EXAMPLES) $(FAKE_BENCHES) ## the Python and command line tests only
 	@$(TEST_ENV) tools/build/run-tests --pytest $(VENV)/bin/python $(PYTESTS)
 
 check-long: ## all tests in their long form (minutes to hours)

@@ -50,7 +50,8 @@ $(FAKE_EXAMPLES): $(B)/tests/gpu/examples/%: cuda/examples/%.c $(FAKE_CUDA_LIBRA
 	$(Q)$(CC) -Iclient-lib/include -Icuda/include -Itests/gpu/fake $(CSTD) $(WARN) $(OPT) -pthread $(SAN) \
 		-Wl,--disable-new-dtags,-rpath,'$$ORIGIN/../fake:$$ORIGIN/../../..' -o $@ $^ -lm
 GPU_OBJECTS = $(call obj,$(CUDA_SRC)) $(B)/libtest.a $(B)/libdaemon.a $(B)/libmagicpig.a
-$(B)/tests/gpu/bench_gpu $(B)/gpu/bench_gpu $(B)/tests/gpu/bench_ingest $(B)/gpu/bench_ingest: $(call obj,tools/magicpig-bench/private_daemon.c)
+FAKE_BENCHES := $(B)/tests/gpu/bench_gpu $(B)/tests/gpu/bench_ingest
+$(FAKE_BENCHES) $(FAKE_BENCHES:$(B)/tests/%=$(B)/%): $(call obj,tools/magicpig-bench/private_daemon.c tools/common/output.c)
 $(B)/tests/gpu/%: $(B)/obj/tests/gpu/%.o $(B)/obj/tests/gpu/fake/image.o $(GPU_OBJECTS) | $(FAKE_CUDA)
 	$(call say,LD,$@)
 	$(Q)mkdir -p $(@D)

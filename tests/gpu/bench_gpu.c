@@ -7,6 +7,7 @@
 //   decode         32 layers of an 8B model's shape over TOKENS rows, without the model's own work
 //
 // Runs over the fake driver too; its times mean nothing.
+#include <errno.h>
 #include <math.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -17,6 +18,7 @@
 #include "daemon/base/clock.h"
 #include "tests/gpu/device.h"
 #include "tests/lib/model.h"
+#include "tools/common/output.h"
 #include "tools/magicpig-bench/private_daemon.h"
 
 #include <magicpig_cuda.h>
@@ -524,20 +526,20 @@ static void decode(uint64_t tokens)
 	mpig_context_drop(client, "decode");
 }
 
-static void write_json(const char *path, const char *device)
+static void write_json(FILE *f, const void *device)
 {
-	FILE *f = fopen(path, "w");
-	if (!f) {
-		perror(path);
-		exit(1);
-	}
-	fprintf(f, "{\"device\": \"%s\", \"measurements\": [\n", device);
+	fprintf(f, "{\"device\": \"%s\", \"measurements\": [\n", (const char *)device);
 	for (int i = 0; i < line_count; i++)
 		fprintf(f, "  {\"name\": \"%s\", \"value\": %.6g, \"unit\": \"%s\", \"note\": \"%s\"}%s\n",
 		        lines[i].name + strspn(lines[i].name, " "), lines[i].value, lines[i].unit, lines[i].note,
 		        i + 1 < line_count ? "," : "");
 	fprintf(f, "]}\n");
-	fclose(f);
+}
+
+static int cannot_write(const char *path)
+{
+	fprintf(stderr, "bench_gpu: --json %s: %s\n", path, strerror(errno));
+	return 1;
 }
 
 int main(int argc, char **argv)
@@ -553,6 +555,8 @@ int main(int argc, char **argv)
 			fprintf(stderr, "usage: bench_gpu [--json FILE] [--decode TOKENS]\n");
 			return 2;
 		}
+	if (json && output_check(json) != 0)
+		return cannot_write(json);
 	const char *program = getenv("MAGICPIGD");
 	struct private_daemon own;
 	if (private_daemon_start(&own, program ? program : "build/magicpigd", 0,
@@ -581,8 +585,6 @@ int main(int argc, char **argv)
 	own_parts(x);
 	if (tokens)
 		decode(tokens);
-	if (json)
-		write_json(json, device);
 	private_daemon_stop(&own);
-	return 0;
+	return json && output_write(json, write_json, device) != 0 ? cannot_write(json) : 0;
 }

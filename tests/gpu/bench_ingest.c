@@ -9,6 +9,7 @@
 //   host        the same rows by mpig_append from the host's memory, for comparison
 //
 // Runs over the fake driver too; its times mean nothing.
+#include <errno.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -20,6 +21,7 @@
 #include "daemon/base/clock.h"
 #include "tests/gpu/device.h"
 #include "tests/lib/model.h"
+#include "tools/common/output.h"
 #include "tools/magicpig-bench/private_daemon.h"
 
 #include <magicpig_cuda.h>
@@ -318,19 +320,19 @@ static void host(uint64_t tokens)
 }
 
 // ---- the program ---------------------------------------------------------------------------------------------------------
-static void write_json(const char *device)
+static void write_json(FILE *f, const void *device)
 {
-	FILE *f = fopen(option.json, "w");
-	if (!f) {
-		perror(option.json);
-		exit(1);
-	}
-	fprintf(f, "{\"device\": \"%s\", \"measurements\": [\n", device);
+	fprintf(f, "{\"device\": \"%s\", \"measurements\": [\n", (const char *)device);
 	for (int i = 0; i < line_count; i++)
 		fprintf(f, "  {\"name\": \"%s\", \"value\": %.6g, \"unit\": \"%s\"}%s\n",
 		        lines[i].name + strspn(lines[i].name, " "), lines[i].value, lines[i].unit, i + 1 < line_count ? "," : "");
 	fprintf(f, "]}\n");
-	fclose(f);
+}
+
+static int cannot_write(void)
+{
+	fprintf(stderr, "bench_ingest: --json %s: %s\n", option.json, strerror(errno));
+	return 1;
 }
 
 static bool take_option(const char *name, const char *value)
@@ -371,6 +373,8 @@ int main(int argc, char **argv)
 		} else {
 			i++;
 		}
+	if (option.json && output_check(option.json) != 0)
+		return cannot_write();
 	device_open();
 	stream = device_stream();
 	char device[64];
@@ -411,8 +415,6 @@ int main(int argc, char **argv)
 		compute_alone(option.tokens, option.compute_ms);
 	if (option.compute_ms > 0)
 		prefill("prefill, hidden", option.tokens, option.slot_bytes, option.slots, option.compute_ms);
-	if (option.json)
-		write_json(device);
 	private_daemon_stop(&own);
-	return 0;
+	return option.json && output_write(option.json, write_json, device) != 0 ? cannot_write() : 0;
 }
