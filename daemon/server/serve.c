@@ -40,15 +40,15 @@ static struct task *take_task(struct worker *w, struct queue *q)
 	if (q->tasks && atomic_load_explicit(q->tasks, memory_order_relaxed) >= task_room(w->all->tasks))
 		return NULL;
 	struct task *t = task_alloc(w->all->tasks);
-	if (t && q->tasks)
-		atomic_fetch_add_explicit(q->tasks, 1, memory_order_relaxed);
+	if (t && q->tasks && atomic_fetch_add_explicit(q->tasks, 1, memory_order_relaxed) == 0)
+		atomic_fetch_add_explicit(&w->all->tasks->users, 1, memory_order_relaxed);
 	return t;
 }
 
 static void give_task(struct worker *w, struct queue *q, struct task *t)
 {
-	if (q->tasks)
-		atomic_fetch_sub_explicit(q->tasks, 1, memory_order_relaxed);
+	if (q->tasks && atomic_fetch_sub_explicit(q->tasks, 1, memory_order_relaxed) == 1)
+		atomic_fetch_sub_explicit(&w->all->tasks->users, 1, memory_order_relaxed);
 	task_free(w->all->tasks, t);
 }
 
@@ -277,6 +277,16 @@ static bool worth_entering(struct worker *w, const struct task *t, struct look *
 	return task_wants(t, w->number, w->all->options.count);
 }
 
+// How often a worker comes back to a task before it goes on to the next: as many requests as another user has for each of this one's, so that who
+// asks for more at a time gets no more of the workers' time. Counted in; the numbers need not fit one another.
+static uint32_t turns_of(const struct worker *w, const struct task *t)
+{
+	uint32_t users = atomic_load_explicit(&w->all->tasks->users, memory_order_relaxed);
+	uint32_t own = t->queue->tasks ? atomic_load_explicit(t->queue->tasks, memory_order_relaxed) : 0;
+	uint32_t open = users > 1 && own ? task_open_count(w->all->tasks) : 0;
+	return open > own ? (open - own) / (users - 1) / own : 0;
+}
+
 uint32_t serve_tasks(struct worker *w)
 {
 	w->looks++;
@@ -286,9 +296,14 @@ uint32_t serve_tasks(struct worker *w)
 		if (!worth_entering(w, t, l) || !task_enter(t))
 			continue;
 		l->due = w->looks + PATIENCE;
+		if (w->again != at)
+			w->turns = turns_of(w, t);
 		uint32_t ran = run_task(w, t);
 		if (ran) {
 			l->due = w->looks;
+			w->again = w->turns > 1 ? at : TASKS;
+			w->cursor = w->turns > 1 ? at : w->cursor;
+			w->turns -= w->turns > 1;
 			return ran;
 		}
 	}

@@ -34,6 +34,8 @@ struct task {
 
 struct task_table {
 	_Atomic uint64_t used[TASK_WORDS];
+	atomic_uint
+		users; // who have requests in progress, of those whose are counted; beside what is written for each request as well
 	_Alignas(64) _Atomic uint64_t open[TASK_WORDS];
 	struct task task[TASKS];
 };

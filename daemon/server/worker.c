@@ -308,6 +308,7 @@ static int worker_init(struct workers *all, uint32_t number)
 	w->stats = &all->options.stats[number];
 	w->version = UINT64_MAX;
 	w->cursor = number;
+	w->again = TASKS;
 	atomic_init(&w->seen, 0);
 	w->home = calloc(MAX_QUEUES, sizeof *w->home);
 	w->other = calloc(MAX_QUEUES, sizeof(struct queue *));

@@ -63,11 +63,12 @@ struct worker {
 	uint32_t home_count;
 	struct queue **other; // [MAX_QUEUES]: queues of other homes
 	uint32_t other_count;
-	uint64_t version;  // of the table that the two lists show
-	uint32_t cursor;   // where to look for tasks
-	uint32_t looks;    // counts turns
-	struct look *look; // [TASKS]
-	uint64_t began_ns; // when it was last seen to turn from spinning to work
+	uint64_t version;      // of the table that the two lists show
+	uint32_t cursor;       // where to look for tasks
+	uint32_t again, turns; // the task it goes back to, and how often
+	uint32_t looks;        // counts turns
+	struct look *look;     // [TASKS]
+	uint64_t began_ns;     // when it was last seen to turn from spinning to work
 	struct answered answered;
 	_Alignas(64) _Atomic uint64_t seen;
 	atomic_int state; // enum mpig_worker_state

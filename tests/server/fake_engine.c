@@ -5,7 +5,7 @@
 
 #include "daemon/engine/engine.h"
 
-atomic_uint fake_jobs, fake_contexts, fake_learned, fake_listed, fake_to_read, fake_reads, fake_looks[FAKE_WORKERS];
+atomic_uint fake_jobs, fake_contexts, fake_learned, fake_listed, fake_to_read, fake_reads, fake_looks[FAKE_WORKERS], fake_units;
 
 struct job {
 	struct context *context;
@@ -131,11 +131,13 @@ enum job_state job_run(struct job *j, uint32_t worker, uint32_t workers, struct 
 		if (unit >= opened(j))
 			return JOB_IDLE;
 	while (!atomic_compare_exchange_weak(&j->next, &unit, unit + 1));
+	atomic_fetch_add(&fake_units, 1);
 	if (unit % 3 == 1)
 		sched_yield();
 	uint32_t done = atomic_fetch_add(&j->done, 1) + 1;
 	if (done < j->units)
 		return done == j->first ? JOB_MORE : JOB_RAN;
+	j->result.bytes_read = atomic_load(&fake_units);
 	complete(j);
 	return JOB_DONE;
 }

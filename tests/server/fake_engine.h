@@ -24,6 +24,6 @@ struct context *fake_context(void);
 extern atomic_uint fake_jobs, fake_contexts; // alive
 // Reading ahead: jobs that were asked what comes next, and lists made of it; steps of a byte that there are, and that were taken; and how often each worker asked a job for work.
 #define FAKE_WORKERS 8u
-extern atomic_uint fake_learned, fake_listed, fake_to_read, fake_reads, fake_looks[FAKE_WORKERS];
+extern atomic_uint fake_learned, fake_listed, fake_to_read, fake_reads, fake_looks[FAKE_WORKERS], fake_units;
 
 #endif

@@ -33,7 +33,7 @@ struct client {
 	struct mpig_consumer cq;
 	uint64_t submitted, completed;
 	int32_t last_status;
-	uint64_t last_user_data;
+	uint64_t last_user_data, last_bytes;
 	uint64_t seen; // bit n: user data n, below 64
 };
 
@@ -134,6 +134,7 @@ static uint32_t reap(struct client *c)
 		mpig_consumer_take(&c->cq, &e);
 		c->last_status = e.status;
 		c->last_user_data = e.user_data;
+		c->last_bytes = e.bytes_read;
 		c->seen |= e.user_data < 64 ? UINT64_C(1) << e.user_data : 0;
 	}
 	mpig_consumer_release(&c->cq);
@@ -321,6 +322,41 @@ START_TEST(a_user_leaves_room_for_others)
 	close_client(&other);
 	close_client(&third);
 	ck_assert_uint_eq(atomic_load(&tasks[0]) + atomic_load(&tasks[1]) + atomic_load(&tasks[2]), 0);
+	stop();
+}
+END_TEST
+
+// Workers' time is shared by user: one with 128 requests in progress takes half of it from one with a single one, and not 128 parts of 129.
+// Held until all are there; one worker, so that the order is that of its turns.
+START_TEST(time_is_shared_by_user)
+{
+	enum { QUEUES = 8, EACH = 16, UNITS = 400 };
+	start(1, 200000, true);
+	struct client many[QUEUES], other;
+	atomic_uint tasks[2] = {0};
+	atomic_store(&contexts[0]->hold, 1);
+	atomic_store(&fake_units, 0);
+	for (uint32_t i = 0; i < QUEUES; i++) {
+		open_client_of(&tasks[0], &many[i], 1 + i, EACH);
+		for (uint64_t k = 0; k < EACH; k++)
+			ck_assert(submit(&many[i], MPIG_OP_ATTEND, 3, UNITS, k));
+	}
+	open_client_of(&tasks[1], &other, 100, EACH);
+	ck_assert(submit(&other, MPIG_OP_ATTEND, 3, UNITS, 0));
+	uint64_t deadline = mono_ns() + PATIENCE_NS;
+	while (atomic_load(&tasks[0]) + atomic_load(&tasks[1]) < QUEUES * EACH + 1 && mono_ns() < deadline)
+		sched_yield();
+	atomic_store(&contexts[0]->hold, 0);
+	reap_until(&other, 1);
+	ck_assert_uint_ge(other.last_bytes, UNITS);
+	ck_assert_uint_le(other.last_bytes, 4 * UNITS);
+	for (uint32_t i = 0; i < QUEUES; i++) {
+		reap_until(&many[i], EACH);
+		close_client(&many[i]);
+	}
+	close_client(&other);
+	ck_assert_uint_eq(atomic_load(&tasks[0]) + atomic_load(&tasks[1]), 0);
+	ck_assert_uint_eq(atomic_load(&workers->tasks->users), 0);
 	stop();
 }
 END_TEST
@@ -715,6 +751,7 @@ int main(void)
 	tcase_add_test(t, errors_are_completions);
 	tcase_add_test(t, a_client_that_does_not_reap_stops_only_itself);
 	tcase_add_test(t, a_user_leaves_room_for_others);
+	tcase_add_test(t, time_is_shared_by_user);
 	tcase_add_loop_test(t, parked_workers_are_woken_and_lose_nothing, 0, 2);
 	tcase_add_loop_test(t, silent_queues_are_looked_at, 0, 2);
 	tcase_add_loop_test(t, leases_keep_all_workers_awake, 0, 2);
