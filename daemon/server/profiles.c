@@ -132,7 +132,7 @@ static int take(void *arg, uint32_t uid, const uint8_t fingerprint[64], const ch
 	struct taking *t = arg;
 	struct profile_entry *e = NULL;
 	if (t->all->count == PROFILES_MOST)
-		return MPIG_OK;
+		return refuse(why, MPIG_ELIMIT, "this daemon keeps %u profiles, which is the most", PROFILES_MOST);
 	int status = entry_make(uid, fingerprint, text, bytes, t->profile, &e, why);
 	if (status == MPIG_OK)
 		put(t->all, e);

@@ -456,6 +456,24 @@ START_TEST(killed_first_and_then_without_power)
 }
 END_TEST
 
+// A daemon that finds more files than it keeps profiles says of each that it is not used.
+START_TEST(more_files_than_profiles)
+{
+	size_t bytes;
+	const char *text = text_of(1, &bytes);
+	struct taking taking = {.all = &all, .profile = malloc(sizeof *taking.profile)};
+	all.count = PROFILES_MOST;
+	*why = '\0';
+	ck_assert_int_eq(take(&taking, UID, model, text, bytes, why), MPIG_ELIMIT);
+	ck_assert_ptr_nonnull(strstr(why, "1024 profiles"));
+	ck_assert_uint_eq(number_in(&all), 0);
+	all.count = 0;
+	ck_assert_int_eq(take(&taking, UID, model, text, bytes, why), MPIG_OK);
+	ck_assert_uint_eq(number_in(&all), 1);
+	free(taking.profile);
+}
+END_TEST
+
 int main(void)
 {
 	Suite *suite = suite_create("server/profiles");
@@ -467,6 +485,7 @@ int main(void)
 	tcase_add_test(t, without_a_thread_nothing_is_begun);
 	tcase_add_test(t, a_disk_that_stands_still_holds_up_nobody_else);
 	tcase_add_test(t, what_waits_counts_as_kept);
+	tcase_add_test(t, more_files_than_profiles);
 	tcase_add_test(t, what_was_begun_is_written_before_the_end);
 	tcase_add_test(t, power_is_lost_at_any_moment);
 	tcase_add_test(t, killed_first_and_then_without_power);
