@@ -267,14 +267,14 @@ static uint32_t run_task(struct worker *w, struct task *t)
 }
 
 // Whether to enter an open task now. One that had nothing for this worker is left alone until there is news of it, or for a while: what
-// a job waits for may come without news (engine.h), and who was wanted may be busy with another.
-static bool worth_entering(struct worker *w, const struct task *t, struct look *l)
+// a job waits for may come without news (engine.h), and who was wanted may be busy with another. Who has been woken was called in their place.
+static bool worth_entering(struct worker *w, const struct task *t, struct look *l, bool woken)
 {
 	uint32_t news = atomic_load(&t->news);
 	if (l->news == news)
 		return (int32_t)(w->looks - l->due) >= 0;
 	*l = (struct look){.news = news, .due = w->looks + PATIENCE};
-	return task_wants(t, w->number, w->all->options.count);
+	return woken || task_wants(t, w->number, w->all->options.count);
 }
 
 // How often a worker comes back to a task before it goes on to the next: as many requests as another user has for each of this one's, so that who
@@ -289,11 +289,13 @@ static uint32_t turns_of(const struct worker *w, const struct task *t)
 
 uint32_t serve_tasks(struct worker *w)
 {
+	bool woken = w->woken; // for a task that was open before
+	w->woken = false;
 	w->looks++;
 	for (uint32_t looked = 0, at; (at = task_find(w->all->tasks, &w->cursor, &looked)) < TASKS;) {
 		struct task *t = &w->all->tasks->task[at];
 		struct look *l = &w->look[at];
-		if (!worth_entering(w, t, l) || !task_enter(t))
+		if (!worth_entering(w, t, l, woken) || !task_enter(t))
 			continue;
 		l->due = w->looks + PATIENCE;
 		if (w->again != at)

@@ -191,6 +191,7 @@ static bool park(struct worker *w, uint64_t *nap_ns)
 		atomic_store(&w->seen, WORKER_OFFLINE);
 		park_sleep(w->park, nap && *nap_ns < most ? *nap_ns : most);
 		go_online(w);
+		w->woken = true;
 		stats_set(&w->stats->heartbeat_ns, mono_ns()); // before it counts as awake: see workers_stuck
 		worker_set_state(w, MPIG_WORKER_SPIN);
 		uint64_t after = mono_ns();

@@ -68,6 +68,7 @@ struct worker {
 	uint32_t again, turns; // the task it goes back to, and how often
 	uint32_t looks;        // counts turns
 	struct look *look;     // [TASKS]
+	bool woken;            // and has not looked at the tasks since
 	uint64_t began_ns;     // when it was last seen to turn from spinning to work
 	struct answered answered;
 	_Alignas(64) _Atomic uint64_t seen;

@@ -17,7 +17,7 @@ struct context {
 	uint64_t log[FAKE_LOG];        // their seeds
 	atomic_ullong released_holder; // of the lease given back last
 	atomic_uint writers_at_release;
-	atomic_uint hold; // units wait while it is nonzero
+	atomic_uint hold; // units wait while it is nonzero; 2: within job_run
 };
 
 struct context *fake_context(void);

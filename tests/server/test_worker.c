@@ -408,6 +408,42 @@ static void until_asleep(uint32_t count)
 	}
 }
 
+// Who is woken to help helps, also where another would have been asked first: that one sleeps on. With no time to spin there are no turns to wait
+// for news in, only naps of milliseconds.
+START_TEST(who_is_woken_helps)
+{
+	enum { WORKERS = 8, UNITS = 3 };
+	struct client c;
+	start(WORKERS, 0, true);
+	open_client(&c, WORKERS, 8); // worker 0's; of three units it has the first, and would ask 3 and 6
+	until_asleep(WORKERS);
+	uint64_t wakeups[WORKERS], deadline = mono_ns() + PATIENCE_NS;
+	uint32_t looks[WORKERS], helpers = 0, most = 0;
+	for (uint32_t i = 0; i < WORKERS; i++) {
+		wakeups[i] = stats_get(&stats[i].wakeups);
+		looks[i] = atomic_load(&fake_looks[i]);
+	}
+	atomic_store(&contexts[0]->hold, 2); // whoever looks stays
+	ck_assert(submit(&c, MPIG_OP_ATTEND, 3, UNITS, 1));
+	while (helpers < UNITS - 1 && mono_ns() < deadline) {
+		helpers = 0;
+		for (uint32_t i = 1; i < WORKERS; i++)
+			helpers += atomic_load(&fake_looks[i]) > looks[i];
+	}
+	ck_assert_uint_ge(helpers, UNITS - 1);
+	for (uint32_t i = 1; i < WORKERS; i++) {
+		uint32_t woken = (uint32_t)(stats_get(&stats[i].wakeups) - wakeups[i]);
+		if (atomic_load(&fake_looks[i]) > looks[i])
+			most = woken > most ? woken : most;
+	}
+	atomic_store(&contexts[0]->hold, 0);
+	reap_until(&c, 1);
+	ck_assert_uint_le(most, 1);
+	close_client(&c);
+	stop();
+}
+END_TEST
+
 // _i: io_uring. A producer that cannot write the eventfd is looked at by a timer.
 START_TEST(silent_queues_are_looked_at)
 {
@@ -753,6 +789,7 @@ int main(void)
 	tcase_add_test(t, a_user_leaves_room_for_others);
 	tcase_add_test(t, time_is_shared_by_user);
 	tcase_add_loop_test(t, parked_workers_are_woken_and_lose_nothing, 0, 2);
+	tcase_add_test(t, who_is_woken_helps);
 	tcase_add_loop_test(t, silent_queues_are_looked_at, 0, 2);
 	tcase_add_loop_test(t, leases_keep_all_workers_awake, 0, 2);
 	tcase_add_test(t, leases_can_be_forbidden);
