@@ -9,6 +9,7 @@
 
 #include "daemon/base/affinity.h"
 #include "daemon/base/log.h"
+#include "tests/lib/suite.h"
 
 static char text[8192];
 static int saved, out[2];
@@ -225,9 +226,5 @@ int main(void)
 	tcase_add_test(t, the_nth_cpu_goes_round);
 	tcase_add_test(t, workers_leave_a_core_to_clients);
 	suite_add_tcase(s, t);
-	SRunner *r = srunner_create(s);
-	srunner_run_all(r, CK_ENV);
-	int failed = srunner_ntests_failed(r);
-	srunner_free(r);
-	return failed ? 1 : 0;
+	return suite_run(s);
 }

@@ -7,6 +7,7 @@
 
 #include "daemon/base/affinity.h"
 #include "daemon/base/cache.h"
+#include "tests/lib/suite.h"
 
 static char root[] = "/tmp/test-cache-XXXXXX";
 
@@ -117,9 +118,5 @@ int main(void)
 	tcase_add_test(t, what_the_kernel_does_not_tell);
 	tcase_add_test(t, of_this_machine);
 	suite_add_tcase(s, t);
-	SRunner *r = srunner_create(s);
-	srunner_run_all(r, CK_ENV);
-	int failed = srunner_ntests_failed(r);
-	srunner_free(r);
-	return failed ? 1 : 0;
+	return suite_run(s);
 }

@@ -7,6 +7,8 @@
 
 #include <magicpig.h>
 
+#include "tests/lib/suite.h"
+
 #define HEADS 5
 #define D 16
 #define ROWS 96
@@ -206,9 +208,5 @@ int main(void)
 	tcase_add_test(t, error_follows_its_formula);
 	tcase_add_test(t, error_of_exact_and_empty_parts);
 	suite_add_tcase(s, t);
-	SRunner *r = srunner_create(s);
-	srunner_run_all(r, CK_ENV);
-	int failed = srunner_ntests_failed(r);
-	srunner_free(r);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(s);
 }

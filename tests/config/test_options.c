@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "config/options.h"
+#include "tests/lib/suite.h"
 
 static struct options o;
 static char why[OPTIONS_WHY_BYTES];
@@ -375,9 +376,5 @@ int main(void)
 	tcase_add_test(t, sample_uncommented_is_the_default);
 	tcase_add_test(t, sample_file_in_the_tree_is_current);
 	suite_add_tcase(s, t);
-	SRunner *r = srunner_create(s);
-	srunner_run_all(r, CK_ENV);
-	int failed = srunner_ntests_failed(r);
-	srunner_free(r);
-	return failed ? 1 : 0;
+	return suite_run(s);
 }

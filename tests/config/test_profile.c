@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "config/profile.h"
+#include "tests/lib/suite.h"
 
 #define HEAD "[profile]\nversion = 1\nfingerprint = ab01\n"
 #define END(n) "[end]\nlayers = " #n "\n"
@@ -171,9 +172,5 @@ int main(void)
 	tcase_add_test(t, blanks_comments_and_long_lines);
 	tcase_add_test(t, fingerprints_are_digits);
 	suite_add_tcase(suite, t);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

@@ -1,6 +1,7 @@
 // A context as a stream: the same bytes after it was read again; nothing altered, cut or made up becomes a context.
 #include "daemon/disk/archive.h"
 #include "tests/disk/fixture.h"
+#include "tests/lib/suite.h"
 
 struct tape {
 	uint8_t *data;
@@ -596,9 +597,5 @@ int main(void)
 	tcase_add_test(t, errors_while_writing);
 	tcase_add_test(t, a_full_pool);
 	suite_add_tcase(suite, t);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_ENV);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

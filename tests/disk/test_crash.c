@@ -6,6 +6,7 @@
 // $MPIG_POINT = SEED:POINT repeats one of them. `MPIG_LONG=1` visits about fifty times as many.
 #include "tests/disk/crash.h"
 #include "tests/lib/figures.h"
+#include "tests/lib/suite.h"
 
 static uint64_t second_kills;
 
@@ -264,9 +265,5 @@ int main(void)
 	else
 		tcase_add_loop_test(t, killed_at_any_point, 0, 8);
 	suite_add_tcase(suite, t);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

@@ -1,5 +1,6 @@
 // Contexts saved and loaded: the same bytes, shared files, whose they are, and what leaves memory.
 #include "tests/disk/fixture.h"
+#include "tests/lib/suite.h"
 
 // ---- round trips -----------------------------------------------------------------------------------------------------
 
@@ -371,9 +372,5 @@ int main(void)
 	tcase_add_test(t, an_older_one);
 	tcase_add_test(t, cancelled);
 	suite_add_tcase(suite, t);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_ENV);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

@@ -4,6 +4,7 @@
 #include "tests/disk/fixture.h"
 #include "tests/lib/figures.h"
 #include "tests/lib/points.h"
+#include "tests/lib/suite.h"
 
 static const struct kind_of_error {
 	unsigned kinds;
@@ -305,9 +306,5 @@ int main(void)
 	tcase_add_checked_fixture(t, setup_in_memory, teardown);
 	tcase_add_loop_test(t, failing, 0, 2 * TRIALS);
 	suite_add_tcase(suite, t);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_ENV);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

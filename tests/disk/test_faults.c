@@ -1,5 +1,6 @@
 // What a kill, an error, damage or a truncation in the middle of saving and loading leaves: the old state or the new one.
 #include "tests/disk/fixture.h"
+#include "tests/lib/suite.h"
 
 // ---- kills and errors ------------------------------------------------------------------------------------------------
 
@@ -644,9 +645,5 @@ int main(void)
 	tcase_add_loop_test(t, another_version, 0, 2);
 	tcase_add_test(t, the_version_before);
 	suite_add_tcase(suite, t);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_ENV);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

@@ -5,6 +5,7 @@
 #include <stdatomic.h>
 
 #include "tests/disk/fixture.h"
+#include "tests/lib/suite.h"
 
 #define TURNS 100000 // of .1 ms or more; nothing is asserted about time, but the test's own end
 
@@ -191,9 +192,5 @@ int main(void)
 	tcase_add_test(t, results_are_kept_for_who_asks_late);
 	tcase_add_test(t, two_ask_for_the_same);
 	suite_add_tcase(suite, t);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_ENV);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

@@ -3,6 +3,7 @@
 
 #include "daemon/base/clock.h"
 #include "daemon/store/internal.h"
+#include "tests/lib/suite.h"
 
 #define S UINT64_C(1000000000)
 
@@ -363,9 +364,5 @@ int main(void)
 	tcase_add_test(t, erased_at_its_end);
 	tcase_add_test(t, over_a_restart);
 	suite_add_tcase(suite, t);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_ENV);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

@@ -4,6 +4,7 @@
 #include "tests/disk/crash.h"
 #include "tests/lib/figures.h"
 #include "tests/lib/power.h"
+#include "tests/lib/suite.h"
 
 // ---- what was promised -----------------------------------------------------------------------------------------------
 
@@ -307,9 +308,5 @@ int main(void)
 	tcase_add_loop_test(t, lost_after_a_kill, 0, 4);
 	tcase_add_test(t, lost_after_a_killed_erase);
 	suite_add_tcase(suite, t);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_ENV);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

@@ -9,6 +9,7 @@
 #include "daemon/engine/job.h"
 #include "daemon/store/pool.h"
 #include "tests/lib/engine_fixture.h"
+#include "tests/lib/suite.h"
 
 enum { D = 64, QUERY_HEADS = 4, KV_HEADS = 2, ROWS = 6000, LAYERS = 3, WORKERS = 5, LINE = 64 };
 static const uint64_t POOL = UINT64_C(256) << 20, PLENTY = UINT64_C(1) << 24;
@@ -501,9 +502,5 @@ int main(void)
 	tcase_add_test(t, a_dropped_context_is_not_kept);
 	tcase_add_test(t, readers_beside_requests);
 	suite_add_tcase(s, t);
-	SRunner *runner = srunner_create(s);
-	srunner_run_all(runner, CK_ENV);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? 1 : 0;
+	return suite_run(s);
 }

@@ -8,6 +8,7 @@
 
 #include "daemon/store/pool.h"
 #include "tests/lib/engine_fixture.h"
+#include "tests/lib/suite.h"
 
 enum { D = 64, QUERY_HEADS = 6, KV_HEADS = 3, GROUP = QUERY_HEADS / KV_HEADS, ROWS = 6000, RECENT = 8 };
 
@@ -176,9 +177,5 @@ int main(void)
 	tcase_add_test(t, answers_are_unbiased);
 	tcase_add_test(t, forks_keep_their_widths);
 	suite_add_tcase(s, t);
-	SRunner *r = srunner_create(s);
-	srunner_run_all(r, CK_NORMAL);
-	int failed = srunner_ntests_failed(r);
-	srunner_free(r);
-	return failed != 0;
+	return suite_run(s);
 }

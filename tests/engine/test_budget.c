@@ -7,6 +7,7 @@
 
 #include "daemon/engine/ratio.h"
 #include "tests/lib/engine_fixture.h"
+#include "tests/lib/suite.h"
 
 enum { D = 64, QUERY_HEADS = 6, KV_HEADS = 2, GROUP = QUERY_HEADS / KV_HEADS, ROWS = 8192 };
 static const uint64_t POOL = UINT64_C(256) << 20;
@@ -380,9 +381,5 @@ int main(void)
 	tcase_add_test(t, every_step_is_the_same_with_any_number_of_workers);
 	tcase_add_test(t, the_ratio_follows_its_rule);
 	suite_add_tcase(suite, t);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? 1 : 0;
+	return suite_run(suite);
 }

@@ -6,6 +6,7 @@
 
 #include "daemon/store/pool.h"
 #include "tests/lib/engine_fixture.h"
+#include "tests/lib/suite.h"
 
 enum { D = 64, QUERY_HEADS = 6, KV_HEADS = 2, GROUP = QUERY_HEADS / KV_HEADS };
 static const uint64_t POOL = UINT64_C(256) << 20;
@@ -1073,9 +1074,5 @@ int main(void)
 	tcase_add_loop_test(t, a_failed_append_over_rows_takes_them_back, 0, 3);
 	tcase_add_loop_test(t, rows_do_not_depend_on_how_they_came, 0, 9);
 	suite_add_tcase(suite, t);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? 1 : 0;
+	return suite_run(suite);
 }

@@ -7,6 +7,7 @@
 
 #include "daemon/engine/heads.h"
 #include "tests/lib/engine_fixture.h"
+#include "tests/lib/suite.h"
 
 enum { D = 64, QUERY_HEADS = 6, KV_HEADS = 2, GROUP = QUERY_HEADS / KV_HEADS, ROWS = 8192 };
 static const uint64_t POOL = UINT64_C(128) << 20;
@@ -205,9 +206,5 @@ int main(void)
 	tcase_add_test(t, one_answer_in_so_many_is_looked_at);
 	tcase_add_test(t, means_run);
 	suite_add_tcase(suite, t);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? 1 : 0;
+	return suite_run(suite);
 }

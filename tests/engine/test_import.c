@@ -6,6 +6,7 @@
 
 #include "daemon/engine/engine.h"
 #include "daemon/index/index.h"
+#include "tests/lib/suite.h"
 
 enum { ROWS = 40, D = 64 };
 
@@ -115,9 +116,5 @@ int main(void)
 	tcase_add_loop_test(t, rows_are_numbers, ROW_BF16, ROW_TYPES);
 	tcase_add_test(t, tables_lead_nowhere);
 	suite_add_tcase(suite, t);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_ENV);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

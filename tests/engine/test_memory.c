@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "daemon/engine/memory.h"
+#include "tests/lib/suite.h"
 
 START_TEST(what_was_put_back_comes_again)
 {
@@ -143,9 +144,5 @@ int main(void)
 	tcase_add_test(tests, no_more_is_in_use_than_the_machine_has);
 	tcase_add_test(tests, no_piece_belongs_to_two);
 	suite_add_tcase(suite, tests);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_ENV);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

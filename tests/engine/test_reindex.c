@@ -7,6 +7,7 @@
 
 #include "daemon/engine/reindex.h"
 #include "tests/lib/engine_fixture.h"
+#include "tests/lib/suite.h"
 
 enum { D = 64, QUERY_HEADS = 4, KV_HEADS = 2, GROUP = QUERY_HEADS / KV_HEADS, ROWS = 6000, LOOKS = 64 * 10 };
 
@@ -230,9 +231,5 @@ int main(void)
 	tcase_add_test(t, answers_meanwhile);
 	tcase_add_test(t, a_switch_waits_for_a_commit);
 	suite_add_tcase(s, t);
-	SRunner *r = srunner_create(s);
-	srunner_run_all(r, CK_NORMAL);
-	int failed = srunner_ntests_failed(r);
-	srunner_free(r);
-	return failed != 0;
+	return suite_run(s);
 }

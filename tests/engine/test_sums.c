@@ -11,6 +11,7 @@
 #include "daemon/store/attach.h"
 #include "daemon/store/internal.h"
 #include "tests/lib/engine_fixture.h"
+#include "tests/lib/suite.h"
 
 enum { HEADS = 4, KV_HEADS = 2, LAYERS = 2, D = 64, WIDTH = KV_HEADS * D, MOST = 1200 };
 
@@ -329,9 +330,5 @@ int main(void)
 	tcase_add_loop_test(t, any_piece_that_differs_is_found, 0, 2);
 	tcase_add_loop_test(t, killed_between_append_and_seal, 0, 2);
 	suite_add_tcase(suite, t);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_ENV);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

@@ -9,6 +9,7 @@
 
 #include "daemon/base/rng.h"
 #include "tests/lib/engine_fixture.h"
+#include "tests/lib/suite.h"
 
 enum { ROWS = 20000, HEADS = 2, CLUSTERS = 200, MAX_D = 128 };
 static const uint64_t POOL = UINT64_C(256) << 20;
@@ -332,9 +333,5 @@ int main(void)
 	tcase_add_test(tc, same_seed_same_bits);
 	tcase_add_test(tc, only_where_they_belong);
 	suite_add_tcase(suite, tc);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed != 0;
+	return suite_run(suite);
 }

@@ -9,6 +9,7 @@
 #include "daemon/engine/attend.h"
 #include "tests/lib/engine_fixture.h"
 #include "tests/lib/model.h"
+#include "tests/lib/suite.h"
 
 enum { D = 64, QUERY_HEADS = 6, KV_HEADS = 2, GROUP = QUERY_HEADS / KV_HEADS, ROWS = 8192, SINKS = 4, WINDOW = 64 };
 static const uint64_t POOL = UINT64_C(256) << 20;
@@ -367,9 +368,5 @@ int main(void)
 	tcase_add_test(t, heavy_rows_are_listed_and_put_in_order);
 	tcase_add_test(t, deviations_are_normal_quantiles);
 	suite_add_tcase(suite, t);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? 1 : 0;
+	return suite_run(suite);
 }

@@ -12,6 +12,7 @@
 #include "tests/gpu/device.h"
 #include "tests/lib/client.h"
 #include "tests/lib/model.h"
+#include "tests/lib/suite.h"
 
 enum { SINKS = 4, WINDOW = 40, MOST_T = 4 };
 
@@ -1682,9 +1683,5 @@ int main(void)
 	tcase_add_test(t, an_answer_is_taken_when_it_is_there);
 	tcase_add_test(t, a_mark_is_a_hint);
 	tcase_add_test(t, a_daemon_that_answers_as_a_whole);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

@@ -14,6 +14,7 @@
 #include "tests/gpu/device.h"
 #include "tests/lib/client.h"
 #include "tests/lib/model.h"
+#include "tests/lib/suite.h"
 
 static struct test_daemon *d;
 static struct test_client s; // the host's queue, for what is compared with
@@ -942,9 +943,5 @@ int main(void)
 	tcase_add_test(t, arguments_are_checked);
 	tcase_add_test(t, a_driver_that_fails_leaves_nothing_behind);
 	tcase_add_test(t, a_launch_that_fails);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

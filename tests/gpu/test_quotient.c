@@ -11,6 +11,7 @@
 
 #define DEVICE static inline
 #include "cuda/quotient.cuh"
+#include "tests/lib/suite.h"
 
 static float float_of(uint32_t bits)
 {
@@ -131,9 +132,5 @@ int main(void)
 	tcase_add_test(t, ends_of_mantissas);
 	tcase_add_test(t, range);
 	suite_add_tcase(suite, t);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

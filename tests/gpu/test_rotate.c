@@ -8,6 +8,7 @@
 #include "cuda/rotate.h"
 #include "daemon/base/rng.h"
 #include "daemon/kernels/kernels.h"
+#include "tests/lib/suite.h"
 
 enum { PART = 1 << GPU_PART_BITS, MOST_D = 256, MOST_LANES = MOST_D / PART };
 
@@ -125,9 +126,5 @@ int main(void)
 	TCase *t = tcase_create("rotate");
 	tcase_add_test(t, rotors_rotate);
 	suite_add_tcase(suite, t);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

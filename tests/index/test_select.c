@@ -6,6 +6,7 @@
 #include "daemon/base/rng.h"
 #include "daemon/index/index.h"
 #include "tests/index/isas.h"
+#include "tests/lib/suite.h"
 
 static bool taken(const struct cut *cut, const float *x, uint64_t i)
 {
@@ -58,9 +59,5 @@ int main(void)
 	tcase_add_loop_test(t, the_k_largest_in_order_of_position, 0, 4);
 	tcase_add_test(t, nothing_but_nan_takes_nothing);
 	suite_add_tcase(suite, t);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_ENV);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed != 0;
+	return suite_run(suite);
 }

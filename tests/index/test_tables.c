@@ -5,6 +5,7 @@
 #include "daemon/index/index.h"
 #include "shm/abi.h"
 #include "tests/index/isas.h"
+#include "tests/lib/suite.h"
 
 struct tables {
 	struct table_params p;
@@ -372,9 +373,5 @@ int main(void)
 	tcase_add_test(tc, u_at_the_ends);
 	tcase_add_loop_test(tc, pi_table_interpolates, 0, 10);
 	suite_add_tcase(suite, tc);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed != 0;
+	return suite_run(suite);
 }

@@ -6,6 +6,7 @@
 
 #include "daemon/base/rng.h"
 #include "daemon/index/index.h"
+#include "tests/lib/suite.h"
 
 static const struct sig_use base = {
 	.d_pad = 128, .bits = 2, .heads = 4, .row_bytes = 512, .rows = 96000, .drawn = 900, .noise = .5};
@@ -295,9 +296,5 @@ int main(void)
 	tcase_add_test(t, widths_keep_to_a_limit);
 	tcase_add_test(t, rows_grow_as_the_exponential_of_the_squared_noise);
 	suite_add_tcase(suite, t);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? 1 : 0;
+	return suite_run(suite);
 }

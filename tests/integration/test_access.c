@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "tests/lib/client.h"
+#include "tests/lib/suite.h"
 
 #define STRANGER 65534u
 
@@ -436,9 +437,5 @@ int main(void)
 	tcase_add_test(live, one_user_may_have_its_own_limits);
 	tcase_add_test(live, requests_over_the_rate_wait);
 	suite_add_tcase(suite, live);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include "tests/lib/client.h"
+#include "tests/lib/suite.h"
 
 #define STRANGER 65534u
 
@@ -278,9 +279,5 @@ int main(void)
 	tcase_add_test(tcase, a_client_that_comes_back_to_a_drained_daemon_waits_for_it);
 	tcase_add_test(tcase, strangers_see_and_end_their_own);
 	suite_add_tcase(suite, tcase);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

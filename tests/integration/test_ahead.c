@@ -13,6 +13,7 @@
 #include "shm/stats.h"
 #include "tests/lib/client.h"
 #include "tests/lib/model.h"
+#include "tests/lib/suite.h"
 
 enum { LAYERS = 4, ROWS = 6000, HEADS = 4, D = 64, PATIENCE_S = 20 };
 
@@ -238,9 +239,5 @@ int main(void)
 	tcase_add_test(t, an_evicted_context_comes_back);
 	tcase_add_test(t, it_can_be_switched_off);
 	suite_add_tcase(suite, t);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_ENV);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? 1 : 0;
+	return suite_run(suite);
 }

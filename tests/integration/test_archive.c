@@ -15,6 +15,7 @@
 #include "shm/archive.h"
 #include "tests/lib/client.h"
 #include "tests/lib/model.h"
+#include "tests/lib/suite.h"
 
 enum { PREFILL = 5000, TOKENS = 5300, HEADS = 9, D = 64, ASKED = 8 };
 
@@ -343,9 +344,5 @@ int main(void)
 	tcase_add_test(t, nobody_reads);
 	tcase_add_test(t, dropped_while_nobody_reads);
 	suite_add_tcase(suite, t);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_ENV);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

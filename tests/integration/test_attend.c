@@ -7,6 +7,7 @@
 
 #include "tests/lib/client.h"
 #include "tests/lib/model.h"
+#include "tests/lib/suite.h"
 
 static struct test_daemon *d;
 static struct test_client s;
@@ -267,9 +268,5 @@ int main(void)
 	tcase_add_test(t, sampling_estimates_the_same_attention);
 	tcase_add_test(t, long_ranges_go_through_upper_layers);
 	suite_add_tcase(suite, t);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

@@ -10,6 +10,7 @@
 
 #include "tests/lib/client.h"
 #include "tests/lib/model.h"
+#include "tests/lib/suite.h"
 
 enum { PREFILL = 5000, TOKENS = 5300, HEADS = 9, D = 64, ASKED = 20 };
 
@@ -506,9 +507,5 @@ int main(void)
 	tcase_add_test(t, found_by_its_tokens);
 	tcase_add_test(t, no_disk_to_keep_it);
 	suite_add_tcase(suite, t);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_ENV);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

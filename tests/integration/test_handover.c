@@ -9,6 +9,7 @@
 #include "client-lib/src/internal.h"
 #include "tests/lib/client.h"
 #include "tests/lib/model.h"
+#include "tests/lib/suite.h"
 
 enum { TOKENS = 6000, T = 512 };
 
@@ -195,9 +196,5 @@ int main(void)
 	tcase_add_test(t, an_old_answer_does_not_reach_the_new_queue);
 	tcase_add_test(t, a_lent_region_comes_back_when_it_is_quiet);
 	suite_add_tcase(suite, t);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

@@ -18,6 +18,7 @@
 #include "tests/lib/figures.h"
 #include "tests/lib/model.h"
 #include "tests/lib/points.h"
+#include "tests/lib/suite.h"
 
 enum { SLOTS = 3, MOST = 1600, STEPS = 60, LAYERS = 2, KV = 2, HEADS = 4, D = 64, ROW = KV * D };
 
@@ -560,9 +561,5 @@ int main(void)
 	else
 		tcase_add_loop_test(t, killed_at_any_point, 0, getenv("MPIG_LONG") ? 8 : 4);
 	suite_add_tcase(suite, t);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

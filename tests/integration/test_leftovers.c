@@ -17,6 +17,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "tests/lib/suite.h"
 #include "tests/lib/wire.h" // first: shm/ has the enumerations that magicpig.h copies
 
 #include "shm/region.h"
@@ -540,9 +541,5 @@ int main(void)
 	tcase_add_test(hasty, the_librarys_way_back);
 	suite_add_tcase(suite, patient);
 	suite_add_tcase(suite, hasty);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

@@ -11,6 +11,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "tests/lib/suite.h"
 #include "tests/lib/wire.h" // first: shm/ has the enumerations that magicpig.h copies
 
 #include "shm/region.h"
@@ -763,9 +764,5 @@ int main(void)
 	tcase_add_test(descriptors, descriptors_nobody_asked_for_are_closed);
 	tcase_add_test(descriptors, answers_nobody_reads);
 	tcase_add_loop_test(fuzz, a_fuzz_of_messages_harms_nobody, 0, 2);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

@@ -8,6 +8,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "tests/lib/suite.h"
 #include "tests/lib/wire.h" // first: shm/ has the enumerations that magicpig.h copies
 
 #include "shm/status.h"
@@ -463,9 +464,5 @@ int main(void)
 	tcase_add_test(indices, completions_nobody_reaps_hold_up_nobody_else);
 	tcase_add_test(rewritten, entries_rewritten_while_served_harm_nobody);
 	tcase_add_loop_test(rewritten, payloads_rewritten_while_taken_leave_no_nan, 0, 2);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

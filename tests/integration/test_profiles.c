@@ -11,6 +11,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "tests/lib/suite.h"
 #include "tests/lib/wire.h" // first: shm/ has the enumerations that magicpig.h copies
 
 #include "config/profile.h"
@@ -647,9 +648,5 @@ int main(void)
 	tcase_set_timeout(killed, 240);
 	tcase_add_test(killed, killed_at_any_point_there_is_the_old_one_or_the_new_one);
 	suite_add_tcase(suite, killed);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

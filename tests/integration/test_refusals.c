@@ -7,6 +7,7 @@
 
 #include "tests/lib/client.h"
 #include "tests/lib/model.h"
+#include "tests/lib/suite.h"
 
 static struct test_daemon *d;
 static struct model_data data;
@@ -363,9 +364,5 @@ int main(void)
 	tcase_add_test(pool, a_full_pool_refuses_and_keeps_what_it_has);
 	tcase_add_test(pool, an_expected_size_that_cannot_fit_is_refused_early);
 	suite_add_tcase(suite, pool);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

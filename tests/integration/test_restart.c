@@ -12,6 +12,7 @@
 
 #include "tests/lib/client.h"
 #include "tests/lib/model.h"
+#include "tests/lib/suite.h"
 
 enum { PREFILL = 5000, TOKENS = 5400, HEADS = 9, D = 64 };
 
@@ -302,9 +303,5 @@ int main(void)
 	tcase_add_test(t, a_pool_of_another_instance_is_left_alone);
 	tcase_add_test(t, a_pool_of_another_version_is_left_alone);
 	suite_add_tcase(suite, t);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

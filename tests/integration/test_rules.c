@@ -10,6 +10,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "tests/lib/suite.h"
 #include "tests/lib/wire.h" // first: shm/ has the enumerations that magicpig.h copies
 
 #include "shm/status.h"
@@ -483,9 +484,5 @@ int main(void)
 	tcase_add_test(t, each_does_what_it_may_and_no_more);
 	tcase_add_test(t, without_an_admin_group_its_members_are_others);
 	suite_add_tcase(suite, t);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

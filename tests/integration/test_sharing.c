@@ -12,6 +12,7 @@
 
 #include "tests/lib/client.h"
 #include "tests/lib/model.h"
+#include "tests/lib/suite.h"
 
 static struct test_daemon *d;
 static struct model_data data;
@@ -361,9 +362,5 @@ int main(void)
 	tcase_add_test(deaths, a_forked_child_gets_an_error_and_the_parent_goes_on);
 	tcase_add_test(deaths, a_forked_child_may_connect_for_itself);
 	suite_add_tcase(suite, deaths);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

@@ -7,6 +7,7 @@
 #include "shm/abi.h"
 #include "tests/lib/client.h"
 #include "tests/lib/model.h"
+#include "tests/lib/suite.h"
 
 static struct test_daemon *d;
 static struct test_client s;
@@ -164,9 +165,5 @@ int main(void)
 	tcase_add_test(t, layers_without_signatures);
 	tcase_add_test(t, another_context_of_the_name);
 	suite_add_tcase(suite, t);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

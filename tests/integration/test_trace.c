@@ -12,6 +12,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "tests/lib/suite.h"
 #include "tests/lib/wire.h" // first: shm/ has the enumerations that magicpig.h copies
 
 #include "shm/region.h"
@@ -733,9 +734,5 @@ int main(void)
 	tcase_add_test(tc, words_that_cannot_be_end_it);
 	tcase_add_test(tc, a_ring_that_is_scribbled_over);
 	suite_add_tcase(suite, tc);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed != 0;
+	return suite_run(suite);
 }

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "tests/lib/client.h"
+#include "tests/lib/suite.h"
 
 static struct test_daemon *d;
 static struct model_data data;
@@ -227,9 +228,5 @@ int main(void)
 	tcase_add_test(t, a_new_daemon_takes_the_client_over);
 	tcase_add_test(t, a_second_daemon_on_the_socket_is_refused);
 	suite_add_tcase(suite, t);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

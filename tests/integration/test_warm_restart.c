@@ -10,6 +10,7 @@
 #include "tests/lib/client.h"
 #include "tests/lib/figures.h"
 #include "tests/lib/model.h"
+#include "tests/lib/suite.h"
 
 enum { LAYERS = 4, KV = 8, HEADS = 32, D = 128, PIECE = 2048, PIECES = 16, TOKENS = PIECE * PIECES, ROUNDS = 3 };
 
@@ -169,9 +170,5 @@ int main(void)
 	tcase_set_timeout(t, getenv("MPIG_LONG") ? 1800 : 240);
 	tcase_add_test(t, first_answer);
 	suite_add_tcase(suite, t);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

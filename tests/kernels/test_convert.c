@@ -5,6 +5,7 @@
 #include <xxhash.h>
 
 #include "tests/kernels/kernel_harness.h"
+#include "tests/lib/suite.h"
 
 static double f16_value(uint16_t h)
 {
@@ -518,9 +519,5 @@ int main(void)
 	tcase_add_test(tc, mask_names);
 	tcase_add_test(tc, tables_are_full);
 	suite_add_tcase(suite, tc);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed != 0;
+	return suite_run(suite);
 }

@@ -6,6 +6,7 @@
 #include <stdbool.h>
 
 #include "tests/kernels/kernel_harness.h"
+#include "tests/lib/suite.h"
 
 static struct isa isas[MAX_ISAS];
 static uint32_t isa_count;
@@ -842,9 +843,5 @@ int main(void)
 	add_test(tc, rotate);
 	add_test(tc, signs_of_projections);
 	suite_add_tcase(suite, tc);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed != 0;
+	return suite_run(suite);
 }

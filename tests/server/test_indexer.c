@@ -7,6 +7,7 @@
 
 #include "daemon/server/indexer.h"
 #include "tests/lib/engine_fixture.h"
+#include "tests/lib/suite.h"
 
 enum { D = 64, HEADS = 2, ROWS = 5000 };
 
@@ -211,9 +212,5 @@ int main(void)
 	tcase_add_test(t, a_writer_who_takes_his_time);
 	tcase_add_test(t, drifted);
 	suite_add_tcase(s, t);
-	SRunner *r = srunner_create(s);
-	srunner_run_all(r, CK_NORMAL);
-	int failed = srunner_ntests_failed(r);
-	srunner_free(r);
-	return failed != 0;
+	return suite_run(s);
 }

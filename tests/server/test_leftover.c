@@ -17,6 +17,7 @@ static void *test_calloc(size_t count, size_t bytes);
 #define pthread_create test_pthread_create
 #define calloc test_calloc
 #include "daemon/server/leftover.c"
+#include "tests/lib/suite.h"
 #undef mpig_region_empty
 #undef pthread_create
 #undef calloc
@@ -271,9 +272,5 @@ int main(void)
 	tcase_add_test(t, without_memory);
 	tcase_add_test(t, the_daemons_end);
 	suite_add_tcase(suite, t);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int bad = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return bad ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "daemon/server/listener.h"
+#include "tests/lib/suite.h"
 
 static char dir[64], path[128], why[LISTENER_WHY_BYTES];
 static struct listener l;
@@ -205,9 +206,5 @@ int main(void)
 	TCase *u = tcase_create("user");
 	tcase_add_test(u, a_foreign_group_is_refused);
 	suite_add_tcase(s, u);
-	SRunner *r = srunner_create(s);
-	srunner_run_all(r, CK_ENV);
-	int failed = srunner_ntests_failed(r);
-	srunner_free(r);
-	return failed ? 1 : 0;
+	return suite_run(s);
 }

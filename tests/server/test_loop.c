@@ -38,6 +38,7 @@ static int submit_and_wait(struct io_uring *ring, struct io_uring_cqe **cqe, uns
 #define io_uring_submit submit
 #define io_uring_submit_and_wait_timeout submit_and_wait
 #include "daemon/server/loop_uring.c"
+#include "tests/lib/suite.h"
 
 #define TURNS 200
 #define TURN_NS 10000000u // bounds a turn; nothing is asserted about time
@@ -551,9 +552,5 @@ int main(void)
 	tcase_add_test(t, a_cancelled_entry_touches_no_other_file);
 	tcase_add_test(t, a_busy_kernel_is_waited_for);
 	suite_add_tcase(s, t);
-	SRunner *r = srunner_create(s);
-	srunner_run_all(r, CK_ENV);
-	int failed = srunner_ntests_failed(r);
-	srunner_free(r);
-	return failed ? 1 : 0;
+	return suite_run(s);
 }

@@ -5,6 +5,7 @@
 #include "daemon/server/places.h"
 #include "daemon/server/stats.h"
 #include "shm/status.h"
+#include "tests/lib/suite.h"
 
 static struct stats_file file;
 static struct places places;
@@ -145,9 +146,5 @@ int main(void)
 	tcase_add_test(tcase, a_newcomer_starts_from_nothing);
 	tcase_add_test(tcase, requests_are_counted_once_for_everybody);
 	suite_add_tcase(suite, tcase);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

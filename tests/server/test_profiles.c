@@ -20,6 +20,7 @@ static int test_pthread_create(pthread_t *thread, const pthread_attr_t *attribut
 #include "daemon/disk/io.h"
 #include "tests/lib/figures.h"
 #include "tests/lib/power.h"
+#include "tests/lib/suite.h"
 
 static int test_pthread_create(pthread_t *thread, const pthread_attr_t *attributes, void *(*fn)(void *), void *argument)
 {
@@ -490,9 +491,5 @@ int main(void)
 	tcase_add_test(t, power_is_lost_at_any_moment);
 	tcase_add_test(t, killed_first_and_then_without_power);
 	suite_add_tcase(suite, t);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int bad = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return bad ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

@@ -13,6 +13,7 @@
 #include "daemon/server/task.h"
 #include "shm/region.h"
 #include "shm/status.h"
+#include "tests/lib/suite.h"
 
 #define ENTRIES 8u
 #define SLOTS 4u
@@ -504,9 +505,5 @@ int main(void)
 	tcase_add_test(t, closing_tells_the_client);
 	tcase_add_test(t, handles_have_limits);
 	suite_add_tcase(s, t);
-	SRunner *r = srunner_create(s);
-	srunner_run_all(r, CK_ENV);
-	int failed = srunner_ntests_failed(r);
-	srunner_free(r);
-	return failed ? 1 : 0;
+	return suite_run(s);
 }

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "daemon/server/rate.h"
+#include "tests/lib/suite.h"
 
 #define SECOND UINT64_C(1000000000)
 
@@ -135,9 +136,5 @@ int main(void)
 	tcase_add_test(t, a_limit_can_be_lifted);
 	tcase_add_test(t, threads_share_it);
 	suite_add_tcase(suite, t);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

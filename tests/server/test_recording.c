@@ -9,6 +9,7 @@
 #include "daemon/server/recording.h"
 #include "shm/region.h"
 #include "shm/status.h"
+#include "tests/lib/suite.h"
 #include "tests/server/fake_engine.c"
 
 #define HEADS 2
@@ -254,9 +255,5 @@ int main(void)
 	tcase_add_test(tc, full_and_round);
 	tcase_add_test(tc, workers_a_recorder_and_the_control_thread);
 	suite_add_tcase(suite, tc);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed != 0;
+	return suite_run(suite);
 }

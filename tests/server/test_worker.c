@@ -15,6 +15,7 @@
 #include "daemon/server/worker.h"
 #include "shm/region.h"
 #include "shm/status.h"
+#include "tests/lib/suite.h"
 #include "tests/server/fake_engine.c"
 
 #define PATIENCE_NS UINT64_C(20000000000) // bounds a wait for what must come
@@ -804,9 +805,5 @@ int main(void)
 	tcase_add_loop_test(t, every_answer_tells_once, 0, 6);
 	tcase_add_test(t, what_waits_is_listed);
 	suite_add_tcase(s, t);
-	SRunner *r = srunner_create(s);
-	srunner_run_all(r, CK_ENV);
-	int failed = srunner_ntests_failed(r);
-	srunner_free(r);
-	return failed ? 1 : 0;
+	return suite_run(s);
 }

@@ -8,6 +8,7 @@
 #include "shm/stats.h"
 #include "shm/status.h"
 #include "tests/lib/public_enums.h"
+#include "tests/lib/suite.h"
 
 const char *mpig_strerror(int status); // magicpig.h, which is not to be seen here
 
@@ -246,9 +247,5 @@ int main(void)
 	tcase_add_test(payloads, the_largest_payload_does_not_overflow);
 	tcase_add_test(payloads, padded_dimensions);
 	suite_add_tcase(suite, payloads);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

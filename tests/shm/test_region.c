@@ -16,6 +16,7 @@
 
 #include "shm/region.h"
 #include "shm/status.h"
+#include "tests/lib/suite.h"
 
 #ifndef F_SEAL_EXEC
 #define F_SEAL_EXEC 0x0020
@@ -299,9 +300,5 @@ int main(void)
 	tcase_add_test(mapped, a_map_that_fails_is_told);
 	tcase_add_test(mapped, dontfork_hides_a_map_from_children);
 	suite_add_tcase(suite, mapped);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

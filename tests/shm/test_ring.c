@@ -6,6 +6,7 @@
 
 #include "shm/ring.h"
 #include "shm/status.h"
+#include "tests/lib/suite.h"
 
 #define ENTRIES 8u
 
@@ -361,9 +362,5 @@ int main(void)
 	tcase_add_test(steps, own_words_are_private);
 	tcase_add_test(steps, flags);
 	suite_add_tcase(suite, steps);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

@@ -25,6 +25,7 @@
 #include "shm/region.h"
 #include "shm/ring.h"
 #include "shm/status.h"
+#include "tests/lib/suite.h"
 
 #define ENTRIES 64u
 #define SLOTS 48u // fewer than entries, so that both kinds of "no room" happen
@@ -467,9 +468,5 @@ int main(void)
 	tcase_set_timeout(threads, 3600);
 	tcase_add_test(threads, two_threads);
 	suite_add_tcase(suite, threads);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

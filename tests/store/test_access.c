@@ -1,6 +1,7 @@
 // The one access decision, exhaustively, and every operation of the store that has to ask it.
 #include <string.h>
 
+#include "tests/lib/suite.h"
 #include "tests/store/fixture.h"
 
 // What a file system would say, written out class by class.
@@ -201,9 +202,5 @@ int main(void)
 	tcase_add_test(t, owners_and_groups_change_as_for_files);
 	tcase_add_test(t, one_writer);
 	suite_add_tcase(suite, t);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed != 0;
+	return suite_run(suite);
 }

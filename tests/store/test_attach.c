@@ -3,6 +3,7 @@
 #include <time.h>
 
 #include "tests/lib/figures.h"
+#include "tests/lib/suite.h"
 #include "tests/store/crash.h"
 
 static uint64_t attach_killed_in;
@@ -873,9 +874,5 @@ int main(void)
 	tcase_set_timeout(t, 600);
 	tcase_add_test(t, takes_no_longer_with_longer_rows);
 	suite_add_tcase(suite, t);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed != 0;
+	return suite_run(suite);
 }

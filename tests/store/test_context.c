@@ -1,6 +1,7 @@
 // Contexts: what a spec may say, names, finding, listing, forks, and what is told about them.
 #include <math.h>
 
+#include "tests/lib/suite.h"
 #include "tests/store/fixture.h"
 
 static struct fixture f;
@@ -351,9 +352,5 @@ int main(void)
 	tcase_add_test(t, private_memory_goes_with_the_context);
 	tcase_add_test(t, a_store_takes_a_fresh_pool_only);
 	suite_add_tcase(suite, t);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed != 0;
+	return suite_run(suite);
 }

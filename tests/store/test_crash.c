@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 
 #include "tests/lib/figures.h"
+#include "tests/lib/suite.h"
 #include "tests/store/crash.h"
 
 // ---- the parent ------------------------------------------------------------------------------------------------------
@@ -73,9 +74,5 @@ int main(void)
 	tcase_set_timeout(t, getenv("MPIG_LONG") ? 1800 : 120);
 	tcase_add_loop_test(t, killed_at_any_point, 0, 6);
 	suite_add_tcase(suite, t);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed != 0;
+	return suite_run(suite);
 }

@@ -8,6 +8,7 @@
 #include "shm/status.h"
 #include "tests/lib/figures.h"
 #include "tests/lib/points.h"
+#include "tests/lib/suite.h"
 #include "tests/store/segments.h"
 
 #define TAGS 12000u
@@ -398,9 +399,5 @@ int main(void)
 	tcase_add_test(t, of_making_a_pool);
 	tcase_add_test(t, of_attaching);
 	suite_add_tcase(suite, t);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_ENV);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

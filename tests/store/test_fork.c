@@ -1,5 +1,6 @@
 // What branches of a common prefix cost: memory beyond the prefix and their own tokens.
 #include "daemon/store/internal.h"
+#include "tests/lib/suite.h"
 #include "tests/store/segments.h"
 
 enum { PREFIX = 32768, BRANCHES = 64, DEEP = 4 };
@@ -161,9 +162,5 @@ int main(void)
 	tcase_add_loop_test(t, blocks_enough, 0, 4);
 	tcase_add_loop_test(t, sums_of_pieces_last_as_long_as_they_are_needed, 0, 2);
 	suite_add_tcase(suite, t);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_ENV);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

@@ -1,4 +1,5 @@
 // Random sequences of operations against a model in plain arrays, with views held across them, and an audit of every extent.
+#include "tests/lib/suite.h"
 #include "tests/store/segments.h"
 
 #define MOST 12000u
@@ -272,9 +273,5 @@ int main(void)
 	tcase_add_checked_fixture(t, open_small, close_all);
 	tcase_add_loop_test(t, random_sequences_agree_with_a_model, 0, 8);
 	suite_add_tcase(suite, t);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed != 0;
+	return suite_run(suite);
 }

@@ -13,6 +13,7 @@
 #include "daemon/store/alloc.h"
 #include "daemon/store/format.h"
 #include "shm/status.h"
+#include "tests/lib/suite.h"
 #include "tests/store/fixture.h"
 
 // ---- failures, injected in place of libc's calls ----------------------------------------------------------------------
@@ -652,9 +653,5 @@ int main(void)
 	tcase_add_test(t, a_pool_that_is_left_keeps_nothing_ready);
 	tcase_add_test(t, a_range_that_is_being_filled_is_waited_for);
 	suite_add_tcase(suite, t);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed != 0;
+	return suite_run(suite);
 }

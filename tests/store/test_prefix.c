@@ -1,5 +1,6 @@
 // The longest common prefix against a plain comparison of every context.
 #include "daemon/store/internal.h"
+#include "tests/lib/suite.h"
 #include "tests/store/fixture.h"
 
 #define CONTEXTS 12
@@ -412,9 +413,5 @@ int main(void)
 	tcase_add_test(t, of_equal_matches_the_one_with_least_beyond);
 	tcase_add_test(t, a_fork_is_found_as_its_parent_is);
 	suite_add_tcase(suite, t);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed != 0;
+	return suite_run(suite);
 }

@@ -1,4 +1,5 @@
 // Quotas: who pays for what, and refusals that change nothing.
+#include "tests/lib/suite.h"
 #include "tests/store/fixture.h"
 
 static struct fixture f;
@@ -243,9 +244,5 @@ int main(void)
 	tcase_add_test(t, shared_segments_are_charged_to_each_gid_once);
 	tcase_add_test(t, a_change_of_group_moves_what_is_paid);
 	suite_add_tcase(suite, t);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed != 0;
+	return suite_run(suite);
 }

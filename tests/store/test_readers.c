@@ -2,6 +2,7 @@
 #include <pthread.h>
 #include <sched.h>
 
+#include "tests/lib/suite.h"
 #include "tests/store/segments.h"
 
 static _Atomic int stop;
@@ -102,9 +103,5 @@ int main(void)
 	tcase_add_checked_fixture(t, open_small, close_all);
 	tcase_add_test(t, readers_run_beside_a_writer);
 	suite_add_tcase(suite, t);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed != 0;
+	return suite_run(suite);
 }

@@ -1,4 +1,5 @@
 // A context indexed again: what readers, forks and the free map see of it. Kills at each publication are in test_crash.c and test_attach.c.
+#include "tests/lib/suite.h"
 #include "tests/store/segments.h"
 
 static struct context *sealed(const char *name, int kind, const uint64_t *tags, uint64_t rows)
@@ -263,9 +264,5 @@ int main(void)
 	tcase_add_test(t, verified_alone);
 	tcase_add_loop_test(t, given_up, 0, 2);
 	suite_add_tcase(suite, t);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed != 0;
+	return suite_run(suite);
 }

@@ -1,4 +1,5 @@
 // Segments, one thing at a time: blocks, spans, sealing, truncation, drops, a full pool.
+#include "tests/lib/suite.h"
 #include "tests/store/segments.h"
 
 START_TEST(prefill_of_6000_is_sealed_indexed_and_trimmed)
@@ -410,9 +411,5 @@ int main(void)
 	tcase_add_test(t, a_full_pool_refuses_before_anything_changes);
 	tcase_add_test(t, a_dead_writers_rows_vanish);
 	suite_add_tcase(suite, t);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed != 0;
+	return suite_run(suite);
 }

@@ -11,6 +11,7 @@ static int test_rename(const char *from, const char *to);
 static int test_fsync(int fd);
 #define rename test_rename
 #define fsync test_fsync
+#include "tests/lib/suite.h"
 #include "tools/common/output.c"
 #undef rename
 #undef fsync
@@ -211,9 +212,5 @@ int main(void)
 	tcase_add_test(t, what_cannot_be_written_is_known_before);
 	tcase_add_test(t, permissions);
 	suite_add_tcase(suite, t);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int bad = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return bad ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

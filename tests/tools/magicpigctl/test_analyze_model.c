@@ -4,6 +4,7 @@
 #include <math.h>
 #include <stdlib.h>
 
+#include "tests/lib/suite.h"
 #include "tools/magicpigctl/analyze_model.c"
 
 #define ROWS 20000
@@ -181,9 +182,5 @@ int main(void)
 	tcase_add_test(tcase, numbers_that_do_not_fit_together);
 	tcase_add_test(tcase, costs);
 	suite_add_tcase(suite, tcase);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

@@ -3,6 +3,7 @@
 #include <math.h>
 #include <stdlib.h>
 
+#include "tests/lib/suite.h"
 #include "tools/magicpigctl/json.c"
 
 static char *written;
@@ -128,9 +129,5 @@ int main(void)
 	tcase_add_test(tcase, numbers_read_back);
 	tcase_add_test(tcase, what_json_cannot_say_is_null);
 	suite_add_tcase(suite, tcase);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <sys/stat.h>
 
+#include "tests/lib/suite.h"
 #include "tools/magicpigctl/stats.c"
 
 #define WORKERS 3
@@ -203,9 +204,5 @@ int main(void)
 	tcase_add_test(tcase, places);
 	tcase_add_test(tcase, sleep_is_counted_up_to_now);
 	suite_add_tcase(suite, tcase);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

@@ -2,6 +2,7 @@
 #include <check.h>
 #include <locale.h>
 
+#include "tests/lib/suite.h"
 #include "tools/magicpigctl/table.c"
 #include "tools/magicpigctl/text.c"
 
@@ -127,9 +128,5 @@ int main(void)
 	tcase_add_test(tcase, columns_are_aligned);
 	tcase_add_test(tcase, bar);
 	suite_add_tcase(suite, tcase);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

@@ -6,6 +6,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "tests/lib/suite.h"
 #include "tools/magicpigctl/trace_file.c"
 
 #define QUERIES 3
@@ -344,9 +345,5 @@ int main(void)
 	tcase_add_test(tc, kept_and_read_again);
 	tcase_add_test(tc, not_such_files);
 	suite_add_tcase(suite, tc);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed != 0;
+	return suite_run(suite);
 }

@@ -4,6 +4,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 
+#include "tests/lib/suite.h"
 #include "tools/magicpigctl/tune_allocate.c"
 
 enum { LAYERS = 4, WAYS = 5, ALL = WAYS * WAYS * WAYS * WAYS };
@@ -139,9 +140,5 @@ int main(void)
 	tcase_add_test(t, layers_that_need_more_get_more);
 	tcase_add_test(t, what_cannot_be_had_comes_as_near_as_can_be);
 	suite_add_tcase(suite, t);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }

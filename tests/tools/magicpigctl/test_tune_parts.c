@@ -1,6 +1,7 @@
 // What tune makes of what it is told: steps from noted queries, rates from times, a choice from errors. No daemon is asked.
 #include <check.h>
 
+#include "tests/lib/suite.h"
 #include "tools/magicpigctl/trace_file.c"
 #include "tools/magicpigctl/tune_allocate.c"
 #include "tools/magicpigctl/tune_choose.c"
@@ -231,9 +232,5 @@ int main(void)
 	tcase_add_test(tcase, what_errs_more_gets_more_rows);
 	tcase_add_test(tcase, the_other_half_must_reach_the_goal);
 	suite_add_tcase(suite, tcase);
-	SRunner *runner = srunner_create(suite);
-	srunner_run_all(runner, CK_NORMAL);
-	int failed = srunner_ntests_failed(runner);
-	srunner_free(runner);
-	return failed ? EXIT_FAILURE : EXIT_SUCCESS;
+	return suite_run(suite);
 }
