@@ -99,6 +99,7 @@ START_TEST(the_last_element_comes_last)
 	ck_assert_uint_ne(word_seen(layout.rows), 0xeeeeeeee);
 	ck_assert_mem_eq(seen + layout.out, f.slot + layout.out, D * 4 - 4);
 	ck_assert_mem_ne(page, seen + layout.out + D * 4 - 4, 4);
+	context_unref(c);
 	free(k);
 	free(v);
 }
