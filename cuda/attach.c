@@ -119,12 +119,12 @@ static int kernels_load(struct mpig_cuda *gpu)
 	} all[] = {{&gpu->kernel.sign, "mpig_sign"},
 	           {&gpu->kernel.submit, "mpig_submit"},
 	           {&gpu->kernel.window_64, "mpig_window_64"},
-	           {&gpu->kernel.wait, "mpig_wait"},
 	           {&gpu->kernel.window_128, "mpig_window_128"},
-	           {&gpu->kernel.merge, "mpig_merge"},
 	           {&gpu->kernel.window_256, "mpig_window_256"},
-	           {&gpu->kernel.rounds, "mpig_rounds"},
+	           {&gpu->kernel.wait, "mpig_wait"},
+	           {&gpu->kernel.merge, "mpig_merge"},
 	           {&gpu->kernel.merge_fused, "mpig_merge_fused"},
+	           {&gpu->kernel.rounds, "mpig_rounds"},
 	           {&gpu->kernel.ingest, "mpig_ingest"}};
 	for (size_t i = 0; i < sizeof(all) / sizeof(all[0]) && rc == MPIG_OK; i++) {
 		int registers; // asking loads the code now: later it could wait for a kernel that waits

@@ -136,8 +136,7 @@ struct gpu_merge {
 	uint64_t out, lse;
 	struct gpu_strides out_strides;
 	uint32_t out_dtype, lse2;
-	uint32_t first_slot;
-	uint32_t marked; // the answer's LSEs were marked when the request was submitted
+	uint32_t first_slot, reserved;
 };
 
 struct gpu_rounds {

@@ -731,8 +731,8 @@ static void assert_daemons_part_alone(const struct world *w)
 	}
 }
 
-// A plan whose requests carry the own part, and steps that have none, before and after one that has; and one whose window comes too late to be sent.
-START_TEST(a_step_without_own_rows_says_so)
+// With a plan whose requests carry the own part.
+static struct world *own_first_world(void)
 {
 	struct world *w = malloc(sizeof(*w));
 	struct mpig_layer layer = test_client_layer(6, 2, 80);
@@ -740,6 +740,13 @@ START_TEST(a_step_without_own_rows_says_so)
 	w->own_first = true;
 	world_kv(w, CONTIGUOUS, MPIG_BF16, 200, 300);
 	world_plan(w);
+	return w;
+}
+
+// A plan whose requests carry the own part, and steps that have none, before and after one that has; and one whose window comes too late to be sent.
+START_TEST(a_step_without_own_rows_says_so)
+{
+	struct world *w = own_first_world();
 	for (uint64_t i = 0; i < 4; i++) {
 		const struct mpig_cuda_step all = w->step;
 		world_move(w, 300 - i, 250 + i, i);
@@ -768,12 +775,7 @@ END_TEST
 // A step that is given up behind its window, and one behind its request: the next, which has no own rows, sends and merges none of theirs.
 START_TEST(a_step_given_up_leaves_nothing_to_the_next)
 {
-	struct world *w = malloc(sizeof(*w));
-	struct mpig_layer layer = test_client_layer(6, 2, 80);
-	world_make(w, &layer, 2, 2, 290, 300);
-	w->own_first = true;
-	world_kv(w, CONTIGUOUS, MPIG_BF16, 200, 300);
-	world_plan(w);
+	struct world *w = own_first_world();
 	const struct mpig_cuda_step all = w->step;
 	for (uint64_t i = 0; i < 4; i++) {
 		w->step = all;

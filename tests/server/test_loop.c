@@ -387,6 +387,12 @@ static void connected(int pair[2])
 	ck_assert_int_eq(socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair), 0);
 }
 
+static void disconnected(const int pair[2])
+{
+	close(pair[0]);
+	close(pair[1]);
+}
+
 // A connection whose next receive found no entry is not deaf: it is armed when there is one.
 START_TEST(what_had_no_entry_is_armed_later)
 {
@@ -414,10 +420,8 @@ START_TEST(what_had_no_entry_is_armed_later)
 	ck_assert_mem_eq(s.last, "two", 3);
 	turn_until(&late.messages, 1);
 	loop_destroy(loop);
-	for (int i = 0; i < 2; i++) {
-		close(pair[i]);
-		close(other[i]);
-	}
+	disconnected(pair);
+	disconnected(other);
 }
 END_TEST
 
@@ -447,8 +451,7 @@ START_TEST(answers_that_had_no_entry_are_sent_in_order)
 		ck_assert_mem_eq(got, i ? "two" : "one", 3);
 	}
 	loop_destroy(loop);
-	close(pair[0]);
-	close(pair[1]);
+	disconnected(pair);
 }
 END_TEST
 
@@ -503,10 +506,8 @@ START_TEST(a_cancelled_entry_touches_no_other_file)
 	ck_assert_int_eq(recv(next[0], got, sizeof got, MSG_DONTWAIT), 3);
 	ck_assert_mem_eq(got, "new", 3);
 	loop_destroy(loop);
-	for (int i = 0; i < 2; i++) {
-		close(first[i]);
-		close(next[i]);
-	}
+	disconnected(first);
+	disconnected(next);
 }
 END_TEST
 
@@ -527,8 +528,7 @@ START_TEST(a_busy_kernel_is_waited_for)
 	}
 	busy_wait = false;
 	loop_destroy(loop);
-	close(pair[0]);
-	close(pair[1]);
+	disconnected(pair);
 }
 END_TEST
 
